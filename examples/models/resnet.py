@@ -1,0 +1,192 @@
+"""Residual networks, and the plain networks they are compared with (He, Zhang, Ren, Sun 2015, arXiv 1512.03385).
+
+CIFAR (section 4.2), depth 6n + 2, option A          ImageNet (table 1), option B
+
+    depth   parameters   error in the paper              depth   parameters   blocks of the four stages
+       20      269,722   8.75 %                             18   11,689,512   2, 2,  2, 2  basic
+       32      464,154   7.51 %                             34   21,797,672   3, 4,  6, 3  basic
+       44      658,586   7.17 %                             50   25,557,032   3, 4,  6, 3  bottleneck
+       56      853,018   6.97 %                            101   44,549,160   3, 4, 23, 3  bottleneck
+      110    1,727,962   6.43 %                            152   60,192,808   3, 8, 36, 3  bottleneck
+     1202   19,421,274   7.93 %
+
+Modules have torchvision's names. Images are (N, H, W, 3).
+"""
+
+import functools
+from collections.abc import Callable
+
+from minidl import Tensor, fork_rng
+from minidl.functional import pad_channels
+from minidl.nn import BatchNorm2d, Conv2d, GlobalAvgPool, Linear, MaxPool2d, Module, Sequential
+
+IMAGENET_BLOCKS = {
+    18: ("basic", (2, 2, 2, 2)),
+    34: ("basic", (3, 4, 6, 3)),
+    50: ("bottleneck", (3, 4, 6, 3)),
+    101: ("bottleneck", (3, 4, 23, 3)),
+    152: ("bottleneck", (3, 8, 36, 3)),
+}
+
+
+class PaddedShortcut(Module):
+    """Option A: every stride-th pixel, and zeros for the new channels. No parameters."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int):
+        self.new_channels, self.stride = out_channels - in_channels, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, H, W, in_channels) -> (N, H/stride, W/stride, out_channels)."""
+        return pad_channels(x[:, :: self.stride, :: self.stride], 0, self.new_channels)
+
+
+class ProjectionShortcut(Sequential):
+    """Options B and C: a 1x1 convolution, and batch-norm."""
+
+    def __init__(self, in_channels: int, out_channels: int, stride: int):
+        super().__init__(Conv2d(in_channels, out_channels, 1, stride, bias=False), BatchNorm2d(out_channels))
+
+
+def make_shortcut(option: str, in_channels: int, out_channels: int, stride: int) -> Module | None:
+    """What x goes through on its way around a block, or None for x as it is: section 3.3 of the paper, table 3."""
+    grows = stride != 1 or in_channels != out_channels
+    if option == "A":
+        return PaddedShortcut(in_channels, out_channels, stride) if grows else None
+    if option == "B":
+        return ProjectionShortcut(in_channels, out_channels, stride) if grows else None
+    if option == "C":
+        return ProjectionShortcut(in_channels, out_channels, stride)
+    raise ValueError(f"resnet: expected shortcut 'A', 'B', 'C' or 'none', got {option!r}")
+
+
+class Block(Module):
+    """relu(F(x) + shortcut(x)), or relu(F(x)) in a plain network. Subclasses say what F is."""
+
+    expansion = 1
+
+    def __init__(self, in_channels: int, channels: int, stride: int, shortcut: str):
+        self.is_plain = shortcut == "none"
+        out_channels = channels * self.expansion
+        self.downsample = None if self.is_plain else make_shortcut(shortcut, in_channels, out_channels, stride)
+
+    def shortcut(self, x: Tensor) -> Tensor | None:
+        """What is added to F(x)."""
+        if self.is_plain:
+            return None
+        return x if self.downsample is None else self.downsample(x)
+
+
+class BasicBlock(Block):
+    """F: 3x3, 3x3 (figure 5, left)."""
+
+    def __init__(self, in_channels: int, channels: int, stride: int, shortcut: str):
+        self.conv1 = Conv2d(in_channels, channels, 3, stride, padding=1, bias=False)
+        self.bn1 = BatchNorm2d(channels)
+        self.conv2 = Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.bn2 = BatchNorm2d(channels)
+        super().__init__(in_channels, channels, stride, shortcut)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, H, W, in_channels) -> (N, H/stride, W/stride, channels)."""
+        y = self.bn1(self.conv1(x), relu=True)
+        return self.bn2(self.conv2(y), residual=self.shortcut(x), relu=True)
+
+
+class Bottleneck(Block):
+    """F: 1x1 to fewer channels, 3x3, 1x1 to four times as many (figure 5, right).
+
+    The paper has the stride in the first 1x1, torchvision in the 3x3, which is a little better and slower.
+    """
+
+    expansion = 4
+
+    def __init__(self, in_channels: int, channels: int, stride: int, shortcut: str, variant: str):
+        strides = (stride, 1) if variant == "he2015" else (1, stride)
+        self.conv1 = Conv2d(in_channels, channels, 1, strides[0], bias=False)
+        self.bn1 = BatchNorm2d(channels)
+        self.conv2 = Conv2d(channels, channels, 3, strides[1], padding=1, bias=False)
+        self.bn2 = BatchNorm2d(channels)
+        self.conv3 = Conv2d(channels, 4 * channels, 1, bias=False)
+        self.bn3 = BatchNorm2d(4 * channels)
+        super().__init__(in_channels, channels, stride, shortcut)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, H, W, in_channels) -> (N, H/stride, W/stride, 4 channels)."""
+        y = self.bn1(self.conv1(x), relu=True)
+        y = self.bn2(self.conv2(y), relu=True)
+        return self.bn3(self.conv3(y), residual=self.shortcut(x), relu=True)
+
+
+MakeBlock = Callable[[int, int, int], Block]
+
+
+def stage(make_block: MakeBlock, in_channels: int, channels: int, expansion: int, blocks: int, stride: int) -> Sequential:
+    """Blocks of equal width; the first one changes the size and the number of channels."""
+    first = make_block(in_channels, channels, stride)
+    return Sequential(first, *(make_block(channels * expansion, channels, 1) for _ in range(blocks - 1)))
+
+
+class CifarResNet(Module):
+    """A 3x3 convolution, three stages at 32x32/16, 16x16/32 and 8x8/64 channels, global average pooling, a linear layer."""
+
+    def __init__(self, make_block: MakeBlock, blocks: int, num_classes: int):
+        self.conv1 = Conv2d(3, 16, 3, padding=1, bias=False)
+        self.bn1 = BatchNorm2d(16)
+        self.layer1 = stage(make_block, 16, 16, 1, blocks, stride=1)
+        self.layer2 = stage(make_block, 16, 32, 1, blocks, stride=2)
+        self.layer3 = stage(make_block, 32, 64, 1, blocks, stride=2)
+        self.avgpool = GlobalAvgPool()
+        self.fc = Linear(64, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, H, W, 3) -> (N, num_classes)."""
+        x = self.bn1(self.conv1(x), relu=True)
+        x = self.layer3(self.layer2(self.layer1(x)))
+        return self.fc(self.avgpool(x))
+
+
+class ImageNetResNet(Module):
+    """7x7 stride 2, max-pool, four stages at 56/28/14/7 pixels for 224, global average pooling, a linear layer."""
+
+    def __init__(self, make_block: MakeBlock, expansion: int, blocks: tuple[int, int, int, int], num_classes: int):
+        self.conv1 = Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
+        self.bn1 = BatchNorm2d(64)
+        self.maxpool = MaxPool2d(3, stride=2, padding=1)
+        self.layer1 = stage(make_block, 64, 64, expansion, blocks[0], stride=1)
+        self.layer2 = stage(make_block, 64 * expansion, 128, expansion, blocks[1], stride=2)
+        self.layer3 = stage(make_block, 128 * expansion, 256, expansion, blocks[2], stride=2)
+        self.layer4 = stage(make_block, 256 * expansion, 512, expansion, blocks[3], stride=2)
+        self.avgpool = GlobalAvgPool()
+        self.fc = Linear(512 * expansion, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, H, W, 3) -> (N, num_classes)."""
+        x = self.maxpool(self.bn1(self.conv1(x), relu=True))
+        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        return self.fc(self.avgpool(x))
+
+
+def cifar_resnet(depth: int, shortcut: str = "A", num_classes: int = 10, seed: int = 0) -> CifarResNet:
+    """The network of section 4.2 with depth 6n + 2 layers. shortcut: 'A', 'B', 'C', or 'none' for the plain network."""
+    if depth < 8 or (depth - 2) % 6:
+        raise ValueError(f"cifar_resnet: expected a depth of 6n + 2 (8, 14, 20, 32, 44, 56, 110, 1202, ...), got {depth}")
+    make_block = functools.partial(BasicBlock, shortcut=shortcut)
+    with fork_rng(seed):
+        return CifarResNet(make_block, (depth - 2) // 6, num_classes)
+
+
+def imagenet_resnet(
+    depth: int, shortcut: str = "B", variant: str = "torchvision", num_classes: int = 1000, seed: int = 0
+) -> ImageNetResNet:
+    """The network of table 1. shortcut: 'A', 'B', 'C' or 'none'; variant: 'torchvision' or 'he2015' (see Bottleneck)."""
+    if depth not in IMAGENET_BLOCKS:
+        raise ValueError(f"imagenet_resnet: expected a depth of {', '.join(map(str, IMAGENET_BLOCKS))}, got {depth}")
+    if variant not in ("torchvision", "he2015"):
+        raise ValueError(f"imagenet_resnet: expected variant 'torchvision' or 'he2015', got {variant!r}")
+    kind, blocks = IMAGENET_BLOCKS[depth]
+    if kind == "basic":
+        block, make_block = BasicBlock, functools.partial(BasicBlock, shortcut=shortcut)
+    else:
+        block, make_block = Bottleneck, functools.partial(Bottleneck, shortcut=shortcut, variant=variant)
+    with fork_rng(seed):
+        return ImageNetResNet(make_block, block.expansion, blocks, num_classes)

@@ -1,0 +1,95 @@
+"""VGG, configurations A to E (Simonyan, Zisserman 2014, arXiv 1409.1556, table 1).
+
+    config   layers   parameters    with batch-norm   top-5 error in the paper (table 3, best single scale)
+    A            11   132,863,336       132,868,840   10.4 %
+    A-LRN        11   132,863,336                 -   10.5 %
+    B            13   133,047,848       133,053,736    9.9 %
+    C            16   133,638,952       133,647,400    8.8 %
+    D            16   138,357,544       138,365,992    8.1 %
+    E            19   143,667,240       143,678,248    8.0 %
+
+Modules have torchvision's names. Images are (N, H, W, 3).
+"""
+
+from minidl import Tensor, fork_rng
+from minidl.nn import BatchNorm2d, Conv2d, Dropout, Flatten, Linear, LocalResponseNorm, MaxPool2d, Module, ReLU, Sequential
+
+# A number is a 3x3 convolution with so many channels, "1x1-n" a 1x1 one, "LRN" local response normalisation, and "M" a
+# 2x2 max-pool.
+CONFIGS = {
+    "A": [64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M"],
+    "A-LRN": [64, "LRN", "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M"],
+    "B": [64, 64, "M", 128, 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M"],
+    "C": [64, 64, "M", 128, 128, "M", 256, 256, "1x1-256", "M", 512, 512, "1x1-512", "M", 512, 512, "1x1-512", "M"],
+    "D": [64, 64, "M", 128, 128, "M", 256, 256, 256, "M", 512, 512, 512, "M", 512, 512, 512, "M"],
+    "E": [64, 64, "M", 128, 128, "M", *[256] * 4, "M", *[512] * 4, "M", *[512] * 4, "M"],
+}
+
+
+class VGG(Module):
+    """Convolutions and pooling (`features`), then fully connected layers (`classifier`)."""
+
+    def __init__(self, features: Sequential, classifier: Sequential):
+        self.features = features
+        self.flatten = Flatten()
+        self.classifier = classifier
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, H, W, 3) -> (N, num_classes)."""
+        return self.classifier(self.flatten(self.features(x)))
+
+
+def convolution(in_channels: int, entry: int | str, batch_norm: bool) -> list[Module]:
+    """The layers of one convolution of a configuration."""
+    kernel_size, channels = (1, int(entry[4:])) if isinstance(entry, str) else (3, entry)
+    conv = Conv2d(in_channels, channels, kernel_size, padding=kernel_size // 2)
+    return [conv, BatchNorm2d(channels), ReLU()] if batch_norm else [conv, ReLU()]
+
+
+def make_features(config: list[int | str], batch_norm: bool) -> Sequential:
+    """The layers of a configuration up to the last pooling."""
+    layers, channels = [], 3
+    for entry in config:
+        if entry == "M":
+            layers.append(MaxPool2d(2))
+        elif entry == "LRN":
+            layers.append(LocalResponseNorm())
+        else:
+            conv, *others = convolution(channels, entry, batch_norm)
+            layers += [conv, *others]
+            channels = conv.weight.shape[-1]
+    return Sequential(*layers)
+
+
+def make_classifier(side: int, num_classes: int) -> Sequential:
+    """The three fully connected layers, of which only the first depends on the size of the images."""
+    return Sequential(
+        Linear(side * side * 512, 4096, flattened_from=(side, side, 512)),
+        ReLU(),
+        Dropout(0.5),
+        Linear(4096, 4096),
+        ReLU(),
+        Dropout(0.5),
+        Linear(4096, num_classes),
+    )
+
+
+def make_small_classifier(num_classes: int) -> Sequential:
+    """For 32x32 images, of which the features leave one pixel: dropout and one linear layer."""
+    return Sequential(Dropout(0.5), Linear(512, num_classes))
+
+
+def vgg(config: str, batch_norm: bool = False, num_classes: int = 1000, image_size: int = 224, seed: int = 0) -> VGG:
+    """The network of one column of table 1: config 'A', 'A-LRN', 'B', 'C', 'D' (VGG-16) or 'E' (VGG-19).
+
+    image_size 32 makes the features end in a single pixel, and replaces the three large fully connected layers by one.
+    """
+    if config not in CONFIGS:
+        raise ValueError(f"vgg: expected config {', '.join(CONFIGS)}, got {config!r}")
+    if image_size < 32:
+        raise ValueError(f"vgg: five poolings need images of at least 32 pixels, got image_size={image_size}")
+    with fork_rng(seed):
+        features = make_features(CONFIGS[config], batch_norm)
+        side = image_size // 32
+        classifier = make_small_classifier(num_classes) if side == 1 else make_classifier(side, num_classes)
+        return VGG(features, classifier)

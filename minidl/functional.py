@@ -1,0 +1,427 @@
+"""The operations as functions of tensors: arguments checked, formulas and shapes told.
+
+Images are (N, H, W, C) and convolution weights (KH, KW, C, O). Where PyTorch has the function, the name is PyTorch's.
+"""
+
+import numpy as np
+
+from minidl.kernels import device_of, kernels_for, to_device
+from minidl.ops.activation import ReLU
+from minidl.ops.arithmetic import Maximum, Where
+from minidl.ops.batch_norm import BatchNorm, FixedBatchNorm
+from minidl.ops.conv import Conv2d
+from minidl.ops.dropout import Dropout
+from minidl.ops.linear import Linear
+from minidl.ops.local_response_norm import LocalResponseNorm
+from minidl.ops.loss import CrossEntropy, MSELoss
+from minidl.ops.pad import PadChannels
+from minidl.ops.pool import AvgPool2d, GlobalAvgPool, MaxPool2d
+from minidl.ops.shape import Cat
+from minidl.ops.softmax import LogSoftmax, Softmax
+from minidl.tensor import Tensor, apply
+
+Pair = int | tuple[int, int]
+
+
+# -- joining and choosing -------------------------------------------------------------------------------------------------
+
+
+def cat(tensors: list[Tensor], dim: int = 0) -> Tensor:
+    """The tensors one after the other along `dim`; their other lengths must agree.
+
+    >>> cat([Tensor([1.0, 2.0]), Tensor([3.0])])
+    Tensor([1., 2., 3.], shape=(3,), float32)
+    """
+    if not tensors:
+        raise ValueError("cat: expected at least one tensor, got none")
+    _check_same_shape("cat", tensors, except_dim=dim)
+    return apply(Cat, *tensors, dim=dim)
+
+
+def stack(tensors: list[Tensor], dim: int = 0) -> Tensor:
+    """The tensors, all of one shape, side by side along a new dimension.
+
+    >>> stack([Tensor([1.0, 2.0]), Tensor([3.0, 4.0])]).shape
+    (2, 2)
+    """
+    if not tensors:
+        raise ValueError("stack: expected at least one tensor, got none")
+    _check_same_shape("stack", tensors)
+    shape = list(tensors[0].shape)
+    shape.insert(dim % (len(shape) + 1), 1)
+    return cat([tensor.reshape(shape) for tensor in tensors], dim)
+
+
+def where(condition: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """a where the condition, a tensor of bools, holds, and b elsewhere. All three broadcast.
+
+    >>> x = Tensor([-1.0, 2.0])
+    >>> where(x > 0, x, x * 0.1)
+    Tensor([-0.1,  2. ], shape=(2,), float32)
+    """
+    if condition.dtype != bool:
+        raise TypeError(f"where: expected a condition of bools, got {condition.dtype}; compare it with something first")
+    return apply(Where, a, b, condition=condition.data)
+
+
+def maximum(a: Tensor, b: Tensor) -> Tensor:
+    """The larger of the two, number by number; equal ones share the gradient.
+
+    >>> maximum(Tensor([1.0, 5.0]), Tensor([3.0, 2.0]))
+    Tensor([3., 5.], shape=(2,), float32)
+    """
+    return apply(Maximum, a, b)
+
+
+def flatten(x: Tensor, start_dim: int = 1) -> Tensor:
+    """The dimensions from start_dim on as one: (N, H, W, C) -> (N, H*W*C).
+
+    >>> flatten(Tensor(np.zeros((2, 3, 4, 5)))).shape
+    (2, 60)
+    """
+    if not -x.ndim <= start_dim < x.ndim:
+        raise ValueError(f"flatten: start_dim {start_dim} is not a dimension of x {x.shape}")
+    return x.reshape(*x.shape[:start_dim], -1)
+
+
+# -- layers ---------------------------------------------------------------------------------------------------------------
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """y = x W + b: x (N, in), weight (in, out), bias (out,) -> (N, out).
+
+    >>> linear(Tensor([[1.0, 2.0]]), Tensor([[1.0], [10.0]]), Tensor([0.5]))
+    Tensor([[21.5]], shape=(1, 1), float32)
+    """
+    _check_batch("linear", x, 2, "(N, in)")
+    if weight.ndim != 2 or x.shape[1] != weight.shape[0]:
+        raise ValueError(
+            f"linear: x has {x.shape[1]} features, weight expects {weight.shape[0]} (x {x.shape}, weight {weight.shape} = (in, out))"
+        )
+    _check_per_channel("linear", "bias", bias, weight.shape[1])
+    return apply(Linear, *_present(x, weight, bias))
+
+
+def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Pair = 1, padding: Pair = 0) -> Tensor:
+    """Convolution of x (N, H, W, C) with weight (KH, KW, C, O): y (N, OH, OW, O), OH = (H + 2 padding - KH) // stride + 1.
+
+    The kernel is not flipped (cross-correlation). `stride` and `padding`, by zeros, are a number or (height, width).
+
+    >>> image, blur = Tensor(np.ones((1, 4, 4, 1))), Tensor(np.full((3, 3, 1, 1), 1 / 9))
+    >>> conv2d(image, blur, padding=1)[0, :, :, 0].to("float32")
+    Tensor([[0.4444, 0.6667, 0.6667, 0.4444],
+            [0.6667, 1.    , 1.    , 0.6667],
+            [0.6667, 1.    , 1.    , 0.6667],
+            [0.4444, 0.6667, 0.6667, 0.4444]], shape=(4, 4), float32)
+    """
+    _check_images("conv2d", x)
+    if weight.ndim != 4:
+        raise ValueError(f"conv2d: expected weight (KH, KW, C, O), got shape {weight.shape}")
+    kh, kw, channels, out_channels = weight.shape
+    if x.shape[3] != channels:
+        raise ValueError(
+            f"conv2d: x has {x.shape[3]} channels, weight expects {channels} (x {x.shape}, weight {weight.shape})"
+            + _nchw_hint(x, channels)
+        )
+    _check_per_channel("conv2d", "bias", bias, out_channels)
+    stride, padding = as_pair("conv2d", "stride", stride, 1), as_pair("conv2d", "padding", padding, 0)
+    _check_fits("conv2d", x, (kh, kw), padding)
+    return apply(Conv2d, *_present(x, weight, bias), stride=stride, padding=padding)
+
+
+def max_pool2d(
+    x: Tensor, kernel_size: Pair, stride: Pair | None = None, padding: Pair = 0, ceil_mode: bool = False
+) -> Tensor:
+    """The largest number of each window of each channel: (N, H, W, C) -> (N, OH, OW, C), as torch.nn.MaxPool2d.
+
+    `stride` is the kernel's size unless given. Padding counts as -inf and is at most half the kernel. In ceil mode the
+    windows that hang over the edge count too.
+
+    >>> max_pool2d(Tensor([[[[1.0], [2.0]], [[3.0], [4.0]]]]), 2).item()
+    4.0
+    """
+    kernel_size, stride, padding = _check_pooling("max_pool2d", x, kernel_size, stride, padding)
+    return apply(MaxPool2d, x, kernel_size=kernel_size, stride=stride, padding=padding, ceil_mode=ceil_mode)
+
+
+def avg_pool2d(
+    x: Tensor,
+    kernel_size: Pair,
+    stride: Pair | None = None,
+    padding: Pair = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+) -> Tensor:
+    """The mean of each window of each channel: (N, H, W, C) -> (N, OH, OW, C), as torch.nn.AvgPool2d.
+
+    The zeros of the padding count as numbers of the window unless count_include_pad is False.
+
+    >>> avg_pool2d(Tensor([[[[1.0], [2.0]], [[3.0], [4.0]]]]), 2).item()
+    2.5
+    """
+    kernel_size, stride, padding = _check_pooling("avg_pool2d", x, kernel_size, stride, padding)
+    return apply(
+        AvgPool2d,
+        x,
+        kernel_size=kernel_size,
+        stride=stride,
+        padding=padding,
+        ceil_mode=ceil_mode,
+        count_include_pad=count_include_pad,
+    )
+
+
+def global_avg_pool(x: Tensor) -> Tensor:
+    """The mean of each channel of each image: (N, H, W, C) -> (N, C) (Lin, Chen, Yan 2014, section 3.2).
+
+    >>> global_avg_pool(Tensor([[[[1.0], [2.0]], [[3.0], [4.0]]]]))
+    Tensor([[2.5]], shape=(1, 1), float32)
+    """
+    _check_images("global_avg_pool", x)
+    return apply(GlobalAvgPool, x)
+
+
+def batch_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor | None = None,
+    running_var: Tensor | None = None,
+    training: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    residual: Tensor | None = None,
+    relu: bool = False,
+) -> Tensor:
+    """y = weight (x - mean) / sqrt(variance + eps) + bias for each channel of x (N, C) or (N, H, W, C).
+
+    In training, mean and variance (divided by the count) are those of x, and the gradient goes through them; the running
+    values, where given, become (1 - momentum) running + momentum new, the variance divided by count - 1. Otherwise the
+    running values are used, as constants. `residual`, of x's shape, is added to y, and `relu` cuts the sum off at 0, both
+    without another pass over memory. Ioffe, Szegedy 2015, algorithms 1 and 2.
+
+    >>> batch_norm(Tensor([[1.0], [3.0]]), Tensor([1.0]), Tensor([0.0]), eps=0)
+    Tensor([[-1.],
+            [ 1.]], shape=(2, 1), float32)
+    """
+    _check_batch_norm(x, weight, bias, residual)
+    if not training:
+        if running_mean is None or running_var is None:
+            raise ValueError("batch_norm: evaluation (training=False) needs running_mean and running_var")
+        mean, variance = running_mean.data, running_var.data
+    else:
+        mean, variance = _statistics(x, running_mean, running_var, momentum)
+    function = BatchNorm if training else FixedBatchNorm
+    tensors = _present(x, weight, bias, residual)
+    return apply(function, *tensors, mean=mean, variance=variance, eps=eps, relu=relu)
+
+
+def _statistics(x: Tensor, running_mean: Tensor | None, running_var: Tensor | None, momentum: float):
+    """The mean and the variance of each channel of x, noted in the running values too."""
+    kernels, count = kernels_for(x.data), x.numel() // x.shape[-1]
+    if count == 1:
+        raise ValueError(
+            f"batch_norm: expected more than one number per channel to take statistics of, got x {x.shape}"
+        )
+    mean, variance = kernels.batch_statistics(x.data)
+    if running_mean is not None:
+        kernels.update_running_statistics(running_mean.data, running_var.data, mean, variance, momentum, count)
+    return mean, variance
+
+
+def relu(x: Tensor) -> Tensor:
+    """max(x, 0).
+
+    >>> relu(Tensor([-1.0, 2.0]))
+    Tensor([0., 2.], shape=(2,), float32)
+    """
+    return apply(ReLU, x)
+
+
+def dropout(x: Tensor, probability: float, key: np.ndarray) -> Tensor:
+    """x / (1 - probability) with that probability's complement, else 0 (Srivastava et al. 2014).
+
+    `key` is a uint32 array (seed low, seed high, step, layer): the same key gives the same mask. The layer
+    `minidl.nn.Dropout` keeps one and counts the steps.
+
+    >>> dropout(Tensor([1.0, 1.0, 1.0, 1.0]), 0.5, np.array([7, 0, 0, 0], np.uint32)).max().item()
+    2.0
+    """
+    if not 0 <= probability < 1:
+        raise ValueError(f"dropout: expected a probability in [0, 1), got {probability}")
+    return apply(Dropout, x, probability=probability, key=key)
+
+
+def local_response_norm(x: Tensor, size: int = 5, alpha: float = 1e-4, beta: float = 0.75, k: float = 2.0) -> Tensor:
+    """x / (k + alpha * the sum of x^2 over the `size` neighbouring channels)^beta; x (N, H, W, C).
+
+    Krizhevsky, Sutskever, Hinton 2012, section 3.3, whose constants are the defaults. PyTorch divides alpha by size.
+
+    >>> local_response_norm(Tensor([[[[1.0]]]]), alpha=2.0, beta=1.0).item()
+    0.25
+    """
+    _check_images("local_response_norm", x)
+    if size < 1:
+        raise ValueError(f"local_response_norm: expected size >= 1, got {size}")
+    return apply(LocalResponseNorm, x, size=size, alpha=alpha, beta=beta, k=k)
+
+
+def pad_channels(x: Tensor, before: int, after: int) -> Tensor:
+    """x with that many channels of zeros before and after its own.
+
+    >>> pad_channels(Tensor([[1.0, 2.0]]), 1, 0)
+    Tensor([[0., 1., 2.]], shape=(1, 3), float32)
+    """
+    if min(before, after) < 0:
+        raise ValueError(f"pad_channels: expected counts >= 0, got {before} and {after}")
+    return apply(PadChannels, x, before=before, after=after)
+
+
+# -- probabilities and losses ---------------------------------------------------------------------------------------------
+
+
+def softmax(x: Tensor, dim: int = -1) -> Tensor:
+    """exp(x_i) / sum_j exp(x_j) along `dim`.
+
+    >>> softmax(Tensor([[0.0, 0.0]]))
+    Tensor([[0.5, 0.5]], shape=(1, 2), float32)
+    """
+    return _along(Softmax, x, dim)
+
+
+def log_softmax(x: Tensor, dim: int = -1) -> Tensor:
+    """log(softmax(x)) along `dim`, computed as x_i - log sum_j exp(x_j), which loses nothing where a softmax is tiny.
+
+    >>> log_softmax(Tensor([[0.0, 0.0]]))
+    Tensor([[-0.6931, -0.6931]], shape=(1, 2), float32)
+    """
+    return _along(LogSoftmax, x, dim)
+
+
+def cross_entropy(logits: Tensor, labels, label_smoothing: float = 0.0) -> Tensor:
+    """The mean over the batch of -log softmax(logits)[label]; logits (N, K), labels N integers in [0, K).
+
+    With label smoothing s the target is (1 - s) onehot(label) + s / K (Szegedy et al. 2016, section 7).
+
+    >>> cross_entropy(Tensor([[2.0, 2.0], [0.0, 0.0]]), np.array([0, 1]))
+    Tensor(0.6931, shape=(), float32)
+    """
+    _check_batch("cross_entropy", logits, 2, "(N, K)")
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"cross_entropy: expected label_smoothing in [0, 1], got {label_smoothing}")
+    labels = labels.data if isinstance(labels, Tensor) else np.asarray(labels) if isinstance(labels, list) else labels
+    _check_labels(labels, logits)
+    return apply(CrossEntropy, logits, labels=to_device(labels, logits.device), label_smoothing=label_smoothing)
+
+
+def mse_loss(x: Tensor, target: Tensor) -> Tensor:
+    """The mean of (x - target)^2 over all numbers.
+
+    >>> mse_loss(Tensor([1.0, 2.0]), Tensor([1.0, 4.0])).item()
+    2.0
+    """
+    if x.shape != target.shape:
+        raise ValueError(f"mse_loss: x {x.shape} and target {target.shape} differ in shape; reshape one of them")
+    return apply(MSELoss, x, target)
+
+
+# -- checks ---------------------------------------------------------------------------------------------------------------
+
+
+def as_pair(function: str, name: str, value: Pair, least: int) -> tuple[int, int]:
+    """3 -> (3, 3), and (2, 3) as it is; no number below `least`."""
+    pair = (value, value) if isinstance(value, int) else tuple(value)
+    if len(pair) != 2 or not all(isinstance(number, int) and number >= least for number in pair):
+        raise ValueError(
+            f"{function}: expected {name} to be a whole number >= {least} or a pair of them, got {value!r}"
+        )
+    return pair
+
+
+def _present(*tensors: Tensor | None) -> list[Tensor]:
+    return [tensor for tensor in tensors if tensor is not None]
+
+
+def _check_batch(function: str, x: Tensor, ndim: int, layout: str) -> None:
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{function}: expected a Tensor, got {type(x).__name__}; wrap it in minidl.Tensor(...)")
+    if x.ndim != ndim:
+        raise ValueError(f"{function}: expected x {layout}, got shape {x.shape}")
+    if x.dtype.kind != "f":
+        raise TypeError(f"{function}: expected floating-point x, got {x.dtype}; convert it with .to('float32')")
+    if 0 in x.shape:
+        raise ValueError(f"{function}: expected a batch with something in it, got shape {x.shape}")
+
+
+def _check_images(function: str, x: Tensor) -> None:
+    _check_batch(function, x, 4, "(N, H, W, C)")
+
+
+def _nchw_hint(x: Tensor, channels: int) -> str:
+    return "; this looks like (N, C, H, W): use x.permute(0, 2, 3, 1)" if x.shape[1] == channels else ""
+
+
+def _check_per_channel(function: str, name: str, vector: Tensor | None, channels: int) -> None:
+    if vector is not None and vector.shape != (channels,):
+        raise ValueError(
+            f"{function}: expected {name} of shape ({channels},), one number per channel, got {vector.shape}"
+        )
+
+
+def _check_fits(function: str, x: Tensor, kernel_size: tuple[int, int], padding: tuple[int, int]) -> None:
+    padded = x.shape[1] + 2 * padding[0], x.shape[2] + 2 * padding[1]
+    if kernel_size[0] > padded[0] or kernel_size[1] > padded[1]:
+        raise ValueError(
+            f"{function}: a kernel of {kernel_size} is larger than the padded input, {padded}; x is {x.shape}"
+        )
+
+
+def _check_pooling(function: str, x: Tensor, kernel_size: Pair, stride: Pair | None, padding: Pair):
+    _check_images(function, x)
+    kernel_size = as_pair(function, "kernel_size", kernel_size, 1)
+    stride = kernel_size if stride is None else as_pair(function, "stride", stride, 1)
+    padding = as_pair(function, "padding", padding, 0)
+    if 2 * padding[0] > kernel_size[0] or 2 * padding[1] > kernel_size[1]:
+        raise ValueError(f"{function}: expected padding of at most half the kernel {kernel_size}, got {padding}")
+    _check_fits(function, x, kernel_size, padding)
+    return kernel_size, stride, padding
+
+
+def _check_batch_norm(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None) -> None:
+    _check_batch("batch_norm", x, 2 if x.ndim == 2 else 4, "(N, C) or (N, H, W, C)")
+    channels = weight.shape[0]
+    if x.shape[-1] != channels:
+        raise ValueError(
+            f"batch_norm: x has {x.shape[-1]} channels, weight expects {channels} (x {x.shape})"
+            + (_nchw_hint(x, channels) if x.ndim == 4 else "")
+        )
+    _check_per_channel("batch_norm", "bias", bias, channels)
+    if residual is not None and residual.shape != x.shape:
+        raise ValueError(f"batch_norm: residual {residual.shape} and x {x.shape} differ in shape")
+
+
+def _along(function, x: Tensor, dim: int) -> Tensor:
+    """Apply a function of the last axis of (N, K) along any dimension."""
+    if not -x.ndim <= dim < x.ndim:
+        raise ValueError(f"{function.__name__.lower()}: dim {dim} is not a dimension of x {x.shape}")
+    order = [axis for axis in range(x.ndim) if axis != dim % x.ndim] + [dim % x.ndim]
+    inverse = sorted(range(x.ndim), key=order.__getitem__)
+    moved = x if order == inverse else x.permute(order)
+    y = apply(function, moved.reshape(-1, moved.shape[-1])).reshape(moved.shape)
+    return y if order == inverse else y.permute(inverse)
+
+
+def _check_labels(labels, logits: Tensor) -> None:
+    n, classes = logits.shape
+    if getattr(labels, "dtype", None) is None or labels.dtype.kind not in "iu":
+        kind = getattr(labels, "dtype", type(labels).__name__)
+        raise TypeError(f"cross_entropy: expected integer labels, got {kind}; convert them with .astype('int64')")
+    if labels.shape != (n,):
+        raise ValueError(
+            f"cross_entropy: expected {n} labels, one for each row of logits {logits.shape}, got shape {labels.shape}"
+        )
+    # On a GPU a look at the labels would make the host wait for the device, in every step.
+    if device_of(labels) == "cpu" and not 0 <= labels.min() <= labels.max() < classes:
+        raise ValueError(
+            f"cross_entropy: expected labels in [0, {classes}), got labels from {labels.min()} to {labels.max()}"
+        )

@@ -1,0 +1,26 @@
+"""Functions of each number alone."""
+
+import numpy as np
+
+from minidl.kernels.cpu._channels import CHUNK_ELEMENTS
+from minidl.kernels.cpu._parallel import map_chunks
+
+
+def relu_forward(x):
+    """y = max(x, 0)."""
+    flat = x.reshape(-1)
+    y = np.empty(flat.shape, x.dtype)
+    map_chunks(lambda start, stop: np.maximum(flat[start:stop], 0, out=y[start:stop]), x.size, CHUNK_ELEMENTS)
+    return y.reshape(x.shape)
+
+
+def relu_backward(grad, y):
+    """dL/dx = dL/dy where y > 0, else 0."""
+    flat_grad, flat_y = grad.reshape(-1), y.reshape(-1)
+    grad_x = np.empty(flat_y.shape, grad.dtype)
+
+    def mask(start, stop):
+        np.multiply(flat_grad[start:stop], flat_y[start:stop] > 0, out=grad_x[start:stop])
+
+    map_chunks(mask, y.size, CHUNK_ELEMENTS)
+    return grad_x.reshape(y.shape)

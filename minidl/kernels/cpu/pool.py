@@ -1,0 +1,145 @@
+"""Pooling: one number for each window of each channel."""
+
+import numpy as np
+
+from minidl.kernels.cpu._channels import CHUNK_ELEMENTS
+from minidl.kernels.cpu._parallel import chunk_length, map_chunks
+
+
+def max_pool2d_forward(x, kernel_size, stride, padding, ceil_mode):
+    """(y, winner): the largest number of each window, and its place kh*KW + kw in the window, the first among equals.
+
+    The padding is -inf, so that it is never the largest. A NaN is larger than anything, so that it is seen.
+    """
+    windows = _Windows(x.shape, kernel_size, stride, padding, ceil_mode)
+    y = np.empty(windows.output_shape, x.dtype)
+    winner = np.empty(windows.output_shape, np.uint8 if len(windows.taps) <= 256 else np.int32)
+
+    def pool(start, stop):
+        padded = windows.padded(x[start:stop], -np.inf)
+        best, place = y[start:stop], winner[start:stop]
+        best[...] = windows.seen_by(0, padded)
+        place[...] = 0
+        for tap in range(1, len(windows.taps)):
+            value = windows.seen_by(tap, padded)
+            larger = (value > best) | (np.isnan(value) & ~np.isnan(best))
+            np.copyto(best, value, where=larger)
+            np.copyto(place, tap, where=larger)
+
+    map_chunks(pool, len(x), windows.images_per_chunk)
+    return y, winner
+
+
+def max_pool2d_backward(grad, winner, x_shape, kernel_size, stride, padding):
+    """dL/dx: each window's dL/dy goes to the number that won."""
+    windows = _Windows(x_shape, kernel_size, stride, padding, output_size=grad.shape[1:3])
+    grad_x = np.empty(x_shape, grad.dtype)
+
+    def scatter(start, stop):
+        padded = np.zeros(windows.padded_shape(stop - start), grad.dtype)
+        for tap in range(len(windows.taps)):
+            windows.seen_by(tap, padded)[...] += grad[start:stop] * (winner[start:stop] == tap)
+        grad_x[start:stop] = windows.cropped(padded)
+
+    map_chunks(scatter, len(grad), windows.images_per_chunk)
+    return grad_x
+
+
+def avg_pool2d_forward(x, kernel_size, stride, padding, ceil_mode, count_include_pad):
+    """y: the mean of each window; the zeros of the padding count as numbers of it if count_include_pad."""
+    windows = _Windows(x.shape, kernel_size, stride, padding, ceil_mode)
+    y = np.empty(windows.output_shape, x.dtype)
+    share = windows.share(count_include_pad, x.dtype)  # (OH, OW, 1)
+
+    def pool(start, stop):
+        padded = windows.padded(x[start:stop], 0)
+        total = y[start:stop]
+        total[...] = windows.seen_by(0, padded)
+        for tap in range(1, len(windows.taps)):
+            total += windows.seen_by(tap, padded)
+        total *= share
+
+    map_chunks(pool, len(x), windows.images_per_chunk)
+    return y
+
+
+def avg_pool2d_backward(grad, x_shape, kernel_size, stride, padding, ceil_mode, count_include_pad):
+    """dL/dx: each window's dL/dy in equal shares to the numbers it was the mean of."""
+    windows = _Windows(x_shape, kernel_size, stride, padding, ceil_mode)
+    grad_x = np.empty(x_shape, grad.dtype)
+    share = windows.share(count_include_pad, grad.dtype)
+
+    def scatter(start, stop):
+        padded = np.zeros(windows.padded_shape(stop - start), grad.dtype)
+        shares = grad[start:stop] * share
+        for tap in range(len(windows.taps)):
+            windows.seen_by(tap, padded)[...] += shares
+        grad_x[start:stop] = windows.cropped(padded)
+
+    map_chunks(scatter, len(grad), windows.images_per_chunk)
+    return grad_x
+
+
+def global_avg_pool_forward(x):
+    """y[n, c]: the mean of channel c of image n: (N, H, W, C) -> (N, C)."""
+    n, h, w, c = x.shape
+    return (np.full((n, 1, h * w), 1 / (h * w), x.dtype) @ x.reshape(n, h * w, c)).reshape(n, c)
+
+
+def global_avg_pool_backward(grad, x_shape):
+    """dL/dx: dL/dy / (H W), at every pixel."""
+    _, h, w, _ = x_shape
+    return np.broadcast_to((grad / (h * w))[:, None, None, :], x_shape).copy()
+
+
+def pool_output_size(size, kernel_size, stride, padding, ceil_mode) -> tuple[int, int]:
+    """(OH, OW). In ceil mode a last window may hang over the edge, but must begin inside the input or the padding before it."""
+
+    def windows_along(axis):
+        span = size[axis] + 2 * padding[axis] - kernel_size[axis]
+        if not ceil_mode:
+            return span // stride[axis] + 1
+        count = -(-span // stride[axis]) + 1
+        return count - 1 if (count - 1) * stride[axis] >= size[axis] + padding[axis] else count
+
+    return windows_along(0), windows_along(1)
+
+
+class _Windows:
+    """The windows over images of one shape: what a tap, one place of the window, sees in all windows at once."""
+
+    def __init__(self, x_shape, kernel_size, stride, padding, ceil_mode=False, output_size=None):
+        n, h, w, c = x_shape
+        self.size, self.kernel_size, self.stride, self.padding = (h, w), kernel_size, stride, padding
+        self.output_size = output_size or pool_output_size((h, w), kernel_size, stride, padding, ceil_mode)
+        self.output_shape = (n, *self.output_size, c)
+        self.channels = c
+        self.taps = [(i, j) for i in range(kernel_size[0]) for j in range(kernel_size[1])]
+        self.images_per_chunk = chunk_length(h * w * c, CHUNK_ELEMENTS)
+
+    def padded_shape(self, images):
+        """Room for the padding, and for the last windows where they hang over it."""
+        reach = [(self.output_size[i] - 1) * self.stride[i] + self.kernel_size[i] for i in (0, 1)]
+        return (images, *(max(reach[i], self.size[i] + self.padding[i]) for i in (0, 1)), self.channels)
+
+    def padded(self, x, value):
+        padded = np.full(self.padded_shape(len(x)), value, x.dtype)
+        self.cropped(padded)[...] = x
+        return padded
+
+    def cropped(self, padded):
+        """The images inside their padding."""
+        (h, w), (ph, pw) = self.size, self.padding
+        return padded[:, ph : ph + h, pw : pw + w]
+
+    def seen_by(self, tap, padded):
+        """The (N, OH, OW, C) numbers that stand at that place of their windows: a view."""
+        (i, j), (sh, sw), (oh, ow) = self.taps[tap], self.stride, self.output_size
+        return padded[:, i : i + sh * oh : sh, j : j + sw * ow : sw]
+
+    def share(self, count_include_pad, dtype):
+        """1 / the count of numbers in each window, (OH, OW, 1). What lies beyond the padding is never counted."""
+        inside = np.zeros((1, *self.padded_shape(1)[1:3], 1), dtype)
+        counted = inside[:, : self.size[0] + 2 * self.padding[0], : self.size[1] + 2 * self.padding[1]]
+        (counted if count_include_pad else self.cropped(inside))[...] = 1
+        return 1 / sum(self.seen_by(tap, inside) for tap in range(len(self.taps)))[0]

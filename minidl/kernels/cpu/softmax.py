@@ -1,0 +1,26 @@
+"""Softmax over the last axis. The largest logit is subtracted first: the result is the same, and exp cannot overflow."""
+
+import numpy as np
+
+
+def softmax_forward(x):
+    """y_i = exp(x_i) / sum_j exp(x_j), over the rows of (N, K)."""
+    y = np.exp(x - x.max(axis=-1, keepdims=True))
+    y /= y.sum(axis=-1, keepdims=True)
+    return y
+
+
+def softmax_backward(grad, y):
+    """dL/dx_i = y_i (g_i - sum_j g_j y_j)."""
+    return y * (grad - (grad * y).sum(axis=-1, keepdims=True))
+
+
+def log_softmax_forward(x):
+    """y_i = x_i - log sum_j exp(x_j), over the rows of (N, K)."""
+    shifted = x - x.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def log_softmax_backward(grad, y):
+    """dL/dx_i = g_i - softmax(x)_i sum_j g_j."""
+    return grad - np.exp(y) * grad.sum(axis=-1, keepdims=True)

@@ -1,0 +1,66 @@
+"""The kernels that write in place: a parameter, its optimiser state and a running value keep their arrays for life."""
+
+import numpy as np
+
+from minidl.kernels.cpu._channels import CHUNK_ELEMENTS
+from minidl.kernels.cpu._parallel import map_chunks, scratch
+
+
+def sgd_update(parameters, grads, velocities, lr, momentum, weight_decay, nesterov):
+    """For each parameter p: g = grad + weight_decay p;  v = momentum v + g;  p -= lr (g + momentum v if nesterov, else v)."""
+    rate = float(lr)
+
+    def update(p, grad, v):
+        step = _decayed(grad, p, weight_decay)
+        if momentum:
+            v *= momentum
+            v += step
+            step = step + momentum * v if nesterov else v
+        p -= np.multiply(step, rate, out=scratch("scaled_step", p.shape, p.dtype))
+
+    for number, parameter in enumerate(parameters):
+        _in_chunks(update, parameter, grads[number], velocities[number] if momentum else parameter)
+
+
+def adam_update(parameters, grads, means, squares, step, lr, beta1, beta2, eps, weight_decay, decoupled):
+    """Adam (Kingma, Ba 2015, algorithm 1), or AdamW (Loshchilov, Hutter 2019) where `decoupled`; `step` counts from 1.
+
+    m = beta1 m + (1 - beta1) g;  v = beta2 v + (1 - beta2) g^2;  p -= lr m/(1 - beta1^t) / (sqrt(v/(1 - beta2^t)) + eps).
+    The weight decay is part of g in Adam, and p *= 1 - lr weight_decay beforehand in AdamW.
+    """
+    rate, t = float(lr), int(step)
+
+    def update(p, grad, m, v):
+        if decoupled:
+            p *= 1 - rate * weight_decay
+        g = grad if decoupled else _decayed(grad, p, weight_decay)
+        m *= beta1
+        m += (1 - beta1) * g
+        v *= beta2
+        v += (1 - beta2) * g * g
+        p -= (rate / (1 - beta1**t)) * m / (np.sqrt(v / (1 - beta2**t)) + eps)
+
+    for arrays in zip(parameters, grads, means, squares, strict=True):
+        _in_chunks(update, *arrays)
+
+
+def update_running_statistics(running_mean, running_variance, mean, variance, momentum, count):
+    """r = (1 - momentum) r + momentum new, with the unbiased variance: the population's times count / (count - 1)."""
+    unbiased = variance * (count / (count - 1)) if count > 1 else variance
+    for running, new in ((running_mean, mean), (running_variance, unbiased)):
+        running *= 1 - momentum
+        running += momentum * new
+
+
+def _decayed(grad, p, weight_decay):
+    """grad + weight_decay p, in this thread's scratch."""
+    if not weight_decay:
+        return grad
+    decayed = np.multiply(p, weight_decay, out=scratch("decayed", p.shape, p.dtype))
+    decayed += grad
+    return decayed
+
+
+def _in_chunks(update, *arrays):
+    flat = [array.reshape(-1) for array in arrays]
+    map_chunks(lambda start, stop: update(*(array[start:stop] for array in flat)), flat[0].size, CHUNK_ELEMENTS)

@@ -1,0 +1,515 @@
+"""Each kernel as plain loops: the executable specification, which the kernels of every device are compared with.
+
+Nothing here is fast, and everything can be read beside its formula. A loop runs over what the formula's indices run
+over; only batch and channels, which such a formula leaves alone, are written as whole arrays. Results have the dtype
+of the arguments, and no argument is written into, except by the three updates at the end.
+
+Images are (N, H, W, C), convolution weights (KH, KW, C, O), linear weights (in, out). `kernel_size`, `stride` and
+`padding` are pairs: (KH, KW), (SH, SW), (PH, PW). `grad` is dL/dy, the gradient of the loss with respect to the output;
+`grad_x` is dL/dx. In loops over windows (i, j) is a pixel of the output, (p, q) a position in the window, (h, w) a
+pixel of the input.
+"""
+
+import math
+
+import numpy as np
+
+__all__ = [
+    "adam_update",
+    "avg_pool2d_backward",
+    "avg_pool2d_forward",
+    "batch_norm_apply",
+    "batch_norm_backward_apply",
+    "batch_norm_backward_sums",
+    "batch_statistics",
+    "bias_backward",
+    "conv2d_backward_weight",
+    "conv2d_backward_x",
+    "conv2d_forward",
+    "cross_entropy_backward",
+    "cross_entropy_forward",
+    "dropout_backward",
+    "dropout_forward",
+    "global_avg_pool_backward",
+    "global_avg_pool_forward",
+    "linear_backward_weight",
+    "linear_backward_x",
+    "linear_forward",
+    "local_response_norm_backward",
+    "local_response_norm_forward",
+    "log_softmax_backward",
+    "log_softmax_forward",
+    "max_pool2d_backward",
+    "max_pool2d_forward",
+    "mse_loss_backward",
+    "mse_loss_forward",
+    "pad_channels_backward",
+    "pad_channels_forward",
+    "relu_backward",
+    "relu_forward",
+    "sgd_update",
+    "softmax_backward",
+    "softmax_forward",
+    "update_running_statistics",
+]
+
+
+# ---- windows: what convolution and pooling share ---------------------------------------------------------------------
+
+
+def _output_size(size, kernel_size, stride, padding, ceil_mode=False):
+    """(OH, OW): how many windows fit into the padded image.
+
+    With ceil_mode an incomplete last window counts too, if it starts inside the image or the padding before it.
+    """
+    return tuple(_windows_along(*axis, ceil_mode) for axis in zip(size, kernel_size, stride, padding, strict=True))
+
+
+def _windows_along(size, kernel_size, stride, padding, ceil_mode):
+    room = size + 2 * padding - kernel_size
+    windows = room // stride + 1
+    one_more = ceil_mode and room % stride > 0 and windows * stride < size + padding
+    return windows + one_more
+
+
+def _taps(size, output_size, kernel_size, stride, padding):
+    """Every (i, j, p, q, h, w) such that window (i, j) has the input pixel (h, w) at its position (p, q),
+
+        h = i*SH + p - PH,    w = j*SW + q - PW,
+
+    window by window, each in row-major order. Positions that lie on the padding are left out.
+    """
+    height, width = size
+    for i, j, p, q in np.ndindex(*output_size, *kernel_size):
+        h = i * stride[0] + p - padding[0]
+        w = j * stride[1] + q - padding[1]
+        if 0 <= h < height and 0 <= w < width:
+            yield i, j, p, q, h, w
+
+
+# ---- convolution: a sum of products over the taps, linear in x and in weight -----------------------------------------
+
+
+def conv2d_forward(x, weight, bias, stride, padding):
+    """y[n, i, j, o] = bias[o] + sum over p, q, c of x[n, h, w, c] * weight[p, q, c, o];  y is (N, OH, OW, O).
+
+    (h, w) is where position (p, q) of window (i, j) falls, see `_taps`; x counts as 0 on the padding. The kernel is not
+    flipped: this is cross-correlation, as everywhere in deep learning. `bias` is (O,) or None.
+    """
+    kernel_size, size = weight.shape[:2], x.shape[1:3]
+    output_size = _output_size(size, kernel_size, stride, padding)
+    y = np.zeros((len(x), *output_size, weight.shape[3]), x.dtype)
+    for i, j, p, q, h, w in _taps(size, output_size, kernel_size, stride, padding):
+        y[:, i, j] += x[:, h, w] @ weight[p, q]  # (N, C) @ (C, O)
+    return y if bias is None else y + bias
+
+
+def conv2d_backward_x(grad, weight, x_shape, stride, padding):
+    """What a pixel gave to each window it was in comes back along the same tap: the forward loop, read from y to x."""
+    grad_x = np.zeros(x_shape, grad.dtype)
+    for i, j, p, q, h, w in _taps(x_shape[1:3], grad.shape[1:3], weight.shape[:2], stride, padding):
+        grad_x[:, h, w] += grad[:, i, j] @ weight[p, q].T  # (N, O) @ (O, C)
+    return grad_x
+
+
+def conv2d_backward_weight(grad, x, weight_shape, stride, padding):
+    """A tap collects from every window it was used in: its input times what came back to that window's output."""
+    grad_weight = np.zeros(weight_shape, grad.dtype)
+    for i, j, p, q, h, w in _taps(x.shape[1:3], grad.shape[1:3], weight_shape[:2], stride, padding):
+        grad_weight[p, q] += x[:, h, w].T @ grad[:, i, j]  # (C, N) @ (N, O)
+    return grad_weight
+
+
+def bias_backward(grad):
+    """A bias was added to every row, so it collects from every row: the sum over all axes but the last, (O,)."""
+    grad_bias = np.zeros(grad.shape[-1], grad.dtype)
+    for position in np.ndindex(grad.shape[:-1]):
+        grad_bias += grad[position]
+    return grad_bias
+
+
+# ---- linear ----------------------------------------------------------------------------------------------------------
+
+
+def linear_forward(x, weight, bias):
+    """y[n, o] = bias[o] + sum over i of x[n, i] * weight[i, o].  `bias` is (out,) or None."""
+    y = np.empty((len(x), weight.shape[1]), x.dtype)
+    for n, o in np.ndindex(y.shape):
+        y[n, o] = x[n] @ weight[:, o]
+    return y if bias is None else y + bias
+
+
+def linear_backward_x(grad, weight):
+    """dL/dx[n, i] = sum over o of dL/dy[n, o] * weight[i, o]."""
+    grad_x = np.empty((len(grad), len(weight)), grad.dtype)
+    for n, i in np.ndindex(grad_x.shape):
+        grad_x[n, i] = grad[n] @ weight[i]
+    return grad_x
+
+
+def linear_backward_weight(grad, x):
+    """dL/dweight[i, o] = sum over n of x[n, i] * dL/dy[n, o]."""
+    grad_weight = np.empty((x.shape[1], grad.shape[1]), grad.dtype)
+    for i, o in np.ndindex(grad_weight.shape):
+        grad_weight[i, o] = x[:, i] @ grad[:, o]
+    return grad_weight
+
+
+# ---- pooling ---------------------------------------------------------------------------------------------------------
+
+
+def max_pool2d_forward(x, kernel_size, stride, padding, ceil_mode):
+    """(y, winner): the largest pixel of each window, and its position p*KW + q in that window; both (N, OH, OW, C).
+
+    Among equals the first in row-major order wins; NaN beats every number. Padding takes no part, as if it were -inf.
+    """
+    size = x.shape[1:3]
+    output_size = _output_size(size, kernel_size, stride, padding, ceil_mode)
+    y = np.zeros((len(x), *output_size, x.shape[3]), x.dtype)
+    winner = np.full(y.shape, -1)  # nobody yet
+    for i, j, p, q, h, w in _taps(size, output_size, kernel_size, stride, padding):
+        pixel, best = x[:, h, w], y[:, i, j]  # (N, C)
+        wins = (winner[:, i, j] == -1) | (pixel > best) | (np.isnan(pixel) & ~np.isnan(best))
+        y[:, i, j] = np.where(wins, pixel, best)
+        winner[:, i, j] = np.where(wins, p * kernel_size[1] + q, winner[:, i, j])
+    return y, winner
+
+
+def max_pool2d_backward(grad, winner, x_shape, kernel_size, stride, padding):
+    """The winner of a window gets its whole gradient, the others get nothing."""
+    grad_x = np.zeros(x_shape, grad.dtype)
+    for i, j, p, q, h, w in _taps(x_shape[1:3], grad.shape[1:3], kernel_size, stride, padding):
+        won = winner[:, i, j] == p * kernel_size[1] + q  # (N, C)
+        grad_x[:, h, w] += np.where(won, grad[:, i, j], 0)
+    return grad_x
+
+
+def avg_pool2d_forward(x, kernel_size, stride, padding, ceil_mode, count_include_pad):
+    """y[n, i, j, c] = the sum of the window (i, j), in which padding is 0, divided by its size: see `_pixels`."""
+    size = x.shape[1:3]
+    output_size = _output_size(size, kernel_size, stride, padding, ceil_mode)
+    y = np.zeros((len(x), *output_size, x.shape[3]), x.dtype)
+    for i, j, _, _, h, w in _taps(size, output_size, kernel_size, stride, padding):
+        y[:, i, j] += x[:, h, w] / _pixels((i, j), size, kernel_size, stride, padding, count_include_pad)
+    return y
+
+
+def avg_pool2d_backward(grad, x_shape, kernel_size, stride, padding, ceil_mode, count_include_pad):
+    """Every pixel of a window gets an equal share of its gradient. The shape of `grad` already tells of ceil_mode."""
+    size = x_shape[1:3]
+    grad_x = np.zeros(x_shape, grad.dtype)
+    for i, j, _, _, h, w in _taps(size, grad.shape[1:3], kernel_size, stride, padding):
+        grad_x[:, h, w] += grad[:, i, j] / _pixels((i, j), size, kernel_size, stride, padding, count_include_pad)
+    return grad_x
+
+
+def _pixels(position, size, kernel_size, stride, padding, count_include_pad):
+    """What the average over a window is divided by: its pixels in the image, and with count_include_pad in the padding.
+
+    Where a last window of ceil_mode reaches beyond the padding, that part never counts (as in PyTorch).
+    """
+    lengths = []
+    for axis in (0, 1):
+        start = position[axis] * stride[axis] - padding[axis]
+        border = padding[axis] if count_include_pad else 0
+        stop = min(start + kernel_size[axis], size[axis] + border)
+        lengths.append(stop - max(start, -border))
+    return math.prod(lengths)
+
+
+def global_avg_pool_forward(x):
+    """y[n, c] = the mean of image n's channel c:  (N, H, W, C) -> (N, C)."""
+    _, height, width, _ = x.shape
+    y = np.zeros((x.shape[0], x.shape[3]), x.dtype)
+    for h, w in np.ndindex(height, width):
+        y += x[:, h, w] / (height * width)
+    return y
+
+
+def global_avg_pool_backward(grad, x_shape):
+    """Every pixel gets the same share, dL/dy / (H*W)."""
+    _, height, width, _ = x_shape
+    grad_x = np.empty(x_shape, grad.dtype)
+    for h, w in np.ndindex(height, width):
+        grad_x[:, h, w] = grad / (height * width)
+    return grad_x
+
+
+# ---- batch normalisation: Ioffe and Szegedy 2015, arXiv:1502.03167 ---------------------------------------------------
+# Each channel is normalised on its own, over the M = N*H*W (or N) numbers of it that a batch holds.
+
+
+def batch_statistics(x):
+    """(mean, variance), each (C,), over all axes but the last; the variance is the population's (divided by M)."""
+    mean, variance = np.empty(x.shape[-1], x.dtype), np.empty(x.shape[-1], x.dtype)
+    for c in range(x.shape[-1]):
+        mean[c] = x[..., c].mean()
+        variance[c] = ((x[..., c] - mean[c]) ** 2).mean()  # not E[x^2] - mean^2, which cancels where the mean is large
+    return mean, variance
+
+
+def batch_norm_apply(x, mean, variance, weight, bias, residual, eps, relu):
+    """y = weight * x_hat + bias,  x_hat = (x - mean) / sqrt(variance + eps).
+
+    Then `residual` is added, if there is one, and then max(., 0) is taken, if `relu`.
+    """
+    y = weight * _normalised(x, mean, variance, eps) + bias
+    if residual is not None:
+        y = y + residual
+    return relu_forward(y) if relu else y
+
+
+def batch_norm_backward_sums(grad, x, y, mean, variance, eps, relu):
+    """(sum of g, sum of g * x_hat) per channel, which are dL/dbias and dL/dweight.
+
+    g is dL/d(what the ReLU was given): `grad` where y > 0, else 0. Without relu it is `grad`, and `y` may be None.
+    """
+    g = relu_backward(grad, y) if relu else grad
+    return bias_backward(g), bias_backward(g * _normalised(x, mean, variance, eps))
+
+
+def batch_norm_backward_apply(grad, x, y, mean, variance, weight, sum_grad, sum_grad_normalised, eps, relu, residual):
+    """(grad_x, grad_residual): the second is g, or None where `residual` says that there was no residual.
+
+        grad_x = weight / sqrt(variance + eps) * (g - sum_grad / M - x_hat * sum_grad_normalised / M)
+
+    The two sums are how x acts through the mean and the variance; where those are constants (eval mode) they are 0.
+    """
+    g = relu_backward(grad, y) if relu else grad
+    rows = math.prod(x.shape[:-1])  # M
+    through_mean = sum_grad / rows
+    through_variance = _normalised(x, mean, variance, eps) * (sum_grad_normalised / rows)
+    grad_x = weight / np.sqrt(variance + eps) * (g - through_mean - through_variance)
+    return grad_x, g.copy() if residual else None
+
+
+def _normalised(x, mean, variance, eps):
+    """x_hat."""
+    return (x - mean) / np.sqrt(variance + eps)
+
+
+# ---- activations -----------------------------------------------------------------------------------------------------
+
+
+def relu_forward(x):
+    """y = max(x, 0)."""
+    return np.maximum(x, 0)
+
+
+def relu_backward(grad, y):
+    """dL/dx = dL/dy where y > 0, and 0 where y <= 0."""
+    return np.where(y <= 0, 0, grad)
+
+
+def softmax_forward(x):
+    """y[n, k] = exp(x[n, k]) / sum over l of exp(x[n, l]).  Each row less its maximum: the same y, and no overflow."""
+    y = np.empty(x.shape, x.dtype)
+    for n, row in enumerate(x):
+        exponentials = np.exp(row - row.max())
+        y[n] = exponentials / exponentials.sum()
+    return y
+
+
+def softmax_backward(grad, y):
+    """dL/dx[n] = y[n] * (dL/dy[n] - <dL/dy[n], y[n]>),  since dy[k]/dx[l] = y[k] * ([k = l] - y[l])."""
+    grad_x = np.empty(y.shape, grad.dtype)
+    for n, row in enumerate(y):
+        grad_x[n] = row * (grad[n] - grad[n] @ row)
+    return grad_x
+
+
+def log_softmax_forward(x):
+    """y[n, k] = x[n, k] - log(sum over l of exp(x[n, l])).  Finite where softmax itself is rounded to 0."""
+    y = np.empty(x.shape, x.dtype)
+    for n, row in enumerate(x):
+        shifted = row - row.max()
+        y[n] = shifted - np.log(np.exp(shifted).sum())
+    return y
+
+
+def log_softmax_backward(grad, y):
+    """dL/dx[n] = dL/dy[n] - softmax(x[n]) * sum of dL/dy[n],  since dy[k]/dx[l] = [k = l] - softmax(x)[l]."""
+    grad_x = np.empty(y.shape, grad.dtype)
+    for n, row in enumerate(y):
+        grad_x[n] = grad[n] - np.exp(row) * grad[n].sum()
+    return grad_x
+
+
+# ---- losses: each returns a 0-d array --------------------------------------------------------------------------------
+
+
+def cross_entropy_forward(logits, labels, label_smoothing):
+    """(loss, probabilities):  loss = - mean over n of sum over k of target[n, k] * log(probabilities[n, k]).
+
+    probabilities = softmax(logits), (N, K); for the targets see `_smoothed_targets`.
+    """
+    likelihoods = _smoothed_targets(logits, labels, label_smoothing) * log_softmax_forward(logits)
+    return np.asarray(-likelihoods.sum() / len(logits)), softmax_forward(logits)
+
+
+def cross_entropy_backward(grad, probabilities, labels, label_smoothing):
+    """dL/dlogits = dL/dloss * (probabilities - targets) / N."""
+    return grad * (probabilities - _smoothed_targets(probabilities, labels, label_smoothing)) / len(probabilities)
+
+
+def _smoothed_targets(like, labels, label_smoothing):
+    """(N, K): every class gets s/K, the labelled one 1 - s more (Szegedy et al. 2016, arXiv:1512.00567, section 7)."""
+    targets = np.full(like.shape, label_smoothing / like.shape[1], like.dtype)
+    for n, label in enumerate(labels):
+        targets[n, label] += 1 - label_smoothing
+    return targets
+
+
+def mse_loss_forward(x, target):
+    """loss = the mean of (x - target)^2 over all elements."""
+    return np.asarray(((x - target) ** 2).mean())
+
+
+def mse_loss_backward(grad, x, target):
+    """dL/dx = dL/dloss * 2 * (x - target) / (number of elements)."""
+    return grad * 2 * (x - target) / x.size
+
+
+# ---- dropout: Srivastava et al. 2014, with random bits that are computed from a counter ------------------------------
+
+
+def dropout_forward(x, probability, key):
+    """y = x * keep / (1 - probability),  so that E[y] = x.  keep = uniform >= probability, drawn for each element.
+
+    key is uint32 (seed low, seed high, step, layer). Element i of x, in C order, takes word i % 4 of Philox block
+    i // 4; its uniform number is the upper 24 bits of that word / 2^24, which float32 holds exactly.
+    """
+    return x * _keep(x.shape, probability, key) / (1 - probability)
+
+
+def dropout_backward(grad, probability, key):
+    """dL/dx = dL/dy * keep / (1 - probability): the key gives the same mask again, so nothing had to be stored."""
+    return grad * _keep(grad.shape, probability, key) / (1 - probability)
+
+
+def _keep(shape, probability, key):
+    seed_low, seed_high, step, layer = (int(word) for word in key)
+    keep = np.empty(math.prod(shape), bool)
+    for start in range(0, keep.size, 4):
+        block = start // 4
+        words = philox4x32((block % 2**32, block >> 32, step, layer), (seed_low, seed_high))
+        for i in range(start, min(start + 4, keep.size)):
+            uniform = (words[i % 4] >> 8) * 2**-24  # in [0, 1)
+            keep[i] = uniform >= probability
+    return keep.reshape(shape)
+
+
+def philox4x32(counter, key, rounds=10):
+    """Four random 32-bit words, a function of four words of counter and two of key: Philox4x32-10.
+
+    Each round multiplies two words into 64 bits and swaps halves; the key moves on between rounds. Salmon, Moraes,
+    Dror, Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3"; the constants are those of its Random123 library.
+    """
+    c0, c1, c2, c3 = counter
+    for number in range(rounds):
+        key0 = (key[0] + number * 0x9E3779B9) % 2**32
+        key1 = (key[1] + number * 0xBB67AE85) % 2**32
+        high0, low0 = divmod(0xD2511F53 * c0, 2**32)
+        high1, low1 = divmod(0xCD9E8D57 * c2, 2**32)
+        c0, c1, c2, c3 = high1 ^ c1 ^ key0, low1, high0 ^ c3 ^ key1, low0
+    return c0, c1, c2, c3
+
+
+# ---- channels: local response normalisation, padding -----------------------------------------------------------------
+
+
+def local_response_norm_forward(x, size, alpha, beta, k):
+    """(y, scale):  scale[..., c] = k + alpha * sum of x[..., d]^2 over the channels d near c,  y = x * scale^-beta.
+
+    Krizhevsky, Sutskever, Hinton 2012, "ImageNet classification with deep convolutional neural networks", section 3.3.
+    alpha multiplies the sum, as there; PyTorch's multiplies the mean, so its alpha is `size` times this one.
+    """
+    scale = np.full(x.shape, k, x.dtype)
+    for c in range(x.shape[-1]):
+        scale[..., c] += alpha * (x[..., _near(c, size)] ** 2).sum(axis=-1)
+    return x * scale**-beta, scale
+
+
+def local_response_norm_backward(grad, x, y, scale, size, alpha, beta):
+    """dL/dx[d] = dL/dy[d] * scale[d]^-beta - 2 * alpha * beta * x[d] * sum over c of dL/dy[c] * y[c] / scale[c].
+
+    The sum is over the channels c that have d in their neighbourhood.
+    """
+    grad_x = grad * scale**-beta
+    for c in range(x.shape[-1]):
+        near = _near(c, size)
+        through_scale = grad[..., c] * y[..., c] / scale[..., c]
+        grad_x[..., near] -= 2 * alpha * beta * x[..., near] * through_scale[..., None]
+    return grad_x
+
+
+def _near(channel, size):
+    """The `size` channels around this one, as far as they exist; an even size reaches further to the lower channels."""
+    first = channel - size // 2
+    return slice(max(first, 0), first + size)
+
+
+def pad_channels_forward(x, before, after):
+    """Zeros before and after the channels: (..., C) -> (..., before + C + after)."""
+    y = np.zeros((*x.shape[:-1], before + x.shape[-1] + after), x.dtype)
+    for c in range(x.shape[-1]):
+        y[..., before + c] = x[..., c]
+    return y
+
+
+def pad_channels_backward(grad, before, after):
+    """The gradient of the channels between."""
+    grad_x = np.empty((*grad.shape[:-1], grad.shape[-1] - before - after), grad.dtype)
+    for c in range(grad_x.shape[-1]):
+        grad_x[..., c] = grad[..., before + c]
+    return grad_x
+
+
+# ---- updates: the only kernels that write into their arguments -------------------------------------------------------
+
+
+def update_running_statistics(running_mean, running_variance, mean, variance, momentum, count):
+    """r = (1 - momentum) * r + momentum * new, in place, for the mean and the variance of a batch of `count` numbers.
+
+    `variance` is the population's, and what runs is the sample's: count / (count - 1) times that. One number alone has
+    no sample variance, so count 1 keeps the population's.
+    """
+    sample_variance = variance * count / max(count - 1, 1)
+    running_mean[...] = (1 - momentum) * running_mean + momentum * mean
+    running_variance[...] = (1 - momentum) * running_variance + momentum * sample_variance
+
+
+def sgd_update(parameters, grads, velocities, lr, momentum, weight_decay, nesterov):
+    """v = momentum * v + g,  p = p - lr * v,  with g = grad + weight_decay * p;  all arrays of the lists, in place.
+
+    With nesterov p moves by g + momentum * v instead of v (Sutskever et al. 2013, in PyTorch's form). `velocities`
+    start as zeros, and may be an empty list where momentum is 0.
+    """
+    for number, (parameter, grad) in enumerate(zip(parameters, grads, strict=True)):
+        step = grad + weight_decay * parameter
+        if momentum != 0:
+            velocity = velocities[number]
+            velocity[...] = momentum * velocity + step
+            step = step + momentum * velocity if nesterov else velocity
+        parameter -= lr * step
+
+
+def adam_update(parameters, grads, means, squares, step, lr, beta1, beta2, eps, weight_decay, decoupled):
+    """Adam (Kingma and Ba 2015, arXiv:1412.6980, Algorithm 1) in place; `step` is 1 at the first update.
+
+        mean = beta1 * mean + (1 - beta1) * g,    square = beta2 * square + (1 - beta2) * g^2
+        p = p - lr * mean_hat / (sqrt(square_hat) + eps),    mean_hat = mean / (1 - beta1^step), square_hat likewise
+
+    Weight decay is added to g = grad + weight_decay * p, or, if `decoupled`, p shrinks by lr * weight_decay of itself
+    beforehand (AdamW: Loshchilov and Hutter 2019, arXiv:1711.05101, Algorithm 2).
+    """
+    updates = int(step)
+    for parameter, grad, mean, square in zip(parameters, grads, means, squares, strict=True):
+        g = grad if decoupled else grad + weight_decay * parameter
+        if decoupled:
+            parameter *= 1 - lr * weight_decay
+        mean[...] = beta1 * mean + (1 - beta1) * g
+        square[...] = beta2 * square + (1 - beta2) * g**2
+        mean_hat = mean / (1 - beta1**updates)
+        square_hat = square / (1 - beta2**updates)
+        parameter -= lr * mean_hat / (np.sqrt(square_hat) + eps)

@@ -1,0 +1,258 @@
+"""The layers: an operation, with the parameters it needs."""
+
+import numpy as np
+
+from minidl import functional as F  # noqa: N812 - the name that everyone knows
+from minidl.functional import Pair, as_pair
+from minidl.nn import init
+from minidl.nn.layout import ConvWeight, LinearWeight
+from minidl.nn.module import Module
+from minidl.random import next_draw
+from minidl.tensor import Buffer, Parameter, Tensor
+
+
+class Conv2d(Module):
+    """Convolution of (N, H, W, in_channels) with a learned kernel: see `functional.conv2d`.
+
+    weight (KH, KW, in_channels, out_channels) starts as `init.he_normal`, bias (out_channels,) at 0.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: Pair,
+        stride: Pair = 1,
+        padding: Pair = 0,
+        bias: bool = True,
+    ):
+        self.kernel_size = as_pair("Conv2d", "kernel_size", kernel_size, 1)
+        self.stride, self.padding = as_pair("Conv2d", "stride", stride, 1), as_pair("Conv2d", "padding", padding, 0)
+        self.weight = Parameter(init.he_normal((*self.kernel_size, in_channels, out_channels)), layout=ConvWeight())
+        self.bias = Parameter(np.zeros(out_channels, np.float32)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, H, W, in_channels) -> (N, OH, OW, out_channels)."""
+        return F.conv2d(x, self.weight, self.bias, self.stride, self.padding)
+
+    def extra_repr(self) -> str:
+        """in -> out, kernel, and what is not the default."""
+        kh, kw, c, o = self.weight.shape
+        return f"{c} -> {o}, {kh}x{kw}, stride={self.stride}, padding={self.padding}, bias={self.bias is not None}"
+
+
+class Linear(Module):
+    """y = x W + b: weight (in_features, out_features) starts as `init.xavier_normal`, bias (out_features,) at 0.
+
+    Where x was flattened from images (H, W, C), say so with `flattened_from`: files hold PyTorch's order of the rows.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        flattened_from: tuple[int, int, int] | None = None,
+    ):
+        if flattened_from is not None and np.prod(flattened_from) != in_features:
+            raise ValueError(f"Linear: flattened_from {flattened_from} does not make in_features {in_features}")
+        self.weight = Parameter(init.xavier_normal((in_features, out_features)), layout=LinearWeight(flattened_from))
+        self.bias = Parameter(np.zeros(out_features, np.float32)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, in_features) -> (N, out_features)."""
+        return F.linear(x, self.weight, self.bias)
+
+    def extra_repr(self) -> str:
+        """in -> out."""
+        return f"{self.weight.shape[0]} -> {self.weight.shape[1]}, bias={self.bias is not None}"
+
+
+class BatchNorm2d(Module):
+    """Batch normalisation over (N, H, W), for each channel: see `functional.batch_norm`.
+
+    weight starts at 1, bias at 0, running_mean at 0, running_var at 1.
+    """
+
+    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1):
+        self.eps, self.momentum = eps, momentum
+        self.weight = Parameter(np.ones(num_features, np.float32))
+        self.bias = Parameter(np.zeros(num_features, np.float32))
+        self.running_mean = Buffer(np.zeros(num_features, np.float32))
+        self.running_var = Buffer(np.ones(num_features, np.float32))
+
+    def forward(self, x: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
+        """The normalised x, then + residual, then cut off at 0 if relu: what ends a residual block, in one pass."""
+        return F.batch_norm(
+            x,
+            self.weight,
+            self.bias,
+            self.running_mean,
+            self.running_var,
+            training=self.training,
+            momentum=self.momentum,
+            eps=self.eps,
+            residual=residual,
+            relu=relu,
+        )
+
+    def extra_repr(self) -> str:
+        """The number of channels."""
+        return f"{self.weight.shape[0]}, eps={self.eps}, momentum={self.momentum}"
+
+
+class ReLU(Module):
+    """max(x, 0)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """max(x, 0)."""
+        return F.relu(x)
+
+
+class MaxPool2d(Module):
+    """The largest number of each window: see `functional.max_pool2d`."""
+
+    def __init__(self, kernel_size: Pair, stride: Pair | None = None, padding: Pair = 0, ceil_mode: bool = False):
+        self.kernel_size, self.stride, self.padding, self.ceil_mode = kernel_size, stride, padding, ceil_mode
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, H, W, C) -> (N, OH, OW, C)."""
+        return F.max_pool2d(x, self.kernel_size, self.stride, self.padding, self.ceil_mode)
+
+    def extra_repr(self) -> str:
+        """The window."""
+        return f"{self.kernel_size}, stride={self.stride or self.kernel_size}, padding={self.padding}"
+
+
+class AvgPool2d(Module):
+    """The mean of each window: see `functional.avg_pool2d`."""
+
+    def __init__(
+        self,
+        kernel_size: Pair,
+        stride: Pair | None = None,
+        padding: Pair = 0,
+        ceil_mode: bool = False,
+        count_include_pad: bool = True,
+    ):
+        self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
+        self.ceil_mode, self.count_include_pad = ceil_mode, count_include_pad
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, H, W, C) -> (N, OH, OW, C)."""
+        return F.avg_pool2d(x, self.kernel_size, self.stride, self.padding, self.ceil_mode, self.count_include_pad)
+
+    def extra_repr(self) -> str:
+        """The window."""
+        return f"{self.kernel_size}, stride={self.stride or self.kernel_size}, padding={self.padding}"
+
+
+class GlobalAvgPool(Module):
+    """The mean of each channel of each image."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, H, W, C) -> (N, C)."""
+        return F.global_avg_pool(x)
+
+
+class Flatten(Module):
+    """Everything but the batch as one dimension."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, H, W, C) -> (N, H*W*C)."""
+        return F.flatten(x)
+
+
+class Dropout(Module):
+    """Drops each number with that probability while training: see `functional.dropout`.
+
+    Its mask is a function of (seed, step, layer): `key` holds them, and counts its training steps.
+    """
+
+    def __init__(self, probability: float = 0.5):
+        self.probability = probability
+        seed, layer = next_draw()
+        self.key = Buffer(np.array([seed & 0xFFFFFFFF, seed >> 32, 0, layer], np.uint32), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x with some numbers dropped, or x itself in evaluation."""
+        if not self.training or self.probability == 0:
+            return x
+        y = F.dropout(x, self.probability, self.key.data)
+        self.key.data[2] += 1
+        return y
+
+    def extra_repr(self) -> str:
+        """The probability."""
+        return f"{self.probability}"
+
+
+class LocalResponseNorm(Module):
+    """Local response normalisation across channels: see `functional.local_response_norm`."""
+
+    def __init__(self, size: int = 5, alpha: float = 1e-4, beta: float = 0.75, k: float = 2.0):
+        self.size, self.alpha, self.beta, self.k = size, alpha, beta, k
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, H, W, C) -> (N, H, W, C)."""
+        return F.local_response_norm(x, self.size, self.alpha, self.beta, self.k)
+
+    def extra_repr(self) -> str:
+        """The constants."""
+        return f"{self.size}, alpha={self.alpha}, beta={self.beta}, k={self.k}"
+
+
+class PadChannels(Module):
+    """Channels of zeros before and after x's own: see `functional.pad_channels`."""
+
+    def __init__(self, before: int, after: int):
+        self.before, self.after = before, after
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, H, W, C) -> (N, H, W, before + C + after)."""
+        return F.pad_channels(x, self.before, self.after)
+
+    def extra_repr(self) -> str:
+        """How many."""
+        return f"{self.before}, {self.after}"
+
+
+class Softmax(Module):
+    """exp(x_i) / sum_j exp(x_j) along `dim`."""
+
+    def __init__(self, dim: int = -1):
+        self.dim = dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of x's shape."""
+        return F.softmax(x, self.dim)
+
+
+class LogSoftmax(Module):
+    """The logarithm of the softmax along `dim`."""
+
+    def __init__(self, dim: int = -1):
+        self.dim = dim
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Of x's shape."""
+        return F.log_softmax(x, self.dim)
+
+
+class CrossEntropyLoss(Module):
+    """The mean of -log softmax(logits)[label]: see `functional.cross_entropy`."""
+
+    def __init__(self, label_smoothing: float = 0.0):
+        self.label_smoothing = label_smoothing
+
+    def forward(self, logits: Tensor, labels) -> Tensor:
+        """(N, K), (N,) -> a scalar."""
+        return F.cross_entropy(logits, labels, self.label_smoothing)
+
+
+class MSELoss(Module):
+    """The mean of (x - target)^2."""
+
+    def forward(self, x: Tensor, target: Tensor) -> Tensor:
+        """Two tensors of one shape -> a scalar."""
+        return F.mse_loss(x, target)

@@ -1,0 +1,176 @@
+"""Module: what has parameters, and what is made of modules."""
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from minidl.nn.layout import Plain
+from minidl.tensor import Buffer, Parameter, Tensor
+
+# Counted by PyTorch's batch-norm for a mode that minidl does not have.
+IGNORED_ON_LOAD = "num_batches_tracked"
+
+
+class Module:
+    """A part of a network. Write `__init__` that sets attributes, and `forward`.
+
+    Parameters, buffers and modules are found among the attributes, also in lists of them, in the order in which they
+    were set; nothing needs to be registered, nor `super().__init__()` to be called.
+    """
+
+    training = True
+
+    def forward(self, *inputs, **options):
+        """What the module computes."""
+        raise NotImplementedError(f"{type(self).__name__}: define forward(self, ...)")
+
+    def __call__(self, *inputs, **options):
+        return self.forward(*inputs, **options)
+
+    # -- what it is made of -------------------------------------------------------------------------------------------
+
+    def members(self) -> Iterator[tuple[str, object]]:
+        """(name, value) of the attributes that hold a part of the module."""
+        for name, value in vars(self).items():
+            if isinstance(value, list | tuple):
+                yield from ((f"{name}.{i}", part) for i, part in enumerate(value))
+            else:
+                yield name, value
+
+    def children(self) -> Iterator[tuple[str, "Module"]]:
+        """(name, module) of the modules that it is directly made of."""
+        return ((name, value) for name, value in self.members() if isinstance(value, Module))
+
+    def named_modules(self, prefix: str = "") -> Iterator[tuple[str, "Module"]]:
+        """(name, module) of this module, whose name is empty, and of all below it."""
+        yield prefix, self
+        for name, child in self.children():
+            yield from child.named_modules(f"{prefix}.{name}" if prefix else name)
+
+    def named_tensors(self, kind: type[Tensor]) -> Iterator[tuple[str, Tensor]]:
+        """(name, tensor) of all tensors of that kind, here and below. One that stands in two places is named once."""
+        seen = set()
+        for path, module in self.named_modules():
+            for name, value in module.members():
+                if isinstance(value, kind) and id(value) not in seen:
+                    seen.add(id(value))
+                    yield (f"{path}.{name}" if path else name), value
+
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
+        """(name, parameter) of all parameters, frozen ones too, like ("layer1.0.conv1.weight", ...)."""
+        return self.named_tensors(Parameter)
+
+    def parameters(self) -> list[Parameter]:
+        """All parameters."""
+        return [parameter for _, parameter in self.named_parameters()]
+
+    def named_buffers(self) -> Iterator[tuple[str, Buffer]]:
+        """(name, buffer) of all buffers."""
+        return self.named_tensors(Buffer)
+
+    # -- what can be done to it ---------------------------------------------------------------------------------------
+
+    def train(self, mode: bool = True) -> "Module":
+        """Training: batch-norm takes the batch's statistics, dropout drops."""
+        for _, module in self.named_modules():
+            module.training = mode
+        return self
+
+    def eval(self) -> "Module":
+        """Evaluation: batch-norm takes its running statistics, dropout does nothing."""
+        return self.train(False)
+
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+        for parameter in self.parameters():
+            if parameter.requires_grad:
+                parameter.grad = None
+
+    def to(self, target) -> "Module":
+        """Move to a device ('cpu', 'cuda') or convert the floating-point numbers to a dtype; gradients are dropped.
+
+        The parameters get new arrays: make the optimiser afterwards.
+        """
+        for _, tensor in self.named_tensors(Parameter | Buffer):
+            if target in ("cpu", "cuda") or tensor.dtype.kind == "f":
+                tensor.data = tensor.detach().to(target).data
+        self.zero_grad()
+        return self
+
+    # -- what is saved ------------------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Copies of all parameters and persistent buffers, on the CPU, under PyTorch's names and in PyTorch's layouts."""
+        return {name: _layout(tensor).to_file(tensor.numpy()) for name, tensor in self._saved()}
+
+    def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
+        """Copy a state dict, from here or from PyTorch, into the parameters' arrays. All of it fits, or nothing is copied."""
+        saved = dict(self._saved())
+        state = {name: value for name, value in state.items() if not name.endswith(IGNORED_ON_LOAD)}
+        _check_names(saved.keys(), state.keys())
+        arrays = {name: _layout(saved[name]).from_file(np.asarray(state[name])) for name in saved}
+        _check_shapes(saved, arrays)
+        for name, tensor in saved.items():
+            tensor.data[...] = Tensor(arrays[name], dtype=tensor.dtype, device=tensor.device).data
+
+    def _saved(self) -> Iterable[tuple[str, Tensor]]:
+        return [(name, t) for name, t in self.named_tensors(Parameter | Buffer) if getattr(t, "persistent", True)]
+
+    # -- how it prints ------------------------------------------------------------------------------------------------
+
+    def extra_repr(self) -> str:
+        """The arguments to show between the parentheses."""
+        return ""
+
+    def __repr__(self) -> str:
+        count = sum(parameter.numel() for parameter in self.parameters())
+        lines = [f"  ({name}): {child!r}".replace("\n", "\n  ") for name, child in self.children()]
+        head = f"{type(self).__name__}({self.extra_repr()}"
+        tail = f")  # {count:,} parameters" if count else ")"
+        return "\n".join([head, *lines, tail]) if lines else head + tail
+
+
+class Sequential(Module):
+    """Modules one after the other; they are named "0", "1", ..."""
+
+    def __init__(self, *modules: Module):
+        self.modules = list(modules)
+
+    def members(self) -> Iterator[tuple[str, Module]]:
+        """The modules by their numbers."""
+        return ((str(i), module) for i, module in enumerate(self.modules))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The last module's output of ... of the first one's of x."""
+        for module in self.modules:
+            x = module(x)
+        return x
+
+    def __getitem__(self, index: int) -> Module:
+        return self.modules[index]
+
+    def __len__(self) -> int:
+        return len(self.modules)
+
+
+def _layout(tensor: Tensor):
+    return getattr(tensor, "layout", None) or Plain()
+
+
+def _check_names(expected: Iterable[str], got: Iterable[str]) -> None:
+    missing = [name for name in expected if name not in got]
+    unexpected = [name for name in got if name not in expected]
+    if missing or unexpected:
+        raise ValueError(
+            f"load_state_dict: missing {missing or 'nothing'}, unexpected {unexpected or 'nothing'}; nothing was loaded"
+        )
+
+
+def _check_shapes(saved: dict[str, Tensor], arrays: dict[str, np.ndarray]) -> None:
+    wrong = [
+        f"{name}: expected {_layout(tensor).to_file(tensor.numpy()).shape}, got {_layout(tensor).to_file(arrays[name]).shape}"
+        for name, tensor in saved.items()
+        if tensor.shape != arrays[name].shape
+    ]
+    if wrong:
+        raise ValueError(f"load_state_dict: wrong shapes (as in the file), nothing was loaded: {'; '.join(wrong)}")

@@ -1,0 +1,1 @@
+"""The operations: one class each, forward above backward, on arrays."""

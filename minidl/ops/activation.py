@@ -1,0 +1,19 @@
+"""Activations with kernels of their own."""
+
+from minidl.kernels import kernels_for
+from minidl.ops.function import Function
+
+
+class ReLU(Function):
+    """y = max(x, 0).   dL/dx = dL/dy where y > 0, and 0 where x <= 0.   Saves y, which the next layer keeps anyway."""
+
+    @staticmethod
+    def forward(ctx, x):
+        y = kernels_for(x).relu_forward(x)
+        ctx.save(y)
+        return y
+
+    @staticmethod
+    def backward(ctx, grad):
+        (y,) = ctx.saved
+        return kernels_for(y).relu_backward(grad, y)

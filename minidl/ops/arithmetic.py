@@ -1,0 +1,233 @@
+"""Element by element: + - * / ** and the usual functions, and the matrix product.
+
+NumPy's functions hand CuPy's arrays to CuPy, so nothing here depends on the device. Inputs broadcast as in NumPy; the
+gradient of a broadcast input is summed back over the axes along which it was repeated.
+"""
+
+import numpy as np
+
+from minidl.ops.function import Function
+
+
+def sum_to_shape(grad, shape: tuple[int, ...]):
+    """The transpose of broadcasting: sum grad over the axes along which `shape` was repeated to become grad's shape."""
+    if grad.shape == shape:
+        return grad
+    added = grad.ndim - len(shape)
+    repeated = tuple(axis for axis in range(grad.ndim) if axis < added or shape[axis - added] != grad.shape[axis])
+    return grad.sum(axis=repeated, keepdims=True).reshape(shape)
+
+
+class Add(Function):
+    """y = a + b.   dL/da = dL/dy,   dL/db = dL/dy."""
+
+    @staticmethod
+    def forward(ctx, a, b):
+        ctx.save(a.shape, b.shape)
+        return a + b
+
+    @staticmethod
+    def backward(ctx, grad):
+        a_shape, b_shape = ctx.saved
+        return sum_to_shape(grad, a_shape), sum_to_shape(grad, b_shape)
+
+
+class Sub(Function):
+    """y = a - b.   dL/da = dL/dy,   dL/db = -dL/dy."""
+
+    @staticmethod
+    def forward(ctx, a, b):
+        ctx.save(a.shape, b.shape)
+        return a - b
+
+    @staticmethod
+    def backward(ctx, grad):
+        a_shape, b_shape = ctx.saved
+        return sum_to_shape(grad, a_shape), sum_to_shape(-grad, b_shape)
+
+
+class Mul(Function):
+    """y = a b.   dL/da = b dL/dy,   dL/db = a dL/dy."""
+
+    @staticmethod
+    def forward(ctx, a, b):
+        ctx.save(a, b)
+        return a * b
+
+    @staticmethod
+    def backward(ctx, grad):
+        a, b = ctx.saved
+        grad_a = sum_to_shape(grad * b, a.shape) if ctx.needs_grad[0] else None
+        grad_b = sum_to_shape(grad * a, b.shape) if ctx.needs_grad[1] else None
+        return grad_a, grad_b
+
+
+class Div(Function):
+    """y = a / b.   dL/da = dL/dy / b,   dL/db = -dL/dy y / b."""
+
+    @staticmethod
+    def forward(ctx, a, b):
+        y = a / b
+        ctx.save(a.shape, b, y)
+        return y
+
+    @staticmethod
+    def backward(ctx, grad):
+        a_shape, b, y = ctx.saved
+        grad_a = grad / b
+        grad_b = sum_to_shape(-grad_a * y, b.shape) if ctx.needs_grad[1] else None
+        return sum_to_shape(grad_a, a_shape), grad_b
+
+
+class Pow(Function):
+    """y = x^p for a number p.   dL/dx = p x^(p-1) dL/dy."""
+
+    @staticmethod
+    def forward(ctx, x, *, exponent: float):
+        ctx.save(x, exponent)
+        return x**exponent
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, exponent = ctx.saved
+        if exponent == 0:  # 0 * x^-1 would be nan at x = 0
+            return np.zeros_like(grad)
+        return grad * (exponent * x ** (exponent - 1))
+
+
+class MatMul(Function):
+    """Y = A B over the last two axes, the others broadcast.   dL/dA = dL/dY B^T,   dL/dB = A^T dL/dY."""
+
+    @staticmethod
+    def forward(ctx, a, b):
+        ctx.save(a, b)
+        return a @ b
+
+    @staticmethod
+    def backward(ctx, grad):
+        a, b = ctx.saved
+        grad_a = sum_to_shape(grad @ b.swapaxes(-1, -2), a.shape) if ctx.needs_grad[0] else None
+        grad_b = sum_to_shape(a.swapaxes(-1, -2) @ grad, b.shape) if ctx.needs_grad[1] else None
+        return grad_a, grad_b
+
+
+class Exp(Function):
+    """y = e^x.   dL/dx = y dL/dy."""
+
+    @staticmethod
+    def forward(ctx, x):
+        y = np.exp(x)
+        ctx.save(y)
+        return y
+
+    @staticmethod
+    def backward(ctx, grad):
+        (y,) = ctx.saved
+        return grad * y
+
+
+class Log(Function):
+    """y = ln x.   dL/dx = dL/dy / x."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save(x)
+        return np.log(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved
+        return grad / x
+
+
+class Sqrt(Function):
+    """y = sqrt(x).   dL/dx = dL/dy / (2 y)."""
+
+    @staticmethod
+    def forward(ctx, x):
+        y = np.sqrt(x)
+        ctx.save(y)
+        return y
+
+    @staticmethod
+    def backward(ctx, grad):
+        (y,) = ctx.saved
+        return grad / (2 * y)
+
+
+class Sigmoid(Function):
+    """y = 1 / (1 + e^-x).   dL/dx = y (1 - y) dL/dy.
+
+    Computed as (1 + tanh(x/2)) / 2, the same function, which overflows for no x.
+    """
+
+    @staticmethod
+    def forward(ctx, x):
+        y = 0.5 * (1 + np.tanh(0.5 * x))
+        ctx.save(y)
+        return y
+
+    @staticmethod
+    def backward(ctx, grad):
+        (y,) = ctx.saved
+        return grad * y * (1 - y)
+
+
+class Tanh(Function):
+    """y = tanh x.   dL/dx = (1 - y^2) dL/dy."""
+
+    @staticmethod
+    def forward(ctx, x):
+        y = np.tanh(x)
+        ctx.save(y)
+        return y
+
+    @staticmethod
+    def backward(ctx, grad):
+        (y,) = ctx.saved
+        return grad * (1 - y * y)
+
+
+class Clip(Function):
+    """y = min(max(x, low), high).   dL/dx = dL/dy where low <= x <= high, and 0 elsewhere."""
+
+    @staticmethod
+    def forward(ctx, x, *, low: float | None, high: float | None):
+        y = np.clip(x, low, high)
+        ctx.save(x == y)
+        return y
+
+    @staticmethod
+    def backward(ctx, grad):
+        (inside,) = ctx.saved
+        return grad * inside
+
+
+class Maximum(Function):
+    """y = max(a, b).   dL/dy goes to the larger; where they are equal, half to each (as in PyTorch)."""
+
+    @staticmethod
+    def forward(ctx, a, b):
+        ctx.save(a, b)
+        return np.maximum(a, b)
+
+    @staticmethod
+    def backward(ctx, grad):
+        a, b = ctx.saved
+        half = 0.5 * grad
+        grad_a = np.where(a > b, grad, np.where(a == b, half, 0 * grad))
+        return sum_to_shape(grad_a, a.shape), sum_to_shape(grad - grad_a, b.shape)
+
+
+class Where(Function):
+    """y = a where the condition holds, else b.   dL/dy goes to whichever was taken."""
+
+    @staticmethod
+    def forward(ctx, a, b, *, condition):
+        ctx.save(a.shape, b.shape, condition)
+        return np.where(condition, a, b)
+
+    @staticmethod
+    def backward(ctx, grad):
+        a_shape, b_shape, condition = ctx.saved
+        return sum_to_shape(grad * condition, a_shape), sum_to_shape(grad * ~condition, b_shape)

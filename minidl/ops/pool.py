@@ -1,0 +1,47 @@
+"""Pooling over windows of pixels, each channel by itself."""
+
+from minidl.kernels import kernels_for
+from minidl.ops.function import Function
+
+
+class MaxPool2d(Function):
+    """y = the largest number of each window.   dL/dy goes to that number, the first one among equals; 0 to the others.
+
+    Padding counts as -inf. Saves which number won, one byte for each output.
+    """
+
+    @staticmethod
+    def forward(ctx, x, *, kernel_size, stride, padding, ceil_mode: bool):
+        y, winner = kernels_for(x).max_pool2d_forward(x, kernel_size, stride, padding, ceil_mode)
+        ctx.save(winner, x.shape, kernel_size, stride, padding)
+        return y
+
+    @staticmethod
+    def backward(ctx, grad):
+        return kernels_for(grad).max_pool2d_backward(grad, *ctx.saved)
+
+
+class AvgPool2d(Function):
+    """y = the mean of each window.   dL/dy goes in equal shares to the numbers of the window."""
+
+    @staticmethod
+    def forward(ctx, x, *, kernel_size, stride, padding, ceil_mode: bool, count_include_pad: bool):
+        ctx.save(x.shape, kernel_size, stride, padding, ceil_mode, count_include_pad)
+        return kernels_for(x).avg_pool2d_forward(x, kernel_size, stride, padding, ceil_mode, count_include_pad)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return kernels_for(grad).avg_pool2d_backward(grad, *ctx.saved)
+
+
+class GlobalAvgPool(Function):
+    """y[n,c] = the mean of x[n,:,:,c].   dL/dx = dL/dy / (H W) at every pixel."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save(x.shape)
+        return kernels_for(x).global_avg_pool_forward(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return kernels_for(grad).global_avg_pool_backward(grad, *ctx.saved)

@@ -1,0 +1,74 @@
+"""The same numbers in another arrangement. Every result is C-contiguous: what the shape says is what memory holds."""
+
+import numpy as np
+
+from minidl.ops.function import Function
+
+
+class Reshape(Function):
+    """y holds x's numbers in the same order.   dL/dx = dL/dy in x's shape."""
+
+    @staticmethod
+    def forward(ctx, x, *, shape: tuple[int, ...]):
+        ctx.save(x.shape)
+        return x.reshape(shape)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (shape,) = ctx.saved
+        return grad.reshape(shape)
+
+
+class Permute(Function):
+    """y[i_dims[0], i_dims[1], ...] = x[i_0, i_1, ...].   dL/dx undoes the permutation."""
+
+    @staticmethod
+    def forward(ctx, x, *, dims: tuple[int, ...]):
+        ctx.save(dims)
+        return x.transpose(dims).copy()
+
+    @staticmethod
+    def backward(ctx, grad):
+        (dims,) = ctx.saved
+        inverse = sorted(range(grad.ndim), key=[dim % grad.ndim for dim in dims].__getitem__)
+        return grad.transpose(inverse).copy()
+
+
+class GetItem(Function):
+    """y = x[index].   dL/dx is dL/dy added up at the places it was taken from, and 0 elsewhere."""
+
+    @staticmethod
+    def forward(ctx, x, *, index):
+        ctx.save(x.shape, index)
+        return x[index].copy()
+
+    @staticmethod
+    def backward(ctx, grad):
+        shape, index = ctx.saved
+        grad_x = np.zeros_like(grad, shape=shape)
+        if _is_basic(index):
+            grad_x[index] = grad
+        else:
+            np.add.at(grad_x, index, grad)  # an index array may name one place several times
+        return grad_x
+
+
+def _is_basic(index) -> bool:
+    """Whether the index is made of integers, slices, None and ..., which name every place at most once."""
+    parts = index if isinstance(index, tuple) else (index,)
+    return all(part is None or part is Ellipsis or isinstance(part, int | slice) for part in parts)
+
+
+class Cat(Function):
+    """y = the inputs one after the other along `dim`.   Each dL/d(input) is its slice of dL/dy."""
+
+    @staticmethod
+    def forward(ctx, *arrays, dim: int):
+        ctx.save([array.shape[dim] for array in arrays], dim)
+        return np.concatenate(arrays, axis=dim)
+
+    @staticmethod
+    def backward(ctx, grad):
+        sizes, dim = ctx.saved
+        ends = [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)]
+        return tuple(part.copy() for part in np.split(grad, ends, axis=dim))

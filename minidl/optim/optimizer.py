@@ -1,0 +1,91 @@
+"""What all optimisers share: the parameters, the learning rate, and the state that a checkpoint keeps."""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from minidl.nn.module import Module
+from minidl.tensor import Parameter, Tensor
+
+
+class Optimizer:
+    """Updates parameters in place by the gradients they hold.
+
+    `parameters` are parameters, or groups of them: dicts {"params": [...], "weight_decay": ...} with a weight decay of
+    their own. `lr` may be set at any time; the learning rate and all state are arrays that stay the same for life.
+    """
+
+    def __init__(self, parameters: Iterable[Parameter] | Iterable[dict], lr: float, weight_decay: float):
+        groups = list(parameters)
+        if groups and not isinstance(groups[0], dict):
+            groups = [{"params": groups}]
+        self.parameters = [parameter for group in groups for parameter in group["params"]]
+        if not self.parameters:
+            raise ValueError(f"{type(self).__name__}: expected at least one parameter, got none")
+        self._weight_decays = [group.get("weight_decay", weight_decay) for group in groups for _ in group["params"]]
+        self._lr = np.zeros_like(self.parameters[0].data, dtype=np.float64, shape=())
+        self.lr = lr
+
+    @property
+    def lr(self) -> float:
+        """The learning rate."""
+        return float(self._lr)
+
+    @lr.setter
+    def lr(self, value: float) -> None:
+        if not value >= 0:
+            raise ValueError(f"{type(self).__name__}: expected a learning rate >= 0, got {value}")
+        self._lr[...] = value
+
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+        for parameter in self.parameters:
+            if parameter.requires_grad:
+                parameter.grad = None
+
+    def step(self) -> None:
+        """Update every parameter that has a gradient."""
+        ready = [i for i, parameter in enumerate(self.parameters) if parameter.grad is not None]
+        for weight_decay in dict.fromkeys(self._weight_decays):
+            chosen = [i for i in ready if self._weight_decays[i] == weight_decay]
+            grads = [self.parameters[i].grad.data for i in chosen]
+            self.update([self.parameters[i].data for i in chosen], grads, chosen, weight_decay)
+
+    def update(self, parameters: list, grads: list, chosen: list[int], weight_decay: float) -> None:
+        """One step for the arrays of the parameters number chosen[0], chosen[1], ..., which all have gradients."""
+        raise NotImplementedError
+
+    def state(self) -> dict[str, list]:
+        """The arrays, besides the parameters, that the next step depends on."""
+        raise NotImplementedError
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Copies of the state, on the CPU: "velocity.0", "velocity.1", ... in the order of the parameters."""
+        return {name: Tensor(array).numpy().copy() for name, array in self._named_state().items()}
+
+    def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
+        """Copy a state dict into the state's arrays. All of it fits, or nothing is copied."""
+        ours = self._named_state()
+        wrong = sorted(ours.keys() ^ state.keys()) or [name for name in ours if ours[name].shape != state[name].shape]
+        if wrong:
+            raise ValueError(
+                f"{type(self).__name__}.load_state_dict: does not fit, nothing was loaded: {', '.join(wrong)}"
+            )
+        for name, array in ours.items():
+            array[...] = Tensor(state[name], device=Tensor(array).device).data
+
+    def _named_state(self) -> dict[str, object]:
+        return {f"{name}.{i}": array for name, arrays in self.state().items() for i, array in enumerate(arrays)}
+
+    def _zeros(self) -> list:
+        """An array of zeros for each parameter."""
+        return [np.zeros_like(parameter.data) for parameter in self.parameters]
+
+
+def weight_decay_groups(model: Module, weight_decay: float) -> list[dict]:
+    """Groups for an optimiser in which biases and batch-norm parameters, all of them vectors, are not decayed."""
+    parameters = model.parameters()
+    return [
+        {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},
+        {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
+    ]

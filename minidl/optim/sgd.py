@@ -1,0 +1,40 @@
+"""Stochastic gradient descent."""
+
+from collections.abc import Iterable
+
+from minidl.kernels import kernels_for
+from minidl.optim.optimizer import Optimizer
+from minidl.tensor import Parameter
+
+
+class SGD(Optimizer):
+    """g = dL/dp + weight_decay p;   v = momentum v + g;   p -= lr v,   or lr (g + momentum v) with Nesterov's momentum.
+
+    PyTorch's formulas: the learning rate stands outside of v (Sutskever et al. 2013 have it inside).
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[Parameter] | Iterable[dict],
+        lr: float,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+    ):
+        super().__init__(parameters, lr, weight_decay)
+        if nesterov and momentum <= 0:
+            raise ValueError(f"SGD: nesterov needs a momentum > 0, got {momentum}")
+        self.momentum, self.nesterov = momentum, nesterov
+        self.velocities = self._zeros() if momentum else []
+
+    def update(self, parameters: list, grads: list, chosen: list[int], weight_decay: float) -> None:
+        """One step; see the class."""
+        if parameters:
+            velocities = [self.velocities[i] for i in chosen] if self.momentum else []
+            kernels_for(parameters[0]).sgd_update(
+                parameters, grads, velocities, self._lr, self.momentum, weight_decay, self.nesterov
+            )
+
+    def state(self) -> dict[str, list]:
+        """The velocities."""
+        return {"velocity": self.velocities}

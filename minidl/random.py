@@ -1,0 +1,39 @@
+"""Counted randomness: every draw is a function of (seed, number of the draw), so two integers restore any state."""
+
+import contextlib
+import threading
+from collections.abc import Iterator
+
+import numpy as np
+
+_thread = threading.local()
+
+
+def manual_seed(seed: int) -> None:
+    """Start this thread's draws anew from the seed: initial weights, `randn`, and the seeds of dropout layers."""
+    if seed < 0:
+        raise ValueError(f"manual_seed: expected a whole number >= 0, got {seed}")
+    _thread.state = (seed, 0)
+
+
+def next_draw() -> tuple[int, int]:
+    """(seed, number of the draw), and counts on."""
+    seed, number = getattr(_thread, "state", (0, 0))
+    _thread.state = (seed, number + 1)
+    return seed, number
+
+
+def next_generator() -> np.random.Generator:
+    """The generator of the next draw."""
+    return np.random.default_rng(next_draw())
+
+
+@contextlib.contextmanager
+def fork_rng(seed: int) -> Iterator[None]:
+    """Draw from that seed inside the `with` block, and go on afterwards as if nothing had been drawn."""
+    before = getattr(_thread, "state", (0, 0))
+    manual_seed(seed)
+    try:
+        yield
+    finally:
+        _thread.state = before

@@ -1,0 +1,423 @@
+"""Tensor: an array with a place in the graph. `apply` runs an operation and records it."""
+
+import functools
+
+import numpy as np
+
+from minidl.autograd import Leaf, Node, backward, is_grad_enabled
+from minidl.kernels import device_of, to_device
+from minidl.ops.arithmetic import Add, Clip, Div, Exp, Log, MatMul, Mul, Pow, Sigmoid, Sqrt, Sub, Tanh
+from minidl.ops.convert import Cast, Move
+from minidl.ops.function import Context, Function
+from minidl.ops.reduce import Max, Sum
+from minidl.ops.shape import GetItem, Permute, Reshape
+
+float32 = np.dtype("float32")
+float64 = np.dtype("float64")
+int64 = np.dtype("int64")
+
+Dim = int | tuple[int, ...] | None
+
+
+class Tensor:
+    """An array that remembers how it was computed.
+
+    An ndarray keeps its dtype and its memory; Python floats become float32, Python integers int64. The memory is
+    C-contiguous, always. With `requires_grad`, `backward()` on something computed from this tensor fills its `grad`.
+    """
+
+    __slots__ = ("__weakref__", "_place", "data")
+    __array_ufunc__ = None  # so that ndarray * Tensor asks the Tensor, not every element of the ndarray
+
+    def __init__(self, data, dtype=None, device: str | None = None, requires_grad: bool = False):
+        if isinstance(data, Tensor):
+            data = data.data
+        self.data = _as_array(data, dtype, device)
+        self._place: Node | Leaf | None = None
+        self.requires_grad = requires_grad
+
+    # -- what it is -----------------------------------------------------------------------------------------------
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The length along each dimension."""
+        return self.data.shape
+
+    @property
+    def ndim(self) -> int:
+        """The number of dimensions."""
+        return self.data.ndim
+
+    @property
+    def dtype(self) -> np.dtype:
+        """float32, float64, int64 or bool."""
+        return self.data.dtype
+
+    @property
+    def device(self) -> str:
+        """'cpu' or 'cuda'."""
+        return device_of(self.data)
+
+    def numel(self) -> int:
+        """How many numbers it holds."""
+        return self.data.size
+
+    def __len__(self) -> int:
+        if not self.shape:
+            raise TypeError("len: a tensor of shape () has no length; use .item() for its number")
+        return self.shape[0]
+
+    def __repr__(self) -> str:
+        values = np.array2string(self.numpy(), precision=4, threshold=40, edgeitems=2, separator=", ", prefix="Tensor(")
+        facts = [f"shape={self.shape}", str(self.dtype)]
+        if self.device != "cpu":
+            facts.append(self.device)
+        if isinstance(self._place, Node):
+            facts.append(f"from {self._place.name}")
+        elif self.requires_grad:
+            facts.append("requires_grad")
+        return f"{type(self).__name__}({values}, {', '.join(facts)})"
+
+    def numpy(self) -> np.ndarray:
+        """The numbers as a NumPy array: the tensor's own memory if it is on the CPU."""
+        return to_device(self.data, "cpu")
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return np.array(self.numpy(), dtype, copy=copy)
+
+    def item(self) -> float | int | bool:
+        """The number that a tensor of one element holds."""
+        if self.numel() != 1:
+            raise ValueError(f"item: expected a tensor of one element, got shape {self.shape}")
+        return self.data.item()
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __int__(self) -> int:
+        return int(self.item())
+
+    def __bool__(self) -> bool:
+        return bool(self.item())
+
+    # -- its place in the graph -----------------------------------------------------------------------------------
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether backward() reaches it. Settable on tensors that were not computed from others."""
+        return self._place is not None
+
+    @requires_grad.setter
+    def requires_grad(self, wanted: bool) -> None:
+        if isinstance(self._place, Node):
+            raise RuntimeError(
+                f"requires_grad: this tensor was computed by {self._place.name}; use detach() to cut it off"
+            )
+        if wanted and self.dtype.kind != "f":
+            raise TypeError(
+                f"requires_grad: expected a floating-point tensor, got {self.dtype}; convert it with .to('float32')"
+            )
+        if wanted != self.requires_grad:
+            self._place = Leaf() if wanted else None
+
+    @property
+    def grad(self) -> "Tensor | None":
+        """dL/d(this tensor), summed over the backward passes since it was last set to None. Kept for leaves only."""
+        if not isinstance(self._place, Leaf) or self._place.grad is None:
+            return None
+        return Tensor(self._place.grad)
+
+    @grad.setter
+    def grad(self, value: "Tensor | None") -> None:
+        if not isinstance(self._place, Leaf):
+            raise RuntimeError(
+                "grad: only a tensor made with requires_grad=True, not one computed from others, has a gradient"
+            )
+        if value is not None and (value.shape, value.dtype) != (self.shape, self.dtype):
+            raise ValueError(
+                f"grad: expected {self.dtype} {self.shape} like the tensor, got {value.dtype} {value.shape}"
+            )
+        self._place.grad = None if value is None else value.data
+
+    def backward(self, grad: "Tensor | None" = None) -> None:
+        """Add dL/dt to the `grad` of every leaf t that this tensor L was computed from.
+
+        For an L that is not a scalar, `grad` has its shape and says how much each of its numbers counts.
+        """
+        if self._place is None:
+            raise RuntimeError(
+                "backward: this tensor was computed from nothing that requires grad, or inside no_grad()"
+            )
+        if grad is None and self.numel() != 1:
+            raise ValueError(
+                f"backward: expected a scalar loss, got shape {self.shape}; reduce it with .mean() or .sum(), or pass grad"
+            )
+        if grad is not None and (grad.shape, grad.dtype, grad.device) != (self.shape, self.dtype, self.device):
+            raise ValueError(
+                f"backward: grad is {grad.dtype} {grad.shape} on {grad.device}, expected {self.dtype} {self.shape} on {self.device}"
+            )
+        backward(self._place, np.ones_like(self.data) if grad is None else grad.data)
+
+    def detach(self) -> "Tensor":
+        """The same memory, cut off from the graph."""
+        return Tensor(self.data)
+
+    def to(self, target) -> "Tensor":
+        """On another device ('cpu', 'cuda') or in another dtype ('float64', np.float32, ...); itself if it is so already."""
+        if target in ("cpu", "cuda"):
+            return self if self.device == target else apply(Move, self, device=target)
+        dtype = np.dtype(target)
+        return self if self.dtype == dtype else apply(Cast, self, dtype=dtype)
+
+    # -- operators ------------------------------------------------------------------------------------------------
+
+    def __add__(self, other) -> "Tensor":
+        return _binary(Add, self, other)
+
+    def __sub__(self, other) -> "Tensor":
+        return _binary(Sub, self, other)
+
+    def __mul__(self, other) -> "Tensor":
+        return _binary(Mul, self, other)
+
+    def __truediv__(self, other) -> "Tensor":
+        return _binary(Div, self, other)
+
+    def __matmul__(self, other) -> "Tensor":
+        return matmul(self, other)
+
+    def __pow__(self, exponent: float) -> "Tensor":
+        if not isinstance(exponent, int | float):
+            raise TypeError(
+                f"**: expected a number as exponent, got {type(exponent).__name__}; use (b * a.log()).exp() for a ** b"
+            )
+        return apply(Pow, self, exponent=exponent)
+
+    def __neg__(self) -> "Tensor":
+        return self * -1
+
+    def __radd__(self, other) -> "Tensor":
+        return _binary(Add, other, self)
+
+    def __rsub__(self, other) -> "Tensor":
+        return _binary(Sub, other, self)
+
+    def __rmul__(self, other) -> "Tensor":
+        return _binary(Mul, other, self)
+
+    def __rtruediv__(self, other) -> "Tensor":
+        return _binary(Div, other, self)
+
+    def __rmatmul__(self, other) -> "Tensor":
+        return matmul(other, self)
+
+    # Comparisons give a tensor of bools, through which no gradient flows.
+
+    def __eq__(self, other) -> "Tensor":
+        return Tensor(self.data == _raw(other))
+
+    def __ne__(self, other) -> "Tensor":
+        return Tensor(self.data != _raw(other))
+
+    def __lt__(self, other) -> "Tensor":
+        return Tensor(self.data < _raw(other))
+
+    def __le__(self, other) -> "Tensor":
+        return Tensor(self.data <= _raw(other))
+
+    def __gt__(self, other) -> "Tensor":
+        return Tensor(self.data > _raw(other))
+
+    def __ge__(self, other) -> "Tensor":
+        return Tensor(self.data >= _raw(other))
+
+    __hash__ = object.__hash__
+
+    # -- functions of each number ---------------------------------------------------------------------------------
+
+    def exp(self) -> "Tensor":
+        """e^x."""
+        return apply(Exp, self)
+
+    def log(self) -> "Tensor":
+        """The natural logarithm."""
+        return apply(Log, self)
+
+    def sqrt(self) -> "Tensor":
+        """The square root."""
+        return apply(Sqrt, self)
+
+    def sigmoid(self) -> "Tensor":
+        """1 / (1 + e^-x)."""
+        return apply(Sigmoid, self)
+
+    def tanh(self) -> "Tensor":
+        """The hyperbolic tangent."""
+        return apply(Tanh, self)
+
+    def clip(self, low: float | None = None, high: float | None = None) -> "Tensor":
+        """x, but no less than low and no more than high."""
+        return apply(Clip, self, low=low, high=high)
+
+    # -- reductions -----------------------------------------------------------------------------------------------
+
+    def sum(self, dim: Dim = None, keepdim: bool = False) -> "Tensor":
+        """The sum over `dim`, or over everything."""
+        return apply(Sum, self, dim=_as_dims(dim), keepdim=keepdim)
+
+    def mean(self, dim: Dim = None, keepdim: bool = False) -> "Tensor":
+        """The mean over `dim`, or over everything."""
+        total = self.sum(dim, keepdim)
+        return total / (self.numel() / total.numel())
+
+    def var(self, dim: Dim = None, keepdim: bool = False, correction: int = 1) -> "Tensor":
+        """The mean of (x - mean)^2, divided by count - correction: 1 for a sample, 0 for a whole population."""
+        deviations = self - self.mean(dim, keepdim=True)
+        total = (deviations * deviations).sum(dim, keepdim)
+        return total / (self.numel() / total.numel() - correction)
+
+    def max(self, dim: Dim = None, keepdim: bool = False) -> "Tensor":
+        """The largest over `dim`, or of all: the values alone, as torch.amax. Equal ones share the gradient."""
+        return apply(Max, self, dim=_as_dims(dim), keepdim=keepdim)
+
+    def argmax(self, dim: int | None = None) -> "Tensor":
+        """Where the largest stands along `dim`: the first among equals."""
+        return Tensor(self.data.argmax(axis=dim))
+
+    # -- shapes ---------------------------------------------------------------------------------------------------
+
+    def reshape(self, *shape: int) -> "Tensor":
+        """The same numbers in the same order in another shape; one length may be -1."""
+        return apply(Reshape, self, shape=_as_sequence(shape))
+
+    def permute(self, *dims: int) -> "Tensor":
+        """The dimensions in another order: dimension i of the result is dimension dims[i] of this tensor."""
+        return apply(Permute, self, dims=_as_sequence(dims))
+
+    @property
+    def T(self) -> "Tensor":  # noqa: N802 - the name that everyone knows
+        """The dimensions in reverse order."""
+        return self.permute(*reversed(range(self.ndim)))
+
+    def __getitem__(self, index) -> "Tensor":
+        parts = index if isinstance(index, tuple) else (index,)
+        parts = tuple(part.data if isinstance(part, Tensor) else part for part in parts)
+        return apply(GetItem, self, index=parts if isinstance(index, tuple) else parts[0])
+
+    def __iter__(self):
+        return (self[i] for i in range(len(self)))
+
+
+class Parameter(Tensor):
+    """A tensor that a module learns. Frozen by requires_grad=False, it stays among the module's parameters."""
+
+    __slots__ = ("layout",)
+
+    def __init__(self, data, layout=None, requires_grad: bool = True):
+        super().__init__(data, requires_grad=requires_grad)
+        self.layout = layout
+
+
+class Buffer(Tensor):
+    """A tensor that belongs to a module's state and is not learned, like a running mean.
+
+    One that is not `persistent` is left out of state_dict().
+    """
+
+    __slots__ = ("persistent",)
+
+    def __init__(self, data, persistent: bool = True):
+        super().__init__(data)
+        self.persistent = persistent
+
+
+def apply(function: type[Function], *inputs: Tensor, **hyperparameters) -> Tensor:
+    """Run an operation on tensors, and record it if one of them requires grad."""
+    _check_alike(function, inputs)
+    recording = is_grad_enabled()
+    ctx = Context(tuple(recording and tensor.requires_grad for tensor in inputs))
+    output = Tensor(function.forward(ctx, *(tensor.data for tensor in inputs), **hyperparameters))
+    if any(ctx.needs_grad):
+        sources = tuple(
+            tensor._place if needed else None for tensor, needed in zip(inputs, ctx.needs_grad, strict=True)
+        )
+        output._place = Node(function.__name__, functools.partial(function.backward, ctx), sources)
+    return output
+
+
+def matmul(a, b) -> Tensor:
+    """The matrix product over the last two dimensions: (..., n, k) @ (..., k, m) -> (..., n, m)."""
+    a, b = _operands(MatMul, a, b)
+    if a.ndim < 2 or b.ndim < 2 or a.shape[-1] != b.shape[-2]:
+        raise ValueError(
+            f"matmul: expected (..., n, k) @ (..., k, m), got {a.shape} @ {b.shape}; reshape a vector to a matrix"
+        )
+    return apply(MatMul, a, b)
+
+
+def _binary(function: type[Function], a, b) -> Tensor:
+    a, b = _operands(function, a, b)
+    try:
+        np.broadcast_shapes(a.shape, b.shape)
+    except ValueError:
+        raise ValueError(
+            f"{function.__name__.lower()}: shapes {a.shape} and {b.shape} do not broadcast; reshape one of them"
+        ) from None
+    return apply(function, a, b)
+
+
+def _operands(function: type[Function], a, b) -> tuple[Tensor, Tensor]:
+    """Both as tensors; a Python number takes the dtype and the device of the other."""
+    if not isinstance(a, Tensor):
+        a = _like(function, a, b)
+    if not isinstance(b, Tensor):
+        b = _like(function, b, a)
+    return a, b
+
+
+def _like(function: type[Function], value, other: Tensor) -> Tensor:
+    if not isinstance(value, int | float):
+        return Tensor(value)
+    if isinstance(value, float) and other.dtype.kind != "f":
+        raise TypeError(
+            f"{function.__name__.lower()}: an {other.dtype} tensor and the float {value}; convert it with .to('float32')"
+        )
+    return Tensor(np.asarray(value, other.dtype), device=other.device)
+
+
+def _check_alike(function: type[Function], inputs: tuple[Tensor, ...]) -> None:
+    """All inputs on one device and, as silent conversions hide mistakes, of one dtype."""
+    for tensor in inputs[1:]:
+        for fact in ("dtype", "device"):
+            ours, theirs = getattr(inputs[0], fact), getattr(tensor, fact)
+            if ours != theirs:
+                raise TypeError(
+                    f"{function.__name__.lower()}: inputs of {fact} {ours} and {theirs}; convert one with .to('{ours}')"
+                )
+
+
+def _as_array(data, dtype, device):
+    """A C-contiguous array. Python floats, and lists of them, are float32 unless a dtype says otherwise."""
+    if not hasattr(data, "dtype"):
+        data = np.asarray(data)
+        dtype = dtype or (float32 if data.dtype == float64 else None)
+    if device_of(data) == "cpu":
+        data = np.asarray(data, dtype, order="C")
+        if data.dtype == object:
+            raise TypeError("Tensor: expected numbers in lists of equal lengths, got objects")
+    elif dtype is not None:
+        data = data.astype(dtype, copy=False)
+    return data if device is None else to_device(data, device)
+
+
+def _raw(value):
+    return value.data if isinstance(value, Tensor) else value
+
+
+def _as_dims(dim: Dim) -> tuple[int, ...] | None:
+    return (dim,) if isinstance(dim, int) else dim
+
+
+def _as_sequence(arguments: tuple) -> tuple[int, ...]:
+    """reshape(2, 3) and reshape((2, 3)) mean the same."""
+    return tuple(arguments[0]) if len(arguments) == 1 and not isinstance(arguments[0], int) else arguments

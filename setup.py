@@ -1,0 +1,35 @@
+"""Packaging. Tool settings are in pyproject.toml."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+TEST = ["pytest>=8", "hypothesis>=6.100", "matplotlib>=3.8", "ruff>=0.12"]
+
+setup(
+    name="minidl",
+    version="0.1.0",
+    description="A deep-learning framework on NumPy and CuPy, small enough to read in an afternoon, fast enough to train with",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.11",
+    packages=find_packages(include=["minidl", "minidl.*"]),
+    package_data={"minidl": ["py.typed"]},
+    install_requires=["numpy>=2.0", "pillow>=10.3", "threadpoolctl>=3.5", "tqdm>=4.66", "safetensors>=0.4.3"],
+    extras_require={
+        "examples": ["matplotlib>=3.8"],
+        "cuda12": ["cupy-cuda12x[ctk]>=14"],
+        "cuda13": ["cupy-cuda13x[ctk]>=14"],
+        "test": TEST,
+        "bench": ["torch==2.13.0"],
+    },
+    classifiers=[
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+)
