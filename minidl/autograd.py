@@ -1,8 +1,9 @@
 """The graph, and the walk back through it.
 
-Every computed tensor remembers the `Node` that made it: the op, what the op saved, and the places its inputs came from.
-Edges run from a node to the makers of its inputs and nothing points forward, so a graph has no cycles and disappears with
-the last tensor that refers to it. Nothing here knows what a tensor or an operation is; gradients are plain arrays.
+Every computed tensor remembers the `Node` that made it: the op, what the op saved, and the places its inputs came
+from. Edges run from a node to the makers of its inputs and nothing points forward, so a graph has no cycles and
+disappears with the last tensor that refers to it. Nothing here knows what a tensor or an operation is; gradients are
+plain arrays.
 """
 
 import contextlib
@@ -78,7 +79,7 @@ def backward(root: Node | Leaf, grad) -> None:
 
 
 def _count_consumers(root: Node | Leaf) -> Counter:
-    """How many gradients each place below root will be sent. Looks first, so that an error leaves no gradient half-added."""
+    """How many gradients each place below root will be sent. An error comes here, before any gradient is added."""
     waiting = Counter()
     found = [root]
     while found:

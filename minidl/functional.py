@@ -23,7 +23,7 @@ from minidl.tensor import Tensor, apply
 Pair = int | tuple[int, int]
 
 
-# -- joining and choosing -------------------------------------------------------------------------------------------------
+# -- joining and choosing ----------------------------------------------------------------------------------------------
 
 
 def cat(tensors: list[Tensor], dim: int = 0) -> Tensor:
@@ -84,7 +84,7 @@ def flatten(x: Tensor, start_dim: int = 1) -> Tensor:
     return x.reshape(*x.shape[:start_dim], -1)
 
 
-# -- layers ---------------------------------------------------------------------------------------------------------------
+# -- layers ------------------------------------------------------------------------------------------------------------
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -96,16 +96,18 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     _check_batch("linear", x, 2, "(N, in)")
     if weight.ndim != 2 or x.shape[1] != weight.shape[0]:
         raise ValueError(
-            f"linear: x has {x.shape[1]} features, weight expects {weight.shape[0]} (x {x.shape}, weight {weight.shape} = (in, out))"
+            f"linear: x has {x.shape[1]} features, weight expects {weight.shape[0]} "
+            f"(x {x.shape}, weight {weight.shape} = (in, out))"
         )
     _check_per_channel("linear", "bias", bias, weight.shape[1])
     return apply(Linear, *_present(x, weight, bias))
 
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Pair = 1, padding: Pair = 0) -> Tensor:
-    """Convolution of x (N, H, W, C) with weight (KH, KW, C, O): y (N, OH, OW, O), OH = (H + 2 padding - KH) // stride + 1.
+    """Convolution of x (N, H, W, C) with weight (KH, KW, C, O): y (N, OH, OW, O).
 
-    The kernel is not flipped (cross-correlation). `stride` and `padding`, by zeros, are a number or (height, width).
+    OH = (H + 2 padding - KH) // stride + 1. The kernel is not flipped (cross-correlation). `stride` and `padding`, by
+    zeros, are a number or (height, width).
 
     >>> image, blur = Tensor(np.ones((1, 4, 4, 1))), Tensor(np.full((3, 3, 1, 1), 1 / 9))
     >>> conv2d(image, blur, padding=1)[0, :, :, 0].to("float32")
@@ -195,10 +197,10 @@ def batch_norm(
 ) -> Tensor:
     """y = weight (x - mean) / sqrt(variance + eps) + bias for each channel of x (N, C) or (N, H, W, C).
 
-    In training, mean and variance (divided by the count) are those of x, and the gradient goes through them; the running
-    values, where given, become (1 - momentum) running + momentum new, the variance divided by count - 1. Otherwise the
-    running values are used, as constants. `residual`, of x's shape, is added to y, and `relu` cuts the sum off at 0, both
-    without another pass over memory. Ioffe, Szegedy 2015, algorithms 1 and 2.
+    In training, mean and variance (divided by the count) are those of x, and the gradient goes through them; the
+    running values, where given, become (1 - momentum) running + momentum new, the variance divided by count - 1.
+    Otherwise the running values are used, as constants. `residual`, of x's shape, is added to y, and `relu` cuts the
+    sum off at 0, both without another pass over memory. Ioffe, Szegedy 2015, algorithms 1 and 2.
 
     >>> batch_norm(Tensor([[1.0], [3.0]]), Tensor([1.0]), Tensor([0.0]), eps=0)
     Tensor([[-1.],
@@ -277,7 +279,7 @@ def pad_channels(x: Tensor, before: int, after: int) -> Tensor:
     return apply(PadChannels, x, before=before, after=after)
 
 
-# -- probabilities and losses ---------------------------------------------------------------------------------------------
+# -- probabilities and losses ------------------------------------------------------------------------------------------
 
 
 def softmax(x: Tensor, dim: int = -1) -> Tensor:
@@ -325,7 +327,7 @@ def mse_loss(x: Tensor, target: Tensor) -> Tensor:
     return apply(MSELoss, x, target)
 
 
-# -- checks ---------------------------------------------------------------------------------------------------------------
+# -- checks ------------------------------------------------------------------------------------------------------------
 
 
 def as_pair(function: str, name: str, value: Pair, least: int) -> tuple[int, int]:
@@ -351,6 +353,18 @@ def _check_batch(function: str, x: Tensor, ndim: int, layout: str) -> None:
         raise TypeError(f"{function}: expected floating-point x, got {x.dtype}; convert it with .to('float32')")
     if 0 in x.shape:
         raise ValueError(f"{function}: expected a batch with something in it, got shape {x.shape}")
+
+
+def _check_same_shape(function: str, tensors: list[Tensor], except_dim: int | None = None) -> None:
+    """All shapes agree, except along one dimension if that is named."""
+    ndim = tensors[0].ndim
+    if except_dim is not None and not -ndim <= except_dim < ndim:
+        raise ValueError(f"{function}: dim {except_dim} is not a dimension of {tensors[0].shape}")
+    free = None if except_dim is None else except_dim % ndim
+    compared = {tuple(size for i, size in enumerate(tensor.shape) if i != free) for tensor in tensors}
+    if len(compared) > 1 or len({tensor.ndim for tensor in tensors}) > 1:
+        where = "" if except_dim is None else f" except along dim {except_dim}"
+        raise ValueError(f"{function}: expected equal shapes{where}, got {', '.join(str(t.shape) for t in tensors)}")
 
 
 def _check_images(function: str, x: Tensor) -> None:

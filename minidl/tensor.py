@@ -36,7 +36,7 @@ class Tensor:
         self._place: Node | Leaf | None = None
         self.requires_grad = requires_grad
 
-    # -- what it is -----------------------------------------------------------------------------------------------
+    # -- what it is ----------------------------------------------------------------------------------------------------
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -100,7 +100,7 @@ class Tensor:
     def __bool__(self) -> bool:
         return bool(self.item())
 
-    # -- its place in the graph -----------------------------------------------------------------------------------
+    # -- its place in the graph ----------------------------------------------------------------------------------------
 
     @property
     def requires_grad(self) -> bool:
@@ -150,11 +150,12 @@ class Tensor:
             )
         if grad is None and self.numel() != 1:
             raise ValueError(
-                f"backward: expected a scalar loss, got shape {self.shape}; reduce it with .mean() or .sum(), or pass grad"
+                f"backward: expected a scalar loss, got shape {self.shape}; reduce it with .mean(), or pass grad"
             )
         if grad is not None and (grad.shape, grad.dtype, grad.device) != (self.shape, self.dtype, self.device):
             raise ValueError(
-                f"backward: grad is {grad.dtype} {grad.shape} on {grad.device}, expected {self.dtype} {self.shape} on {self.device}"
+                f"backward: grad is {grad.dtype} {grad.shape} on {grad.device}, "
+                f"expected {self.dtype} {self.shape} on {self.device}"
             )
         backward(self._place, np.ones_like(self.data) if grad is None else grad.data)
 
@@ -163,13 +164,13 @@ class Tensor:
         return Tensor(self.data)
 
     def to(self, target) -> "Tensor":
-        """On another device ('cpu', 'cuda') or in another dtype ('float64', np.float32, ...); itself if it is so already."""
+        """On another device ('cpu', 'cuda') or in another dtype ('float64', np.float32, ...)."""
         if target in ("cpu", "cuda"):
             return self if self.device == target else apply(Move, self, device=target)
         dtype = np.dtype(target)
         return self if self.dtype == dtype else apply(Cast, self, dtype=dtype)
 
-    # -- operators ------------------------------------------------------------------------------------------------
+    # -- operators -----------------------------------------------------------------------------------------------------
 
     def __add__(self, other) -> "Tensor":
         return _binary(Add, self, other)
@@ -233,7 +234,7 @@ class Tensor:
 
     __hash__ = object.__hash__
 
-    # -- functions of each number ---------------------------------------------------------------------------------
+    # -- functions of each number --------------------------------------------------------------------------------------
 
     def exp(self) -> "Tensor":
         """e^x."""
@@ -259,7 +260,7 @@ class Tensor:
         """x, but no less than low and no more than high."""
         return apply(Clip, self, low=low, high=high)
 
-    # -- reductions -----------------------------------------------------------------------------------------------
+    # -- reductions ----------------------------------------------------------------------------------------------------
 
     def sum(self, dim: Dim = None, keepdim: bool = False) -> "Tensor":
         """The sum over `dim`, or over everything."""
@@ -284,7 +285,7 @@ class Tensor:
         """Where the largest stands along `dim`: the first among equals."""
         return Tensor(self.data.argmax(axis=dim))
 
-    # -- shapes ---------------------------------------------------------------------------------------------------
+    # -- shapes --------------------------------------------------------------------------------------------------------
 
     def reshape(self, *shape: int) -> "Tensor":
         """The same numbers in the same order in another shape; one length may be -1."""
@@ -380,7 +381,8 @@ def _like(function: type[Function], value, other: Tensor) -> Tensor:
         return Tensor(value)
     if isinstance(value, float) and other.dtype.kind != "f":
         raise TypeError(
-            f"{function.__name__.lower()}: an {other.dtype} tensor and the float {value}; convert it with .to('float32')"
+            f"{function.__name__.lower()}: got an {other.dtype} tensor and the float {value}; "
+            "convert the tensor with .to('float32')"
         )
     return Tensor(np.asarray(value, other.dtype), device=other.device)
 

@@ -120,14 +120,16 @@ class Bottleneck(Block):
 MakeBlock = Callable[[int, int, int], Block]
 
 
-def stage(make_block: MakeBlock, in_channels: int, channels: int, expansion: int, blocks: int, stride: int) -> Sequential:
+def stage(
+    make_block: MakeBlock, in_channels: int, channels: int, expansion: int, blocks: int, stride: int
+) -> Sequential:
     """Blocks of equal width; the first one changes the size and the number of channels."""
     first = make_block(in_channels, channels, stride)
     return Sequential(first, *(make_block(channels * expansion, channels, 1) for _ in range(blocks - 1)))
 
 
 class CifarResNet(Module):
-    """A 3x3 convolution, three stages at 32x32/16, 16x16/32 and 8x8/64 channels, global average pooling, a linear layer."""
+    """A 3x3 convolution, stages at 32x32/16, 16x16/32 and 8x8/64 channels, global average pooling, a linear layer."""
 
     def __init__(self, make_block: MakeBlock, blocks: int, num_classes: int):
         self.conv1 = Conv2d(3, 16, 3, padding=1, bias=False)
@@ -169,7 +171,9 @@ class ImageNetResNet(Module):
 def cifar_resnet(depth: int, shortcut: str = "A", num_classes: int = 10, seed: int = 0) -> CifarResNet:
     """The network of section 4.2 with depth 6n + 2 layers. shortcut: 'A', 'B', 'C', or 'none' for the plain network."""
     if depth < 8 or (depth - 2) % 6:
-        raise ValueError(f"cifar_resnet: expected a depth of 6n + 2 (8, 14, 20, 32, 44, 56, 110, 1202, ...), got {depth}")
+        raise ValueError(
+            f"cifar_resnet: expected a depth of 6n + 2 (8, 14, 20, 32, 44, 56, 110, 1202, ...), got {depth}"
+        )
     make_block = functools.partial(BasicBlock, shortcut=shortcut)
     with fork_rng(seed):
         return CifarResNet(make_block, (depth - 2) // 6, num_classes)
@@ -178,7 +182,7 @@ def cifar_resnet(depth: int, shortcut: str = "A", num_classes: int = 10, seed: i
 def imagenet_resnet(
     depth: int, shortcut: str = "B", variant: str = "torchvision", num_classes: int = 1000, seed: int = 0
 ) -> ImageNetResNet:
-    """The network of table 1. shortcut: 'A', 'B', 'C' or 'none'; variant: 'torchvision' or 'he2015' (see Bottleneck)."""
+    """The network of table 1. shortcut: 'A', 'B', 'C', 'none'; variant: 'torchvision' or 'he2015' (see Bottleneck)."""
     if depth not in IMAGENET_BLOCKS:
         raise ValueError(f"imagenet_resnet: expected a depth of {', '.join(map(str, IMAGENET_BLOCKS))}, got {depth}")
     if variant not in ("torchvision", "he2015"):

@@ -12,7 +12,18 @@ Modules have torchvision's names. Images are (N, H, W, 3).
 """
 
 from minidl import Tensor, fork_rng
-from minidl.nn import BatchNorm2d, Conv2d, Dropout, Flatten, Linear, LocalResponseNorm, MaxPool2d, Module, ReLU, Sequential
+from minidl.nn import (
+    BatchNorm2d,
+    Conv2d,
+    Dropout,
+    Flatten,
+    Linear,
+    LocalResponseNorm,
+    MaxPool2d,
+    Module,
+    ReLU,
+    Sequential,
+)
 
 # A number is a 3x3 convolution with so many channels, "1x1-n" a 1x1 one, "LRN" local response normalisation, and "M" a
 # 2x2 max-pool.

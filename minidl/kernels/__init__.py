@@ -31,7 +31,7 @@ def to_device(array, device: str):
 
 def _cuda() -> ModuleType:
     try:
-        import cupy  # noqa: F401
+        import cupy
     except ImportError as error:
         raise RuntimeError("device 'cuda' needs CuPy: pip install \"minidl[cuda13]\" (or cuda12)") from error
     raise NotImplementedError("device 'cuda': this version of minidl has no CUDA kernels; use device 'cpu'")

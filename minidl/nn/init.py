@@ -34,7 +34,10 @@ def uniform(shape: tuple[int, ...], bound: float) -> np.ndarray:
 
 
 def he_normal(shape: tuple[int, ...], mode: str = "fan_in") -> np.ndarray:
-    """N(0, 2 / fan): keeps the variance through a ReLU, forward for fan_in, backward for fan_out (He et al. 2015, eq. 10, 14)."""
+    """N(0, 2 / fan), which keeps the variance through a ReLU: forward for fan_in, backward for fan_out.
+
+    He, Zhang, Ren, Sun 2015, "Delving deep into rectifiers", equations 10 and 14.
+    """
     return normal(shape, math.sqrt(2 / _fan(shape, mode)))
 
 

@@ -27,7 +27,7 @@ class Module:
     def __call__(self, *inputs, **options):
         return self.forward(*inputs, **options)
 
-    # -- what it is made of -------------------------------------------------------------------------------------------
+    # -- what it is made of --------------------------------------------------------------------------------------------
 
     def members(self) -> Iterator[tuple[str, object]]:
         """(name, value) of the attributes that hold a part of the module."""
@@ -68,7 +68,7 @@ class Module:
         """(name, buffer) of all buffers."""
         return self.named_tensors(Buffer)
 
-    # -- what can be done to it ---------------------------------------------------------------------------------------
+    # -- what can be done to it ----------------------------------------------------------------------------------------
 
     def train(self, mode: bool = True) -> "Module":
         """Training: batch-norm takes the batch's statistics, dropout drops."""
@@ -97,14 +97,14 @@ class Module:
         self.zero_grad()
         return self
 
-    # -- what is saved ------------------------------------------------------------------------------------------------
+    # -- what is saved -------------------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """Copies of all parameters and persistent buffers, on the CPU, under PyTorch's names and in PyTorch's layouts."""
+        """Copies of all parameters and persistent buffers on the CPU, under PyTorch's names, in PyTorch's layouts."""
         return {name: _layout(tensor).to_file(tensor.numpy()) for name, tensor in self._saved()}
 
     def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
-        """Copy a state dict, from here or from PyTorch, into the parameters' arrays. All of it fits, or nothing is copied."""
+        """Copy a state dict, from here or from PyTorch, into our arrays. All of it fits, or nothing is copied."""
         saved = dict(self._saved())
         state = {name: value for name, value in state.items() if not name.endswith(IGNORED_ON_LOAD)}
         _check_names(saved.keys(), state.keys())
@@ -116,7 +116,7 @@ class Module:
     def _saved(self) -> Iterable[tuple[str, Tensor]]:
         return [(name, t) for name, t in self.named_tensors(Parameter | Buffer) if getattr(t, "persistent", True)]
 
-    # -- how it prints ------------------------------------------------------------------------------------------------
+    # -- how it prints -------------------------------------------------------------------------------------------------
 
     def extra_repr(self) -> str:
         """The arguments to show between the parentheses."""
@@ -167,8 +167,11 @@ def _check_names(expected: Iterable[str], got: Iterable[str]) -> None:
 
 
 def _check_shapes(saved: dict[str, Tensor], arrays: dict[str, np.ndarray]) -> None:
+    def in_file(name, array):
+        return _layout(saved[name]).to_file(array).shape
+
     wrong = [
-        f"{name}: expected {_layout(tensor).to_file(tensor.numpy()).shape}, got {_layout(tensor).to_file(arrays[name]).shape}"
+        f"{name}: expected {in_file(name, tensor.numpy())}, got {in_file(name, arrays[name])}"
         for name, tensor in saved.items()
         if tensor.shape != arrays[name].shape
     ]

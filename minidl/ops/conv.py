@@ -10,7 +10,7 @@ class Conv2d(Function):
     x (N, H, W, C), weight (KH, KW, C, O), bias (O,), y (N, OH, OW, O), with stride s and padding p of zeros.
 
     y is linear in each input, so each gradient is the same triple sum, taken over the other indices:
-        dL/dx[n,h,w,c]      = sum over u, v, o  of dL/dy[n,i,j,o] weight[u,v,c,o]   where i s + u - p = h, j s + v - p = w
+        dL/dx[n,h,w,c]      = sum over u, v, o  of dL/dy[n,i,j,o] weight[u,v,c,o]   at i s + u - p = h, j s + v - p = w
         dL/dweight[u,v,c,o] = sum over n, i, j  of dL/dy[n,i,j,o] x[n, i s + u - p, j s + v - p, c]
         dL/dbias[o]         = sum over n, i, j  of dL/dy[n,i,j,o]
 

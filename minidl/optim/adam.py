@@ -10,10 +10,10 @@ from minidl.tensor import Parameter
 
 
 class Adam(Optimizer):
-    """m and v follow the gradient's mean and mean square;   p -= lr m_hat / (sqrt(v_hat) + eps) (Kingma, Ba 2015, algorithm 1).
+    """m and v follow the gradient's mean and mean square;   p -= lr m_hat / (sqrt(v_hat) + eps).
 
-    m = beta1 m + (1 - beta1) g,  v = beta2 v + (1 - beta2) g^2,  m_hat = m / (1 - beta1^t),  v_hat = v / (1 - beta2^t), in
-    step t. The weight decay is added to the gradient, g = dL/dp + weight_decay p.
+    m = beta1 m + (1 - beta1) g,  v = beta2 v + (1 - beta2) g^2,  m_hat = m / (1 - beta1^t),  v_hat = v / (1 - beta2^t),
+    in step t (Kingma, Ba 2015, algorithm 1). The weight decay is added to the gradient, g = dL/dp + weight_decay p.
     """
 
     decoupled = False

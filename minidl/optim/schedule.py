@@ -72,9 +72,10 @@ class LinearWarmup:
 
 
 class ReduceLROnPlateau:
-    """lr falls by `factor` when a metric, smaller is better, has not improved by `threshold` of itself for `patience` reports.
+    """lr falls by `factor` when a metric has not improved for more than `patience` reports.
 
-    `lr = plateau.report(error)` after each epoch. PyTorch's rule with threshold_mode="rel".
+    Smaller is better, and better by `threshold` of the best so far counts: PyTorch's rule, threshold_mode="rel".
+    `optimizer.lr = plateau.report(error)` after each epoch.
     """
 
     def __init__(

@@ -14,7 +14,7 @@ def output_size(size: tuple[int, int], kernel_size, stride, padding) -> tuple[in
 
 
 def patches(x: np.ndarray, kernel_size, stride) -> np.ndarray:
-    """The (N, OH, OW, KH, KW, C) view of x (N, H, W, C) in which [n, i, j] is the patch of output pixel (i, j). No copy."""
+    """The view (N, OH, OW, KH, KW, C) of x (N, H, W, C) in which [n, i, j] is the patch of output pixel (i, j)."""
     windows = np.lib.stride_tricks.sliding_window_view(x, kernel_size, axis=(1, 2))
     windows = windows[:, :: stride[0], :: stride[1]]  # (N, OH, OW, C, KH, KW)
     return windows.transpose(0, 1, 2, 4, 5, 3)

@@ -1,9 +1,9 @@
 """Threads over chunks of the batch.
 
 NumPy and BLAS release the GIL, so Python threads share the cores well, provided that each one works on a chunk that is
-large enough to outweigh the hand-over and small enough to stay in its core's cache, and that BLAS starts no threads of its
-own. Where the chunks begin and end depends on shapes alone and results are combined in the order of the chunks, so the
-number of threads never changes a bit of the result.
+large enough to outweigh the hand-over and small enough to stay in its core's cache, and that BLAS starts no threads of
+its own. Where the chunks begin and end depends on shapes alone and results are combined in the order of the chunks, so
+the number of threads never changes a bit of the result.
 """
 
 import contextlib
@@ -98,7 +98,7 @@ _scratch = threading.local()
 
 
 def scratch(name: str, shape: tuple[int, ...], dtype) -> np.ndarray:
-    """This thread's own buffer of that name, with undefined contents; the next call with the name may hand it out again."""
+    """This thread's own buffer of that name, undefined contents; the next call with the name hands it out again."""
     buffers = _scratch.__dict__
     size = math.prod(shape)
     buffer = buffers.get((name, dtype))
@@ -121,7 +121,7 @@ def _blas():
 
 @contextlib.contextmanager
 def single_threaded_blas() -> Iterator[None]:
-    """BLAS with one thread while any kernel runs. The setting belongs to the process, so the users of it are counted."""
+    """BLAS with one thread while any kernel runs. The setting belongs to the process, so its users are counted."""
     global _blas_users, _blas_limit
     with _blas_lock:
         if _blas_users == 0:

@@ -24,7 +24,7 @@ def philox4x32(counter: list[np.ndarray], key: tuple[int, int]) -> list[np.ndarr
 
 
 def uniform(start: int, stop: int, key: np.ndarray) -> np.ndarray:
-    """Numbers start..stop of the stream of `key` (seed low, seed high, step, layer), in [0, 1); start a multiple of 4."""
+    """Numbers start..stop, in [0, 1), of the stream of `key` (seed low, seed high, step, layer); start % 4 is 0."""
     seed_low, seed_high, step, layer = (int(word) for word in key)
     block = np.arange(start // 4, -(-stop // 4), dtype=np.uint64)
     high = block >> np.uint64(32)

@@ -9,8 +9,9 @@ from minidl.kernels.cpu._parallel import map_chunks, scratch
 def batch_statistics(x):
     """(mean, variance) of each channel over the batch; the variance is the population's, divided by the count.
 
-    Each chunk's deviations are taken from its own mean while it is in the cache, and the chunks are merged by the formula
-    of Chan, Golub, LeVeque 1979. The textbook's E[x^2] - E[x]^2 would lose the variance of channels with a large mean.
+    Each chunk's deviations are taken from its own mean while it is in the cache, and the chunks are merged by the
+    formula of Chan, Golub, LeVeque 1979. The textbook's E[x^2] - E[x]^2 would lose the variance of channels with a
+    large mean.
     """
     rows, channels = as_rows(x), x.shape[-1]
 
@@ -54,7 +55,7 @@ def batch_norm_apply(x, mean, variance, weight, bias, residual, eps, relu):
 
 
 def batch_norm_backward_sums(grad, x, y, mean, variance, eps, relu):
-    """(sum of g, sum of g x_hat) of each channel: dL/dbias and dL/dweight. g is dL/dy, or 0 where the ReLU cut y off."""
+    """(sum of g, sum of g x_hat) per channel: dL/dbias and dL/dweight. g is dL/dy, or 0 where the ReLU cut y off."""
     rows, grad_rows, channels = as_rows(x), as_rows(grad), x.shape[-1]
     y_rows = as_rows(y) if relu else None
     centre = repeated(mean, rows)

@@ -14,7 +14,7 @@ WEIGHT_PARTS = 16
 
 
 def conv2d_forward(x, weight, bias, stride, padding):
-    """y[n, i, j] = bias + sum over the patch at (i, j) of x * weight: (N, H, W, C), (KH, KW, C, O) -> (N, OH, OW, O)."""
+    """y[n, i, j] = bias + (patch of x at (i, j)) . weight: (N, H, W, C), (KH, KW, C, O) -> (N, OH, OW, O)."""
     kh, kw, c, o = weight.shape
     n, oh, ow = x.shape[0], *output_size(x.shape[1:3], (kh, kw), stride, padding)
     y = np.empty((n, oh, ow, o), x.dtype)

@@ -1,4 +1,4 @@
-"""The product with a matrix, in blocks of its columns or rows: a matrix is read from memory once, by all threads together."""
+"""Products with a matrix, in blocks of its columns or rows, so that the threads together read it from memory once."""
 
 import numpy as np
 

@@ -93,7 +93,7 @@ def global_avg_pool_backward(grad, x_shape):
 
 
 def pool_output_size(size, kernel_size, stride, padding, ceil_mode) -> tuple[int, int]:
-    """(OH, OW). In ceil mode a last window may hang over the edge, but must begin inside the input or the padding before it."""
+    """(OH, OW). In ceil mode a last window may hang over the edge, but begins inside the input or the padding."""
 
     def windows_along(axis):
         span = size[axis] + 2 * padding[axis] - kernel_size[axis]

@@ -1,4 +1,4 @@
-"""Softmax over the last axis. The largest logit is subtracted first: the result is the same, and exp cannot overflow."""
+"""Softmax over the last axis. The largest logit is subtracted first: the same result, and exp cannot overflow."""
 
 import numpy as np
 

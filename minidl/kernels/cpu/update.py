@@ -7,7 +7,7 @@ from minidl.kernels.cpu._parallel import map_chunks, scratch
 
 
 def sgd_update(parameters, grads, velocities, lr, momentum, weight_decay, nesterov):
-    """For each parameter p: g = grad + weight_decay p;  v = momentum v + g;  p -= lr (g + momentum v if nesterov, else v)."""
+    """For each p: g = grad + weight_decay p;  v = momentum v + g;  p -= lr (g + momentum v if nesterov, else v)."""
     rate = float(lr)
 
     def update(p, grad, v):
@@ -25,7 +25,8 @@ def sgd_update(parameters, grads, velocities, lr, momentum, weight_decay, nester
 def adam_update(parameters, grads, means, squares, step, lr, beta1, beta2, eps, weight_decay, decoupled):
     """Adam (Kingma, Ba 2015, algorithm 1), or AdamW (Loshchilov, Hutter 2019) where `decoupled`; `step` counts from 1.
 
-    m = beta1 m + (1 - beta1) g;  v = beta2 v + (1 - beta2) g^2;  p -= lr m/(1 - beta1^t) / (sqrt(v/(1 - beta2^t)) + eps).
+    m = beta1 m + (1 - beta1) g;  v = beta2 v + (1 - beta2) g^2;
+    p -= lr m/(1 - beta1^t) / (sqrt(v/(1 - beta2^t)) + eps).
     The weight decay is part of g in Adam, and p *= 1 - lr weight_decay beforehand in AdamW.
     """
     rate, t = float(lr), int(step)

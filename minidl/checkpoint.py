@@ -1,0 +1,74 @@
+"""Checkpoints: everything that a run depends on, in one safetensors file that is whole or not there.
+
+The model's weights stand under PyTorch's names and in PyTorch's layouts, so any reader of safetensors can use them.
+What else the run needs has a "/" in its name: "optimizer/velocity.0", and "buffer/..." for the buffers that are no
+weights. Numbers and words are JSON in the file's header.
+"""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+
+from minidl.nn.module import Module
+from minidl.optim.optimizer import Optimizer
+from minidl.tensor import Buffer
+
+
+def save_checkpoint(
+    path: str | Path, model: Module, optimizer: Optimizer | None = None, counters: dict | None = None
+) -> None:
+    """Write the model, the optimiser's state and the counters, any JSON, to a temporary file, and rename it to path."""
+    from safetensors.numpy import save
+
+    arrays = model.state_dict()
+    arrays |= {f"buffer/{name}": buffer.numpy().copy() for name, buffer in _unsaved_buffers(model)}
+    if optimizer is not None:
+        arrays |= {f"optimizer/{name}": array for name, array in optimizer.state_dict().items()}
+    write_whole(Path(path), save(arrays, metadata={"counters": json.dumps(counters or {})}))
+
+
+def load_checkpoint(path: str | Path, model: Module, optimizer: Optimizer | None = None) -> dict:
+    """Copy a checkpoint into the model and, where one is given, the optimiser; returns the counters."""
+    arrays, counters = read_checkpoint(path)
+    if optimizer is not None:
+        optimizer.load_state_dict(_below("optimizer/", arrays))
+    model.load_state_dict({name: array for name, array in arrays.items() if "/" not in name})
+    buffers = _below("buffer/", arrays)
+    for name, buffer in _unsaved_buffers(model):
+        if name in buffers:
+            buffer.data[...] = Buffer(buffers[name]).to(buffer.device).data
+    return counters
+
+
+def read_checkpoint(path: str | Path) -> tuple[dict[str, np.ndarray], dict]:
+    """(arrays, counters) of a safetensors file, one written here or a file of weights from elsewhere."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is not a dict
+            return arrays, json.loads((file.metadata() or {}).get("counters", "{}"))
+    except SafetensorError as error:
+        raise ValueError(
+            f"load_checkpoint: {path} is no whole safetensors file ({error}); use an earlier one"
+        ) from error
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file so that at every moment either the old one or the new one is there, whole."""
+    part = path.with_name(path.name + ".part")
+    with part.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def _unsaved_buffers(model: Module) -> list[tuple[str, Buffer]]:
+    return [(name, buffer) for name, buffer in model.named_buffers() if not buffer.persistent]
+
+
+def _below(prefix: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}

@@ -1,0 +1,141 @@
+"""From a data set to batches: shuffled, transformed, loaded ahead, and restartable at any batch.
+
+Randomness is counted, never carried: each draw comes from a fresh generator seeded with (seed, purpose, epoch, batch).
+So the position is two integers, and a loader that has run ahead has used up nothing.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import islice
+
+import numpy as np
+
+from minidl.data.dataset import Dataset
+
+Batch = tuple[np.ndarray, np.ndarray]
+Transform = Callable[[np.ndarray, np.random.Generator], np.ndarray]
+
+# Purposes: the second word of every seed.
+SHUFFLE, TRANSFORM = 0, 1
+
+
+class DataLoader:
+    """Batches of a data set; `for images, labels in loader:` runs one epoch, or what is left of it.
+
+    The position counts the batches handed out, so inside the loop it already includes the batch in hand, and with the
+    last batch it moves to (epoch + 1, 0). A loop left by `break` is continued by the next `for`.
+
+    Args:
+        dataset: has a length, and gives `(images, labels)` for an array of indices.
+        batch_size: images per batch; the last batch of an epoch may be smaller.
+        shuffle: a new order each epoch, otherwise the data set's own.
+        seed: with the epoch and the batch number, it decides all randomness.
+        transform: `transform(images, rng) -> images`, applied to each batch.
+        drop_last: leave out a last batch that is not full.
+        prefetch: batches a background thread loads ahead; 0 loads each when asked, in the caller's thread.
+
+    Raises:
+        ValueError: there is not one batch to give, or a number is out of range.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        shuffle: bool = False,
+        seed: int = 0,
+        transform: Transform | None = None,
+        drop_last: bool = False,
+        prefetch: int = 2,
+    ) -> None:
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.shuffle = shuffle
+        self.seed = seed
+        self.transform = transform
+        self.drop_last = drop_last
+        self.prefetch = prefetch
+        self._check()
+        self._epoch, self._batch = 0, 0
+
+    def _check(self) -> None:
+        for name, least in (("batch_size", 1), ("seed", 0), ("prefetch", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"DataLoader: {name} must be {least} or more, got {getattr(self, name)}")
+        if len(self.dataset) == 0:
+            raise ValueError("DataLoader: the data set is empty")
+        if len(self) == 0:
+            raise ValueError(
+                f"DataLoader: drop_last leaves no batch: {len(self.dataset)} images are fewer than "
+                f"batch_size {self.batch_size}: lower it, or pass drop_last=False"
+            )
+
+    def __len__(self) -> int:
+        """Batches in a whole epoch."""
+        full, rest = divmod(len(self.dataset), self.batch_size)
+        return full + (rest > 0 and not self.drop_last)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The batches from the position to the end of its epoch.
+
+        An exception in the data set or the transform is raised here, with its traceback, and leaves the position before
+        the batch that failed.
+        """
+        epoch, order = self._epoch, self._order(self._epoch)
+        numbers = range(self._batch, len(self))
+        batches = _map_ahead(partial(self._load, order, epoch), numbers, self.prefetch)
+        for number, batch in zip(numbers, batches, strict=True):
+            last = number + 1 == len(self)
+            self._epoch, self._batch = (epoch + 1, 0) if last else (epoch, number + 1)
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        """The position: `epoch`, and `batch`, how many batches of it have been handed out."""
+        return {"epoch": self._epoch, "batch": self._batch}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go to a saved position; the next `for` gives what an uninterrupted run would have given.
+
+        Raises:
+            ValueError: the epoch has no such batch.
+        """
+        if state["epoch"] < 0 or not 0 <= state["batch"] < len(self):
+            raise ValueError(
+                f"DataLoader.load_state_dict: no batch {state['batch']} of epoch {state['epoch']}: an epoch has "
+                f"{len(self)} batches: was the position saved with another batch_size or data set?"
+            )
+        self._epoch, self._batch = state["epoch"], state["batch"]
+
+    def _order(self, epoch: int) -> np.ndarray:
+        count = len(self.dataset)
+        return self._generator(SHUFFLE, epoch).permutation(count) if self.shuffle else np.arange(count)
+
+    def _load(self, order: np.ndarray, epoch: int, number: int) -> Batch:
+        start = number * self.batch_size
+        images, labels = self.dataset[order[start : start + self.batch_size]]
+        if self.transform is not None:
+            images = self.transform(images, self._generator(TRANSFORM, epoch, number))
+        return images, labels
+
+    def _generator(self, purpose: int, epoch: int, number: int = 0) -> np.random.Generator:
+        # Always four words: NumPy pads shorter seeds with zeros, so [1] and [1, 0] would be the same seed.
+        return np.random.default_rng([self.seed, purpose, epoch, number])
+
+
+def _map_ahead(function: Callable[[int], Batch], numbers: range, ahead: int) -> Iterator[Batch]:
+    """`map(function, numbers)`, computed by one background thread up to `ahead` results before they are asked for."""
+    if ahead == 0:
+        yield from map(function, numbers)
+        return
+    thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="DataLoader")
+    try:
+        waiting = iter(numbers)
+        started = deque(thread.submit(function, number) for number in islice(waiting, ahead))
+        while started:
+            result = started.popleft().result()
+            started.extend(thread.submit(function, number) for number in islice(waiting, 1))
+            yield result
+    finally:  # also where the loop is left early: the generator is closed as soon as nobody holds it
+        thread.shutdown(cancel_futures=True)

@@ -1,0 +1,111 @@
+"""Ten shapes, drawn on the spot: a data set with CIFAR's sizes and types that needs no download.
+
+Place, size, turn and colours are random, so that no pixel tells the class: a linear classifier is left with chance, a
+small convolutional network is not.
+"""
+
+import math
+from functools import cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from minidl.data.dataset import ArrayDataset
+
+if TYPE_CHECKING:
+    from PIL.ImageDraw import ImageDraw as Drawing
+
+Colour = tuple[int, int, int]
+
+SHAPES = ("circle", "ring", "crescent", "triangle", "square", "star", "cross", "arrow", "heart", "hourglass")
+
+# Chosen by eye, so that a person can tell the shapes at 32 x 32.
+SUPERSAMPLING = 2  # drawn this much larger, then averaged: smooth edges
+RADIUS = (0.2, 0.42)  # of the circle around a shape, in image widths: 13 to 27 of 32 pixels across
+CONTRAST = 64  # least difference between shape and background, in each channel
+CLUTTER = 3  # lines, and as many blobs, behind the shape
+BLOB = 0.12  # widest blob, in image widths
+NOISE = 20  # largest change of a value, up or down
+
+
+def make_shapes(count: int, seed: int = 0, train: bool = True, size: int = 32) -> ArrayDataset:
+    """`count` images (size, size, 3), uint8 RGB; image i has label i % 10, so the classes are balanced.
+
+    Image i depends on (seed, train, i) alone, so a longer data set begins with the shorter one.
+
+    Args:
+        count: number of images, about 0.1 ms each.
+        seed: another seed, other images.
+        train: the training images, otherwise the test images.
+        size: height and width in pixels.
+    """
+    labels = np.arange(count, dtype=np.int64) % len(SHAPES)
+    images = np.empty((count, size, size, 3), dtype=np.uint8)
+    for i, label in enumerate(labels):
+        images[i] = _draw(SHAPES[label], size, np.random.default_rng([seed, int(train), i]))
+    return ArrayDataset(images, labels, SHAPES)
+
+
+def _draw(shape: str, size: int, rng: np.random.Generator) -> np.ndarray:
+    """One image: clutter, the shape over it, noise over both."""
+    from PIL import Image, ImageDraw
+
+    background, foreground = _contrasting_colours(rng)
+    canvas = Image.new("RGB", (SUPERSAMPLING * size, SUPERSAMPLING * size), background)
+    drawing = ImageDraw.Draw(canvas)
+    _draw_clutter(drawing, canvas.width, rng)
+    corners = canvas.width * _placed(_outlines()[shape], rng)
+    drawing.polygon(corners.view(np.float64).tolist(), fill=foreground)  # complex -> x, y, x, y, ...
+    noise = rng.integers(-NOISE, NOISE + 1, (size, size, 3), dtype=np.int16)
+    return (np.asarray(canvas.reduce(SUPERSAMPLING)) + noise).clip(0, 255)
+
+
+def _contrasting_colours(rng: np.random.Generator) -> tuple[Colour, Colour]:
+    first = rng.integers(0, 256, 3)
+    # On the circle of 256 values, a step of CONTRAST to 256 - CONTRAST ends at least CONTRAST away.
+    second = (first + rng.integers(CONTRAST, 257 - CONTRAST, 3)) % 256
+    return tuple(first.tolist()), tuple(second.tolist())
+
+
+def _draw_clutter(drawing: "Drawing", width: int, rng: np.random.Generator) -> None:
+    lines = width * rng.random((CLUTTER, 4))  # x, y to x, y
+    blobs = width * rng.random((CLUTTER, 4))  # x, y and, once scaled, width and height
+    colours = rng.integers(0, 256, (2 * CLUTTER, 3)).tolist()
+    for line, colour in zip(lines.tolist(), colours[:CLUTTER], strict=True):
+        drawing.line(line, fill=tuple(colour), width=SUPERSAMPLING)
+    for (x, y, w, h), colour in zip(blobs.tolist(), colours[CLUTTER:], strict=True):
+        drawing.ellipse((x, y, x + BLOB * w, y + BLOB * h), fill=tuple(colour))
+
+
+def _placed(outline: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The outline at a random turn, size and place within the image, whose corners are 0 and 1 + 1j."""
+    radius = rng.uniform(*RADIUS)
+    turn = np.exp(2j * math.pi * rng.random())
+    x, y = rng.uniform(radius, 1 - radius, 2)
+    return radius * turn * outline + complex(x, y)
+
+
+@cache
+def _outlines() -> dict[str, np.ndarray]:
+    """The corners of each shape as complex numbers x + iy in the unit circle: a product turns, a sum moves."""
+    arm = np.array([0.3 + 0.3j, 0.3 + 0.95j, -0.3 + 0.95j])
+    wing = np.array([-0.95 + 0.25j, 0.1 + 0.25j, 0.1 + 0.75j, 1])
+    t = np.linspace(0, 2 * math.pi, 32)
+    heart = 16 * np.sin(t) ** 3 + 1j * (13 * np.cos(t) - 5 * np.cos(2 * t) - 2 * np.cos(3 * t) - np.cos(4 * t))
+    return {
+        "circle": _arc(0, 1),
+        "ring": np.concatenate([_arc(0, 1), 0.55 * _arc(1, 0)]),  # out along the rim, back along the hole
+        "crescent": np.concatenate([_arc(0.14, 0.86), 0.45 + 0.79 * _arc(0.79, 0.21)]),
+        "triangle": _arc(0, 1, points=4),
+        "square": _arc(0, 1, points=5),
+        "star": _arc(0, 1, points=11) * np.where(np.arange(11) % 2, 0.42, 1.0),  # tips and notches
+        "cross": np.concatenate([arm * 1j**quarter for quarter in range(4)]),
+        "arrow": np.concatenate([wing, wing[::-1].conj()]),
+        "heart": heart / 17,
+        "hourglass": np.array([-0.75 - 0.65j, 0.75 - 0.65j, -0.75 + 0.65j, 0.75 + 0.65j]),  # crosses itself at 0
+    }
+
+
+def _arc(start: float, stop: float, points: int = 32) -> np.ndarray:
+    """Points of the unit circle from `start` to `stop`, in turns."""
+    return np.exp(2j * math.pi * np.linspace(start, stop, points))
