@@ -16,7 +16,7 @@ setup(
     python_requires=">=3.11",
     packages=find_packages(include=["minidl", "minidl.*"]),
     package_data={"minidl": ["py.typed"]},
-    install_requires=["numpy>=2.0", "pillow>=10.3", "threadpoolctl>=3.5", "tqdm>=4.66", "safetensors>=0.4.3"],
+    install_requires=["numpy>=2.1", "pillow>=10.3", "threadpoolctl>=3.5", "tqdm>=4.66", "safetensors>=0.4.3"],
     extras_require={
         "examples": ["matplotlib>=3.8"],
         "cuda12": ["cupy-cuda12x[ctk]>=14"],

@@ -4,8 +4,9 @@ from minidl import _process
 
 _process.tune()  # must come before NumPy is imported
 
-from minidl import functional, nn, optim  # noqa: E402
+from minidl import data, functional, nn, optim  # noqa: E402
 from minidl.autograd import is_grad_enabled, no_grad  # noqa: E402
+from minidl.checkpoint import load_checkpoint, save_checkpoint  # noqa: E402
 from minidl.creation import arange, ones, randn, zeros  # noqa: E402
 from minidl.functional import cat, maximum, stack, where  # noqa: E402
 from minidl.kernels.cpu._parallel import get_num_threads, set_num_threads  # noqa: E402

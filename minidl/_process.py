@@ -57,7 +57,7 @@ def warn_of_slow_blas() -> None:
             "OpenBLAS runs its AVX2 kernels on a CPU with AVX-512, at about half the speed, because NumPy was imported "
             "before minidl: import minidl first, or set OPENBLAS_CORETYPE=SkylakeX",
             RuntimeWarning,
-            stacklevel=3,
+            stacklevel=2,
         )
 
 

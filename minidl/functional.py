@@ -3,8 +3,6 @@
 Images are (N, H, W, C) and convolution weights (KH, KW, C, O). Where PyTorch has the function, the name is PyTorch's.
 """
 
-import numpy as np
-
 from minidl.kernels import device_of, kernels_for, to_device
 from minidl.ops.activation import ReLU
 from minidl.ops.arithmetic import Maximum, Where
@@ -19,6 +17,8 @@ from minidl.ops.pool import AvgPool2d, GlobalAvgPool, MaxPool2d
 from minidl.ops.shape import Cat
 from minidl.ops.softmax import LogSoftmax, Softmax
 from minidl.tensor import Tensor, apply
+
+import numpy as np
 
 Pair = int | tuple[int, int]
 
@@ -419,10 +419,11 @@ def _along(function, x: Tensor, dim: int) -> Tensor:
     if not -x.ndim <= dim < x.ndim:
         raise ValueError(f"{function.__name__.lower()}: dim {dim} is not a dimension of x {x.shape}")
     order = [axis for axis in range(x.ndim) if axis != dim % x.ndim] + [dim % x.ndim]
-    inverse = sorted(range(x.ndim), key=order.__getitem__)
-    moved = x if order == inverse else x.permute(order)
+    inverse = sorted(order, key=order.__getitem__)
+    is_last = order == sorted(order)
+    moved = x if is_last else x.permute(order)
     y = apply(function, moved.reshape(-1, moved.shape[-1])).reshape(moved.shape)
-    return y if order == inverse else y.permute(inverse)
+    return y if is_last else y.permute(inverse)
 
 
 def _check_labels(labels, logits: Tensor) -> None:

@@ -66,10 +66,11 @@ def _output_size(size, kernel_size, stride, padding, ceil_mode=False):
 
 
 def _windows_along(size, kernel_size, stride, padding, ceil_mode):
+    """The same along one axis, from whole numbers."""
     room = size + 2 * padding - kernel_size
     windows = room // stride + 1
     one_more = ceil_mode and room % stride > 0 and windows * stride < size + padding
-    return windows + one_more
+    return windows + 1 if one_more else windows
 
 
 def _taps(size, output_size, kernel_size, stride, padding):
@@ -284,7 +285,7 @@ def batch_norm_backward_apply(grad, x, y, mean, variance, weight, sum_grad, sum_
 
 
 def _normalised(x, mean, variance, eps):
-    """x_hat."""
+    """x_hat: how far from its channel's mean, in standard deviations."""
     return (x - mean) / np.sqrt(variance + eps)
 
 
@@ -343,7 +344,9 @@ def cross_entropy_forward(logits, labels, label_smoothing):
 
     probabilities = softmax(logits), (N, K); for the targets see `_smoothed_targets`.
     """
-    likelihoods = _smoothed_targets(logits, labels, label_smoothing) * log_softmax_forward(logits)
+    targets, log_probabilities = _smoothed_targets(logits, labels, label_smoothing), log_softmax_forward(logits)
+    likelihoods = np.zeros_like(targets)  # and 0 log 0 = 0
+    np.multiply(targets, log_probabilities, out=likelihoods, where=targets > 0)
     return np.asarray(-likelihoods.sum() / len(logits)), softmax_forward(logits)
 
 
@@ -388,6 +391,7 @@ def dropout_backward(grad, probability, key):
 
 
 def _keep(shape, probability, key):
+    """True for each element that stays."""
     seed_low, seed_high, step, layer = (int(word) for word in key)
     keep = np.empty(math.prod(shape), bool)
     for start in range(0, keep.size, 4):

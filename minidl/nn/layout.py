@@ -1,6 +1,7 @@
 """How a parameter is laid out in files: always as PyTorch has it. The one place where the two layouts meet.
 
-Results are C-contiguous copies: safetensors writes the memory of a transposed view as if it were not transposed.
+Results are C-contiguous copies: safetensors writes the memory of a transposed view as if it were not transposed, and
+a copy does not change with the next step of training (`np.ascontiguousarray` makes none where an axis has length 1).
 """
 
 from dataclasses import dataclass
@@ -11,6 +12,10 @@ import numpy as np
 @dataclass(frozen=True)
 class Plain:
     """The same in both: vectors, and everything that is no weight of a linear map."""
+
+    def shape_in_file(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape itself."""
+        return shape
 
     def to_file(self, array: np.ndarray) -> np.ndarray:
         """A copy."""
@@ -25,13 +30,18 @@ class Plain:
 class ConvWeight:
     """(KH, KW, C, O) in memory, (O, C, KH, KW) in files."""
 
+    def shape_in_file(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """(KH, KW, C, O) -> (O, C, KH, KW)."""
+        kh, kw, c, o = shape
+        return o, c, kh, kw
+
     def to_file(self, array: np.ndarray) -> np.ndarray:
         """(KH, KW, C, O) -> (O, C, KH, KW)."""
-        return np.ascontiguousarray(array.transpose(3, 2, 0, 1))
+        return array.transpose(3, 2, 0, 1).copy()
 
     def from_file(self, array: np.ndarray) -> np.ndarray:
         """(O, C, KH, KW) -> (KH, KW, C, O)."""
-        return np.ascontiguousarray(array.transpose(2, 3, 1, 0))
+        return array.transpose(2, 3, 1, 0).copy()
 
 
 @dataclass(frozen=True)
@@ -43,16 +53,21 @@ class LinearWeight:
 
     flattened_from: tuple[int, int, int] | None = None
 
+    def shape_in_file(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """(in, out) -> (out, in)."""
+        return shape[::-1]
+
     def to_file(self, array: np.ndarray) -> np.ndarray:
         """(in, out) -> (out, in)."""
         if self.flattened_from:
-            array = array.reshape(*self.flattened_from, -1).transpose(2, 0, 1, 3)  # (H, W, C, out) -> (C, H, W, out)
-        return np.ascontiguousarray(array.reshape(-1, array.shape[-1]).T)
+            array = array.reshape(*self.flattened_from, -1).transpose(3, 2, 0, 1)  # (H, W, C, out) -> (out, C, H, W)
+            return array.copy().reshape(len(array), -1)
+        return array.T.copy()
 
     def from_file(self, array: np.ndarray) -> np.ndarray:
         """(out, in) -> (in, out)."""
-        array = array.T
         if self.flattened_from:
             h, w, c = self.flattened_from
-            array = array.reshape(c, h, w, -1).transpose(1, 2, 0, 3)  # (C, H, W, out) -> (H, W, C, out)
-        return np.ascontiguousarray(array.reshape(-1, array.shape[-1]))
+            array = array.reshape(-1, c, h, w).transpose(2, 3, 1, 0)  # (out, C, H, W) -> (H, W, C, out)
+            return array.copy().reshape(h * w * c, -1)
+        return array.T.copy()

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable, Iterator
 
-import numpy as np
-
 from minidl.nn.layout import Plain
 from minidl.tensor import Buffer, Parameter, Tensor
+
+import numpy as np
 
 # Counted by PyTorch's batch-norm for a mode that minidl does not have.
 IGNORED_ON_LOAD = "num_batches_tracked"
@@ -106,12 +106,12 @@ class Module:
     def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
         """Copy a state dict, from here or from PyTorch, into our arrays. All of it fits, or nothing is copied."""
         saved = dict(self._saved())
-        state = {name: value for name, value in state.items() if not name.endswith(IGNORED_ON_LOAD)}
-        _check_names(saved.keys(), state.keys())
-        arrays = {name: _layout(saved[name]).from_file(np.asarray(state[name])) for name in saved}
+        arrays = {name: np.asarray(value) for name, value in state.items() if not name.endswith(IGNORED_ON_LOAD)}
+        _check_names(saved.keys(), arrays.keys())
         _check_shapes(saved, arrays)
         for name, tensor in saved.items():
-            tensor.data[...] = Tensor(arrays[name], dtype=tensor.dtype, device=tensor.device).data
+            array = _layout(tensor).from_file(arrays[name])
+            tensor.data[...] = Tensor(array, dtype=tensor.dtype, device=tensor.device).data
 
     def _saved(self) -> Iterable[tuple[str, Tensor]]:
         return [(name, t) for name, t in self.named_tensors(Parameter | Buffer) if getattr(t, "persistent", True)]
@@ -136,9 +136,9 @@ class Sequential(Module):
     def __init__(self, *modules: Module):
         self.modules = list(modules)
 
-    def members(self) -> Iterator[tuple[str, Module]]:
-        """The modules by their numbers."""
-        return ((str(i), module) for i, module in enumerate(self.modules))
+    def members(self) -> Iterator[tuple[str, object]]:
+        """The modules by their numbers, and what a subclass has besides."""
+        return ((name.removeprefix("modules."), value) for name, value in super().members())
 
     def forward(self, x: Tensor) -> Tensor:
         """The last module's output of ... of the first one's of x."""
@@ -167,13 +167,11 @@ def _check_names(expected: Iterable[str], got: Iterable[str]) -> None:
 
 
 def _check_shapes(saved: dict[str, Tensor], arrays: dict[str, np.ndarray]) -> None:
-    def in_file(name, array):
-        return _layout(saved[name]).to_file(array).shape
-
+    expected = {name: _layout(tensor).shape_in_file(tensor.shape) for name, tensor in saved.items()}
     wrong = [
-        f"{name}: expected {in_file(name, tensor.numpy())}, got {in_file(name, arrays[name])}"
-        for name, tensor in saved.items()
-        if tensor.shape != arrays[name].shape
+        f"{name}: expected {shape}, got {arrays[name].shape}"
+        for name, shape in expected.items()
+        if shape != arrays[name].shape
     ]
     if wrong:
         raise ValueError(f"load_state_dict: wrong shapes (as in the file), nothing was loaded: {'; '.join(wrong)}")

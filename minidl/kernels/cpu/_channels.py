@@ -3,12 +3,22 @@ taken as one row of numbers, and the channel vectors are repeated to its length.
 
 import math
 
-import numpy as np
-
 from minidl.kernels.cpu._parallel import chunk_length
+
+import numpy as np
 
 # (measured) Half a megabyte of float32: the few arrays of such a chunk stay in the core's own cache between two passes.
 CHUNK_ELEMENTS = 2**17
+
+
+def keep_where(mask: np.ndarray, array: np.ndarray, out: np.ndarray) -> np.ndarray:
+    """out = array where the mask holds, and 0 elsewhere.
+
+    The bits are multiplied by 1 or 0 as integers: as floats, an inf or a nan that is masked out would leave a nan.
+    """
+    bits = np.dtype(f"i{array.itemsize}")
+    np.multiply(array.view(bits), mask, out=out.view(bits))
+    return out
 
 
 def as_rows(x: np.ndarray) -> np.ndarray:

@@ -1,9 +1,9 @@
 """Functions of each number alone."""
 
-import numpy as np
-
-from minidl.kernels.cpu._channels import CHUNK_ELEMENTS
+from minidl.kernels.cpu._channels import CHUNK_ELEMENTS, keep_where
 from minidl.kernels.cpu._parallel import map_chunks
+
+import numpy as np
 
 
 def relu_forward(x):
@@ -20,7 +20,7 @@ def relu_backward(grad, y):
     grad_x = np.empty(flat_y.shape, grad.dtype)
 
     def mask(start, stop):
-        np.multiply(flat_grad[start:stop], flat_y[start:stop] > 0, out=grad_x[start:stop])
+        keep_where(flat_y[start:stop] > 0, flat_grad[start:stop], out=grad_x[start:stop])
 
     map_chunks(mask, y.size, CHUNK_ELEMENTS)
     return grad_x.reshape(y.shape)

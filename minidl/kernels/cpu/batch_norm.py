@@ -1,9 +1,9 @@
 """Batch normalisation, with the addition and the ReLU that follow it in a residual block."""
 
-import numpy as np
-
-from minidl.kernels.cpu._channels import as_rows, channel_dots, channel_sums, repeated, rows_per_chunk
+from minidl.kernels.cpu._channels import as_rows, channel_dots, channel_sums, keep_where, repeated, rows_per_chunk
 from minidl.kernels.cpu._parallel import map_chunks, scratch
+
+import numpy as np
 
 
 def batch_statistics(x):
@@ -97,11 +97,11 @@ def batch_norm_backward_apply(grad, x, y, mean, variance, weight, sum_grad, sum_
 
     map_chunks(apply, len(rows), rows_per_chunk(rows))
     if residual and not relu:
-        return grad_x.reshape(x.shape), grad
+        return grad_x.reshape(x.shape), np.ascontiguousarray(grad)
     return grad_x.reshape(x.shape), None if grad_residual is None else grad_residual.reshape(x.shape)
 
 
 def _through_relu(grad, y, out=None):
     """grad where y > 0, else 0: into `out`, or into this thread's scratch."""
     out = scratch("masked_grad", grad.shape, grad.dtype) if out is None else out
-    return np.multiply(grad, y > 0, out=out)
+    return keep_where(y > 0, grad, out=out)

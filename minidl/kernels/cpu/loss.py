@@ -1,22 +1,24 @@
 """Losses: one number, the mean over the batch."""
 
-import numpy as np
-
 from minidl.kernels.cpu.softmax import log_softmax_forward
+
+import numpy as np
 
 
 def cross_entropy_forward(logits, labels, label_smoothing):
     """(loss, probabilities): the mean of -sum_k t_k log p_k, with t = (1-s) onehot(label) + s/K, s the smoothing."""
     log_probabilities = log_softmax_forward(logits)
     of_label = log_probabilities[np.arange(len(labels)), labels]
-    loss = -(1 - label_smoothing) * of_label.mean() - label_smoothing * log_probabilities.mean()
+    loss = -of_label.mean()
+    if label_smoothing:  # without it, a logit of -inf is allowed: 0 * -inf would be nan
+        loss = (1 - label_smoothing) * loss - label_smoothing * log_probabilities.mean()
     return np.asarray(loss, logits.dtype), np.exp(log_probabilities)
 
 
 def cross_entropy_backward(grad, probabilities, labels, label_smoothing):
     """dL/dlogits = (p - t) / N."""
     n, classes = probabilities.shape
-    grad_logits = probabilities - label_smoothing / classes
+    grad_logits = np.ascontiguousarray(probabilities) - label_smoothing / classes
     grad_logits[np.arange(n), labels] -= 1 - label_smoothing
     grad_logits *= grad / n
     return grad_logits
@@ -29,4 +31,4 @@ def mse_loss_forward(x, target):
 
 def mse_loss_backward(grad, x, target):
     """dL/dx = 2 (x - target) / count; dL/dtarget is its negative."""
-    return (x - target) * (2 * grad / x.size)
+    return np.subtract(x, target, order="C") * (2 * grad / x.size)

@@ -1,9 +1,9 @@
 """Pooling: one number for each window of each channel."""
 
-import numpy as np
+from minidl.kernels.cpu._channels import CHUNK_ELEMENTS, keep_where
+from minidl.kernels.cpu._parallel import chunk_length, map_chunks, scratch
 
-from minidl.kernels.cpu._channels import CHUNK_ELEMENTS
-from minidl.kernels.cpu._parallel import chunk_length, map_chunks
+import numpy as np
 
 
 def max_pool2d_forward(x, kernel_size, stride, padding, ceil_mode):
@@ -14,13 +14,14 @@ def max_pool2d_forward(x, kernel_size, stride, padding, ceil_mode):
     windows = _Windows(x.shape, kernel_size, stride, padding, ceil_mode)
     y = np.empty(windows.output_shape, x.dtype)
     winner = np.empty(windows.output_shape, np.uint8 if len(windows.taps) <= 256 else np.int32)
+    first_real_tap = windows.first_real_tap()  # wins where a window holds nothing but -inf
 
     def pool(start, stop):
         padded = windows.padded(x[start:stop], -np.inf)
         best, place = y[start:stop], winner[start:stop]
-        best[...] = windows.seen_by(0, padded)
-        place[...] = 0
-        for tap in range(1, len(windows.taps)):
+        best[...] = -np.inf
+        place[...] = first_real_tap
+        for tap in range(len(windows.taps)):
             value = windows.seen_by(tap, padded)
             larger = (value > best) | (np.isnan(value) & ~np.isnan(best))
             np.copyto(best, value, where=larger)
@@ -37,8 +38,9 @@ def max_pool2d_backward(grad, winner, x_shape, kernel_size, stride, padding):
 
     def scatter(start, stop):
         padded = np.zeros(windows.padded_shape(stop - start), grad.dtype)
+        grads, won = grad[start:stop], scratch("won", grad[start:stop].shape, grad.dtype)
         for tap in range(len(windows.taps)):
-            windows.seen_by(tap, padded)[...] += grad[start:stop] * (winner[start:stop] == tap)
+            windows.seen_by(tap, padded)[...] += keep_where(winner[start:stop] == tap, grads, out=won)
         grad_x[start:stop] = windows.cropped(padded)
 
     map_chunks(scatter, len(grad), windows.images_per_chunk)
@@ -136,6 +138,11 @@ class _Windows:
         """The (N, OH, OW, C) numbers that stand at that place of their windows: a view."""
         (i, j), (sh, sw), (oh, ow) = self.taps[tap], self.stride, self.output_size
         return padded[:, i : i + sh * oh : sh, j : j + sw * ow : sw]
+
+    def first_real_tap(self):
+        """(OH, OW, 1): the first tap of each window that lies inside the images and not on the padding."""
+        first = [np.maximum(self.padding[i] - self.stride[i] * np.arange(self.output_size[i]), 0) for i in (0, 1)]
+        return (first[0][:, None] * self.kernel_size[1] + first[1])[:, :, None]
 
     def share(self, count_include_pad, dtype):
         """1 / the count of numbers in each window, (OH, OW, 1). What lies beyond the padding is never counted."""

@@ -1,9 +1,9 @@
 """The kernels that write in place: a parameter, its optimiser state and a running value keep their arrays for life."""
 
-import numpy as np
-
 from minidl.kernels.cpu._channels import CHUNK_ELEMENTS
 from minidl.kernels.cpu._parallel import map_chunks, scratch
+
+import numpy as np
 
 
 def sgd_update(parameters, grads, velocities, lr, momentum, weight_decay, nesterov):
@@ -62,6 +62,8 @@ def _decayed(grad, p, weight_decay):
     return decayed
 
 
-def _in_chunks(update, *arrays):
-    flat = [array.reshape(-1) for array in arrays]
+def _in_chunks(update, parameter, grad, *state):
+    # copy=False: where the memory is not contiguous, this is an error, and not an update of a copy.
+    flat = [np.reshape(array, -1, copy=False) for array in (parameter, *state)]
+    flat.insert(1, grad.reshape(-1))
     map_chunks(lambda start, stop: update(*(array[start:stop] for array in flat)), flat[0].size, CHUNK_ELEMENTS)

@@ -1,0 +1,194 @@
+"""Train a ResNet for 32x32 images (He et al. 2015, section 4.2).
+
+    python examples/train_cifar_resnet.py                                        shapes: no download, about two minutes
+    python examples/train_cifar_resnet.py --dataset cifar10                      ResNet-20, 10 epochs, one-cycle
+    python examples/train_cifar_resnet.py --dataset cifar10 --recipe paper       64,000 iterations, as in the paper
+    python examples/train_cifar_resnet.py --dataset cifar10 --depth 56 --shortcut none        a plain network
+    python examples/train_cifar_resnet.py --out runs/resnet20 --resume           go on after Ctrl-C
+
+Expect (two CPU cores): see the table of results in README.md. DIR of --out gets metrics.jsonl, curves.png and a
+checkpoint after each epoch.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+
+from minidl import Tensor
+from minidl.data import DataLoader
+from minidl.functional import cross_entropy
+from minidl.nn import Module
+from minidl.optim import SGD, MultiStepLR, OneCycleLR
+
+from cifar_data import CifarData, add_data_options, load_data
+from models.resnet import cifar_resnet
+from tqdm import tqdm
+from training import RunFolder, StopRequest, Totals, check_loss, error_rate
+
+# Table 6 of the paper: test error on CIFAR-10 after 64,000 iterations, in per cent.
+PAPER_ERROR = {20: 8.75, 32: 7.51, 44: 7.17, 56: 6.97, 110: 6.43, 1202: 7.93}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train: either so many epochs or so many iterations, unless the options say otherwise."""
+
+    lr: float
+    schedule: Callable[[float, int], Callable[[int], float]]  # (lr, total steps) -> the learning rate of each step
+    weight_decay: float
+    nesterov: bool
+    epochs: int | None = None
+    iterations: int | None = None
+
+
+def divide_twice(lr: float, total_steps: int) -> MultiStepLR:
+    """lr / 10 at 32k and 48k of 64k iterations, or at the same fractions of another number."""
+    return MultiStepLR(lr, milestones=[total_steps // 2, total_steps * 3 // 4])
+
+
+RECIPES = {
+    "paper": Recipe(lr=0.1, schedule=divide_twice, weight_decay=1e-4, nesterov=False, iterations=64_000),
+    "fast": Recipe(lr=0.2, schedule=OneCycleLR, weight_decay=5e-4, nesterov=True, epochs=10),
+}
+
+# Section 4.2: 110 layers do not start at 0.1; they begin with 0.01 until the training error is below 80 %.
+WARMUP_DEPTH, WARMUP_LR, WARMUP_ERROR = 110, 0.01, 0.80
+
+
+def add_training_options(parser: argparse.ArgumentParser) -> None:
+    """The options that do not depend on the network."""
+    add_data_options(parser)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--recipe", choices=RECIPES, default="fast", help="default: fast")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--epochs", type=int, metavar="N")
+    length.add_argument("--iterations", type=int, metavar="N")
+    parser.add_argument("--batch-size", type=int, default=128, metavar="N", help="default: 128")
+    parser.add_argument("--lr", type=float, help="default: the recipe's")
+    parser.add_argument("--weight-decay", type=float, help="default: the recipe's")
+    parser.add_argument("--seed", type=int, default=0, help="of weights, order and augmentation; default: 0")
+    parser.add_argument("--out", default="runs/latest", metavar="DIR", help="default: runs/latest")
+    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
+
+
+@dataclass
+class Progress:
+    """How far a run has come: with the weights and the optimiser's state, all that a checkpoint needs."""
+
+    step: int = 0
+    seconds: float = 0.0
+    warming_up: bool = False
+    totals: Totals = field(default_factory=Totals)  # of the epoch in progress
+
+
+def train(model: Module, data: CifarData, args: argparse.Namespace, needs_warmup: bool = False) -> float | None:
+    """Train, with a checkpoint and a line of metrics after each epoch; the final test error, or None if interrupted."""
+    folder, recipe = RunFolder(args.out, args.resume), RECIPES[args.recipe]
+    loader = DataLoader(data.train, args.batch_size, shuffle=True, seed=args.seed, transform=data.augment)
+    test_loader = DataLoader(data.test, 250, transform=data.prepare)
+    total_steps = count_steps(args, recipe, len(loader))
+    schedule = recipe.schedule(recipe.lr if args.lr is None else args.lr, total_steps)
+    weight_decay = recipe.weight_decay if args.weight_decay is None else args.weight_decay
+    optimizer = SGD(model.parameters(), lr=0.0, momentum=0.9, weight_decay=weight_decay, nesterov=recipe.nesterov)
+
+    progress, options = Progress(warming_up=needs_warmup), options_that_matter(args)
+    if args.resume:
+        counters = folder.load(model, optimizer, options)
+        progress = Progress(**counters["progress"] | {"totals": Totals(**counters["progress"]["totals"])})
+        loader.load_state_dict(counters["loader"])
+
+    stop, started, test_error = StopRequest(), time.perf_counter() - progress.seconds, None
+    with progress_bar(progress.step, total_steps) as bar:
+        while progress.step < total_steps and not stop.asked:
+            for images, labels in loader:
+                optimizer.lr = WARMUP_LR if progress.warming_up else schedule(progress.step)
+                loss, wrong = train_step(model, optimizer, images, labels, args.device)
+                check_loss(loss, progress.step, folder)
+                progress.step += 1
+                progress.totals.add(len(labels), loss, wrong)
+                show(bar, progress.totals, args.batch_size)
+                if stop.asked or progress.step == total_steps:
+                    break
+            progress.seconds = time.perf_counter() - started
+            if loader.state_dict()["batch"] == 0 or progress.step == total_steps:  # the end of an epoch, or of the run
+                test_error = error_rate(model, test_loader, args.device)
+                end_epoch(progress, folder, bar, optimizer.lr, data.test_split, test_error)
+            folder.save(
+                model, optimizer, {"progress": asdict(progress), "loader": loader.state_dict(), "options": options}
+            )
+    if progress.step < total_steps:
+        print(f"stopped after step {progress.step:,}; nothing is lost: the same command with --resume goes on")
+        return None
+    return test_error
+
+
+def train_step(model: Module, optimizer: SGD, images, labels, device: str) -> tuple[float, int]:
+    """One step of gradient descent; the loss, and how many images were classified wrongly before it."""
+    logits = model(Tensor(images, device=device))
+    loss = cross_entropy(logits, labels)
+    loss.backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss.item(), int((logits.argmax(dim=1).numpy() != labels).sum())
+
+
+def end_epoch(progress: Progress, folder: RunFolder, bar: tqdm, lr: float, split: str, test_error: float) -> None:
+    """Note what the epoch came to, and begin to count anew."""
+    train_error = progress.totals.error
+    record = {"step": progress.step, "lr": lr, "train_loss": progress.totals.loss, "train_error": train_error}
+    folder.append(record | {"test_error": test_error, "split": split, "seconds": round(progress.seconds, 1)})
+    bar.write(f"step {progress.step:6,d}   training error {train_error:6.2%}   {split} error {test_error:6.2%}")
+    progress.warming_up = progress.warming_up and train_error >= WARMUP_ERROR
+    progress.totals = Totals()
+
+
+def progress_bar(step: int, total_steps: int) -> tqdm:
+    """A bar over the steps of the run, with the time left."""
+    layout = "{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps [{elapsed}<{remaining}{postfix}]"
+    return tqdm(total=total_steps, initial=step, bar_format=layout, dynamic_ncols=True)
+
+
+def show(bar: tqdm, totals: Totals, batch_size: int) -> None:
+    """Move the bar by a step, and show how the epoch goes."""
+    images_per_second = (bar.format_dict["rate"] or 0) * batch_size
+    bar.set_postfix_str(
+        f"loss {totals.loss:.3f}, accuracy {1 - totals.error:.1%}, {images_per_second:,.0f} images/s", refresh=False
+    )
+    bar.update()
+
+
+def options_that_matter(args: argparse.Namespace) -> dict:
+    """The options that a run cannot change when it is resumed."""
+    return {name: value for name, value in vars(args).items() if name not in ("out", "resume", "data_dir", "device")}
+
+
+def count_steps(args: argparse.Namespace, recipe: Recipe, steps_per_epoch: int) -> int:
+    """The length of the run: what the options say, else what the recipe says."""
+    if args.iterations is not None or args.epochs is not None:
+        return args.iterations if args.iterations is not None else args.epochs * steps_per_epoch
+    return recipe.iterations or recipe.epochs * steps_per_epoch
+
+
+def main() -> None:
+    """Read the options, build the network, train it, and compare with the paper."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--depth", type=int, default=20, help="6n + 2: 20, 32, 44, 56, 110, 1202; default: 20")
+    parser.add_argument("--shortcut", choices=("A", "B", "C", "none"), default="A", help="none: a plain network")
+    add_training_options(parser)
+    args = parser.parse_args()
+    try:
+        data = load_data(args)
+        model = cifar_resnet(args.depth, args.shortcut, len(data.train.classes), args.seed).to(args.device)
+    except (ValueError, RuntimeError, OSError) as problem:
+        parser.error(str(problem))
+    needs_warmup = args.recipe == "paper" and args.depth >= WARMUP_DEPTH
+    error = train(model, data, args, needs_warmup)
+    if error is not None:
+        print(f"{data.test_split} error of {args.depth} layers on {args.dataset}: {error:.2%}")
+        if args.dataset == "cifar10" and args.shortcut == "A" and args.depth in PAPER_ERROR:
+            print(f"the paper's, after 64,000 iterations: {PAPER_ERROR[args.depth]} %")
+
+
+if __name__ == "__main__":
+    main()

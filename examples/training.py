@@ -1,0 +1,136 @@
+"""What the training scripts share: the folder of a run, stopping without losing anything, and measuring the error."""
+
+import json
+import math
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+from minidl import Tensor, no_grad
+from minidl.checkpoint import load_checkpoint, save_checkpoint, write_whole
+from minidl.data import DataLoader
+from minidl.nn import Module
+from minidl.optim import Optimizer
+
+
+class RunFolder:
+    """DIR/checkpoint.safetensors, DIR/metrics.jsonl (a line for each epoch) and DIR/curves.png."""
+
+    def __init__(self, path: str | Path, resume: bool):
+        self.path = Path(path)
+        self.checkpoint = self.path / "checkpoint.safetensors"
+        self.metrics = self.path / "metrics.jsonl"
+        if resume and not self.checkpoint.exists():
+            raise SystemExit(f"error: --resume: there is no {self.checkpoint}; leave --resume out to begin")
+        if not resume and self.checkpoint.exists():
+            raise SystemExit(f"error: {self.checkpoint} exists; go on with --resume, or choose another --out")
+        self.path.mkdir(parents=True, exist_ok=True)
+
+    def save(self, model: Module, optimizer: Optimizer, counters: dict) -> None:
+        """Replace the checkpoint."""
+        save_checkpoint(self.checkpoint, model, optimizer, counters)
+
+    def load(self, model: Module, optimizer: Optimizer, options: dict) -> dict:
+        """The counters of the checkpoint, if it was made with the same options. Later lines of the metrics go."""
+        counters = load_checkpoint(self.checkpoint, model, optimizer)
+        changed = [
+            f"{name} was {was}, is {options[name]}" for name, was in counters["options"].items() if options[name] != was
+        ]
+        if changed:
+            raise SystemExit(f"error: --resume: {'; '.join(changed)}; give the same options, or another --out")
+        kept = [record for record in self.records() if record["step"] <= counters["step"]]
+        write_whole(self.metrics, "".join(json.dumps(record) + "\n" for record in kept).encode())
+        return counters
+
+    def append(self, record: dict) -> None:
+        """Add a line to the metrics, and draw the curves anew."""
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record) + "\n")
+        draw_curves(self.records(), self.path / "curves.png")
+
+    def records(self) -> list[dict]:
+        """The lines of the metrics."""
+        return [json.loads(line) for line in self.metrics.read_text().splitlines()] if self.metrics.exists() else []
+
+
+def draw_curves(records: list[dict], path: Path) -> None:
+    """Training error dashed and test error solid over the iterations, as in figure 6 of He et al. 2015."""
+    try:
+        import matplotlib
+
+        matplotlib.use("Agg")
+        from matplotlib import pyplot
+    except ImportError:
+        return
+    figure, axes = pyplot.subplots(figsize=(6, 4), dpi=120)
+    steps = [record["step"] for record in records]
+    axes.plot(steps, [100 * record["train_error"] for record in records], "--", color="tab:blue", label="training")
+    axes.plot(
+        steps, [100 * record["test_error"] for record in records], "-", color="tab:red", label=records[-1]["split"]
+    )
+    axes.set(xlabel="iterations", ylabel="error (%)", ylim=(0, None), xlim=(0, None))
+    axes.set_title(f"{records[-1]['split']} error {100 * records[-1]['test_error']:.2f} %", fontsize=10)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(path)
+    pyplot.close(figure)
+
+
+class StopRequest:
+    """Ctrl-C asks to stop after the step in progress; a second Ctrl-C stops at once."""
+
+    def __init__(self):
+        self.asked = False
+        self._before = signal.signal(signal.SIGINT, self._ask)
+
+    def _ask(self, *_) -> None:
+        self.asked = True
+        signal.signal(signal.SIGINT, self._before)
+
+
+@dataclass
+class Totals:
+    """Sums over the images seen so far in an epoch."""
+
+    images: int = 0
+    loss_sum: float = 0.0
+    wrong: int = 0
+
+    def add(self, images: int, loss: float, wrong: int) -> None:
+        """Count a batch: its images, its mean loss, how many were classified wrongly."""
+        self.images += images
+        self.loss_sum += loss * images
+        self.wrong += wrong
+
+    @property
+    def loss(self) -> float:
+        """The mean loss of an image."""
+        return self.loss_sum / self.images
+
+    @property
+    def error(self) -> float:
+        """The part of the images that were classified wrongly, 0 to 1."""
+        return self.wrong / self.images
+
+
+def check_loss(loss: float, step: int, folder: RunFolder) -> None:
+    """Stop if the loss is no number; the last checkpoint, from before, is kept."""
+    if not math.isfinite(loss):
+        kept = (
+            f"the last good checkpoint is {folder.checkpoint}" if folder.checkpoint.exists() else "none was saved yet"
+        )
+        raise SystemExit(f"error: the loss is {loss} at step {step}; try a lower --lr (a tenth); {kept}")
+
+
+def error_rate(model: Module, loader: DataLoader, device: str) -> float:
+    """The part of the images that the model classifies wrongly, in evaluation mode."""
+    model.eval()
+    wrong = images = 0
+    with no_grad():
+        for batch, labels in loader:
+            predicted = model(Tensor(batch, device=device)).argmax(dim=1).numpy()
+            wrong += int((predicted != labels).sum())
+            images += len(labels)
+    model.train()
+    return wrong / images

@@ -1,0 +1,82 @@
+"""What all tests share: `pytest --device cpu|cuda|all` runs the same bodies on other devices."""
+
+import functools
+import zlib
+
+from minidl import kernels as dispatch
+
+import hypothesis
+import numpy as np
+import pytest
+
+DEVICES = {"cpu": ["cpu"], "cuda": ["cuda"], "all": ["cpu", "cuda"]}
+
+# The same examples at every run. A fixture may serve all examples of a test, as none here keeps any state.
+hypothesis.settings.register_profile(
+    "minidl",
+    max_examples=100,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+)
+hypothesis.settings.load_profile("minidl")
+
+
+def pytest_addoption(parser):
+    parser.addoption("--device", choices=DEVICES, default="cpu", help="run on cpu (the default), on cuda, or on all")
+
+
+def pytest_configure(config):
+    """Whoever asks for a GPU gets one or an error: skipped tests would look like passed ones."""
+    if config.getoption("--device") != "cpu" and not _gpu_present():
+        raise pytest.UsageError("--device cuda needs CuPy and a GPU")
+
+
+def _gpu_present():
+    try:
+        import cupy
+
+        return cupy.cuda.runtime.getDeviceCount() > 0
+    except Exception:  # no CuPy, no driver, or no GPU: each has its own class
+        return False
+
+
+def pytest_generate_tests(metafunc):
+    if "device" in metafunc.fixturenames:
+        metafunc.parametrize("device", DEVICES[metafunc.config.getoption("--device")], scope="session")
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if "torch" in item.fixturenames:
+            item.add_marker("against_torch")
+
+
+@pytest.fixture
+def to_device(device):
+    """A NumPy array -> the same on the device under test (on 'cpu' the array itself)."""
+    return functools.partial(dispatch.to_device, device=device)
+
+
+@pytest.fixture
+def to_host():
+    """An array of any device -> NumPy array."""
+    return functools.partial(dispatch.to_device, device="cpu")
+
+
+@pytest.fixture
+def kernels(to_device):
+    """The kernel module of the device under test."""
+    return dispatch.kernels_for(to_device(np.zeros(1)))
+
+
+@pytest.fixture
+def rng(request):
+    """A random generator of the test's own: its numbers change neither with the other tests nor with their order."""
+    return np.random.default_rng(zlib.crc32(request.node.name.encode()))
+
+
+@pytest.fixture
+def torch():
+    """PyTorch. The tests that ask for it are marked `against_torch`, and skipped where it is absent."""
+    return pytest.importorskip("torch")

@@ -1,0 +1,129 @@
+from minidl.data import channel_mean_std, normalize, per_pixel_mean, random_crop, random_flip
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+def some_images(count=8, height=6, width=5, channels=3, dtype=np.uint8):
+    return rng(1).integers(1, 256, (count, height, width, channels)).astype(dtype)
+
+
+def all_crops(image, padding):
+    """Every crop of one padded image, by plain loops."""
+    height, width, _ = image.shape
+    padded = np.pad(image, ((padding, padding), (padding, padding), (0, 0)))
+    shifts = range(2 * padding + 1)
+    return [padded[top : top + height, left : left + width] for top in shifts for left in shifts]
+
+
+@settings(max_examples=40)
+@given(
+    shape=st.tuples(*(st.integers(1, 6) for _ in range(4))),
+    padding=st.integers(0, 4),
+    dtype=st.sampled_from([np.uint8, np.float32]),
+    seed=st.integers(0, 99),
+)
+def test_each_crop_is_a_crop_of_its_own_padded_image(shape, padding, dtype, seed):
+    images = some_images(*shape, dtype=dtype)
+    cropped = random_crop(images, rng(seed), padding)
+    assert cropped.shape == images.shape
+    assert cropped.dtype == dtype
+    for before, after in zip(images, cropped, strict=True):
+        assert any(np.array_equal(after, crop) for crop in all_crops(before, padding))
+
+
+def test_all_crops_of_an_image_are_equally_likely():
+    image = some_images(1)
+    cropped = random_crop(np.repeat(image, 9000, axis=0), rng(), padding=1)
+    counts = [(cropped == crop).all(axis=(1, 2, 3)).sum() for crop in all_crops(image[0], 1)]
+    assert sum(counts) == 9000
+    assert max(abs(count - 1000) for count in counts) < 150  # five standard deviations
+
+
+def test_padding_0_crops_nothing():
+    np.testing.assert_array_equal(random_crop(some_images(), rng(), padding=0), some_images())
+
+
+def test_a_flip_mirrors_each_image_left_to_right_or_leaves_it():
+    images = some_images(200)
+    flipped = random_flip(images, rng())
+    kept = (flipped == images).all(axis=(1, 2, 3))
+    mirrored = (flipped == images[:, :, ::-1]).all(axis=(1, 2, 3))
+    assert np.array_equal(kept, ~mirrored)
+    assert 65 <= mirrored.sum() <= 135  # 100, five standard deviations
+
+
+@pytest.mark.parametrize("augment", [random_crop, random_flip])
+def test_augmentation_is_decided_by_the_generator_alone(augment):
+    images = some_images(50)
+    np.testing.assert_array_equal(augment(images, rng(5)), augment(images, rng(5)))
+    assert not np.array_equal(augment(images, rng(5)), augment(images, rng(6)))
+
+
+@pytest.mark.parametrize("function", [random_crop, random_flip, lambda images, _: normalize(images, 9.0, 2.0)])
+@pytest.mark.parametrize("images", [some_images(), some_images(dtype=np.float32), some_images()[:, ::-1, ::2]])
+def test_the_result_is_a_new_contiguous_array_and_the_argument_is_untouched(function, images):
+    before = images.copy()
+    result = function(images, rng())
+    assert result.flags.c_contiguous
+    assert not np.shares_memory(result, images)
+    np.testing.assert_array_equal(images, before)
+
+
+@pytest.mark.parametrize("shape", [(), (3,), (6, 5, 3)])
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_normalize_is_the_formula_in_float32_for_each_kind_of_statistic(shape, dtype):
+    mean, std = rng(2).uniform(50, 200, shape), rng(3).uniform(1, 60, shape)  # float64: must not spread
+    images = some_images(dtype=dtype)
+    result = normalize(images, mean, std)
+    assert result.dtype == np.float32
+    np.testing.assert_allclose(result, (images.astype(np.float64) - mean) / std, rtol=1e-5, atol=1e-5)
+
+
+def test_normalize_does_not_wrap_around_below_the_mean():
+    dark = np.zeros((1, 2, 2, 3), np.uint8)
+    np.testing.assert_array_equal(normalize(dark, 100.0), np.full((1, 2, 2, 3), -100, np.float32))
+
+
+def test_normalized_by_its_own_statistics_an_image_set_has_mean_0_and_deviation_1():
+    images = some_images(50)
+    result = normalize(images, *channel_mean_std(images))
+    np.testing.assert_allclose(result.mean(axis=(0, 1, 2)), 0, atol=1e-5)
+    np.testing.assert_allclose(result.std(axis=(0, 1, 2)), 1, atol=1e-5)
+
+
+def test_the_per_pixel_mean_is_exact_where_8_and_32_bits_overflow():
+    images = np.full((70_000, 2, 2, 3), 255, np.uint8)
+    images[0] = 0
+    expected = np.float32(255 * 69_999 / 70_000)
+    np.testing.assert_array_equal(per_pixel_mean(images), np.full((2, 2, 3), expected))
+
+
+def test_the_per_pixel_mean_has_the_shape_of_an_image_and_ignores_the_order():
+    images = some_images(100)
+    mean = per_pixel_mean(images)
+    assert mean.shape == (6, 5, 3)
+    assert mean.dtype == np.float32
+    np.testing.assert_array_equal(mean, per_pixel_mean(images[::-1]))
+    np.testing.assert_allclose(mean[2, 3, 1], images[:, 2, 3, 1].tolist() @ np.full(100, 0.01), rtol=1e-6)
+
+
+def test_channel_statistics_agree_with_float64():
+    images = some_images(300) // np.array([1, 2, 50], np.uint8)  # channels with different spreads
+    mean, std = channel_mean_std(images)
+    assert (mean.dtype, std.dtype) == (np.float32, np.float32)
+    as_float = images.astype(np.float64)
+    np.testing.assert_allclose(mean, as_float.mean(axis=(0, 1, 2)), rtol=1e-6)
+    np.testing.assert_allclose(std, as_float.std(axis=(0, 1, 2)), rtol=1e-6)
+
+
+def test_channel_statistics_are_exact_where_32_bits_overflow():
+    mean, std = channel_mean_std(np.full((70_000, 2, 2, 3), 255, np.uint8))
+    np.testing.assert_array_equal(mean, np.full(3, 255, np.float32))
+    np.testing.assert_array_equal(std, np.zeros(3, np.float32))

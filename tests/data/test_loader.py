@@ -1,0 +1,318 @@
+import gc
+import itertools
+import os
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from pathlib import Path
+
+from minidl.data import ArrayDataset, DataLoader
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+BOTH = pytest.mark.parametrize("prefetch", [0, 2])
+
+
+def numbered(count=10):
+    """A data set whose image i is full of i, with label i."""
+    labels = np.arange(count, dtype=np.int64)
+    return ArrayDataset(np.broadcast_to(labels[:, None, None, None], (count, 2, 2, 3)).astype(np.float32), labels)
+
+
+def add_noise(images, rng):
+    return images + rng.random(images.shape)
+
+
+def run(loader):
+    """One epoch, as lists of labels."""
+    return [labels.tolist() for _, labels in loader]
+
+
+def record(batches):
+    """Batches as bytes, to compare bit by bit."""
+    return [(images.tobytes(), labels.tobytes()) for images, labels in batches]
+
+
+def background_threads():
+    return [thread for thread in threading.enumerate() if thread.name.startswith("DataLoader")]
+
+
+class Recording:
+    """A data set that notes which thread asked for what, and can fail at one label."""
+
+    def __init__(self, count=20, failing=None):
+        self.dataset, self.failing = numbered(count), failing
+        self.asked, self.threads = [], set()
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, indices):
+        self.asked.append(indices.tolist())
+        self.threads.add(threading.current_thread().name)
+        if self.failing in indices:
+            raise KeyError(f"no image {self.failing}")
+        return self.dataset[indices]
+
+
+# Batches
+
+
+@BOTH
+def test_without_shuffling_an_epoch_is_the_data_set_in_order(prefetch):
+    loader = DataLoader(numbered(10), batch_size=4, prefetch=prefetch)
+    assert len(loader) == 3
+    assert run(loader) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+
+
+@BOTH
+def test_drop_last_leaves_out_a_batch_that_is_not_full_and_no_other(prefetch):
+    loader = DataLoader(numbered(10), batch_size=4, drop_last=True, prefetch=prefetch)
+    assert len(loader) == 2
+    assert run(loader) == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert len(DataLoader(numbered(8), batch_size=4, drop_last=True)) == 2
+
+
+@BOTH
+def test_images_stay_with_their_labels(prefetch):
+    for images, labels in DataLoader(numbered(20), batch_size=3, shuffle=True, prefetch=prefetch):
+        np.testing.assert_array_equal(images[:, 1, 1, 2], labels)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"dataset": numbered(0)}, "the data set is empty"),
+        ({"batch_size": 0}, "batch_size must be 1 or more, got 0"),
+        ({"prefetch": -1}, "prefetch must be 0 or more, got -1"),
+        ({"seed": -1}, "seed must be 0 or more, got -1"),
+        ({"batch_size": 11, "drop_last": True}, "drop_last leaves no batch: 10 images are fewer than batch_size 11"),
+    ],
+)
+def test_a_loader_without_a_batch_to_give_is_an_error(arguments, message):
+    with pytest.raises(ValueError, match=f"^DataLoader: {message}"):
+        DataLoader(**({"dataset": numbered(10), "batch_size": 4} | arguments))
+
+
+# Randomness
+
+
+@BOTH
+def test_shuffling_gives_each_image_once_an_epoch_in_ever_new_order(prefetch):
+    loader = DataLoader(numbered(50), batch_size=8, shuffle=True, prefetch=prefetch)
+    epochs = [np.concatenate(run(loader)).tolist() for _ in range(3)]
+    assert all(sorted(epoch) == list(range(50)) for epoch in epochs)
+    assert len({tuple(epoch) for epoch in epochs} | {tuple(range(50))}) == 4
+
+
+def test_the_seed_decides_all_randomness_whatever_the_prefetching():
+    def epochs(seed, prefetch):
+        loader = DataLoader(numbered(30), 8, shuffle=True, seed=seed, transform=add_noise, prefetch=prefetch)
+        return record([*loader, *loader])
+
+    assert epochs(1, prefetch=0) == epochs(1, prefetch=1) == epochs(1, prefetch=100)
+    assert epochs(1, prefetch=0) != epochs(2, prefetch=0)
+
+
+def test_no_two_batches_share_their_random_numbers():
+    drawn = []
+    loader = DataLoader(numbered(6), 2, transform=lambda images, rng: drawn.append(rng.random()) or images, prefetch=0)
+    for _ in range(4):
+        run(loader)
+    assert len(set(drawn)) == 12
+    drawn_as_shuffle = [loader._generator(0, epoch).random() for epoch in range(4)]
+    assert not set(drawn) & set(drawn_as_shuffle)
+
+
+def test_randomness_drawn_elsewhere_changes_nothing():
+    loader = DataLoader(numbered(30), 8, shuffle=True, transform=add_noise)
+    before = record(loader)
+    np.random.seed(3)
+    loader.load_state_dict({"epoch": 0, "batch": 0})
+    assert record(loader) == before
+
+
+# Position
+
+
+@settings(max_examples=60)
+@given(
+    count=st.integers(4, 20),
+    batch_size=st.integers(1, 4),
+    drop_last=st.booleans(),
+    shuffle=st.booleans(),
+    prefetch=st.integers(0, 3),
+    stop=st.integers(1, 45),
+)
+def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(count, batch_size, drop_last, shuffle, prefetch, stop):
+    def batches(loader):
+        return itertools.chain.from_iterable(itertools.repeat(loader))
+
+    def new_loader():
+        return DataLoader(numbered(count), batch_size, shuffle, 7, add_noise, drop_last, prefetch)
+
+    uninterrupted = record(itertools.islice(batches(new_loader()), 50))
+    interrupted, resumed = new_loader(), new_loader()
+    first_part = record(itertools.islice(batches(interrupted), stop))
+    resumed.load_state_dict(interrupted.state_dict())
+    assert first_part + record(itertools.islice(batches(resumed), 50 - stop)) == uninterrupted
+
+
+@BOTH
+def test_the_position_counts_the_batches_handed_out_not_those_loaded_ahead(prefetch):
+    loader = DataLoader(numbered(12), batch_size=4, prefetch=prefetch)
+    assert loader.state_dict() == {"epoch": 0, "batch": 0}
+    assert [loader.state_dict() for _ in loader] == [
+        {"epoch": 0, "batch": 1},
+        {"epoch": 0, "batch": 2},
+        {"epoch": 1, "batch": 0},
+    ]
+
+
+@BOTH
+def test_a_loop_left_by_break_is_continued_by_the_next_one(prefetch):
+    loader = DataLoader(numbered(12), batch_size=4, prefetch=prefetch)
+    for _, labels in loader:
+        if 4 in labels:
+            break
+    assert run(loader) == [[8, 9, 10, 11]]
+    assert len(run(loader)) == 3
+
+
+@BOTH
+def test_a_loop_left_at_the_last_batch_has_finished_its_epoch(prefetch):
+    loader = DataLoader(numbered(12), batch_size=4, prefetch=prefetch)
+    for _, labels in loader:
+        if 11 in labels:
+            break
+    assert loader.state_dict() == {"epoch": 1, "batch": 0}
+    assert len(run(loader)) == 3
+
+
+@pytest.mark.parametrize("state", [{"epoch": 0, "batch": 3}, {"epoch": 0, "batch": -1}, {"epoch": -1, "batch": 0}])
+def test_a_position_that_no_epoch_has_is_an_error_and_changes_nothing(state):
+    loader = DataLoader(numbered(12), batch_size=4)
+    with pytest.raises(ValueError, match=rf"no batch {state['batch']} of epoch {state['epoch']}: .* 3 batches"):
+        loader.load_state_dict(state)
+    assert loader.state_dict() == {"epoch": 0, "batch": 0}
+
+
+# Prefetching
+
+
+def test_while_the_caller_computes_one_thread_loads_as_many_batches_as_asked_and_no_more():
+    dataset = Recording()
+    iterator = iter(DataLoader(dataset, batch_size=1, prefetch=3))
+    assert dataset.asked == []
+    for handed_out in range(1, 6):
+        next(iterator)
+        deadline = time.monotonic() + 10
+        while len(dataset.asked) < handed_out + 3 and time.monotonic() < deadline:
+            time.sleep(0.001)
+        time.sleep(0.01)  # for a fourth, if there were one
+        assert len(dataset.asked) == handed_out + 3
+    assert len(dataset.threads) == 1
+    assert threading.current_thread().name not in dataset.threads
+
+
+def test_without_prefetching_each_batch_is_loaded_when_asked_in_the_callers_thread():
+    dataset = Recording()
+    iterator = iter(DataLoader(dataset, batch_size=1, prefetch=0))
+    for handed_out in range(1, 4):
+        next(iterator)
+        assert len(dataset.asked) == handed_out
+    assert dataset.threads == {threading.current_thread().name}
+
+
+@BOTH
+@pytest.mark.parametrize("part", ["dataset", "transform"])
+def test_an_error_while_loading_reaches_the_loop_with_its_traceback_after_the_batches_before_it(prefetch, part):
+    def fragile(images, rng):
+        if 9 in images:
+            raise KeyError("no image 9")
+        return images
+
+    dataset = Recording(20, failing=9 if part == "dataset" else None)
+    loader = DataLoader(dataset, 4, transform=fragile if part == "transform" else None, prefetch=prefetch)
+    seen = []
+    with pytest.raises(KeyError, match="no image 9") as caught:
+        seen.extend(labels.tolist() for _, labels in loader)
+    assert seen == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    place = traceback.extract_tb(caught.value.__traceback__)[-1]
+    assert place.name == ("__getitem__" if part == "dataset" else "fragile")
+    assert loader.state_dict() == {"epoch": 0, "batch": 2}
+    assert background_threads() == []
+
+
+# Threads: each way to leave a loop ends the one in the background.
+
+
+def leave_at_the_end(loader):
+    run(loader)
+
+
+def leave_by_break(loader):
+    for _ in loader:
+        break
+
+
+def leave_by_an_error(loader):
+    with pytest.raises(ZeroDivisionError):
+        for _ in loader:
+            1 / 0  # noqa: B018 (the error is the point)
+
+
+def leave_by_forgetting(loader):
+    iterator = iter(loader)
+    next(iterator)
+    assert len(background_threads()) == 1
+    del iterator
+
+
+def leave_by_garbage_collection(loader):
+    cycle = [iter(loader)]
+    cycle.append(cycle)
+    next(cycle[0])
+    del cycle
+    gc.collect()
+
+
+@pytest.mark.parametrize(
+    "leave",
+    [leave_at_the_end, leave_by_break, leave_by_an_error, leave_by_forgetting, leave_by_garbage_collection],
+)
+def test_no_thread_outlives_its_loop(leave):
+    dataset = Recording(1000)
+    leave(DataLoader(dataset, batch_size=1))
+    assert background_threads() == []
+    assert len(dataset.asked) == 1000 if leave is leave_at_the_end else len(dataset.asked) <= 3
+
+
+def test_a_loop_left_early_does_not_wait_for_all_that_was_planned():
+    dataset = Recording(100)
+
+    def slow(images, rng):
+        time.sleep(0.01)
+        return images
+
+    leave_by_break(DataLoader(dataset, batch_size=1, transform=slow, prefetch=100))
+    assert len(dataset.asked) < 50
+
+
+@pytest.mark.parametrize("ending", ["", "raise SystemExit(0)", "loader.extra = iterator"])
+def test_a_program_may_end_in_the_middle_of_an_epoch(ending):
+    code = f"""
+from minidl.data import DataLoader, make_shapes
+loader = DataLoader(make_shapes(50), batch_size=1)
+iterator = iter(loader)
+next(iterator)
+{ending}
+"""
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    result = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=20)
+    assert (result.returncode, result.stderr) == (0, "")

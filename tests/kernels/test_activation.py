@@ -1,0 +1,39 @@
+"""ReLU."""
+
+import numpy as np
+import pytest
+
+from tests.kernels.compare import assert_close, torch_gradients
+
+SHAPES = [(1,), (7, 3), (2, 3, 5, 4), (5, 30, 31, 33)]  # the last: several chunks
+shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
+
+
+@shapes
+def test_relu_agrees_with_the_plain_loops(shape, agrees, rng):
+    x, grad = rng.standard_normal((2, *shape))
+    agrees("relu_forward", x)
+    agrees("relu_backward", grad, np.maximum(x, 0))
+
+
+def test_the_derivative_at_zero_is_zero(run):
+    y = np.array([0.0, -0.0, 2.0])
+    np.testing.assert_array_equal(run("relu_backward", np.array([5.0, 6.0, 7.0]), y), [0, 0, 7])
+
+
+def test_relu_lets_nan_be_seen(run):
+    np.testing.assert_array_equal(run("relu_forward", np.array([np.nan, -1.0, 1.0])), [np.nan, 0, 1])
+
+
+@shapes
+def test_relu_is_that_of_pytorch(shape, run, rng, torch):
+    x, grad = rng.standard_normal((2, *shape))
+    expected, (grad_x,) = torch_gradients(torch, torch.relu, [x], grad)
+    y = run("relu_forward", x)
+    assert_close(y, expected)
+    assert_close(run("relu_backward", grad, y), grad_x)
+
+
+def test_what_the_relu_cuts_off_is_zero_even_of_infinity(run):
+    grad, y = np.array([np.inf, np.nan, -np.inf, 1.0]), np.array([0.0, 0.0, 2.0, 3.0])
+    assert run("relu_backward", grad, y).tolist() == [0, 0, -np.inf, 1]

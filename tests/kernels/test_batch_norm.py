@@ -1,0 +1,147 @@
+"""Batch normalisation: its statistics, and the layer with the addition and the ReLU that may follow it."""
+
+from minidl.kernels import reference
+
+import numpy as np
+import pytest
+
+from tests.kernels.compare import assert_close, nchw, nhwc, torch_gradients, with_dtype
+
+EPS = 1e-5
+SHAPES = [(5, 3), (7, 1), (2, 3, 5, 4), (1, 4, 3, 1), (40, 20, 12, 32)]  # the last: several chunks
+shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
+relus = pytest.mark.parametrize("relu", [False, True], ids=["linear", "relu"])
+residuals = pytest.mark.parametrize("with_residual", [False, True], ids=["plain", "residual"])
+modes = pytest.mark.parametrize("training", [False, True], ids=["eval", "training"])
+
+
+def draw(rng, shape):
+    """x, grad, residual; then of each channel mean, variance, weight, bias, unrelated to x as in eval mode."""
+    images = [rng.standard_normal(shape) for _ in range(3)]
+    mean, weight, bias = rng.standard_normal((3, shape[-1]))
+    return *images, mean, rng.uniform(0.5, 2, shape[-1]), weight, bias
+
+
+# ---- statistics -----------------------------------------------------------------------------------------------------
+
+
+@shapes
+def test_the_statistics_agree_with_the_plain_loops(shape, agrees, rng):
+    agrees("batch_statistics", 3 * rng.standard_normal(shape) + rng.standard_normal(shape[-1]))
+
+
+@pytest.mark.parametrize("shape", [(64, 5), (8, 33, 31, 5), (40, 20, 12, 32)], ids=str)
+def test_float32_statistics_stay_accurate_where_the_mean_is_large(shape, run, rng):
+    """Of mean 1e4 and variance 1, E[x^2] - mean^2 keeps nothing in float32, whose steps at 1e8 are 8 wide."""
+    x = (1e4 + rng.standard_normal(shape)).astype(np.float32)
+    axes = tuple(range(x.ndim - 1))
+    mean, variance = run("batch_statistics", x)
+    assert abs(mean - x.mean(axes, np.float64)).max() <= 0.004  # four steps of float32 at 1e4
+    assert abs(variance - x.var(axes, np.float64)).max() <= 1e-4
+
+
+def test_a_constant_channel_has_variance_zero(run):
+    mean, variance = run("batch_statistics", np.full((3, 4, 5, 2), 0.1))
+    assert_close(mean, np.full(2, 0.1))
+    assert (abs(variance) <= 1e-30).all()
+
+
+@pytest.mark.parametrize("count", [1, 2, 60])
+def test_the_running_statistics_agree_with_the_plain_loops(count, agrees, rng):
+    running_mean, mean = rng.standard_normal((2, 5))
+    running_variance, variance = rng.uniform(0.5, 2, (2, 5))
+    agrees("update_running_statistics", running_mean, running_variance, mean, variance, 0.1, count)
+
+
+def test_a_batch_of_one_number_leaves_the_running_variance_finite(run):
+    """It has no sample variance, so that its population variance, 0, is taken."""
+    zero, one = np.zeros(1), np.ones(1)
+    running = run("update_running_statistics", zero, one, np.full(1, 5.0), zero, 0.25, 1)
+    assert_close(running, [[1.25], [0.75]])
+
+
+# ---- the layer ------------------------------------------------------------------------------------------------------
+
+
+@shapes
+@relus
+@residuals
+def test_batch_norm_agrees_with_the_plain_loops(shape, relu, with_residual, agrees, rng):
+    x, grad, residual, mean, variance, weight, bias = with_dtype(draw(rng, shape), np.float32)
+    residual = residual if with_residual else None
+    agrees("batch_norm_apply", x, mean, variance, weight, bias, residual, EPS, relu)
+    y = reference.batch_norm_apply(x, mean, variance, weight, bias, residual, EPS, relu) if relu else None
+    agrees("batch_norm_backward_sums", grad, x, y, mean, variance, EPS, relu)
+    sums = rng.standard_normal((2, shape[-1])) * np.sqrt(x.size)
+    agrees("batch_norm_backward_apply", grad, x, y, mean, variance, weight, *sums, EPS, relu, with_residual)
+
+
+@relus
+def test_batch_norm_agrees_with_the_plain_loops_where_the_mean_is_large(relu, agrees, rng):
+    """x * scale + shift instead of (x - mean) * scale would lose what distinguishes the numbers of a channel."""
+    x, grad, _, mean, variance, weight, bias = draw(rng, (4, 5, 6, 3))
+    x, mean = with_dtype((x + 1e4, mean + 1e4), np.float32)
+    y = reference.batch_norm_apply(x, mean, variance, weight, bias, None, EPS, relu)
+    agrees("batch_norm_apply", x, mean, variance, weight, bias, None, EPS, relu)
+    agrees("batch_norm_backward_sums", grad, x, y, mean, variance, EPS, relu)
+    sums = grad.sum(axis=(0, 1, 2)), rng.standard_normal(3)
+    agrees("batch_norm_backward_apply", grad, x, y, mean, variance, weight, *sums, EPS, relu, False)
+
+
+@shapes
+def test_a_batch_comes_out_with_mean_zero_and_variance_one(shape, run, rng):
+    x = 3 * rng.standard_normal(shape) + 2
+    channels = shape[-1]
+    y = run("batch_norm_apply", x, *run("batch_statistics", x), np.ones(channels), np.zeros(channels), None, 0.0, False)
+    rows = y.reshape(-1, channels)
+    assert abs(rows.mean(axis=0)).max() <= 1e-12
+    assert abs(rows.var(axis=0) - 1).max() <= 1e-12
+
+
+def test_where_the_relu_cut_off_nothing_comes_back(run):
+    grad, x, y = np.array([[1.0], [2.0], [4.0]]), np.array([[-1.0], [0.0], [1.0]]), np.array([[0.0], [-1.0], [3.0]])
+    one, zero = np.ones(1), np.zeros(1)
+    sums = run("batch_norm_backward_sums", grad, x, y, zero, one, 0.0, True)
+    assert_close(sums, [[4.0], [4.0]])
+    grad_x, grad_residual = run("batch_norm_backward_apply", grad, x, y, zero, one, one, zero, zero, 0.0, True, True)
+    np.testing.assert_array_equal(grad_x, [[0], [0], [4]])
+    np.testing.assert_array_equal(grad_residual, [[0], [0], [4]])
+
+
+@shapes
+@relus
+@residuals
+@modes
+def test_batch_norm_is_that_of_pytorch(shape, relu, with_residual, training, run, rng, torch):
+    x, grad, residual, mean, variance, weight, bias = draw(rng, shape)
+    residuals = [residual] if with_residual else []
+
+    def batch_norm(x, weight, bias, *residuals):
+        running = (None, None) if training else (torch.tensor(mean), torch.tensor(variance))
+        y = torch.nn.functional.batch_norm(nchw(x), *running, weight, bias, training, eps=EPS)
+        y = sum(residuals, nhwc(y))
+        return y.relu() if relu else y
+
+    expected, grads = torch_gradients(torch, batch_norm, [x, weight, bias, *residuals], grad)
+    if training:
+        mean, variance = run("batch_statistics", x)
+    y = run("batch_norm_apply", x, mean, variance, weight, bias, *(residuals or [None]), EPS, relu)
+    grad_bias, grad_weight = sums = run("batch_norm_backward_sums", grad, x, y, mean, variance, EPS, relu)
+    through_statistics = sums if training else np.zeros((2, shape[-1]))
+    grad_x, grad_residual = run(
+        "batch_norm_backward_apply", grad, x, y, mean, variance, weight, *through_statistics, EPS, relu, with_residual
+    )
+    assert_close(y, expected)
+    for actual, wanted in zip([grad_x, grad_weight, grad_bias, grad_residual], grads, strict=False):
+        assert_close(actual, wanted)
+
+
+@pytest.mark.parametrize("shape", [(5, 3), (2, 3, 5, 4)], ids=str)
+def test_the_running_statistics_are_those_of_pytorch(shape, run, rng, torch):
+    x = rng.standard_normal(shape)
+    layer = (torch.nn.BatchNorm1d if len(shape) == 2 else torch.nn.BatchNorm2d)(shape[-1], momentum=0.3).double()
+    layer(nchw(torch.tensor(x)))
+    batch = run("batch_statistics", x)
+    start = np.zeros(shape[-1]), np.ones(shape[-1])
+    running = run("update_running_statistics", *start, *batch, 0.3, x.size // shape[-1])
+    assert_close(running, [layer.running_mean.numpy(), layer.running_var.numpy()])

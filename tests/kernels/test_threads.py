@@ -1,0 +1,131 @@
+"""The same bits, whatever the number of threads: shapes decide where chunks begin and in which order they are added."""
+
+import minidl
+from minidl.kernels import cpu, reference
+
+import numpy as np
+import pytest
+
+from tests.kernels.compare import Runner, arrays_in
+
+SHAPE = (40, 20, 12, 64)  # 600,000 numbers: several chunks for every kernel
+POOLED = (40, 10, 6, 64)
+ROWS, FEATURES, CLASSES = 300, 700, 1000
+EPS, LR = 1e-5, np.array(0.1, np.float32)
+KEY = np.array([1, 2, 3, 4], np.uint32)
+rng = np.random.default_rng(0)
+
+
+def draw(*shape):
+    return rng.standard_normal(shape, dtype=np.float32)
+
+
+def conv_workloads():
+    """Of stride 1 and 2, and with kernels of 3x3 and 1x1, as an implementation may treat each in its own way."""
+    for kernel_size, stride, padding in [(3, 1, 1), (3, 2, 1), (1, 1, 0), (1, 2, 0)]:
+        x, weight = draw(*SHAPE), draw(kernel_size, kernel_size, 64, 32)
+        grad = draw(40, 20 // stride, 12 // stride, 32)
+        window = (stride, stride), (padding, padding)
+        yield "conv2d_forward", x, weight, draw(32), *window
+        yield "conv2d_backward_x", grad, weight, x.shape, *window
+        yield "conv2d_backward_weight", grad, x, weight.shape, *window
+
+
+def linear_workloads():
+    x, weight, bias, grad = draw(ROWS, FEATURES), draw(FEATURES, CLASSES), draw(CLASSES), draw(ROWS, CLASSES)
+    yield "linear_forward", x, weight, bias
+    yield "linear_backward_x", grad, weight
+    yield "linear_backward_weight", grad, x
+    yield "bias_backward", draw(*SHAPE)
+
+
+def pool_workloads():
+    x, grad, window = draw(*SHAPE), draw(*POOLED), ((3, 3), (2, 2), (1, 1))
+    winner = reference.max_pool2d_forward(x, *window, False)[1]
+    yield "max_pool2d_forward", x, *window, False
+    yield "max_pool2d_backward", grad, winner, x.shape, *window
+    yield "avg_pool2d_forward", x, *window, False, True
+    yield "avg_pool2d_backward", grad, x.shape, *window, False, True
+    yield "global_avg_pool_forward", x
+    yield "global_avg_pool_backward", draw(40, 64), x.shape
+
+
+def batch_norm_workloads():
+    x, y, grad, residual = draw(4, *SHAPE)
+    mean, weight, bias, sum_grad, sum_grad_normalised = draw(5, 64)
+    variance = 1 + draw(64) ** 2
+    yield "batch_statistics", x
+    yield "batch_norm_apply", x, mean, variance, weight, bias, residual, EPS, True
+    yield "batch_norm_backward_sums", grad, x, y, mean, variance, EPS, True
+    sums = sum_grad, sum_grad_normalised
+    yield "batch_norm_backward_apply", grad, x, y, mean, variance, weight, *sums, EPS, True, True
+    yield "update_running_statistics", mean, variance, *draw(2, 64), 0.1, 9600
+
+
+def activation_workloads():
+    x, y, grad = draw(3, *SHAPE)
+    yield "relu_forward", x
+    yield "relu_backward", grad, y
+    yield "dropout_forward", x, 0.4, KEY
+    yield "dropout_backward", grad, 0.4, KEY
+    yield "local_response_norm_forward", x, 5, 0.1, 0.75, 2.0
+    yield "local_response_norm_backward", grad, x, y, 1 + x**2, 5, 0.1, 0.75
+    yield "pad_channels_forward", x, 32, 32
+    yield "pad_channels_backward", grad, 16, 16
+
+
+def loss_workloads():
+    logits, grad = draw(2, ROWS, CLASSES)
+    labels = rng.integers(0, CLASSES, ROWS)
+    probabilities = reference.softmax_forward(logits)
+    yield "softmax_forward", logits
+    yield "softmax_backward", grad, probabilities
+    yield "log_softmax_forward", logits
+    yield "log_softmax_backward", grad, np.log(probabilities)
+    yield "cross_entropy_forward", logits, labels, 0.1
+    yield "cross_entropy_backward", LR, probabilities, labels, 0.1
+    yield "mse_loss_forward", logits, probabilities
+    yield "mse_loss_backward", LR, logits, probabilities
+
+
+def update_workloads():
+    parameters, grads, means, squares = ([draw(*SHAPE), draw(64)] for _ in range(4))
+    squares = [square**2 for square in squares]
+    yield "sgd_update", parameters, grads, means, LR, 0.9, 0.01, True
+    yield "adam_update", parameters, grads, means, squares, np.array(3), LR, 0.9, 0.999, 1e-8, 0.01, True
+
+
+FAMILIES = [
+    conv_workloads,
+    linear_workloads,
+    pool_workloads,
+    batch_norm_workloads,
+    activation_workloads,
+    loss_workloads,
+    update_workloads,
+]
+WORKLOADS = [workload for family in FAMILIES for workload in family()]
+
+
+@pytest.fixture(autouse=True)
+def restore_the_number_of_threads():
+    before = minidl.get_num_threads()
+    yield
+    minidl.set_num_threads(before)
+
+
+def results(threads, name, args):
+    minidl.set_num_threads(threads)
+    return [array.tobytes() for array in arrays_in(Runner(cpu)(name, *args))]
+
+
+@pytest.mark.parametrize("workload", WORKLOADS, ids=[name for name, *_ in WORKLOADS])
+def test_the_number_of_threads_changes_no_bit(workload):
+    name, *args = workload
+    alone = results(1, name, args)
+    for threads in (2, 3, 8):
+        assert results(threads, name, args) == alone
+
+
+def test_every_kernel_has_a_workload_here():
+    assert {name for name, *_ in WORKLOADS} == set(cpu.__all__)

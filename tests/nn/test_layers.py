@@ -1,0 +1,205 @@
+"""Layers: each hands its parameters and arguments to its operation, and starts as it says."""
+
+import minidl
+from minidl import Tensor, nn
+
+import numpy as np
+import pytest
+
+from tests.kernels.compare import assert_close, nchw, nhwc
+
+# name: our layer, PyTorch's, and the shape of x
+TWINS = {
+    "conv": (nn.Conv2d(3, 4, (3, 2), (2, 1), (1, 0)), lambda t: t.Conv2d(3, 4, (3, 2), (2, 1), (1, 0)), (2, 6, 5, 3)),
+    "conv of stride and padding 1": (nn.Conv2d(3, 4, 3, 1, 1), lambda t: t.Conv2d(3, 4, 3, 1, 1), (2, 6, 5, 3)),
+    "conv without bias": (nn.Conv2d(3, 4, 1, bias=False), lambda t: t.Conv2d(3, 4, 1, bias=False), (2, 6, 5, 3)),
+    "linear": (nn.Linear(6, 4), lambda t: t.Linear(6, 4), (3, 6)),
+    "linear without bias": (nn.Linear(6, 4, bias=False), lambda t: t.Linear(6, 4, bias=False), (3, 6)),
+    "batch-norm": (nn.BatchNorm2d(3), lambda t: t.BatchNorm2d(3), (2, 4, 5, 3)),
+    "batch-norm with arguments": (nn.BatchNorm2d(3, 0.1, 0.3), lambda t: t.BatchNorm2d(3, 0.1, 0.3), (2, 4, 5, 3)),
+    "relu": (nn.ReLU(), lambda t: t.ReLU(), (2, 3)),
+    "max-pool": (nn.MaxPool2d(2), lambda t: t.MaxPool2d(2), (2, 6, 5, 3)),
+    "max-pool with arguments": (
+        nn.MaxPool2d((3, 2), 2, (1, 0), True),
+        lambda t: t.MaxPool2d((3, 2), 2, (1, 0), ceil_mode=True),
+        (2, 6, 5, 3),
+    ),
+    "avg-pool": (nn.AvgPool2d(2), lambda t: t.AvgPool2d(2), (2, 6, 5, 3)),
+    "avg-pool with arguments": (
+        nn.AvgPool2d(3, 2, 1, True, False),
+        lambda t: t.AvgPool2d(3, 2, 1, ceil_mode=True, count_include_pad=False),
+        (2, 6, 6, 3),
+    ),
+    "avg-pool in ceil mode": (nn.AvgPool2d(3, 2, 1, True), lambda t: t.AvgPool2d(3, 2, 1, True), (2, 6, 6, 3)),
+    "global avg-pool": (
+        nn.GlobalAvgPool(),
+        lambda t: t.Sequential(t.AdaptiveAvgPool2d(1), t.Flatten()),
+        (2, 4, 5, 3),
+    ),
+    "local response norm": (
+        nn.LocalResponseNorm(3, 0.2, 0.6, 1.5),
+        lambda t: t.LocalResponseNorm(3, alpha=0.6, beta=0.6, k=1.5),  # PyTorch divides alpha by the size
+        (2, 4, 5, 6),
+    ),
+    "local response norm of the paper": (
+        nn.LocalResponseNorm(),
+        lambda t: t.LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2),
+        (2, 4, 5, 6),
+    ),
+    "channels of zeros": (nn.PadChannels(1, 2), lambda t: t.ConstantPad3d((0, 0, 0, 0, 1, 2), 0), (2, 4, 5, 3)),
+    "softmax": (nn.Softmax(), lambda t: t.Softmax(-1), (4, 5)),
+    "softmax over the batch": (nn.Softmax(0), lambda t: t.Softmax(0), (4, 5)),
+    "log-softmax": (nn.LogSoftmax(), lambda t: t.LogSoftmax(-1), (4, 5)),
+    "log-softmax over the batch": (nn.LogSoftmax(0), lambda t: t.LogSoftmax(0), (4, 5)),
+    "dropout of nothing": (nn.Dropout(0.0), lambda t: t.Dropout(0.0), (4, 5)),
+}
+
+
+def to_torch(torch, state):
+    return {name: torch.tensor(array) for name, array in state.items()}
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+@pytest.mark.parametrize(("ours", "make_theirs", "shape"), TWINS.values(), ids=TWINS)
+def test_a_layer_computes_what_pytorch_computes(ours, make_theirs, shape, training, device, rng, torch):
+    state = {name: rng.random(array.shape, np.float32) + 0.5 for name, array in ours.state_dict().items()}
+    theirs = make_theirs(torch.nn).train(training)
+    theirs.load_state_dict(to_torch(torch, state), strict=True)
+    ours.to(device).train(training).load_state_dict(state)
+    x = 3 * rng.standard_normal(shape, np.float32)
+    expected = nhwc(theirs(nchw(torch.from_numpy(x))))
+    assert_close(ours(Tensor(x, device=device)).numpy(), expected.detach().numpy(), 1e-5)
+    for name, array in ours.state_dict().items():
+        assert_close(array, theirs.state_dict()[name].numpy(), 1e-5)
+
+
+@pytest.mark.parametrize("arguments", [(), (0.2,)], ids=["plain", "smoothed"])
+def test_the_cross_entropy_loss_is_that_of_pytorch(arguments, device, rng, torch):
+    logits, labels = rng.standard_normal((4, 5), np.float32), rng.integers(0, 5, 4)
+    ours = nn.CrossEntropyLoss(*arguments)(Tensor(logits, device=device), labels)
+    theirs = torch.nn.CrossEntropyLoss(label_smoothing=sum(arguments))(torch.tensor(logits), torch.tensor(labels))
+    assert ours.item() == pytest.approx(theirs.item(), rel=1e-6)
+
+
+def test_the_squared_error_loss_is_the_mean(device):
+    x, target = Tensor([1.0, 2.0], device=device), Tensor([3.0, 5.0], device=device)
+    assert nn.MSELoss()(x, target).item() == 6.5
+
+
+def test_flatten_keeps_the_batch(device):
+    x = np.arange(24, dtype=np.float32).reshape(2, 2, 3, 2)
+    assert np.array_equal(nn.Flatten()(Tensor(x, device=device)).numpy(), x.reshape(2, 12))
+
+
+def test_batch_norm_adds_the_residual_before_the_relu(rng, device):
+    layer = nn.BatchNorm2d(3).to(device).eval()
+    x, residual = rng.standard_normal((2, 2, 4, 4, 3), np.float32)
+    y = layer(Tensor(x, device=device), residual=Tensor(residual, device=device), relu=True)
+    assert_close(y.numpy(), np.maximum(x / np.sqrt(np.float32(1 + 1e-5)) + residual, 0), 1e-6)
+
+
+def test_biases_start_at_0_and_batch_norm_as_the_identity():
+    assert not nn.Conv2d(2, 3, 1).bias.numpy().any() and not nn.Linear(2, 3).bias.numpy().any()
+    started = {name: set(array.tolist()) for name, array in nn.BatchNorm2d(3).state_dict().items()}
+    assert started == {"weight": {1.0}, "bias": {0.0}, "running_mean": {0.0}, "running_var": {1.0}}
+
+
+def test_weights_start_with_the_variances_of_he_and_of_xavier():
+    with minidl.fork_rng(0):
+        conv, linear = nn.Conv2d(32, 128, 3).weight.numpy(), nn.Linear(300, 100).weight.numpy()
+    assert conv.var() == pytest.approx(2 / (32 * 9), rel=0.03)  # the deviation of the variance of 36,864 is 0.0074
+    assert linear.var() == pytest.approx(2 / 400, rel=0.03)
+
+
+WRONG = {
+    "a kernel of 0": (lambda: nn.Conv2d(1, 1, 0), "Conv2d: expected kernel_size"),
+    "a stride of 0": (lambda: nn.Conv2d(1, 1, 3, stride=0), "Conv2d: expected stride"),
+    "a negative padding": (lambda: nn.Conv2d(1, 1, 3, padding=(0, -1)), "Conv2d: expected padding"),
+    "a flatten of another size": (
+        lambda: nn.Linear(10, 2, flattened_from=(2, 2, 3)),
+        r"flattened_from \(2, 2, 3\) does not make in_features 10",
+    ),
+}
+
+
+@pytest.mark.parametrize(("make", "message"), WRONG.values(), ids=WRONG)
+def test_impossible_arguments_are_refused_where_the_layer_is_made(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+REPRS = [
+    (nn.Conv2d(1, 2, (3, 5), 2, 1, bias=False), "Conv2d(1 -> 2, 3x5, stride=(2, 2), padding=(1, 1), bias=False)"),
+    (nn.Linear(3, 2, bias=False), "Linear(3 -> 2, bias=False)"),
+    (nn.BatchNorm2d(4, 1e-3, 0.2), "BatchNorm2d(4, eps=0.001, momentum=0.2)"),
+    (nn.MaxPool2d(3, 2, 1), "MaxPool2d(3, stride=2, padding=1)"),
+    (nn.AvgPool2d(3), "AvgPool2d(3, stride=3, padding=0)"),
+    (nn.Dropout(0.3), "Dropout(0.3)"),
+    (nn.LocalResponseNorm(3), "LocalResponseNorm(3, alpha=0.0001, beta=0.75, k=2.0)"),
+    (nn.PadChannels(1, 2), "PadChannels(1, 2)"),
+    (nn.GlobalAvgPool(), "GlobalAvgPool()"),
+]
+
+
+@pytest.mark.parametrize(("layer", "text"), REPRS, ids=[text for _, text in REPRS])
+def test_a_layer_prints_its_arguments(layer, text):
+    assert repr(layer).partition("  #")[0] == text
+
+
+# -- dropout -----------------------------------------------------------------------------------------------------------
+
+
+def masks(layer, steps=3, device="cpu"):
+    """What the layer lets through of ones, at each step."""
+    return [layer(Tensor(np.ones((8, 50), np.float32), device=device)).numpy() for _ in range(steps)]
+
+
+def test_dropout_scales_what_it_keeps_and_keeps_as_many_as_it_says(device):
+    (mask,) = masks(nn.Dropout(0.2).to(device), 1, device)
+    assert set(mask.ravel().tolist()) == {0.0, 1.25}
+    assert abs((mask == 0).mean() - 0.2) < 0.1  # five deviations of the mean of 400
+
+
+def test_dropout_counts_its_training_steps_and_draws_a_new_mask_in_each(device):
+    layer = nn.Dropout(0.5).to(device)
+    first, second, third = masks(layer, 3, device)
+    assert Tensor(layer.key).numpy()[2] == 3
+    assert not np.array_equal(first, second) and not np.array_equal(second, third)
+    layer.eval()
+    masks(layer, 2, device)
+    assert Tensor(layer.key).numpy()[2] == 3
+
+
+def test_the_same_seed_gives_the_same_masks_and_another_layer_or_seed_others():
+    def two_layers(seed):
+        with minidl.fork_rng(seed):
+            return masks(nn.Dropout()), masks(nn.Dropout())
+
+    first, second = two_layers(7)
+    assert np.array_equal(two_layers(7), (first, second))
+    assert not np.array_equal(first, second)
+    for high_and_low in (8, 7 + 2**32):
+        assert not np.array_equal(two_layers(high_and_low)[0], first)
+
+
+def test_a_key_that_is_put_back_brings_the_masks_back():
+    layer = nn.Dropout()
+    masks(layer)
+    key = layer.key.data.copy()
+    expected = masks(layer)
+    layer.key.data[...] = key
+    assert np.array_equal(masks(layer), expected)
+
+
+def test_the_gradient_of_dropout_has_the_mask_of_its_own_step(device):
+    layer = nn.Dropout().to(device)
+    x = Tensor(np.ones((8, 50), np.float32), device=device, requires_grad=True)
+    y = layer(x)
+    layer(x)
+    y.sum().backward()
+    assert np.array_equal(x.grad.numpy(), y.numpy())
+
+
+def test_dropout_in_evaluation_is_the_identity():
+    x = Tensor([1.0, 2.0])
+    assert nn.Dropout(0.9).eval()(x) is x
