@@ -110,17 +110,18 @@ def train(model: Module, data: CifarData, args: argparse.Namespace, needs_warmup
                 show(bar, progress.totals, args.batch_size)
                 if stop.asked or progress.step == total_steps:
                     break
-            progress.seconds = time.perf_counter() - started
+            progress.seconds = round(time.perf_counter() - started, 2)
             if loader.state_dict()["batch"] == 0 or progress.step == total_steps:  # the end of an epoch, or of the run
                 test_error = error_rate(model, test_loader, args.device)
-                end_epoch(progress, folder, bar, optimizer.lr, data.test_split, test_error)
+                epoch = -(-progress.step // len(loader))
+                end_epoch(progress, folder, bar, epoch, optimizer.lr, data.test_split, test_error)
             folder.save(
                 model, optimizer, {"progress": asdict(progress), "loader": loader.state_dict(), "options": options}
             )
     if progress.step < total_steps:
         print(f"stopped after step {progress.step:,}; nothing is lost: the same command with --resume goes on")
         return None
-    return test_error
+    return error_rate(model, test_loader, args.device) if test_error is None else test_error
 
 
 def train_step(model: Module, optimizer: SGD, images, labels, device: str) -> tuple[float, int]:
@@ -133,12 +134,15 @@ def train_step(model: Module, optimizer: SGD, images, labels, device: str) -> tu
     return loss.item(), int((logits.argmax(dim=1).numpy() != labels).sum())
 
 
-def end_epoch(progress: Progress, folder: RunFolder, bar: tqdm, lr: float, split: str, test_error: float) -> None:
+def end_epoch(
+    progress: Progress, folder: RunFolder, bar: tqdm, epoch: int, lr: float, split: str, test_error: float
+) -> None:
     """Note what the epoch came to, and begin to count anew."""
     train_error = progress.totals.error
-    record = {"step": progress.step, "lr": lr, "train_loss": progress.totals.loss, "train_error": train_error}
-    folder.append(record | {"test_error": test_error, "split": split, "seconds": round(progress.seconds, 1)})
-    bar.write(f"step {progress.step:6,d}   training error {train_error:6.2%}   {split} error {test_error:6.2%}")
+    record = {"epoch": epoch, "step": progress.step, "lr": lr, "train_loss": progress.totals.loss}
+    record |= {"train_error": train_error, "test_error": test_error, "split": split, "seconds": progress.seconds}
+    folder.append(record)
+    bar.write(f"epoch {epoch:3d}   training error {train_error:6.2%}   {split} error {test_error:6.2%}")
     progress.warming_up = progress.warming_up and train_error >= WARMUP_ERROR
     progress.totals = Totals()
 

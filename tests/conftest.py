@@ -1,7 +1,10 @@
 """What all tests share: `pytest --device cpu|cuda|all` runs the same bodies on other devices."""
 
 import functools
+import subprocess
+import sys
 import zlib
+from pathlib import Path
 
 from minidl import kernels as dispatch
 
@@ -50,6 +53,8 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "torch" in item.fixturenames:
             item.add_marker("against_torch")
+        if "real_cifar10" in item.fixturenames:
+            item.add_marker("real_data")
 
 
 @pytest.fixture
@@ -74,6 +79,17 @@ def kernels(to_device):
 def rng(request):
     """A random generator of the test's own: its numbers change neither with the other tests nor with their order."""
     return np.random.default_rng(zlib.crc32(request.node.name.encode()))
+
+
+@pytest.fixture(scope="session")
+def real_cifar10(tmp_path_factory):
+    """A folder with the official CIFAR-10 batches. Tests that ask for it are skipped where they are not to be had."""
+    unpack = Path(__file__).parents[2] / "shared" / "data" / "cifar10" / "unpack.py"
+    if not unpack.exists():
+        pytest.skip(f"needs the CIFAR-10 files beside {unpack}")
+    folder = tmp_path_factory.mktemp("cifar10")
+    subprocess.run([sys.executable, unpack, folder], check=True, stdout=subprocess.DEVNULL)
+    return folder
 
 
 @pytest.fixture

@@ -17,8 +17,6 @@ from minidl.data.cifar import CIFAR10, CIFAR100, Archive, load_archive, unpickle
 import numpy as np
 import pytest
 
-REAL_DATA = Path(__file__).parents[3] / "shared/data/cifar10"
-
 
 def md5(content):
     return hashlib.md5(content, usedforsecurity=False).hexdigest()
@@ -404,20 +402,8 @@ def test_importing_the_package_loads_no_pillow_no_tqdm_and_no_network_code():
 # The real files
 
 
-@pytest.fixture(scope="module")
-def real_root(tmp_path_factory):
-    """A root with the official data_batch_1 and batches.meta."""
-    if not REAL_DATA.is_dir():
-        pytest.skip(f"needs the CIFAR-10 files in {REAL_DATA}")
-    root = tmp_path_factory.mktemp("cifar10")
-    command = [sys.executable, REAL_DATA / "unpack.py", root, "data_batch_1", "batches.meta"]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return root
-
-
-@pytest.mark.real_data
-def test_the_official_files_hold_what_is_known_of_them(real_root):
-    dataset = load(real_root, archive=dataclasses.replace(CIFAR10, train=("data_batch_1",)))
+def test_the_official_files_hold_what_is_known_of_them(real_cifar10):
+    dataset = load(real_cifar10, archive=dataclasses.replace(CIFAR10, train=("data_batch_1",)))
     assert dataset.images.shape == (10_000, 32, 32, 3)
     assert dataset.classes[dataset.labels[0]] == "frog"
     np.testing.assert_array_equal(np.bincount(dataset.labels)[:3], [1005, 974, 1032])

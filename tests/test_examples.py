@@ -1,0 +1,138 @@
+"""Every example runs as a user runs it, for a few steps, and keeps its promises about stopping and going on."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from safetensors.numpy import load_file
+
+ROOT = Path(__file__).parents[1]
+TINY = ["--limit-train", "64", "--batch-size", "16"]  # an epoch of four steps
+
+
+def command(script, *options):
+    return [sys.executable, str(ROOT / "examples" / script), *map(str, options)]
+
+
+def run(script, *options, fails=False):
+    """stdout and stderr of a script that ends well, or is expected to fail."""
+    done = subprocess.run(command(script, *options), capture_output=True, text=True, cwd=ROOT, timeout=300)
+    assert (done.returncode != 0) == fails, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout + done.stderr
+
+
+def resnet(*options, **expectation):
+    return run("train_cifar_resnet.py", "--depth", 8, *TINY, *options, **expectation)
+
+
+def metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    "options", [["--depth", 8], ["--depth", 20, "--shortcut", "none", "--recipe", "paper"]], ids=str
+)
+def test_train_cifar_resnet_runs(tmp_path, options):
+    output = run("train_cifar_resnet.py", *options, *TINY, "--iterations", 2, "--out", tmp_path)
+    assert f"test error of {options[1]} layers on shapes" in output
+    assert metrics(tmp_path)[-1]["step"] == 2
+
+
+def test_train_cifar_vgg_runs(tmp_path):
+    output = run("train_cifar_vgg.py", "--config", "A", *TINY, "--iterations", 2, "--out", tmp_path)
+    assert "test error of VGG-A on shapes" in output
+
+
+def test_a_run_leaves_metrics_a_picture_and_a_checkpoint(tmp_path):
+    resnet("--epochs", 2, "--out", tmp_path)
+    first, second = metrics(tmp_path)
+    assert (first["epoch"], first["step"], second["step"]) == (1, 4, 8)
+    assert 0 <= second["test_error"] <= 1
+    assert second["seconds"] > first["seconds"] > 0
+    with Image.open(tmp_path / "curves.png") as picture:
+        assert picture.size == (720, 480)
+    weights = load_file(tmp_path / "checkpoint.safetensors")
+    assert weights["layer2.0.conv1.weight"].shape == (32, 16, 3, 3)  # PyTorch's names and layout
+
+
+def test_a_run_that_was_interrupted_and_resumed_ends_with_the_same_bits(tmp_path):
+    """Stopped in the middle of an epoch, with batches loaded ahead."""
+    resnet("--iterations", 10, "--out", tmp_path / "whole")
+    stopped = interrupt(tmp_path / "parts", after_step=2, iterations=10)
+    assert "--resume goes on" in stopped
+    resnet("--iterations", 10, "--out", tmp_path / "parts", "--resume")
+    whole, parts = (load_file(tmp_path / name / "checkpoint.safetensors") for name in ("whole", "parts"))
+    assert whole.keys() == parts.keys()
+    assert any(name.startswith("optimizer/") for name in whole)
+    for name, array in whole.items():
+        np.testing.assert_array_equal(array, parts[name], err_msg=name)
+    for ours, theirs in zip(metrics(tmp_path / "whole"), metrics(tmp_path / "parts"), strict=True):
+        assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}
+
+
+def interrupt(folder, after_step, iterations):
+    """Start a run, press Ctrl-C once the bar shows the step, and return what it says."""
+    options = ["--depth", 8, *TINY, "--iterations", iterations, "--out", folder]
+    every_step = os.environ | {"TQDM_MININTERVAL": "0"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "bufsize": 0}
+    with subprocess.Popen(command("train_cifar_resnet.py", *options), env=every_step, cwd=ROOT, **pipes) as process:
+        shown = b""
+        while f" {after_step}/{iterations} steps".encode() not in shown:
+            shown += process.stderr.read(1)
+            assert process.poll() is None, shown
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == 0
+    return output.decode()
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_checkpoint(tmp_path):
+    resnet("--iterations", 4, "--out", tmp_path)
+    before = (tmp_path / "checkpoint.safetensors").read_bytes()
+    output = resnet("--iterations", 8, "--lr", 1e30, "--out", tmp_path / "new", fails=True)
+    assert "the loss is" in output
+    assert "--lr" in output
+    assert (tmp_path / "checkpoint.safetensors").read_bytes() == before
+
+
+def test_a_finished_run_is_not_overwritten_by_accident(tmp_path):
+    resnet("--iterations", 1, "--out", tmp_path)
+    assert "--resume, or choose another --out" in resnet("--iterations", 1, "--out", tmp_path, fails=True)
+
+
+def test_resuming_with_other_options_says_which(tmp_path):
+    resnet("--iterations", 1, "--out", tmp_path)
+    assert "seed was 0, is 1" in resnet("--iterations", 1, "--seed", 1, "--out", tmp_path, "--resume", fails=True)
+
+
+def test_resuming_what_is_not_there_is_an_error(tmp_path):
+    assert "there is no" in resnet("--out", tmp_path, "--resume", fails=True)
+
+
+def test_a_gpu_that_is_missing_is_a_clear_error(tmp_path):
+    assert "device 'cuda'" in resnet("--device", "cuda", "--out", tmp_path, fails=True)
+
+
+def test_a_depth_that_is_not_6n_plus_2_is_a_clear_error(tmp_path):
+    assert "6n + 2" in run("train_cifar_resnet.py", "--depth", 21, "--out", tmp_path, fails=True)
+
+
+@pytest.mark.parametrize("dataset", ["cifar10", "cifar100"])
+def test_without_the_data_and_a_network_the_error_says_what_to_do(tmp_path, dataset):
+    (tmp_path / "data").write_text("a file where the folder should be")
+    output = resnet("--dataset", dataset, "--data-dir", tmp_path / "data", "--out", tmp_path / "out", fails=True)
+    assert "error:" in output
+
+
+def test_train_cifar_resnet_runs_on_the_real_images(tmp_path, real_cifar10):
+    output = resnet(
+        "--dataset", "cifar10", "--data-dir", real_cifar10, "--iterations", 2, "--holdout", "--out", tmp_path
+    )
+    assert "validation error" in output
