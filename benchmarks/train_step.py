@@ -1,0 +1,164 @@
+"""The time of a training step, ours against PyTorch's, on the CPU.
+
+    python benchmarks/train_step.py --model resnet20 --batch 128 --against torch --json results/resnet20.json
+
+A step is: forward, cross-entropy, backward for all parameters, SGD with momentum and weight decay (PyTorch's fused
+one), gradients cleared. --forward: evaluation mode, no gradients. Each side runs in a process of its own, with equally
+many threads, from the same weights and batch; the first three losses must agree to 1e-3. The processes take turns,
+A B C A B C ..., since a machine's speed drifts; the ratio is taken turn by turn, and its median is what counts. Lower
+is better.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from minidl import save_checkpoint
+
+from step_worker import MODELS, make_ours
+
+HERE = Path(__file__).resolve().parent
+MARKED = ["default", "channels_last"]  # PyTorch's memory layouts, both with the fused SGD
+ALSO_PRINTED = ["default_sgd", "compile"]
+
+
+class Side:
+    """A worker process, and the times of its steps, turn by turn."""
+
+    def __init__(self, name: str, args: argparse.Namespace, weights: Path):
+        options = [args.model, args.batch, args.threads, weights] + ["--forward"] * args.forward
+        command = [sys.executable, HERE / "step_worker.py", name, *options]
+        threads = {name: str(args.threads) for name in ("OMP_NUM_THREADS", "MINIDL_NUM_THREADS")}
+        self.name, self.turns, self.losses, self.memory = name, [], [], {}
+        self.process = subprocess.Popen(
+            list(map(str, command)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | threads
+        )
+        self.answer()
+
+    def answer(self) -> dict:
+        """The next line that the worker writes."""
+        line = self.process.stdout.readline()
+        if not line:
+            raise SystemExit(f"error: the side '{self.name}' failed; its message stands above")
+        return json.loads(line)
+
+    def run(self, steps: int) -> dict:
+        """Make steps; the worker's answer."""
+        print(steps, file=self.process.stdin, flush=True)
+        return self.answer()
+
+    def warm_up(self, steps: int) -> None:
+        """Steps that are not counted; the first three losses are kept."""
+        self.losses = self.run(max(3, steps))["losses"][:3]
+
+    def take_turn(self, steps: int) -> None:
+        """Note the median time of some steps."""
+        result = self.run(steps)
+        self.turns.append(statistics.median(result["seconds"]))
+        self.memory = {"peak_rss": result["rss_mb"], "step_rss": result["step_mb"]}
+
+    def close(self) -> None:
+        """End the process."""
+        self.process.stdin.close()
+        self.process.wait()
+        self.process.stdout.close()
+
+
+def check_losses(sides: list[Side]) -> None:
+    """Fail unless all sides compute the same thing."""
+    for side in sides[1:]:
+        worst = max(abs(a - b) / max(abs(b), 1) for a, b in zip(sides[0].losses, side.losses, strict=True))
+        if not worst <= 1e-3:
+            raise SystemExit(f"error: the first losses differ: {sides[0].losses} and {side.name} {side.losses}")
+
+
+def measure(args: argparse.Namespace) -> list[Side]:
+    """All sides, after their turns."""
+    names = ["ours"] + (MARKED if args.against else []) + (ALSO_PRINTED if args.all else [])
+    with tempfile.TemporaryDirectory() as folder:
+        weights = Path(folder) / "weights.safetensors"
+        save_checkpoint(weights, make_ours(args.model))
+        sides = [Side(name, args, weights) for name in names]
+    for side in sides:
+        side.warm_up(args.warmup)
+    check_losses(sides)
+    for _ in range(args.rounds):
+        for side in sides:
+            side.take_turn(args.steps)
+    for side in sides:
+        side.close()
+    return sides
+
+
+def report(args: argparse.Namespace, sides: list[Side]) -> dict:
+    """Print a table; return the record."""
+    ours = sides[0]
+    mode = "forward" if args.forward else "train"
+    record = {"model": args.model, "batch": args.batch, "mode": mode, "threads": args.threads, "rounds": args.rounds}
+    record |= {"machine": machine(), "versions": versions(args)}
+    print(f"{args.model}, batch {args.batch}, {mode}, {args.threads} threads, {args.rounds} turns of {args.steps}")
+    print("side             median ms    min    max   images/s   peak MB   of the step   ours / theirs")
+    for side in sides:
+        milliseconds = [1000 * seconds for seconds in side.turns]
+        median = statistics.median(milliseconds)
+        ratios = [a / b for a, b in zip(ours.turns, side.turns, strict=True)]
+        row = f"{side.name:15}  {median:9.1f} {min(milliseconds):6.1f} {max(milliseconds):6.1f}"
+        row += f" {args.batch * 1000 / median:10.1f} {side.memory['peak_rss']:9.0f} {side.memory['step_rss']:13.0f}"
+        print(row if side is ours else f"{row} {statistics.median(ratios):15.3f}")
+        who = "ours" if side is ours else f"torch_{side.name}"
+        record |= {
+            f"{who}_ms": round(median, 2),
+            f"{who}_ms_spread": [round(min(milliseconds), 2), round(max(milliseconds), 2)],
+        }
+        if side is not ours:
+            record[f"ratio_{side.name}"] = round(statistics.median(ratios), 4)
+    for kind in ("peak_rss", "step_rss"):
+        record[f"{kind}_ours_mb"] = round(ours.memory[kind], 1)
+        if len(sides) > 1:
+            record[f"{kind}_torch_mb"] = round(min(side.memory[kind] for side in sides[1:3]), 1)
+    return record
+
+
+def machine() -> str:
+    """The CPU's name, and how many of it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
+    return f"{model}, {os.cpu_count()} cores"
+
+
+def versions(args: argparse.Namespace) -> dict[str, str]:
+    """Of what was measured."""
+    from importlib.metadata import version
+
+    names = ["numpy"] + (["torch"] if args.against else [])
+    return {"python": platform.python_version()} | {name: version(name) for name in names}
+
+
+def main() -> None:
+    """Measure, print, and write the record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=MODELS, default="resnet20")
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--forward", action="store_true", help="evaluation instead of a training step")
+    parser.add_argument("--against", choices=["torch"])
+    parser.add_argument("--all", action="store_true", help="also PyTorch's default SGD, and torch.compile")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--rounds", type=int, default=9, help="turns of each side; default: 9")
+    parser.add_argument("--steps", type=int, default=3, help="steps in a turn; default: 3")
+    parser.add_argument("--warmup", type=int, default=5, help="steps before, not counted; default: 5")
+    parser.add_argument("--json", type=Path, help="where to write the record")
+    args = parser.parse_args()
+    record = report(args, measure(args))
+    if args.json:
+        args.json.write_text(json.dumps(record, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
