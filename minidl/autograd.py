@@ -48,7 +48,12 @@ class Node:
         """dL/d(input) for each input; frees what the op saved, so it can be asked once."""
         grads = self.backward(grad)
         self.backward = None
-        return grads if isinstance(grads, tuple) else (grads,)
+        grads = grads if isinstance(grads, tuple) else (grads,)
+        if len(grads) != len(self.inputs):
+            raise ValueError(
+                f"{self.name}.backward: expected {len(self.inputs)} gradients, one for each input, got {len(grads)}"
+            )
+        return grads
 
 
 def backward(root: Node | Leaf, grad) -> None:

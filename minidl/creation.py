@@ -32,4 +32,4 @@ def arange(start: float, stop: float | None = None, step: float = 1, dtype=None,
 
 def _shape(shape: tuple) -> tuple[int, ...]:
     """zeros(2, 3) and zeros((2, 3)) mean the same."""
-    return tuple(shape[0]) if len(shape) == 1 and not isinstance(shape[0], int) else shape
+    return tuple(shape[0]) if len(shape) == 1 and isinstance(shape[0], tuple | list) else shape

@@ -3,12 +3,15 @@
 Images are (N, H, W, C) and convolution weights (KH, KW, C, O). Where PyTorch has the function, the name is PyTorch's.
 """
 
+import math
+
 from minidl.kernels import device_of, kernels_for, to_device
 from minidl.ops.activation import ReLU
 from minidl.ops.arithmetic import Maximum, Where
 from minidl.ops.batch_norm import BatchNorm, FixedBatchNorm
 from minidl.ops.conv import Conv2d
 from minidl.ops.dropout import Dropout
+from minidl.ops.function import Function
 from minidl.ops.linear import Linear
 from minidl.ops.local_response_norm import LocalResponseNorm
 from minidl.ops.loss import CrossEntropy, MSELoss
@@ -16,7 +19,7 @@ from minidl.ops.pad import PadChannels
 from minidl.ops.pool import AvgPool2d, GlobalAvgPool, MaxPool2d
 from minidl.ops.shape import Cat
 from minidl.ops.softmax import LogSoftmax, Softmax
-from minidl.tensor import Tensor, apply
+from minidl.tensor import Tensor, apply, apply_broadcast, check_tensors
 
 import numpy as np
 
@@ -48,6 +51,8 @@ def stack(tensors: list[Tensor], dim: int = 0) -> Tensor:
         raise ValueError("stack: expected at least one tensor, got none")
     _check_same_shape("stack", tensors)
     shape = list(tensors[0].shape)
+    if not -len(shape) - 1 <= dim <= len(shape):
+        raise ValueError(f"stack: dim {dim} is not a dimension of the stacked {tensors[0].shape}")
     shape.insert(dim % (len(shape) + 1), 1)
     return cat([tensor.reshape(shape) for tensor in tensors], dim)
 
@@ -59,9 +64,10 @@ def where(condition: Tensor, a: Tensor, b: Tensor) -> Tensor:
     >>> where(x > 0, x, x * 0.1)
     Tensor([-0.1,  2. ], shape=(2,), float32)
     """
+    check_tensors("where", condition)
     if condition.dtype != bool:
         raise TypeError(f"where: expected a condition of bools, got {condition.dtype}; compare it with something first")
-    return apply(Where, a, b, condition=condition.data)
+    return apply_broadcast(Where, a, b, condition=condition.data)
 
 
 def maximum(a: Tensor, b: Tensor) -> Tensor:
@@ -70,7 +76,7 @@ def maximum(a: Tensor, b: Tensor) -> Tensor:
     >>> maximum(Tensor([1.0, 5.0]), Tensor([3.0, 2.0]))
     Tensor([3., 5.], shape=(2,), float32)
     """
-    return apply(Maximum, a, b)
+    return apply_broadcast(Maximum, a, b)
 
 
 def flatten(x: Tensor, start_dim: int = 1) -> Tensor:
@@ -79,9 +85,10 @@ def flatten(x: Tensor, start_dim: int = 1) -> Tensor:
     >>> flatten(Tensor(np.zeros((2, 3, 4, 5)))).shape
     (2, 60)
     """
+    check_tensors("flatten", x)
     if not -x.ndim <= start_dim < x.ndim:
         raise ValueError(f"flatten: start_dim {start_dim} is not a dimension of x {x.shape}")
-    return x.reshape(*x.shape[:start_dim], -1)
+    return x.reshape(*x.shape[:start_dim], math.prod(x.shape[start_dim:]))
 
 
 # -- layers ------------------------------------------------------------------------------------------------------------
@@ -206,7 +213,7 @@ def batch_norm(
     Tensor([[-1.],
             [ 1.]], shape=(2, 1), float32)
     """
-    _check_batch_norm(x, weight, bias, residual)
+    _check_batch_norm(x, weight, bias, running_mean, running_var, residual)
     if not training:
         if running_mean is None or running_var is None:
             raise ValueError("batch_norm: evaluation (training=False) needs running_mean and running_var")
@@ -215,7 +222,7 @@ def batch_norm(
         mean, variance = _statistics(x, running_mean, running_var, momentum)
     function = BatchNorm if training else FixedBatchNorm
     tensors = _present(x, weight, bias, residual)
-    return apply(function, *tensors, mean=mean, variance=variance, eps=eps, relu=relu)
+    return apply(function, *tensors, mean=mean, variance=variance, eps=float(eps), relu=relu)
 
 
 def _statistics(x: Tensor, running_mean: Tensor | None, running_var: Tensor | None, momentum: float):
@@ -249,6 +256,7 @@ def dropout(x: Tensor, probability: float, key: np.ndarray) -> Tensor:
     >>> dropout(Tensor([1.0, 1.0, 1.0, 1.0]), 0.5, np.array([7, 0, 0, 0], np.uint32)).max().item()
     2.0
     """
+    _check_floats("dropout", x)
     if not 0 <= probability < 1:
         raise ValueError(f"dropout: expected a probability in [0, 1), got {probability}")
     return apply(Dropout, x, probability=probability, key=key)
@@ -274,6 +282,7 @@ def pad_channels(x: Tensor, before: int, after: int) -> Tensor:
     >>> pad_channels(Tensor([[1.0, 2.0]]), 1, 0)
     Tensor([[0., 1., 2.]], shape=(1, 3), float32)
     """
+    check_tensors("pad_channels", x)
     if min(before, after) < 0:
         raise ValueError(f"pad_channels: expected counts >= 0, got {before} and {after}")
     return apply(PadChannels, x, before=before, after=after)
@@ -288,7 +297,7 @@ def softmax(x: Tensor, dim: int = -1) -> Tensor:
     >>> softmax(Tensor([[0.0, 0.0]]))
     Tensor([[0.5, 0.5]], shape=(1, 2), float32)
     """
-    return _along(Softmax, x, dim)
+    return _along("softmax", Softmax, x, dim)
 
 
 def log_softmax(x: Tensor, dim: int = -1) -> Tensor:
@@ -297,7 +306,7 @@ def log_softmax(x: Tensor, dim: int = -1) -> Tensor:
     >>> log_softmax(Tensor([[0.0, 0.0]]))
     Tensor([[-0.6931, -0.6931]], shape=(1, 2), float32)
     """
-    return _along(LogSoftmax, x, dim)
+    return _along("log_softmax", LogSoftmax, x, dim)
 
 
 def cross_entropy(logits: Tensor, labels, label_smoothing: float = 0.0) -> Tensor:
@@ -311,9 +320,10 @@ def cross_entropy(logits: Tensor, labels, label_smoothing: float = 0.0) -> Tenso
     _check_batch("cross_entropy", logits, 2, "(N, K)")
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"cross_entropy: expected label_smoothing in [0, 1], got {label_smoothing}")
-    labels = labels.data if isinstance(labels, Tensor) else np.asarray(labels) if isinstance(labels, list) else labels
+    labels = labels.data if isinstance(labels, Tensor) else labels
+    labels = np.asarray(labels) if isinstance(labels, list | tuple) else labels
     _check_labels(labels, logits)
-    return apply(CrossEntropy, logits, labels=to_device(labels, logits.device), label_smoothing=label_smoothing)
+    return apply(CrossEntropy, logits, labels=to_device(labels, logits.device), label_smoothing=float(label_smoothing))
 
 
 def mse_loss(x: Tensor, target: Tensor) -> Tensor:
@@ -322,6 +332,9 @@ def mse_loss(x: Tensor, target: Tensor) -> Tensor:
     >>> mse_loss(Tensor([1.0, 2.0]), Tensor([1.0, 4.0])).item()
     2.0
     """
+    check_tensors("mse_loss", x, target)
+    if not x.numel():
+        raise ValueError(f"mse_loss: expected a batch with something in it, got shape {x.shape}")
     if x.shape != target.shape:
         raise ValueError(f"mse_loss: x {x.shape} and target {target.shape} differ in shape; reshape one of them")
     return apply(MSELoss, x, target)
@@ -332,12 +345,12 @@ def mse_loss(x: Tensor, target: Tensor) -> Tensor:
 
 def as_pair(function: str, name: str, value: Pair, least: int) -> tuple[int, int]:
     """3 -> (3, 3), and (2, 3) as it is; no number below `least`."""
-    pair = (value, value) if isinstance(value, int) else tuple(value)
-    if len(pair) != 2 or not all(isinstance(number, int) and number >= least for number in pair):
+    pair = value if isinstance(value, tuple | list) else (value, value)
+    if len(pair) != 2 or not all(isinstance(number, int | np.integer) and number >= least for number in pair):
         raise ValueError(
             f"{function}: expected {name} to be a whole number >= {least} or a pair of them, got {value!r}"
         )
-    return pair
+    return int(pair[0]), int(pair[1])
 
 
 def _present(*tensors: Tensor | None) -> list[Tensor]:
@@ -345,18 +358,22 @@ def _present(*tensors: Tensor | None) -> list[Tensor]:
 
 
 def _check_batch(function: str, x: Tensor, ndim: int, layout: str) -> None:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{function}: expected a Tensor, got {type(x).__name__}; wrap it in minidl.Tensor(...)")
+    _check_floats(function, x)
     if x.ndim != ndim:
         raise ValueError(f"{function}: expected x {layout}, got shape {x.shape}")
-    if x.dtype.kind != "f":
-        raise TypeError(f"{function}: expected floating-point x, got {x.dtype}; convert it with .to('float32')")
     if 0 in x.shape:
         raise ValueError(f"{function}: expected a batch with something in it, got shape {x.shape}")
 
 
+def _check_floats(function: str, x: Tensor) -> None:
+    check_tensors(function, x)
+    if x.dtype.kind != "f":
+        raise TypeError(f"{function}: expected floating-point x, got {x.dtype}; convert it with .to('float32')")
+
+
 def _check_same_shape(function: str, tensors: list[Tensor], except_dim: int | None = None) -> None:
     """All shapes agree, except along one dimension if that is named."""
+    check_tensors(function, *tensors)
     ndim = tensors[0].ndim
     if except_dim is not None and not -ndim <= except_dim < ndim:
         raise ValueError(f"{function}: dim {except_dim} is not a dimension of {tensors[0].shape}")
@@ -376,7 +393,10 @@ def _nchw_hint(x: Tensor, channels: int) -> str:
 
 
 def _check_per_channel(function: str, name: str, vector: Tensor | None, channels: int) -> None:
-    if vector is not None and vector.shape != (channels,):
+    if vector is None:
+        return
+    check_tensors(function, vector)
+    if vector.shape != (channels,):
         raise ValueError(
             f"{function}: expected {name} of shape ({channels},), one number per channel, got {vector.shape}"
         )
@@ -401,23 +421,30 @@ def _check_pooling(function: str, x: Tensor, kernel_size: Pair, stride: Pair | N
     return kernel_size, stride, padding
 
 
-def _check_batch_norm(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None) -> None:
+def _check_batch_norm(x: Tensor, weight: Tensor, bias: Tensor, running_mean, running_var, residual) -> None:
+    _check_floats("batch_norm", x)
     _check_batch("batch_norm", x, 2 if x.ndim == 2 else 4, "(N, C) or (N, H, W, C)")
-    channels = weight.shape[0]
+    check_tensors("batch_norm", weight)
+    channels = weight.numel()
     if x.shape[-1] != channels:
         raise ValueError(
             f"batch_norm: x has {x.shape[-1]} channels, weight expects {channels} (x {x.shape})"
             + (_nchw_hint(x, channels) if x.ndim == 4 else "")
         )
-    _check_per_channel("batch_norm", "bias", bias, channels)
+    vectors = {"weight": weight, "bias": bias, "running_mean": running_mean, "running_var": running_var}
+    for name, vector in vectors.items():
+        _check_per_channel("batch_norm", name, vector, channels)
+    if (running_mean is None) != (running_var is None):
+        raise ValueError("batch_norm: expected both running_mean and running_var, or neither")
     if residual is not None and residual.shape != x.shape:
         raise ValueError(f"batch_norm: residual {residual.shape} and x {x.shape} differ in shape")
 
 
-def _along(function, x: Tensor, dim: int) -> Tensor:
+def _along(name: str, function: type[Function], x: Tensor, dim: int) -> Tensor:
     """Apply a function of the last axis of (N, K) along any dimension."""
+    _check_floats(name, x)
     if not -x.ndim <= dim < x.ndim:
-        raise ValueError(f"{function.__name__.lower()}: dim {dim} is not a dimension of x {x.shape}")
+        raise ValueError(f"{name}: dim {dim} is not a dimension of x {x.shape}")
     order = [axis for axis in range(x.ndim) if axis != dim % x.ndim] + [dim % x.ndim]
     inverse = sorted(order, key=order.__getitem__)
     is_last = order == sorted(order)

@@ -11,8 +11,8 @@ _thread = threading.local()
 
 def manual_seed(seed: int) -> None:
     """Start this thread's draws anew from the seed: initial weights, `randn`, and the seeds of dropout layers."""
-    if seed < 0:
-        raise ValueError(f"manual_seed: expected a whole number >= 0, got {seed}")
+    if not isinstance(seed, int) or seed < 0:
+        raise ValueError(f"manual_seed: expected a whole number >= 0, got {seed!r}")
     _thread.state = (seed, 0)
 
 

@@ -1,6 +1,7 @@
 """Tensor: an array with a place in the graph. `apply` runs an operation and records it."""
 
 import functools
+import reprlib
 
 from minidl.autograd import Leaf, Node, backward, is_grad_enabled
 from minidl.kernels import device_of, to_device
@@ -17,6 +18,9 @@ float64 = np.dtype("float64")
 int64 = np.dtype("int64")
 
 Dim = int | tuple[int, ...] | None
+
+# What NumPy would answer in float64 if it were asked about integers.
+FLOATS_ONLY = {Div, Exp, Log, Sqrt, Sigmoid, Tanh}
 
 
 class Tensor:
@@ -133,10 +137,8 @@ class Tensor:
             raise RuntimeError(
                 "grad: only a tensor made with requires_grad=True, not one computed from others, has a gradient"
             )
-        if value is not None and (value.shape, value.dtype) != (self.shape, self.dtype):
-            raise ValueError(
-                f"grad: expected {self.dtype} {self.shape} like the tensor, got {value.dtype} {value.shape}"
-            )
+        if value is not None:
+            self._check_grad("grad", value)
         self._place.grad = None if value is None else value.data
 
     def backward(self, grad: "Tensor | None" = None) -> None:
@@ -152,12 +154,17 @@ class Tensor:
             raise ValueError(
                 f"backward: expected a scalar loss, got shape {self.shape}; reduce it with .mean(), or pass grad"
             )
-        if grad is not None and (grad.shape, grad.dtype, grad.device) != (self.shape, self.dtype, self.device):
-            raise ValueError(
-                f"backward: grad is {grad.dtype} {grad.shape} on {grad.device}, "
-                f"expected {self.dtype} {self.shape} on {self.device}"
-            )
+        if grad is not None:
+            self._check_grad("backward", grad)
         backward(self._place, np.ones_like(self.data) if grad is None else grad.data)
+
+    def _check_grad(self, operation: str, grad: "Tensor") -> None:
+        check_tensors(operation, grad)
+        if (grad.dtype, grad.shape, grad.device) != (self.dtype, self.shape, self.device):
+            raise ValueError(
+                f"{operation}: expected a gradient like the tensor, {self.dtype} {self.shape} on {self.device}, "
+                f"got {grad.dtype} {grad.shape} on {grad.device}"
+            )
 
     def detach(self) -> "Tensor":
         """The same memory, cut off from the graph."""
@@ -167,47 +174,50 @@ class Tensor:
         """On another device ('cpu', 'cuda') or in another dtype ('float64', np.float32, ...)."""
         if target in ("cpu", "cuda"):
             return self if self.device == target else apply(Move, self, device=target)
-        dtype = np.dtype(target)
+        try:
+            dtype = np.dtype(target)
+        except TypeError:
+            raise ValueError(f"to: expected a device ('cpu', 'cuda') or a dtype, got {target!r}") from None
         return self if self.dtype == dtype else apply(Cast, self, dtype=dtype)
 
     # -- operators -----------------------------------------------------------------------------------------------------
 
     def __add__(self, other) -> "Tensor":
-        return _binary(Add, self, other)
+        return apply_broadcast(Add, self, other)
 
     def __sub__(self, other) -> "Tensor":
-        return _binary(Sub, self, other)
+        return apply_broadcast(Sub, self, other)
 
     def __mul__(self, other) -> "Tensor":
-        return _binary(Mul, self, other)
+        return apply_broadcast(Mul, self, other)
 
     def __truediv__(self, other) -> "Tensor":
-        return _binary(Div, self, other)
+        return apply_broadcast(Div, self, other)
 
     def __matmul__(self, other) -> "Tensor":
         return matmul(self, other)
 
     def __pow__(self, exponent: float) -> "Tensor":
-        if not isinstance(exponent, int | float):
+        if not isinstance(exponent, int | float | np.number):
             raise TypeError(
                 f"**: expected a number as exponent, got {type(exponent).__name__}; use (b * a.log()).exp() for a ** b"
             )
-        return apply(Pow, self, exponent=exponent)
+        return apply(Pow, self, exponent=_as_number(Pow, exponent, self))
 
     def __neg__(self) -> "Tensor":
         return self * -1
 
     def __radd__(self, other) -> "Tensor":
-        return _binary(Add, other, self)
+        return apply_broadcast(Add, other, self)
 
     def __rsub__(self, other) -> "Tensor":
-        return _binary(Sub, other, self)
+        return apply_broadcast(Sub, other, self)
 
     def __rmul__(self, other) -> "Tensor":
-        return _binary(Mul, other, self)
+        return apply_broadcast(Mul, other, self)
 
     def __rtruediv__(self, other) -> "Tensor":
-        return _binary(Div, other, self)
+        return apply_broadcast(Div, other, self)
 
     def __rmatmul__(self, other) -> "Tensor":
         return matmul(other, self)
@@ -258,16 +268,19 @@ class Tensor:
 
     def clip(self, low: float | None = None, high: float | None = None) -> "Tensor":
         """x, but no less than low and no more than high."""
+        low, high = (None if bound is None else _as_number(Clip, bound, self) for bound in (low, high))
         return apply(Clip, self, low=low, high=high)
 
     # -- reductions ----------------------------------------------------------------------------------------------------
 
     def sum(self, dim: Dim = None, keepdim: bool = False) -> "Tensor":
         """The sum over `dim`, or over everything."""
-        return apply(Sum, self, dim=_as_dims(dim), keepdim=keepdim)
+        return apply(Sum, self, dim=_as_dims("sum", dim, self), keepdim=keepdim)
 
     def mean(self, dim: Dim = None, keepdim: bool = False) -> "Tensor":
         """The mean over `dim`, or over everything."""
+        if not self.numel():
+            raise ValueError(f"mean: expected a tensor with something in it, got shape {self.shape}")
         total = self.sum(dim, keepdim)
         return total / (self.numel() / total.numel())
 
@@ -279,7 +292,7 @@ class Tensor:
 
     def max(self, dim: Dim = None, keepdim: bool = False) -> "Tensor":
         """The largest over `dim`, or of all: the values alone, as torch.amax. Equal ones share the gradient."""
-        return apply(Max, self, dim=_as_dims(dim), keepdim=keepdim)
+        return apply(Max, self, dim=_as_dims("max", dim, self), keepdim=keepdim)
 
     def argmax(self, dim: int | None = None) -> "Tensor":
         """Where the largest stands along `dim`: the first among equals."""
@@ -289,11 +302,19 @@ class Tensor:
 
     def reshape(self, *shape: int) -> "Tensor":
         """The same numbers in the same order in another shape; one length may be -1."""
-        return apply(Reshape, self, shape=_as_sequence(shape))
+        shape = _as_sequence(shape)
+        try:
+            return apply(Reshape, self, shape=shape)
+        except ValueError:
+            raise ValueError(f"reshape: the {self.numel()} numbers of {self.shape} do not make {shape}") from None
 
     def permute(self, *dims: int) -> "Tensor":
         """The dimensions in another order: dimension i of the result is dimension dims[i] of this tensor."""
-        return apply(Permute, self, dims=_as_sequence(dims))
+        dims = _as_sequence(dims)
+        try:
+            return apply(Permute, self, dims=dims)
+        except ValueError:
+            raise ValueError(f"permute: {dims} is not an order of the dimensions of {self.shape}") from None
 
     @property
     def T(self) -> "Tensor":  # noqa: N802 - the name that everyone knows
@@ -334,11 +355,11 @@ class Buffer(Tensor):
 
 def apply(function: type[Function], *inputs: Tensor, **hyperparameters) -> Tensor:
     """Run an operation on tensors, and record it if one of them requires grad."""
-    _check_alike(function, inputs)
+    _check_inputs(function, inputs)
     recording = is_grad_enabled()
     ctx = Context(tuple(recording and tensor.requires_grad for tensor in inputs))
     output = Tensor(function.forward(ctx, *(tensor.data for tensor in inputs), **hyperparameters))
-    if any(ctx.needs_grad):
+    if any(ctx.needs_grad) and output.dtype.kind == "f":  # integers and bools have no gradient
         sources = tuple(
             tensor._place if needed else None for tensor, needed in zip(inputs, ctx.needs_grad, strict=True)
         )
@@ -356,19 +377,20 @@ def matmul(a, b) -> Tensor:
     return apply(MatMul, a, b)
 
 
-def _binary(function: type[Function], a, b) -> Tensor:
+def apply_broadcast(function: type[Function], a, b, **hyperparameters) -> Tensor:
+    """Apply a function of two operands that broadcast. A number takes the dtype and the device of the other operand."""
     a, b = _operands(function, a, b)
     try:
         np.broadcast_shapes(a.shape, b.shape)
     except ValueError:
         raise ValueError(
-            f"{function.__name__.lower()}: shapes {a.shape} and {b.shape} do not broadcast; reshape one of them"
+            f"{_name(function)}: shapes {a.shape} and {b.shape} do not broadcast; reshape one of them"
         ) from None
-    return apply(function, a, b)
+    return apply(function, a, b, **hyperparameters)
 
 
 def _operands(function: type[Function], a, b) -> tuple[Tensor, Tensor]:
-    """Both as tensors; a Python number takes the dtype and the device of the other."""
+    """Both as tensors."""
     if not isinstance(a, Tensor):
         a = _like(function, a, b)
     if not isinstance(b, Tensor):
@@ -377,49 +399,88 @@ def _operands(function: type[Function], a, b) -> tuple[Tensor, Tensor]:
 
 
 def _like(function: type[Function], value, other: Tensor) -> Tensor:
-    if not isinstance(value, int | float):
+    check_tensors(_name(function), other)
+    if not isinstance(value, int | float | np.generic):
         return Tensor(value)
-    if isinstance(value, float) and other.dtype.kind != "f":
+    return Tensor(np.asarray(_as_number(function, value, other), other.dtype), device=other.device)
+
+
+def _as_number(function: type[Function], value, other: Tensor) -> int | float:
+    """A Python number: it changes no array's dtype, while NumPy's float64 would turn a float32 array into float64."""
+    value = value.item() if isinstance(value, np.generic) else value
+    if other.dtype.kind != "f" and not isinstance(value, bool if other.dtype.kind == "b" else int):
         raise TypeError(
-            f"{function.__name__.lower()}: got an {other.dtype} tensor and the float {value}; "
+            f"{_name(function)}: got the number {value} and a tensor of {other.dtype}, which cannot hold it; "
             "convert the tensor with .to('float32')"
         )
-    return Tensor(np.asarray(value, other.dtype), device=other.device)
+    return value
 
 
-def _check_alike(function: type[Function], inputs: tuple[Tensor, ...]) -> None:
+def _name(function: type[Function]) -> str:
+    return function.__name__.lower()
+
+
+def check_tensors(operation: str, *values) -> None:
+    """Arrays and numbers are not taken for tensors: their device, dtype and layout would be guessed."""
+    for value in values:
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"{operation}: expected a Tensor, got {type(value).__name__}; wrap it in minidl.Tensor(...)"
+            )
+
+
+def _check_inputs(function: type[Function], inputs: tuple[Tensor, ...]) -> None:
     """All inputs on one device and, as silent conversions hide mistakes, of one dtype."""
+    check_tensors(_name(function), *inputs)
+    if function in FLOATS_ONLY and inputs[0].dtype.kind != "f":
+        raise TypeError(
+            f"{_name(function)}: expected floating-point numbers, got {inputs[0].dtype}; "
+            "convert them with .to('float32')"
+        )
     for tensor in inputs[1:]:
         for fact in ("dtype", "device"):
             ours, theirs = getattr(inputs[0], fact), getattr(tensor, fact)
             if ours != theirs:
                 raise TypeError(
-                    f"{function.__name__.lower()}: inputs of {fact} {ours} and {theirs}; convert one with .to('{ours}')"
+                    f"{_name(function)}: inputs of {fact} {ours} and {theirs}; convert one with .to('{ours}')"
                 )
 
 
 def _as_array(data, dtype, device):
     """A C-contiguous array. Python floats, and lists of them, are float32 unless a dtype says otherwise."""
     if not hasattr(data, "dtype"):
-        data = np.asarray(data)
+        data = _from_lists(data)
         dtype = dtype or (float32 if data.dtype == float64 else None)
     if device_of(data) == "cpu":
         data = np.asarray(data, dtype, order="C")
-        if data.dtype == object:
-            raise TypeError("Tensor: expected numbers in lists of equal lengths, got objects")
     elif dtype is not None:
         data = data.astype(dtype, copy=False)
     return data if device is None else to_device(data, device)
+
+
+def _from_lists(data) -> np.ndarray:
+    try:
+        array = np.asarray(data)
+    except ValueError:  # lists of unequal lengths
+        array = None
+    if array is None or array.dtype.kind not in "biuf":
+        raise TypeError(f"Tensor: expected numbers, in lists of equal lengths, got {reprlib.repr(data)}")
+    return array
 
 
 def _raw(value):
     return value.data if isinstance(value, Tensor) else value
 
 
-def _as_dims(dim: Dim) -> tuple[int, ...] | None:
-    return (dim,) if isinstance(dim, int) else dim
+def _as_dims(operation: str, dim: Dim, x: Tensor) -> tuple[int, ...] | None:
+    if dim is None:
+        return None
+    dims = tuple(dim) if isinstance(dim, tuple | list) else (dim,)
+    if not all(-x.ndim <= d < x.ndim for d in dims):
+        raise ValueError(f"{operation}: dim {dim} is not a dimension of {x.shape}")
+    return dims
 
 
 def _as_sequence(arguments: tuple) -> tuple[int, ...]:
     """reshape(2, 3) and reshape((2, 3)) mean the same."""
-    return tuple(arguments[0]) if len(arguments) == 1 and not isinstance(arguments[0], int) else arguments
+    return tuple(arguments[0]) if len(arguments) == 1 and isinstance(arguments[0], tuple | list) else arguments

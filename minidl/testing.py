@@ -1,9 +1,10 @@
 """Gradient checks that can fail, for the operations here and for a user's own."""
 
+import math
 from collections.abc import Callable, Sequence
 
 from minidl.autograd import no_grad
-from minidl.tensor import Tensor
+from minidl.tensor import Tensor, check_tensors
 
 import numpy as np
 
@@ -35,10 +36,13 @@ def gradcheck(
     from kinks (a ReLU at 0, equal numbers in a max-pool) by more than 2 eps.
     """
     _check_inputs(inputs)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng([seed, *b"gradcheck"])  # not the numbers that a test draws its inputs from
     with no_grad():
-        shape = function(*inputs).shape
-    cotangent = rng.standard_normal(shape)
+        output = function(*inputs)
+    check_tensors("gradcheck", output)
+    if output.dtype != np.float64:
+        raise TypeError(f"gradcheck: the function returned {output.dtype}; differences need float64 all the way")
+    cotangent = rng.standard_normal(output.shape)
     grads = _analytic(function, inputs, cotangent)
 
     def loss() -> float:
@@ -48,14 +52,17 @@ def gradcheck(
     for number, (tensor, grad) in enumerate(zip(inputs, grads, strict=True)):
         if grad is None:
             continue
+        if tensor.numel() <= max_elements:  # first, as it can say which number is wrong
+            _check_elements(loss, tensor, grad, number, eps, rtol, atol)
         _check_directions(
             loss, tensor, grad, number, eps, rtol, atol, [rng.standard_normal(tensor.shape) for _ in range(directions)]
         )
-        if tensor.numel() <= max_elements:
-            _check_elements(loss, tensor, grad, number, eps, rtol, atol)
 
 
 def _check_inputs(inputs: Sequence[Tensor]) -> None:
+    if isinstance(inputs, Tensor):
+        raise TypeError("gradcheck: expected a list of tensors, got one Tensor; put it into [...]")
+    check_tensors("gradcheck", *inputs)
     for number, tensor in enumerate(inputs):
         if tensor.requires_grad and tensor.dtype != np.float64:
             raise TypeError(f"gradcheck: input {number} is {tensor.dtype}; differences need float64: .to('float64')")
@@ -64,16 +71,26 @@ def _check_inputs(inputs: Sequence[Tensor]) -> None:
 
 
 def _analytic(function, inputs, cotangent) -> list[np.ndarray | None]:
-    """What backward says, one array for each input that requires grad."""
-    for tensor in inputs:
+    """What backward says, one array for each input that requires grad. Gradients that were there before stay there."""
+    before = [tensor.grad for tensor in inputs]
+    _set_grads(inputs, [None] * len(inputs))
+    try:
+        output = function(*inputs)
+        output.backward(Tensor(cotangent, device=output.device))
+        grads = [tensor.grad for tensor in inputs]
+    finally:
+        _set_grads(inputs, before)
+    for number, (tensor, grad) in enumerate(zip(inputs, grads, strict=True)):
+        if tensor.requires_grad and (grad is None or grad.shape != tensor.shape):
+            got = "no gradient" if grad is None else f"a gradient of shape {grad.shape}"
+            raise GradientError(f"gradcheck: backward gave input {number}, of shape {tensor.shape}, {got}")
+    return [None if grad is None else grad.numpy() for grad in grads]
+
+
+def _set_grads(inputs: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None:
+    for tensor, grad in zip(inputs, grads, strict=True):
         if tensor.requires_grad:
-            tensor.grad = None
-    output = function(*inputs)
-    output.backward(Tensor(cotangent, device=output.device))
-    none = [tensor.requires_grad and tensor.grad is None for tensor in inputs]
-    if any(none):
-        raise GradientError(f"gradcheck: backward gave input {none.index(True)} no gradient")
-    return [tensor.grad.numpy() if tensor.requires_grad else None for tensor in inputs]
+            tensor.grad = grad
 
 
 def _check_directions(loss, tensor, grad, number, eps, rtol, atol, directions) -> None:
@@ -81,7 +98,7 @@ def _check_directions(loss, tensor, grad, number, eps, rtol, atol, directions) -
         direction /= np.linalg.norm(direction)
         numeric, analytic = _slope(loss, tensor, direction, eps), float((grad * direction).sum())
         scale = max(float(np.linalg.norm(grad)), abs(numeric))
-        if not abs(numeric - analytic) <= atol + rtol * scale:
+        if not (math.isfinite(scale) and abs(numeric - analytic) <= atol + rtol * scale):
             raise GradientError(
                 f"gradcheck: input {number} {tensor.shape}: along a random direction backward says {analytic:.10g}, "
                 f"differences say {numeric:.10g}"

@@ -14,8 +14,8 @@ IGNORED_ON_LOAD = "num_batches_tracked"
 class Module:
     """A part of a network. Write `__init__` that sets attributes, and `forward`.
 
-    Parameters, buffers and modules are found among the attributes, also in lists of them, in the order in which they
-    were set; nothing needs to be registered, nor `super().__init__()` to be called.
+    Parameters, buffers and modules are found among the attributes, also in lists and dicts of them, in the order in
+    which they were set; nothing needs to be registered, nor `super().__init__()` to be called.
     """
 
     training = True
@@ -32,10 +32,7 @@ class Module:
     def members(self) -> Iterator[tuple[str, object]]:
         """(name, value) of the attributes that hold a part of the module."""
         for name, value in vars(self).items():
-            if isinstance(value, list | tuple):
-                yield from ((f"{name}.{i}", part) for i, part in enumerate(value))
-            else:
-                yield name, value
+            yield from _parts(name, value)
 
     def children(self) -> Iterator[tuple[str, "Module"]]:
         """(name, module) of the modules that it is directly made of."""
@@ -91,6 +88,8 @@ class Module:
 
         The parameters get new arrays: make the optimiser afterwards.
         """
+        if target not in ("cpu", "cuda") and np.dtype(target).kind != "f":
+            raise ValueError(f"to: expected 'cpu', 'cuda' or a floating-point dtype, got {target!r}")
         for _, tensor in self.named_tensors(Parameter | Buffer):
             if target in ("cpu", "cuda") or tensor.dtype.kind == "f":
                 tensor.data = tensor.detach().to(target).data
@@ -151,6 +150,15 @@ class Sequential(Module):
 
     def __len__(self) -> int:
         return len(self.modules)
+
+
+def _parts(name: str, value) -> Iterator[tuple[str, object]]:
+    """(name, value), or for a list or a dict ("name.0", part), ("name.key", part), ..., however deep."""
+    if isinstance(value, list | tuple | dict):
+        for key, part in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from _parts(f"{name}.{key}", part)
+    else:
+        yield name, value
 
 
 def _layout(tensor: Tensor):

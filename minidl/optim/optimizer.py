@@ -16,12 +16,11 @@ class Optimizer:
     """
 
     def __init__(self, parameters: Iterable[Parameter] | Iterable[dict], lr: float, weight_decay: float):
-        groups = list(parameters)
-        if groups and not isinstance(groups[0], dict):
-            groups = [{"params": groups}]
+        if isinstance(parameters, Tensor):
+            raise TypeError(f"{type(self).__name__}: expected a list of parameters, got one tensor; pass [parameter]")
+        groups = _as_groups(parameters)
         self.parameters = [parameter for group in groups for parameter in group["params"]]
-        if not self.parameters:
-            raise ValueError(f"{type(self).__name__}: expected at least one parameter, got none")
+        _check(type(self).__name__, groups, self.parameters)
         self._weight_decays = [group.get("weight_decay", weight_decay) for group in groups for _ in group["params"]]
         self._lr = np.zeros_like(self.parameters[0].data, dtype=np.float64, shape=())
         self.lr = lr
@@ -80,6 +79,24 @@ class Optimizer:
     def _zeros(self) -> list:
         """An array of zeros for each parameter."""
         return [np.zeros_like(parameter.data) for parameter in self.parameters]
+
+
+def _as_groups(parameters: Iterable[Parameter] | Iterable[dict]) -> list[dict]:
+    """Groups whose parameters are lists, so that they can be walked more than once."""
+    groups = list(parameters)
+    if groups and not isinstance(groups[0], dict):
+        groups = [{"params": groups}]
+    return [{**group, "params": list(group["params"])} for group in groups]
+
+
+def _check(optimizer: str, groups: list[dict], parameters: list[Parameter]) -> None:
+    if not parameters:
+        raise ValueError(f"{optimizer}: expected at least one parameter, got none")
+    if len(set(map(id, parameters))) < len(parameters):
+        raise ValueError(f"{optimizer}: a parameter is given twice, and would be updated twice in each step")
+    unknown = sorted({key for group in groups for key in group} - {"params", "weight_decay"})
+    if unknown:
+        raise ValueError(f"{optimizer}: a group has 'params' and 'weight_decay', got also {unknown}")
 
 
 def weight_decay_groups(model: Module, weight_decay: float) -> list[dict]:

@@ -51,10 +51,11 @@ class OneCycleLR:
         self.top = pct_start * total_steps - 1
 
     def __call__(self, step: int) -> float:
-        if step <= self.top:
-            return _cosine(self.first_lr, self.max_lr, step / self.top)
         last = self.total_steps - 1
-        return _cosine(self.max_lr, self.last_lr, min((step - self.top) / (last - self.top), 1.0))
+        step = min(step, last)
+        if step <= self.top:
+            return _cosine(self.first_lr, self.max_lr, step / self.top if self.top else 1.0)
+        return _cosine(self.max_lr, self.last_lr, (step - self.top) / (last - self.top))
 
 
 class LinearWarmup:

@@ -1,4 +1,4 @@
-"""Files hold PyTorch's layout. A square weight in the wrong one passes every check of shapes, so numbers are compared."""
+"""Files hold PyTorch's layout. Numbers are compared: a square weight in the wrong one passes every check of shapes."""
 
 from minidl import Tensor
 from minidl.nn import Conv2d, Flatten, Linear, ReLU, Sequential

@@ -362,3 +362,18 @@ def test_a_vector_is_no_matrix_of_one_row():
     model = Linear(1, 3, bias=False)
     with pytest.raises(ValueError, match=r"weight: expected \(3, 1\), got \(3,\)"):
         model.load_state_dict({"weight": np.zeros(3)})
+
+
+def test_parts_are_found_in_lists_of_lists_and_in_dicts():
+    class Nested(Module):
+        def __init__(self):
+            self.grid = [[Linear(1, 1)], [Linear(1, 1)]]
+            self.heads = {"small": Linear(1, 2, bias=False)}
+
+    names = [name for name, _ in Nested().named_parameters()]
+    assert names[::2] == ["grid.0.0.weight", "grid.1.0.weight", "heads.small.weight"]
+
+
+def test_a_module_is_not_converted_to_integers():
+    with pytest.raises(ValueError, match="floating-point"):
+        Linear(1, 1).to("int64")

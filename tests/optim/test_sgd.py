@@ -1,0 +1,60 @@
+"""SGD, with momentum, Nesterov's momentum and weight decay."""
+
+from minidl.nn import BatchNorm2d, Conv2d, Linear, Sequential
+from minidl.optim import SGD, weight_decay_groups
+
+import numpy as np
+import pytest
+
+from tests.kernels.compare import assert_close
+from tests.optim.against_torch import TOLERANCE, assert_trains_like_pytorch
+from tests.optim.problem import LR, SGD_OPTIONS, train, values
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("options", SGD_OPTIONS.values(), ids=SGD_OPTIONS)
+def test_sgd_trains_like_pytorch(options, dtype, problem, device, torch):
+    assert_trains_like_pytorch(SGD, torch.optim.SGD, options, problem, dtype, device, torch)
+
+
+def test_groups_have_weight_decays_of_their_own(problem, device, torch):
+    def groups(parameters):
+        w1, b1, w2, b2 = parameters
+        return [{"params": [w1, w2], "weight_decay": 0.2}, {"params": [b1], "weight_decay": 0}, {"params": [b2]}]
+
+    ours, our_loss = problem.minidl(device=device)
+    theirs, their_loss = problem.torch(torch)
+    train(SGD(groups(ours), LR, momentum=0.9, weight_decay=0.1), our_loss)
+    train(torch.optim.SGD(groups(theirs), LR, momentum=0.9, weight_decay=0.1), their_loss)
+    for actual, expected in zip(values(ours), values(theirs), strict=True):
+        assert_close(actual, expected)
+
+
+def test_weight_decay_groups_spare_the_vectors(device):
+    model = Sequential(Conv2d(2, 3, 1), BatchNorm2d(3), Linear(3, 2)).to(device)
+    decayed, spared = weight_decay_groups(model, 0.25)
+    conv, norm, linear = model
+    assert [id(p) for p in decayed["params"]] == [id(conv.weight), id(linear.weight)]
+    assert [id(p) for p in spared["params"]] == [id(conv.bias), id(norm.weight), id(norm.bias), id(linear.bias)]
+    optimizer = SGD([decayed, spared], lr=1.0)
+    before = values(model.parameters())
+    for parameter in model.parameters():
+        parameter.grad = parameter.detach() * 0
+    optimizer.step()
+    for parameter, old in zip(model.parameters(), before, strict=True):
+        left = 0.75 if parameter.ndim > 1 else 1.0
+        assert_close(parameter.numpy(), left * old, 1e-6)
+
+
+def test_nesterov_without_momentum_is_refused(problem):
+    with pytest.raises(ValueError, match="SGD: nesterov needs a momentum > 0, got 0"):
+        SGD(problem.minidl()[0], LR, nesterov=True)
+
+
+@pytest.mark.parametrize(("momentum", "count"), [(0.0, 0), (0.9, 4)])
+def test_velocities_are_kept_where_there_is_momentum(momentum, count, problem):
+    parameters, make_loss = problem.minidl()
+    optimizer = SGD(parameters, LR, momentum)
+    train(optimizer, make_loss)
+    assert list(optimizer.state_dict()) == [f"velocity.{i}" for i in range(count)]
+    assert all(np.any(velocity) for velocity in optimizer.state_dict().values())
