@@ -19,7 +19,7 @@ from minidl.ops.pad import PadChannels
 from minidl.ops.pool import AvgPool2d, GlobalAvgPool, MaxPool2d
 from minidl.ops.shape import Cat
 from minidl.ops.softmax import LogSoftmax, Softmax
-from minidl.tensor import Tensor, apply, apply_broadcast, check_tensors
+from minidl.tensor import Tensor, apply, apply_broadcast, check_alike, check_tensors
 
 import numpy as np
 
@@ -259,6 +259,8 @@ def dropout(x: Tensor, probability: float, key: np.ndarray) -> Tensor:
     _check_floats("dropout", x)
     if not 0 <= probability < 1:
         raise ValueError(f"dropout: expected a probability in [0, 1), got {probability}")
+    if getattr(key, "shape", None) != (4,) or key.dtype != np.uint32:
+        raise ValueError(f"dropout: expected an array of four uint32 numbers as key, got {key!r}")
     return apply(Dropout, x, probability=probability, key=key)
 
 
@@ -271,8 +273,8 @@ def local_response_norm(x: Tensor, size: int = 5, alpha: float = 1e-4, beta: flo
     0.25
     """
     _check_images("local_response_norm", x)
-    if size < 1:
-        raise ValueError(f"local_response_norm: expected size >= 1, got {size}")
+    if not isinstance(size, int) or size < 1:
+        raise ValueError(f"local_response_norm: expected size to be a whole number >= 1, got {size}")
     return apply(LocalResponseNorm, x, size=size, alpha=alpha, beta=beta, k=k)
 
 
@@ -283,8 +285,8 @@ def pad_channels(x: Tensor, before: int, after: int) -> Tensor:
     Tensor([[0., 1., 2.]], shape=(1, 3), float32)
     """
     check_tensors("pad_channels", x)
-    if min(before, after) < 0:
-        raise ValueError(f"pad_channels: expected counts >= 0, got {before} and {after}")
+    if not all(isinstance(count, int) and count >= 0 for count in (before, after)):
+        raise ValueError(f"pad_channels: expected whole numbers >= 0, got {before} and {after}")
     return apply(PadChannels, x, before=before, after=after)
 
 
@@ -436,6 +438,7 @@ def _check_batch_norm(x: Tensor, weight: Tensor, bias: Tensor, running_mean, run
         _check_per_channel("batch_norm", name, vector, channels)
     if (running_mean is None) != (running_var is None):
         raise ValueError("batch_norm: expected both running_mean and running_var, or neither")
+    check_alike("batch_norm", x, *_present(running_mean, running_var))
     if residual is not None and residual.shape != x.shape:
         raise ValueError(f"batch_norm: residual {residual.shape} and x {x.shape} differ in shape")
 

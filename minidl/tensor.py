@@ -21,6 +21,8 @@ Dim = int | tuple[int, ...] | None
 
 # What NumPy would answer in float64 if it were asked about integers.
 FLOATS_ONLY = {Div, Exp, Log, Sqrt, Sigmoid, Tanh}
+# The kinds of NumPy's dtypes that are complex, objects, bytes, strings, and dates.
+NO_NUMBERS = set("cOSUMm")
 
 
 class Tensor:
@@ -360,9 +362,7 @@ def apply(function: type[Function], *inputs: Tensor, **hyperparameters) -> Tenso
     ctx = Context(tuple(recording and tensor.requires_grad for tensor in inputs))
     output = Tensor(function.forward(ctx, *(tensor.data for tensor in inputs), **hyperparameters))
     if any(ctx.needs_grad) and output.dtype.kind == "f":  # integers and bools have no gradient
-        sources = tuple(
-            tensor._place if needed else None for tensor, needed in zip(inputs, ctx.needs_grad, strict=True)
-        )
+        sources = tuple(tensor._place for tensor in inputs)
         output._place = Node(function.__name__, functools.partial(function.backward, ctx), sources)
     return output
 
@@ -430,20 +430,22 @@ def check_tensors(operation: str, *values) -> None:
 
 
 def _check_inputs(function: type[Function], inputs: tuple[Tensor, ...]) -> None:
-    """All inputs on one device and, as silent conversions hide mistakes, of one dtype."""
     check_tensors(_name(function), *inputs)
     if function in FLOATS_ONLY and inputs[0].dtype.kind != "f":
         raise TypeError(
             f"{_name(function)}: expected floating-point numbers, got {inputs[0].dtype}; "
             "convert them with .to('float32')"
         )
-    for tensor in inputs[1:]:
+    check_alike(_name(function), *inputs)
+
+
+def check_alike(operation: str, *tensors: Tensor) -> None:
+    """All on one device and, as silent conversions hide mistakes, of one dtype."""
+    for tensor in tensors[1:]:
         for fact in ("dtype", "device"):
-            ours, theirs = getattr(inputs[0], fact), getattr(tensor, fact)
+            ours, theirs = getattr(tensors[0], fact), getattr(tensor, fact)
             if ours != theirs:
-                raise TypeError(
-                    f"{_name(function)}: inputs of {fact} {ours} and {theirs}; convert one with .to('{ours}')"
-                )
+                raise TypeError(f"{operation}: inputs of {fact} {ours} and {theirs}; convert one with .to('{ours}')")
 
 
 def _as_array(data, dtype, device):
@@ -451,6 +453,8 @@ def _as_array(data, dtype, device):
     if not hasattr(data, "dtype"):
         data = _from_lists(data)
         dtype = dtype or (float32 if data.dtype == float64 else None)
+    if getattr(data.dtype, "kind", "O") in NO_NUMBERS:  # another library's dtypes have no kind
+        raise TypeError(f"Tensor: expected real numbers, or a NumPy or CuPy array of them, got {reprlib.repr(data)}")
     if device_of(data) == "cpu":
         data = np.asarray(data, dtype, order="C")
     elif dtype is not None:
@@ -460,12 +464,9 @@ def _as_array(data, dtype, device):
 
 def _from_lists(data) -> np.ndarray:
     try:
-        array = np.asarray(data)
-    except ValueError:  # lists of unequal lengths
-        array = None
-    if array is None or array.dtype.kind not in "biuf":
-        raise TypeError(f"Tensor: expected numbers, in lists of equal lengths, got {reprlib.repr(data)}")
-    return array
+        return np.asarray(data)
+    except ValueError:
+        raise TypeError(f"Tensor: expected lists of equal lengths, got {reprlib.repr(data)}") from None
 
 
 def _raw(value):

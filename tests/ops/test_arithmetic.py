@@ -1,0 +1,94 @@
+"""Element by element, and the matrix product. The operators with inputs of drawn shapes are in tests/test_tensor.py."""
+
+import minidl
+from minidl import Tensor
+from minidl.ops.arithmetic import sum_to_shape
+
+import numpy as np
+import pytest
+
+from tests.ops.case import Case, away_from_zero, distinct, positive, same_in_both
+
+CONDITION = np.array([[True, False, True], [False, False, True]])
+
+
+def where_ours(a, b):
+    return minidl.where(Tensor(CONDITION, device=a.device), a, b)
+
+
+CASES = [
+    same_in_both("a + b", lambda a, b: a + b, (2, 3), (2, 3), is_linear=False),
+    same_in_both("a + b, b broadcast", lambda a, b: a + b, (4, 2, 3), (2, 1)),
+    same_in_both("1 + a", lambda a: 1 + a, (2, 3)),
+    same_in_both("a - b", lambda a, b: a - b, (2, 3), (2, 3)),
+    same_in_both("a - b, a broadcast", lambda a, b: a - b, (3,), (2, 3)),
+    same_in_both("1.5 - a", lambda a: 1.5 - a, (2, 3)),
+    same_in_both("-a", lambda a: -a, (2, 3), is_linear=True),
+    same_in_both("a * b", lambda a, b: a * b, (2, 3), (2, 3), is_linear=True),
+    same_in_both("a * b, both broadcast", lambda a, b: a * b, (2, 1), (4, 1, 3), is_linear=True),
+    same_in_both("a * b, b a scalar", lambda a, b: a * b, (2, 3), (), is_linear=True),
+    same_in_both("a * a", lambda a: a * a, (2, 3)),
+    same_in_both("a / b", lambda a, b: a / b, (2, 3), (2, 3), draw=away_from_zero),
+    same_in_both("a / b, both broadcast", lambda a, b: a / b, (2, 1), (3,), draw=away_from_zero),
+    same_in_both("2 / a", lambda a: 2 / a, (2, 3), draw=away_from_zero),
+    same_in_both("a / 4", lambda a: a / 4, (2, 3), is_linear=True),
+    *(same_in_both(f"a ** {p}", lambda a, p=p: a**p, (2, 3), draw=away_from_zero) for p in (0, 1, 2, 3, -1, -2)),
+    *(same_in_both(f"a ** {p}", lambda a, p=p: a**p, (2, 3), draw=positive) for p in (0.5, 1.7, -0.5)),
+    same_in_both("a @ b", lambda a, b: a @ b, (2, 3), (3, 4), is_linear=True),
+    same_in_both("a @ b in batches", lambda a, b: a @ b, (2, 3, 4), (2, 4, 1), is_linear=True),
+    same_in_both("a @ b, both broadcast", lambda a, b: a @ b, (2, 1, 3, 2), (4, 2, 3), is_linear=True),
+    same_in_both("exp", lambda a: a.exp(), (2, 3)),
+    same_in_both("log", lambda a: a.log(), (2, 3), draw=positive),
+    same_in_both("sqrt", lambda a: a.sqrt(), (2, 3), draw=positive),
+    same_in_both("sigmoid", lambda a: a.sigmoid(), (2, 3)),
+    same_in_both("tanh", lambda a: a.tanh(), (2, 3)),
+    same_in_both("clip", lambda a: a.clip(-1.4, 0.9), (4, 3), draw=distinct),
+    same_in_both("clip from below", lambda a: a.clip(0.0), (4, 3), draw=distinct),
+    same_in_both("clip from above", lambda a: a.clip(None, 0.0), (4, 3), draw=distinct),
+    Case("maximum", minidl.maximum, lambda torch, a, b: torch.maximum(a, b), [(3, 4), (3, 4)], distinct),
+    Case("maximum, both broadcast", minidl.maximum, lambda torch, a, b: torch.maximum(a, b), [(3, 1), (4,)], distinct),
+    Case("where", where_ours, lambda torch, a, b: torch.where(torch.tensor(CONDITION), a, b), [(2, 3), (2, 3)]),
+    Case(
+        "where, all broadcast",
+        where_ours,
+        lambda torch, a, b: torch.where(torch.tensor(CONDITION), a, b),
+        [(3,), (4, 1, 1)],
+    ),
+]
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (3,), (1, 3), (2, 1), (2, 3), (4, 1, 1), (1, 2, 3), (4, 2, 3)], ids=str)
+def test_sum_to_shape_is_the_adjoint_of_broadcasting(shape, rng):
+    x, grad = rng.integers(-9, 9, shape), rng.integers(-9, 9, (4, 2, 3))
+    summed = sum_to_shape(grad, shape)
+    assert summed.shape == shape
+    assert (np.broadcast_to(x, grad.shape) * grad).sum() == (x * summed).sum()
+
+
+def test_what_was_not_broadcast_is_not_copied():
+    grad = np.ones((2, 3))
+    assert sum_to_shape(grad, (2, 3)) is grad
+
+
+def test_the_power_0_has_no_slope_even_at_0(device):
+    x = Tensor([0.0, 2.0], device=device, requires_grad=True)
+    (x**0).sum().backward()
+    np.testing.assert_array_equal(x.grad.numpy(), [0, 0])
+
+
+def test_equal_numbers_share_the_gradient_of_their_maximum(device):
+    a, b = (Tensor([1.0, 2.0], device=device, requires_grad=True) for _ in range(2))
+    minidl.maximum(a, b).backward(Tensor([4.0, 6.0], device=device))
+    np.testing.assert_array_equal(a.grad.numpy(), [2, 3])
+    np.testing.assert_array_equal(b.grad.numpy(), [2, 3])
+
+
+def test_the_bounds_of_clip_belong_to_the_inside(device):
+    x = Tensor([-2.0, -1.0, 0.0, 1.0, 2.0], device=device, requires_grad=True)
+    x.clip(-1, 1).sum().backward()
+    np.testing.assert_array_equal(x.grad.numpy(), [0, 1, 1, 1, 0])
+
+
+@pytest.mark.parametrize(("x", "expected"), [(-1e4, 0), (-100, 0), (0, 0.5), (100, 1), (1e4, 1)])
+def test_no_number_is_too_large_for_the_sigmoid(x, expected, device):
+    assert Tensor(np.float32(x), device=device).sigmoid().item() == pytest.approx(expected, abs=1e-6)

@@ -1,0 +1,135 @@
+"""Batch normalisation, alone and at the end of a residual block."""
+
+from minidl import Tensor
+from minidl.functional import batch_norm
+
+import numpy as np
+import pytest
+
+from tests.kernels.compare import assert_close, nchw, nhwc
+from tests.ops.case import Case, normal
+
+MEAN, VARIANCE = np.array([0.3, -0.2, 1.0]), np.array([0.5, 2.0, 1.5])  # running values
+
+
+def torch_batch_norm(torch, x, weight, bias, residual=None, eps=1e-5, relu=False, training=True):
+    running = [None, None] if training else [torch.tensor(value, dtype=x.dtype) for value in (MEAN, VARIANCE)]
+    y = nhwc(torch.nn.functional.batch_norm(nchw(x), *running, weight, bias, training, eps=eps))
+    y = y if residual is None else y + residual
+    return torch.relu(y) if relu else y
+
+
+def our_batch_norm(x, weight, bias, residual=None, training=True, **options):
+    running = [None, None] if training else [Tensor(value, x.dtype, x.device) for value in (MEAN, VARIANCE)]
+    return batch_norm(x, weight, bias, *running, training=training, residual=residual, **options)
+
+
+def norm(name, shape, residual=False, **options):
+    """A case for x of that shape."""
+
+    def ours(*tensors):
+        return our_batch_norm(*tensors, **options)
+
+    def clear_of_the_kink(rng, shapes):
+        """Inputs for which no number comes near the kink of the ReLU."""
+        while True:
+            arrays = normal(rng, shapes)
+            before_relu = our_batch_norm(*map(Tensor, arrays), **{**options, "relu": False})
+            if abs(before_relu.numpy()).min() > 0.02:
+                return arrays
+
+    return Case(
+        name,
+        ours,
+        lambda torch, *tensors: torch_batch_norm(torch, *tensors, **options),
+        [shape, shape[-1:], shape[-1:], *([shape] if residual else [])],
+        clear_of_the_kink if options.get("relu") else normal,
+    )
+
+
+CASES = [
+    norm("images", (2, 3, 2, 3)),
+    norm("vectors", (5, 3)),
+    norm("one channel", (3, 2, 2, 1)),
+    norm("one image", (1, 3, 2, 3)),
+    norm("one pixel", (4, 1, 1, 3)),
+    norm("two numbers per channel", (2, 3), eps=0.1),
+    norm("a large eps", (2, 3, 2, 3), eps=2.0),
+    norm("relu", (2, 2, 2, 3), relu=True),
+    norm("residual", (2, 2, 2, 3), residual=True),
+    norm("residual and relu", (2, 2, 2, 3), residual=True, relu=True),
+    norm("vectors, residual and relu", (4, 3), residual=True, relu=True),
+    norm("evaluation", (2, 2, 2, 3), training=False),
+    norm("evaluation, one number per channel", (1, 3), training=False),
+    norm("evaluation, relu", (2, 2, 2, 3), relu=True, training=False),
+    norm("evaluation, residual", (2, 2, 2, 3), residual=True, training=False),
+    norm("evaluation, residual and relu", (2, 2, 2, 3), residual=True, relu=True, training=False),
+]
+
+
+@pytest.fixture
+def x(device, rng):
+    return Tensor(100 + 3 * rng.standard_normal((4, 5, 6, 3)), device=device, requires_grad=True)
+
+
+@pytest.fixture
+def ones(device):
+    return Tensor(np.ones(3), device=device, requires_grad=True)
+
+
+@pytest.fixture
+def zeros(device):
+    return Tensor(np.zeros(3), device=device, requires_grad=True)
+
+
+def test_each_channel_of_the_output_has_mean_0_and_variance_1(x, ones, zeros):
+    y = batch_norm(x, ones, zeros, eps=0)
+    np.testing.assert_allclose(y.mean((0, 1, 2)).numpy(), 0, atol=1e-10)
+    np.testing.assert_allclose(y.var((0, 1, 2), correction=0).numpy(), 1, rtol=1e-10)
+
+
+def test_weight_and_bias_are_the_new_deviation_and_mean(x, device):
+    y = batch_norm(x, Tensor(np.array([2.0, 3, 4]), device=device), Tensor(np.array([5.0, 6, 7]), device=device), eps=0)
+    np.testing.assert_allclose(y.mean((0, 1, 2)).numpy(), [5, 6, 7], rtol=1e-10)
+    np.testing.assert_allclose(y.var((0, 1, 2), correction=0).sqrt().numpy(), [2, 3, 4], rtol=1e-10)
+
+
+def test_the_sum_of_the_outputs_does_not_depend_on_x(x, ones, zeros):
+    """So a gradient check whose dL/dy is all ones would let any multiple of dL/dx pass."""
+    batch_norm(x, ones, zeros).sum().backward()
+    np.testing.assert_allclose(x.grad.numpy(), 0, atol=1e-12)
+
+
+def test_the_running_values_move_by_the_momentum_towards_the_samples_mean_and_variance(x, ones, zeros, device):
+    mean, variance = Tensor(np.array([1.0, 2, 3]), device=device), Tensor(np.array([4.0, 5, 6]), device=device)
+    arrays = mean.data, variance.data
+    batch_norm(x, ones, zeros, mean, variance, momentum=0.25)
+    assert mean.data is arrays[0] and variance.data is arrays[1]
+    sample = x.numpy().reshape(-1, 3)
+    assert_close(mean.numpy(), 0.75 * np.array([1, 2, 3]) + 0.25 * sample.mean(0))
+    assert_close(variance.numpy(), 0.75 * np.array([4, 5, 6]) + 0.25 * sample.var(0, ddof=1))
+
+
+def test_evaluation_uses_the_running_values_and_leaves_them(x, ones, zeros, device):
+    mean, variance = Tensor(MEAN, device=device), Tensor(VARIANCE, device=device)
+    y = batch_norm(x, ones, zeros, mean, variance, training=False, eps=0)
+    assert_close(y.numpy(), (x.numpy() - MEAN) / np.sqrt(VARIANCE))
+    np.testing.assert_array_equal(mean.numpy(), MEAN)
+    np.testing.assert_array_equal(variance.numpy(), VARIANCE)
+
+
+def test_the_residual_is_added_before_the_relu(device):
+    """max(y + residual, 0), and not max(y, 0) + residual, which published code has had."""
+    one, zero = Tensor([1.0], device=device), Tensor([0.0], device=device)
+    x, residual = Tensor([[-1.0], [1.0]], device=device), Tensor([[3.0], [-3.0]], device=device)
+    y = batch_norm(x, one, zero, eps=0, residual=residual, relu=True)
+    np.testing.assert_array_equal(y.numpy(), [[2], [0]])
+
+
+def test_a_large_mean_does_not_swallow_the_variance(device, rng):
+    """E[x^2] - E[x]^2 would, in float32."""
+    x = (1000 + rng.standard_normal((64, 4, 4, 1))).astype(np.float32)
+    one, zero = Tensor([1.0], device=device), Tensor([0.0], device=device)
+    y = batch_norm(Tensor(x, device=device), one, zero).numpy()
+    exact = x.astype(np.float64)
+    assert_close(y, (exact - exact.mean()) / np.sqrt(exact.var() + 1e-5), 1e-3)

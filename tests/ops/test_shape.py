@@ -1,0 +1,85 @@
+"""The same numbers in another arrangement. Drawn indices are in tests/test_tensor.py."""
+
+import minidl
+from minidl import Tensor
+
+import numpy as np
+import pytest
+
+from tests.ops.case import Case, same_in_both
+
+INDICES = {
+    "an integer": 1,
+    "a negative integer": -1,
+    "a slice": slice(0, 1),
+    "steps": np.s_[:, ::2],
+    "None": np.s_[None, :, None],
+    "an ellipsis": np.s_[..., 1],
+    "a list with repeats": [1, 0, 1, 1],
+    "two lists with repeats": ([0, 1, 0], [2, 2, 2]),
+    "a list beside a slice": np.s_[:, [2, 0, 2], 1:3],
+    "a mask": np.arange(24).reshape(2, 3, 4) % 5 == 0,
+    "a whole number of NumPy": np.int64(1),
+    "nothing at all": np.s_[:0],
+}
+
+
+def taken(name, index):
+    return same_in_both(f"x[{name}]", lambda x: x[index], (2, 3, 4), is_linear=True)
+
+
+def concatenated(dim, *shapes):
+    return Case(
+        f"cat along {dim}",
+        lambda *tensors: minidl.cat(tensors, dim),
+        lambda torch, *tensors: torch.cat(tensors, dim),
+        shapes,
+    )
+
+
+def stacked(dim):
+    return Case(
+        f"stack along {dim}",
+        lambda *tensors: minidl.stack(tensors, dim),
+        lambda torch, *tensors: torch.stack(tensors, dim),
+        [(2, 3)] * 3,
+    )
+
+
+CASES = [
+    same_in_both("reshape", lambda x: x.reshape(4, -1), (2, 3, 4), is_linear=True),
+    same_in_both("reshape to a scalar", lambda x: x.reshape(()), (1, 1), is_linear=True),
+    same_in_both("permute", lambda x: x.permute(2, 0, 1), (2, 3, 4), is_linear=True),
+    same_in_both("permute, counted from the end", lambda x: x.permute(-1, 0, -2), (2, 3, 4), is_linear=True),
+    same_in_both("T", lambda x: x.T, (2, 3), is_linear=True),
+    *(taken(name, index) for name, index in INDICES.items()),
+    concatenated(0, (1, 3), (2, 3), (4, 3)),
+    concatenated(-1, (2, 1, 3), (2, 1, 1)),
+    concatenated(1, (2, 3)),
+    stacked(0),
+    stacked(1),
+    stacked(-1),
+]
+
+
+def test_what_is_taken_twice_gets_both_gradients(device):
+    x = Tensor([1.0, 2.0, 3.0], device=device, requires_grad=True)
+    x[[2, 0, 2]].backward(Tensor([10.0, 20.0, 30.0], device=device))
+    np.testing.assert_array_equal(x.grad.numpy(), [20, 0, 40])
+
+
+def test_tensors_are_indices_too(device):
+    x = Tensor([[1.0, 2.0], [3.0, 4.0]], device=device, requires_grad=True)
+    rows, columns = Tensor([0, 1, 1], device=device), Tensor([1, 0, 0], device=device)
+    y = x[rows, columns]
+    np.testing.assert_array_equal(y.numpy(), [2, 3, 3])
+    y.sum().backward()
+    np.testing.assert_array_equal(x.grad.numpy(), [[0, 1], [2, 0]])
+    np.testing.assert_array_equal(x[x > 2].numpy(), [3, 4])
+
+
+@pytest.mark.parametrize("index", [0, slice(None), [0, 1], ...], ids=str)
+def test_a_part_has_memory_of_its_own(index, device):
+    x = Tensor(np.ones((2, 3)), device=device)
+    x[index].data[...] = 7
+    assert x.max().item() == 1

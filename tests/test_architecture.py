@@ -1,0 +1,269 @@
+"""The promises about the code itself: what imports what, how long it is, what it says of itself. Read, never run."""
+
+import ast
+import io
+import statistics
+import subprocess
+import sys
+import tokenize
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "minidl"
+FILES = sorted(PACKAGE.rglob("*.py"))
+EXAMPLES = sorted((ROOT / "examples").rglob("*.py"))
+TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in [*FILES, *EXAMPLES]}
+
+# What a part may import of the others: those above it in this table, and no more of them than it says.
+MAY_IMPORT = {
+    "_process": set(),
+    "autograd": set(),
+    "random": set(),
+    "data": set(),
+    "kernels": {"_process"},
+    "ops": {"kernels"},
+    "tensor": {"kernels", "ops", "autograd"},
+    "creation": {"tensor", "random"},
+    "testing": {"tensor", "autograd"},
+    "functional": {"tensor", "ops", "kernels"},
+    "nn": {"functional", "tensor", "random"},
+    "optim": {"nn", "tensor", "kernels"},
+    "checkpoint": {"optim", "nn", "tensor"},
+}
+READING_PATH = [
+    "autograd.py",
+    "tensor.py",
+    "functional.py",
+    "ops",
+    "nn",
+    "optim",
+    "kernels/cpu",
+    "kernels/reference.py",
+]
+# Raising one of these needs a reason in the commit.
+MOST_LINES_TO_READ = 3000
+MOST_LINES_OF_A_FUNCTION = 40
+MOST_LINES_OF_THE_MEDIAN_FUNCTION = 10
+MOST_SECONDS_OF_IMPORT = 0.3
+
+
+def name_of(path):
+    return path.relative_to(ROOT).as_posix()
+
+
+each_file = pytest.mark.parametrize("path", FILES, ids=name_of)
+each_file_and_example = pytest.mark.parametrize("path", [*FILES, *EXAMPLES], ids=name_of)
+
+
+# -- imports -----------------------------------------------------------------------------------------------------------
+
+
+def imported(path):
+    """The dotted names of all modules, and things in them, that a file imports, at its top or further down."""
+    names = []
+    for node in ast.walk(TREES[path]):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name_of(path)}: a relative import hides where it points"
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    return names
+
+
+def part_of(path):
+    """'ops' for minidl/ops/conv.py, 'tensor' for minidl/tensor.py."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def test_there_are_files_to_look_at():
+    assert len(FILES) > 50
+    assert {part_of(path) for path in FILES} == MAY_IMPORT.keys() | {"__init__"}
+
+
+def test_the_table_of_imports_points_up():
+    parts = list(MAY_IMPORT)
+    assert all(parts.index(used) < parts.index(part) for part in parts for used in MAY_IMPORT[part])
+
+
+@each_file
+def test_imports_point_down(path):
+    if part_of(path) == "__init__":
+        return
+    assert "minidl" not in imported(path), "the package as a whole imports everything"
+    used = {name.split(".")[1] for name in imported(path) if name.startswith("minidl.")}
+    assert used - {part_of(path)} <= MAY_IMPORT[part_of(path)]
+
+
+@pytest.mark.parametrize("package", ["cpu", "cuda"])
+def test_the_kernels_of_a_device_stand_alone(package):
+    for path in (PACKAGE / "kernels" / package).glob("*.py"):
+        others = [name for name in imported(path) if name.startswith("minidl.kernels.")]
+        assert all(name.startswith(f"minidl.kernels.{package}.") for name in others), name_of(path)
+
+
+def test_the_plain_loops_import_nothing_of_the_package():
+    assert not any(name.startswith("minidl") for name in imported(PACKAGE / "kernels" / "reference.py"))
+
+
+@each_file_and_example
+def test_private_files_are_imported_by_their_neighbours_only_and_private_names_by_nobody(path):
+    if path == PACKAGE / "__init__.py":
+        return
+    for name in imported(path):
+        parts = name.split(".")
+        for i, part in enumerate(parts):
+            if part.startswith("_") and parts[0] == "minidl":
+                assert Path(ROOT, *parts[:i]) in path.parents, f"{name_of(path)} imports {name}"
+
+
+@each_file
+def test_only_the_kernels_know_of_cupy(path):
+    if part_of(path) == "kernels":
+        return
+    identifiers = [getattr(node, "id", getattr(node, "attr", "")) for node in ast.walk(TREES[path])]
+    assert not [name for name in [*identifiers, *imported(path)] if name.split(".")[0] == "cupy"]
+
+
+@each_file
+def test_the_package_imports_no_example_and_no_test(path):
+    outside = {path.stem for path in EXAMPLES} | {"tests", "examples", "models", "benchmarks", "pytest", "torch"}
+    assert not {name.split(".")[0] for name in imported(path)} & outside
+
+
+@each_file_and_example
+def test_nothing_is_imported_by_a_star_or_run_from_a_string(path):
+    for node in ast.walk(TREES[path]):
+        assert not isinstance(node, ast.alias) or node.name != "*"
+        assert not isinstance(node, ast.Name) or node.id not in ("exec", "eval")
+
+
+# -- import minidl -----------------------------------------------------------------------------------------------------
+
+
+def python(code):
+    """What a fresh interpreter prints."""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+
+
+def test_importing_minidl_loads_nothing_that_it_may_not_need():
+    loaded = set(python("import sys, minidl; print(*sys.modules)").split())
+    assert {"minidl.nn", "minidl.optim", "minidl.functional", "numpy"} <= loaded
+    assert not loaded & {"torch", "cupy", "matplotlib", "PIL", "tqdm", "safetensors", "scipy", "pytest", "hypothesis"}
+
+
+def test_importing_minidl_is_quick():
+    """In seconds of the CPU, which a busy machine does not change much, NumPy included."""
+    code = "import time; start = time.process_time(); import minidl; print(time.process_time() - start)"
+    assert statistics.median(float(python(code)) for _ in range(5)) < MOST_SECONDS_OF_IMPORT
+
+
+# -- length ------------------------------------------------------------------------------------------------------------
+
+
+def docstring_lines(node):
+    """The numbers of the lines that the docstring of a module, class or function takes."""
+    first = node.body[0] if node.body else None
+    if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+        return set(range(first.lineno, first.end_lineno + 1))
+    return set()
+
+
+def functions(path):
+    """All functions and methods of a file, the inner ones too."""
+    return [node for node in ast.walk(TREES[path]) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+
+
+def length(function):
+    """Its lines from `def` to the last one, without its docstring."""
+    return function.end_lineno - function.lineno + 1 - len(docstring_lines(function))
+
+
+@each_file_and_example
+def test_no_function_is_too_long(path):
+    lengths = {function.name: length(function) for function in functions(path)}
+    assert {name: lines for name, lines in lengths.items() if lines > MOST_LINES_OF_A_FUNCTION} == {}
+
+
+def test_most_functions_are_short():
+    lengths = [length(function) for path in FILES for function in functions(path)]
+    assert statistics.median(lengths) <= MOST_LINES_OF_THE_MEDIAN_FUNCTION
+
+
+def lines_of_code(path):
+    """How many lines hold code: not the blank ones, not those of comments alone, not those of docstrings."""
+    source = path.read_text(encoding="utf-8")
+    silent = tokenize.COMMENT, tokenize.NL, tokenize.NEWLINE, tokenize.INDENT, tokenize.DEDENT, tokenize.ENDMARKER
+    documented = [
+        node for node in ast.walk(TREES[path]) if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+    ]
+    lines = set()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type not in silent:
+            lines.update(range(token.start[0], token.end[0] + 1))
+    return len(lines.difference(*(docstring_lines(node) for node in documented)))
+
+
+COUNTED = '''"""Says
+
+much."""
+
+# why
+x = (
+    1,  # one
+
+    2,
+)
+
+
+def f():
+    """Nothing."""
+    return """a
+b"""
+'''
+
+
+def test_lines_are_counted_as_said(tmp_path, monkeypatch):
+    path = tmp_path / "file.py"
+    path.write_text(COUNTED)
+    monkeypatch.setitem(TREES, path, ast.parse(COUNTED))
+    assert lines_of_code(path) == 7
+    assert [length(function) for function in functions(path)] == [3]
+
+
+def test_the_reading_path_can_be_read_in_an_afternoon():
+    paths = [
+        path
+        for place in READING_PATH
+        for path in ([PACKAGE / place] if place.endswith(".py") else (PACKAGE / place).glob("*.py"))
+    ]
+    assert sum(lines_of_code(path) for path in paths) < MOST_LINES_TO_READ
+
+
+# -- what it says ------------------------------------------------------------------------------------------------------
+
+
+def public_parts(tree, prefix=""):
+    """(dotted name, node) of the public classes and functions of a file, and of the classes' methods."""
+    for node in tree.body:
+        if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
+            is_setter = any(isinstance(decorator, ast.Attribute) for decorator in node.decorator_list)
+            if not is_setter:
+                yield prefix + node.name, node
+            if isinstance(node, ast.ClassDef):
+                yield from public_parts(node, f"{node.name}.")
+
+
+@each_file_and_example
+def test_everything_public_has_a_docstring(path):
+    parts = [("the file", TREES[path]), *public_parts(TREES[path])]
+    # The class of an operation says what its two methods compute.
+    inherited = {"forward", "backward"} if PACKAGE / "ops" in path.parents else set()
+    assert [name for name, node in parts if not ast.get_docstring(node) and name.split(".")[-1] not in inherited] == []
+
+
+@each_file_and_example
+def test_no_name_means_nothing(path):
+    names = {getattr(node, "id", getattr(node, "arg", None)) for node in ast.walk(TREES[path])}
+    assert not names & {"xp", "tmp", "ret", "out2", "foo", "ksize"}

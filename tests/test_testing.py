@@ -1,0 +1,572 @@
+"""The gradient check has to fail: each wrong backward below is one that somebody has written, or could."""
+
+import re
+
+import minidl
+from minidl import Function, Tensor, functional, gradcheck
+from minidl import tensor as tensor_module
+from minidl.autograd import Leaf
+from minidl.ops.batch_norm import _all_gradients, _channel_sums
+from minidl.testing import GradientError
+
+import numpy as np
+import pytest
+
+from tests.ops import (
+    test_activation,
+    test_arithmetic,
+    test_batch_norm,
+    test_conv,
+    test_dropout,
+    test_linear,
+    test_local_response_norm,
+    test_loss,
+    test_pad,
+    test_pool,
+    test_reduce,
+    test_shape,
+    test_softmax,
+)
+
+# -- wrong backwards ---------------------------------------------------------------------------------------------------
+# Each takes (ctx, grad, right): what forward saved, dL/dy, and the right gradients; it returns wrong ones.
+
+
+def scaled(factor, which=0):
+    """One of the gradients is so many times as large."""
+    return lambda ctx, grad, right: tuple(g * factor if i == which else g for i, g in enumerate(right))
+
+
+def swapped(ctx, grad, right):
+    """The gradients of the first two inputs go to each other."""
+    return right[1], right[0], *right[2:]
+
+
+def conv_gradients_of(change_weight):
+    """dL/dx of a convolution with another weight."""
+
+    def wrong(ctx, grad, right):
+        x, weight, stride, padding = ctx.saved
+        backward_x = minidl.kernels.cpu.conv2d_backward_x
+        return backward_x(grad, change_weight(weight), x.shape, stride, padding), *right[1:]
+
+    return wrong
+
+
+def without_a_tap(weight):
+    weight = weight.copy()
+    weight[0, 0] = 0
+    return weight
+
+
+def weight_gradient_without_a_tap(ctx, grad, right):
+    return right[0], without_a_tap(right[1]), *right[2:]
+
+
+def weight_gradient_of_one_image(ctx, grad, right):
+    x, weight, stride, padding = ctx.saved
+    return right[0], minidl.kernels.cpu.conv2d_backward_weight(grad[:1], x[:1], weight.shape, stride, padding), right[2]
+
+
+def bias_gradient_over_fewer_axes(ctx, grad, right):
+    return *right[:2], grad[0].reshape(-1, grad.shape[-1]).sum(axis=0)
+
+
+def bias_gradient_of_a_wrong_shape(ctx, grad, right):
+    return *right[:2], grad.sum(axis=0, keepdims=True)
+
+
+def weight_gradient_transposed(ctx, grad, right):
+    return right[0], right[1].T.copy(), *right[2:]
+
+
+def batch_norm_without_the_mean(ctx, grad, right):
+    sum_grad, sum_grad_normalised = sums = _channel_sums(ctx, grad)
+    return _all_gradients(ctx, grad, sums, corrections=(0 * sum_grad, sum_grad_normalised))
+
+
+def batch_norm_without_the_variance(ctx, grad, right):
+    sum_grad, sum_grad_normalised = sums = _channel_sums(ctx, grad)
+    return _all_gradients(ctx, grad, sums, corrections=(sum_grad, 0 * sum_grad_normalised))
+
+
+def batch_norm_with_constant_statistics(ctx, grad, right):
+    sums = _channel_sums(ctx, grad)
+    return _all_gradients(ctx, grad, sums, corrections=[0 * total for total in sums])
+
+
+def batch_norm_past_the_relu(ctx, grad, right):
+    x, y, *others = ctx.saved
+    ctx.save(x, abs(y) + 1, *others)  # an output that the ReLU cut off nowhere
+    sums = _channel_sums(ctx, grad)
+    return _all_gradients(ctx, grad, sums, corrections=sums)
+
+
+def residual_gradient_past_the_relu(ctx, grad, right):
+    return *right[:3], grad
+
+
+def softmax_without_the_sum(ctx, grad, right):
+    (y,) = ctx.saved
+    return (grad * y,)
+
+
+def log_softmax_without_the_sum(ctx, grad, right):
+    return (grad,)
+
+
+def softmax_jacobian_for_log_softmax(ctx, grad, right):
+    (y,) = ctx.saved
+    return (grad - y * grad.sum(axis=-1, keepdims=True),)
+
+
+def max_pool_to_the_last(ctx, grad, right):
+    winner, x_shape, kernel_size, *others = ctx.saved
+    last = np.full_like(winner, kernel_size[0] * kernel_size[1] - 1)
+    return (minidl.kernels.cpu.max_pool2d_backward(grad, last, x_shape, kernel_size, *others),)
+
+
+def max_pool_to_all(ctx, grad, right):
+    winner, x_shape, kernel_size, *others = ctx.saved
+    taps = range(kernel_size[0] * kernel_size[1])
+    pass_on = minidl.kernels.cpu.max_pool2d_backward
+    return (sum(pass_on(grad, np.full_like(winner, tap), x_shape, kernel_size, *others) for tap in taps),)
+
+
+def cross_entropy_without_the_mean(ctx, grad, right):
+    return (right[0] * len(right[0]),)
+
+
+def cross_entropy_without_the_smoothing(ctx, grad, right):
+    probabilities, labels, _ = ctx.saved
+    return (minidl.kernels.cpu.cross_entropy_backward(grad, probabilities, labels, 0.0),)
+
+
+def cross_entropy_without_the_labels(ctx, grad, right):
+    probabilities, _, _ = ctx.saved
+    return (grad * probabilities / len(probabilities),)
+
+
+def local_response_norm_directly_only(ctx, grad, right):
+    _, _, scale, _, _, beta = ctx.saved
+    return (grad * scale**-beta,)
+
+
+def local_response_norm_with_the_window_not_mirrored(ctx, grad, right):
+    """Right for windows of an odd size only."""
+    x, y, scale, size, alpha, beta = ctx.saved
+    before, after = size // 2, (size - 1) // 2
+    terms = np.pad(grad * y / scale, [(0, 0)] * (x.ndim - 1) + [(before, after)])
+    windows = sum(terms[..., i : i + x.shape[-1]] for i in range(size))
+    return (grad * scale**-beta - 2 * alpha * beta * x * windows,)
+
+
+def dropout_with_another_mask(ctx, grad, right):
+    probability, key = ctx.saved
+    return (minidl.kernels.cpu.dropout_backward(grad, probability, key + np.uint32([0, 0, 1, 0])),)
+
+
+def dropout_without_the_scale(ctx, grad, right):
+    return (right[0] * (1 - ctx.saved[0]),)
+
+
+def relu_everywhere(ctx, grad, right):
+    return (grad,)
+
+
+def relu_mirrored(ctx, grad, right):
+    return (grad - right[0],)
+
+
+def sum_not_spread(ctx, grad, right):
+    return (grad,)
+
+
+def maximum_to_all(ctx, grad, right):
+    (x, _, dim) = ctx.saved
+    return (np.broadcast_to(np.expand_dims(grad, dim), x.shape).copy(),)
+
+
+def assigned_instead_of_added(ctx, grad, right):
+    shape, index = ctx.saved
+    grad_x = np.zeros(shape)
+    grad_x[index] = grad
+    return (grad_x,)
+
+
+def permuted_again(ctx, grad, right):
+    """Right for permutations that are their own inverse only."""
+    (dims,) = ctx.saved
+    return (grad.transpose(dims).copy().reshape(right[0].shape),)
+
+
+def one_further(ctx, grad, right):
+    return (np.roll(right[0], 1, axis=-1),)
+
+
+def quotient_without_the_sign(ctx, grad, right):
+    return right[0], -right[1]
+
+
+def power_without_the_exponent(ctx, grad, right):
+    return (right[0] / ctx.saved[1],)
+
+
+def not_summed_over_the_broadcast(ctx, grad, right):
+    return right[0], grad[0]
+
+
+def tanh_of_x_for_y(ctx, grad, right):
+    (y,) = ctx.saved
+    return (grad * (1 - np.arctanh(y) ** 2),)
+
+
+def case(module, name):
+    return next(case for case in module.CASES if case.name == name)
+
+
+CONV, BATCH_NORM = case(test_conv, "3x3, padding"), case(test_batch_norm, "images")
+BLOCK_END = case(test_batch_norm, "residual and relu")
+POOL = case(test_pool, "max, the stem of a residual network")
+SMOOTHED = case(test_loss, "cross-entropy, smoothed")
+DROPOUT = case(test_dropout, "probability 0.5 on (3, 4, 5)")
+WINDOW_OF_4 = case(test_local_response_norm, "4 of 6 channels, {'alpha': 0.5}")
+SQUARE = case(test_linear, "a square weight")
+
+# what is wrong: (the case that shows it, the operation, the wrong backward)
+MUTATIONS = {
+    "conv2d, dL/dx: a missing tap": (CONV, "Conv2d", conv_gradients_of(without_a_tap)),
+    "conv2d, dL/dx: the kernel not turned": (CONV, "Conv2d", conv_gradients_of(lambda w: w[::-1, ::-1].copy())),
+    "conv2d, dL/dx: the kernel turned upside down": (CONV, "Conv2d", conv_gradients_of(lambda w: w[::-1].copy())),
+    "conv2d, dL/dx: 0.1 % too large": (CONV, "Conv2d", scaled(1.001)),
+    "conv2d, dL/dweight: a missing tap": (CONV, "Conv2d", weight_gradient_without_a_tap),
+    "conv2d, dL/dweight: of the first image alone": (CONV, "Conv2d", weight_gradient_of_one_image),
+    "conv2d, dL/dweight: 0.1 % too small": (CONV, "Conv2d", scaled(0.999, which=1)),
+    "conv2d, dL/dbias: not summed over the batch": (CONV, "Conv2d", bias_gradient_over_fewer_axes),
+    "conv2d, dL/dbias: of a wrong shape": (CONV, "Conv2d", bias_gradient_of_a_wrong_shape),
+    "linear, dL/dweight: transposed": (SQUARE, "Linear", weight_gradient_transposed),
+    "linear, dL/dbias: of a wrong shape": (SQUARE, "Linear", bias_gradient_of_a_wrong_shape),
+    "batch_norm, dL/dx: without the term of the mean": (BATCH_NORM, "BatchNorm", batch_norm_without_the_mean),
+    "batch_norm, dL/dx: without the term of the variance": (BATCH_NORM, "BatchNorm", batch_norm_without_the_variance),
+    "batch_norm, dL/dx: with neither": (BATCH_NORM, "BatchNorm", batch_norm_with_constant_statistics),
+    "batch_norm, dL/dx: 0": (BATCH_NORM, "BatchNorm", scaled(0)),
+    "batch_norm, dL/dx: the negative": (BATCH_NORM, "BatchNorm", scaled(-1)),
+    "batch_norm, dL/dx: ten times": (BATCH_NORM, "BatchNorm", scaled(10)),
+    "batch_norm, dL/dx: 0.1 % too large": (BATCH_NORM, "BatchNorm", scaled(1.001)),
+    "batch_norm, dL/dweight and dL/dbias: swapped": (
+        BATCH_NORM,
+        "BatchNorm",
+        lambda ctx, grad, right: (right[0], right[2], right[1]),
+    ),
+    "batch_norm, relu: not cut off": (BLOCK_END, "BatchNorm", batch_norm_past_the_relu),
+    "batch_norm, dL/dresidual: past the relu": (BLOCK_END, "BatchNorm", residual_gradient_past_the_relu),
+    "batch_norm, dL/dresidual: 0": (BLOCK_END, "BatchNorm", scaled(0, which=3)),
+    "batch_norm in evaluation: as in training": (
+        case(test_batch_norm, "evaluation"),
+        "FixedBatchNorm",
+        lambda ctx, grad, right: _all_gradients(ctx, grad, *[_channel_sums(ctx, grad)] * 2),
+    ),
+    "softmax: without the sum": (case(test_softmax, "softmax along -1 of (3, 4)"), "Softmax", softmax_without_the_sum),
+    "log_softmax: without the sum": (
+        case(test_softmax, "log_softmax along -1 of (3, 4)"),
+        "LogSoftmax",
+        log_softmax_without_the_sum,
+    ),
+    "log_softmax: y for exp(y)": (
+        case(test_softmax, "log_softmax along -1 of (3, 4)"),
+        "LogSoftmax",
+        softmax_jacobian_for_log_softmax,
+    ),
+    "max_pool2d: to the last number of the window": (POOL, "MaxPool2d", max_pool_to_the_last),
+    "max_pool2d: to all numbers of the window": (POOL, "MaxPool2d", max_pool_to_all),
+    "avg_pool2d: not divided": (case(test_pool, "average, 2"), "AvgPool2d", scaled(4)),
+    "global_avg_pool: not divided": (case(test_pool, "global"), "GlobalAvgPool", scaled(12)),
+    "cross_entropy: not divided by N": (SMOOTHED, "CrossEntropy", cross_entropy_without_the_mean),
+    "cross_entropy: labels not smoothed": (SMOOTHED, "CrossEntropy", cross_entropy_without_the_smoothing),
+    "cross_entropy: p for p - t": (SMOOTHED, "CrossEntropy", cross_entropy_without_the_labels),
+    "mse_loss: without the 2": (case(test_loss, "mse"), "MSELoss", scaled(0.5)),
+    "mse_loss: one sign for both": (case(test_loss, "mse"), "MSELoss", scaled(-1, which=1)),
+    "local_response_norm: directly only": (WINDOW_OF_4, "LocalResponseNorm", local_response_norm_directly_only),
+    "local_response_norm: the window not mirrored": (
+        WINDOW_OF_4,
+        "LocalResponseNorm",
+        local_response_norm_with_the_window_not_mirrored,
+    ),
+    "dropout: the mask of the next step": (DROPOUT, "Dropout", dropout_with_another_mask),
+    "dropout: not scaled": (DROPOUT, "Dropout", dropout_without_the_scale),
+    "pad_channels: one channel further": (test_pad.CASES[0], "PadChannels", one_further),
+    "relu: everywhere": (test_activation.CASES[0], "ReLU", relu_everywhere),
+    "relu: where x < 0": (test_activation.CASES[0], "ReLU", relu_mirrored),
+    "add: not summed over what was broadcast": (
+        case(test_arithmetic, "a + b, b broadcast"),
+        "Add",
+        not_summed_over_the_broadcast,
+    ),
+    "sub: one sign for both": (case(test_arithmetic, "a - b"), "Sub", scaled(-1, which=1)),
+    "mul: swapped": (case(test_arithmetic, "a * b"), "Mul", swapped),
+    "div: without the sign": (case(test_arithmetic, "a / b"), "Div", quotient_without_the_sign),
+    "pow: without the exponent": (case(test_arithmetic, "a ** 3"), "Pow", power_without_the_exponent),
+    "tanh: of x": (case(test_arithmetic, "tanh"), "Tanh", tanh_of_x_for_y),
+    "maximum: swapped": (case(test_arithmetic, "maximum"), "Maximum", swapped),
+    "where: swapped": (case(test_arithmetic, "where"), "Where", swapped),
+    "sum: not spread": (case(test_reduce, "sum over -1 and 0"), "Sum", sum_not_spread),
+    "sum: not spread, but of a shape that would broadcast": (
+        case(test_reduce, "sum over 2 and 1, kept"),
+        "Sum",
+        sum_not_spread,
+    ),
+    "max: to all": (case(test_reduce, "max over 1, keepdim=False"), "Max", maximum_to_all),
+    "indexing: repeats assigned, not added": (
+        case(test_shape, "x[a list with repeats]"),
+        "GetItem",
+        assigned_instead_of_added,
+    ),
+    "permute: once more for the inverse": (case(test_shape, "permute"), "Permute", permuted_again),
+    "cat: one number further": (
+        case(test_shape, "cat along 1"),
+        "Cat",
+        one_further,
+    ),
+}
+
+
+def put_in_place(monkeypatch, operation, wrong):
+    """Let the operation of that name have another backward."""
+    module = functional if hasattr(functional, operation) else tensor_module
+    right = getattr(module, operation)
+
+    class Mutant(right):
+        @staticmethod
+        def backward(ctx, grad):
+            grads = right.backward(ctx, grad)
+            return wrong(ctx, grad, grads if isinstance(grads, tuple) else (grads,))
+
+    monkeypatch.setattr(module, operation, Mutant)
+
+
+@pytest.mark.parametrize(("case", "operation", "wrong"), MUTATIONS.values(), ids=MUTATIONS)
+def test_a_wrong_backward_is_found(case, operation, wrong, monkeypatch):
+    put_in_place(monkeypatch, operation, wrong)
+    with pytest.raises(GradientError):
+        gradcheck(case.ours, case.tensors("cpu"))
+
+
+@pytest.mark.parametrize(("case", "operation", "wrong"), MUTATIONS.values(), ids=MUTATIONS)
+def test_the_right_backward_in_its_place_is_accepted(case, operation, wrong, monkeypatch):
+    put_in_place(monkeypatch, operation, lambda ctx, grad, right: right)
+    gradcheck(case.ours, case.tensors("cpu"))
+
+
+@pytest.mark.parametrize(("case", "operation", "wrong"), MUTATIONS.values(), ids=MUTATIONS)
+def test_a_few_directions_are_enough_to_find_it(case, operation, wrong, monkeypatch):
+    """Of tensors too large for an element by element check."""
+    put_in_place(monkeypatch, operation, wrong)
+    with pytest.raises(GradientError, match=r"along a random direction|of shape"):
+        gradcheck(case.ours, case.tensors("cpu"), max_elements=0)
+
+
+@pytest.mark.parametrize("factor", [0, -1, 10])
+def test_ones_for_dl_dy_would_let_a_wrong_batch_norm_pass(factor, monkeypatch):
+    """Why the check weighs the outputs with random numbers: their plain sum is constant, so its slope is 0."""
+    put_in_place(monkeypatch, "BatchNorm", scaled(factor))
+    x, weight, bias = BATCH_NORM.tensors("cpu")
+    weight.requires_grad = bias.requires_grad = False
+    gradcheck(lambda x: BATCH_NORM.ours(x, weight, bias).sum(), [x])
+    with pytest.raises(GradientError):
+        gradcheck(lambda x: BATCH_NORM.ours(x, weight, bias), [x])
+
+
+def overwriting_walk(place, grad):
+    """The engine's own mistake, not an operation's: the second gradient of a tensor replaces the first."""
+    if isinstance(place, Leaf):
+        place.grad = grad
+        return
+    for source, part in zip(place.inputs, place.input_grads(grad), strict=True):
+        overwriting_walk(source, part)
+
+
+@pytest.mark.parametrize("skip", [lambda x: x.tanh() + x, lambda x: x + x.tanh(), lambda x: x * x])
+def test_a_skip_gradient_overwritten_instead_of_added_is_found(skip, monkeypatch, x):
+    gradcheck(skip, [x])
+    monkeypatch.setattr(tensor_module, "backward", overwriting_walk)
+    with pytest.raises(GradientError):
+        gradcheck(skip, [x])
+
+
+# -- what it says ------------------------------------------------------------------------------------------------------
+
+
+class Triple(Function):
+    """y = 3 x, with one wrong number in the gradient."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return 3 * x
+
+    @staticmethod
+    def backward(ctx, grad):
+        grad_x = 3 * grad
+        grad_x[1, 2] = 7
+        return grad_x
+
+
+@pytest.fixture
+def x(device):
+    return Tensor(np.arange(1.0, 7).reshape(2, 3), device=device, requires_grad=True)
+
+
+def test_the_message_names_the_input_the_index_and_both_values(x, device):
+    class Watched(Triple):
+        @staticmethod
+        def backward(ctx, grad):
+            slopes.append(3 * grad[1, 2])
+            return Triple.backward(ctx, grad)
+
+    slopes, first = [], Tensor(np.ones((2, 3)), device=device, requires_grad=True)
+    message = r"input 1 \(2, 3\): worst at index \(1, 2\): backward says 7, differences say (\S+)$"
+    with pytest.raises(GradientError, match=message) as error:
+        gradcheck(lambda a, b: a + minidl.apply(Watched, b), [first, x])
+    assert float(re.search(message, str(error.value))[1]) == pytest.approx(float(slopes[0]))
+
+
+def test_the_message_on_a_large_tensor_names_the_input_and_both_values(device):
+    x = Tensor(np.ones((20, 30)), device=device, requires_grad=True)
+    with pytest.raises(
+        GradientError, match=r"input 0 \(20, 30\): along a random direction backward says .*, differences"
+    ):
+        gradcheck(lambda x: minidl.apply(Triple, x), [x])
+
+
+def test_it_is_an_assertion_error():
+    """So a test that uses it fails, rather than breaks."""
+    assert issubclass(GradientError, AssertionError)
+
+
+@pytest.mark.parametrize("shape", [(3,), (1, 3), (3, 2), (), (2, 3, 1)], ids=str)
+def test_a_gradient_of_another_shape_is_found_though_its_numbers_may_be_right(shape, x):
+    class Misshapen(Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.sum()
+
+        @staticmethod
+        def backward(ctx, grad):
+            return np.full(shape, grad)
+
+    with pytest.raises(GradientError, match=r"gave input 0, of shape \(2, 3\), a gradient of shape"):
+        gradcheck(lambda x: minidl.apply(Misshapen, x), [x])
+
+
+def test_no_gradient_at_all_is_found(x):
+    class Forgotten(Function):
+        @staticmethod
+        def forward(ctx, a, b):
+            return a + b
+
+        @staticmethod
+        def backward(ctx, grad):
+            return grad, None
+
+    other = Tensor(np.ones((2, 3)), device=x.device, requires_grad=True)
+    with pytest.raises(GradientError, match=r"gave input 1, of shape \(2, 3\), no gradient"):
+        gradcheck(lambda a, b: minidl.apply(Forgotten, a, b), [x, other])
+
+
+@pytest.mark.parametrize("max_elements", [0, 200])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_gradient_that_is_no_number_is_found(value, max_elements, x):
+    class NotANumber(Triple):
+        @staticmethod
+        def backward(ctx, grad):
+            return np.where(np.arange(6).reshape(2, 3) == 4, value, 3 * grad)
+
+    where = r"worst at index \(1, 1\)" if max_elements else "along a random direction"
+    with pytest.raises(GradientError, match=rf"{where}:? backward says {value}"):
+        gradcheck(lambda x: minidl.apply(NotANumber, x), [x], max_elements=max_elements)
+
+
+# -- what it asks for, and what it leaves behind -----------------------------------------------------------------------
+
+
+def test_float32_is_refused_with_the_remedy():
+    with pytest.raises(TypeError, match=r"input 1 is float32; differences need float64: \.to\('float64'\)"):
+        gradcheck(lambda a, b: a, [Tensor(np.ones(2), requires_grad=True), Tensor([1.0, 2.0], requires_grad=True)])
+
+
+def test_a_function_that_leaves_float64_is_refused(x):
+    with pytest.raises(TypeError, match="the function returned float32; differences need float64"):
+        gradcheck(lambda x: x.to("float32"), [x])
+
+
+def test_nothing_to_check_is_an_error(x):
+    with pytest.raises(ValueError, match="no input requires grad"):
+        gradcheck(lambda x: x * 2, [x.detach()])
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        (Tensor(np.ones(2), requires_grad=True), r"expected a list of tensors, got one Tensor; put it into \[...\]"),
+        ([np.ones(2)], "expected a Tensor, got ndarray"),
+    ],
+)
+def test_inputs_are_a_list_of_tensors(inputs, message):
+    with pytest.raises(TypeError, match=f"gradcheck: {message}"):
+        gradcheck(lambda x: x, inputs)
+
+
+def test_the_function_returns_a_tensor(x):
+    with pytest.raises(TypeError, match="gradcheck: expected a Tensor, got ndarray"):
+        gradcheck(lambda x: x.numpy(), [x])
+
+
+def test_inputs_of_any_dtype_may_stand_by_that_are_not_checked(x):
+    index = Tensor([1, 0, 1], device=x.device)
+    scale = Tensor([2.0], device=x.device)
+    gradcheck(lambda x, index, scale: x[index] * scale.to("float64"), [x, index, scale])
+
+
+def test_it_does_not_weigh_with_the_numbers_that_a_test_draws_first(monkeypatch):
+    """With dL/dy = x, x^T dL/dy is symmetric, and a transposed gradient passes."""
+    x = Tensor(np.random.default_rng(0).standard_normal((2, 3)), requires_grad=True)
+    weights = []
+    put_in_place(monkeypatch, "Mul", lambda ctx, grad, right: weights.append(grad) or right)
+    gradcheck(lambda x: x * 1, [x])
+    assert abs(weights[0] - x.numpy()).min() > 1e-3
+
+
+@pytest.mark.parametrize("function", [lambda x: x * x, lambda x: minidl.apply(Triple, x)], ids=["right", "wrong"])
+def test_inputs_and_their_gradients_are_as_before_afterwards(function, x):
+    numbers, array = x.numpy().copy(), x.data
+    x.grad = x.detach() * 5
+    try:
+        gradcheck(function, [x])
+    except GradientError:
+        assert function(x)._place.name == "Triple"
+    assert x.data is array
+    np.testing.assert_array_equal(x.numpy(), numbers)
+    np.testing.assert_array_equal(x.grad.numpy(), 5 * numbers)
+
+
+def test_inputs_are_put_back_though_the_function_fails_on_the_way(x):
+    numbers = x.numpy().copy()
+
+    def fails_nearby(x):
+        if not np.array_equal(x.numpy(), numbers):
+            raise KeyError
+        return x * 2
+
+    with pytest.raises(KeyError):
+        gradcheck(fails_nearby, [x])
+    np.testing.assert_array_equal(x.numpy(), numbers)
+
+
+def test_a_scalar_input_is_checked_too(device):
+    x = Tensor(np.float64(2), device=device, requires_grad=True)
+    gradcheck(lambda x: x**3, [x])
+    with pytest.raises(GradientError):
+        gradcheck(lambda x: x.detach() ** 3 + x, [x])
+
+
+def test_the_same_tensor_may_come_twice(x):
+    gradcheck(lambda a, b: a * b, [x, x])
