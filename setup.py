@@ -9,7 +9,7 @@ TEST = ["pytest>=8", "hypothesis>=6.100", "matplotlib>=3.8", "ruff>=0.12"]
 setup(
     name="minidl",
     version="0.1.0",
-    description="A deep-learning framework on NumPy and CuPy, small enough to read in an afternoon, fast enough to train with",
+    description="A deep-learning framework small enough to read in an afternoon and fast enough to train with",
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="MIT",

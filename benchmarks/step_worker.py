@@ -7,7 +7,6 @@ and their losses. Both sides start from the file of weights and draw the same ba
 """
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable
@@ -43,9 +42,9 @@ def make_batch(batch: int, image_size: int, classes: int):
 
 def make_ours(name: str):
     """Our network, with nothing dropped: two libraries would drop different numbers."""
-    from minidl.nn import Dropout
-
     from models import resnet, vgg
+
+    from minidl.nn import Dropout
 
     kind, arguments, _, classes = MODELS[name]
     make = getattr(vgg if kind == "vgg" else resnet, kind)
@@ -128,6 +127,14 @@ def forget_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
+def blas_in_use() -> str:
+    """The BLAS library that NumPy has loaded, and the CPU it was made for."""
+    from threadpoolctl import threadpool_info
+
+    libraries = [library for library in threadpool_info() if library["user_api"] == "blas"]
+    return ", ".join(f"{b['internal_api']} {b['version']} {b.get('architecture', '')}".strip() for b in libraries)
+
+
 def main() -> None:
     """Answer until standard input ends."""
     side, name, batch, threads, weights, *rest = sys.argv[1:]
@@ -135,7 +142,7 @@ def main() -> None:
     step = our_step(*arguments) if side == "ours" else torch_step(*arguments, side)
     forget_peak()
     before = memory_mb("VmRSS")
-    print(json.dumps({"ready": os.getpid()}), flush=True)
+    print(json.dumps({"blas": blas_in_use()}), flush=True)
     for line in sys.stdin:
         seconds, losses = [], []
         for _ in range(int(line)):

@@ -19,13 +19,16 @@ import sys
 import tempfile
 from pathlib import Path
 
-from minidl import save_checkpoint
-
 from step_worker import MODELS, make_ours
+
+from minidl import save_checkpoint
 
 HERE = Path(__file__).resolve().parent
 MARKED = ["default", "channels_last"]  # PyTorch's memory layouts, both with the fused SGD
 ALSO_PRINTED = ["default_sgd", "compile"]
+
+# OpenBLAS shall choose its kernels by what the CPU can do, as it does where nobody has set anything.
+NOT_PASSED_ON = {"OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE"}
 
 
 class Side:
@@ -34,12 +37,13 @@ class Side:
     def __init__(self, name: str, args: argparse.Namespace, weights: Path):
         options = [args.model, args.batch, args.threads, weights] + ["--forward"] * args.forward
         command = [sys.executable, HERE / "step_worker.py", name, *options]
-        threads = {name: str(args.threads) for name in ("OMP_NUM_THREADS", "MINIDL_NUM_THREADS")}
+        environment = {name: value for name, value in os.environ.items() if name not in NOT_PASSED_ON}
+        environment |= {name: str(args.threads) for name in ("OMP_NUM_THREADS", "MINIDL_NUM_THREADS")}
         self.name, self.turns, self.losses, self.memory = name, [], [], {}
         self.process = subprocess.Popen(
-            list(map(str, command)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=os.environ | threads
+            list(map(str, command)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
-        self.answer()
+        self.blas = self.answer()["blas"]
 
     def answer(self) -> dict:
         """The next line that the worker writes."""
@@ -101,7 +105,7 @@ def report(args: argparse.Namespace, sides: list[Side]) -> dict:
     ours = sides[0]
     mode = "forward" if args.forward else "train"
     record = {"model": args.model, "batch": args.batch, "mode": mode, "threads": args.threads, "rounds": args.rounds}
-    record |= {"machine": machine(), "versions": versions(args)}
+    record |= {"machine": machine(), "versions": versions(args), "blas": ours.blas}
     print(f"{args.model}, batch {args.batch}, {mode}, {args.threads} threads, {args.rounds} turns of {args.steps}")
     print("side             median ms    min    max   images/s   peak MB   of the step   ours / theirs")
     for side in sides:

@@ -3,6 +3,8 @@
 import argparse
 from dataclasses import dataclass
 
+import numpy as np
+
 from minidl.data import (
     ArrayDataset,
     load_cifar10,
@@ -13,8 +15,6 @@ from minidl.data import (
     random_crop,
     random_flip,
 )
-
-import numpy as np
 
 SHAPES_TRAIN, SHAPES_TEST = 10_000, 2_000
 

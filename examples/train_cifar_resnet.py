@@ -15,16 +15,16 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 
+from cifar_data import CifarData, add_data_options, load_data
+from models.resnet import cifar_resnet
+from tqdm import tqdm
+from training import RunFolder, StopRequest, Totals, check_loss, error_rate
+
 from minidl import Tensor
 from minidl.data import DataLoader
 from minidl.functional import cross_entropy
 from minidl.nn import Module
 from minidl.optim import SGD, MultiStepLR, OneCycleLR
-
-from cifar_data import CifarData, add_data_options, load_data
-from models.resnet import cifar_resnet
-from tqdm import tqdm
-from training import RunFolder, StopRequest, Totals, check_loss, error_rate
 
 # Table 6 of the paper: test error on CIFAR-10 after 64,000 iterations, in per cent.
 PAPER_ERROR = {20: 8.75, 32: 7.51, 44: 7.17, 56: 6.97, 110: 6.43, 1202: 7.93}

@@ -9,11 +9,11 @@ unless --no-batch-norm says otherwise: a VGG of 16 layers hardly starts to learn
 
 import argparse
 
-from minidl.nn import Module
-
 from cifar_data import load_data
 from models.vgg import CONFIGS, vgg
 from train_cifar_resnet import add_training_options, train
+
+from minidl.nn import Module
 
 
 def main() -> None:

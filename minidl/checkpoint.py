@@ -9,11 +9,11 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
+
 from minidl.nn.module import Module
 from minidl.optim.optimizer import Optimizer
 from minidl.tensor import Buffer
-
-import numpy as np
 
 
 def save_checkpoint(

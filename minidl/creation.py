@@ -1,9 +1,9 @@
 """Tensors made from a shape."""
 
+import numpy as np
+
 from minidl.random import next_generator
 from minidl.tensor import Tensor, float32
-
-import numpy as np
 
 
 def zeros(*shape: int, dtype=float32, device: str = "cpu", requires_grad: bool = False) -> Tensor:

@@ -5,6 +5,8 @@ Images are (N, H, W, C) and convolution weights (KH, KW, C, O). Where PyTorch ha
 
 import math
 
+import numpy as np
+
 from minidl.kernels import device_of, kernels_for, to_device
 from minidl.ops.activation import ReLU
 from minidl.ops.arithmetic import Maximum, Where
@@ -20,8 +22,6 @@ from minidl.ops.pool import AvgPool2d, GlobalAvgPool, MaxPool2d
 from minidl.ops.shape import Cat
 from minidl.ops.softmax import LogSoftmax, Softmax
 from minidl.tensor import Tensor, apply, apply_broadcast, check_alike, check_tensors
-
-import numpy as np
 
 Pair = int | tuple[int, int]
 

@@ -3,6 +3,8 @@
 import functools
 import reprlib
 
+import numpy as np
+
 from minidl.autograd import Leaf, Node, backward, is_grad_enabled
 from minidl.kernels import device_of, to_device
 from minidl.ops.arithmetic import Add, Clip, Div, Exp, Log, MatMul, Mul, Pow, Sigmoid, Sqrt, Sub, Tanh
@@ -10,8 +12,6 @@ from minidl.ops.convert import Cast, Move
 from minidl.ops.function import Context, Function
 from minidl.ops.reduce import Max, Sum
 from minidl.ops.shape import GetItem, Permute, Reshape
-
-import numpy as np
 
 float32 = np.dtype("float32")
 float64 = np.dtype("float64")

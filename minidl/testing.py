@@ -3,10 +3,10 @@
 import math
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from minidl.autograd import no_grad
 from minidl.tensor import Tensor, check_tensors
-
-import numpy as np
 
 # Central differences over five points: (f(-2h) - 8 f(-h) + 8 f(h) - f(2h)) / 12h, with an error of order h^4.
 FIVE_POINTS = ((-2, 1 / 12), (-1, -8 / 12), (1, 8 / 12), (2, -1 / 12))

@@ -6,11 +6,11 @@ import sys
 import zlib
 from pathlib import Path
 
-from minidl import kernels as dispatch
-
 import hypothesis
 import numpy as np
 import pytest
+
+from minidl import kernels as dispatch
 
 DEVICES = {"cpu": ["cpu"], "cuda": ["cuda"], "all": ["cpu", "cuda"]}
 

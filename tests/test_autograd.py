@@ -3,13 +3,12 @@
 import threading
 import weakref
 
-import minidl
-from minidl import Function, Tensor, no_grad
-from minidl.autograd import Leaf, Node, backward
-
 import numpy as np
 import pytest
 
+import minidl
+from minidl import Function, Tensor, no_grad
+from minidl.autograd import Leaf, Node, backward
 from tests.ops.case import gradients
 
 

@@ -1,14 +1,14 @@
 """Checkpoints: whole or not there, readable by others, and enough to go on with the same bits."""
 
+import numpy as np
+import pytest
+import safetensors.numpy
+
 import minidl
 from minidl import Tensor, load_checkpoint, nn, save_checkpoint
 from minidl.checkpoint import write_whole
 from minidl.functional import cross_entropy
 from minidl.optim import SGD, Adam
-
-import numpy as np
-import pytest
-import safetensors.numpy
 
 OPTIMIZERS = [lambda parameters: SGD(parameters, 0.1, momentum=0.9), lambda parameters: Adam(parameters)]
 

@@ -2,12 +2,12 @@
 
 import threading
 
+import numpy as np
+import pytest
+
 import minidl
 from minidl import arange, fork_rng, manual_seed, ones, randn, zeros
 from minidl.random import next_draw, next_generator
-
-import numpy as np
-import pytest
 
 
 @pytest.fixture(autouse=True)

@@ -6,6 +6,12 @@ Their gradients, and the configurations of each, are in tests/ops.
 import doctest
 import inspect
 
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
 import minidl
 from minidl import Tensor, functional
 from minidl.functional import (
@@ -30,13 +36,6 @@ from minidl.functional import (
     stack,
     where,
 )
-
-import numpy as np
-import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
-
 from tests.kernels.compare import nchw, nhwc
 from tests.test_tensor import assert_same_in_pytorch
 

@@ -4,13 +4,13 @@ import gc
 import tracemalloc
 import weakref
 
-import minidl
-from minidl import Function, Tensor
-from minidl.functional import cross_entropy
-
 import numpy as np
 import pytest
 from models.resnet import cifar_resnet
+
+import minidl
+from minidl import Function, Tensor
+from minidl.functional import cross_entropy
 
 MIB = 2**20
 # (measured) 46.1 MiB; the bound is 10 % above. Edges that hold tensors instead of places would hold 82.6.

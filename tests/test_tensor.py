@@ -3,15 +3,14 @@
 import operator
 import sys
 
-import minidl
-from minidl import Buffer, Parameter, Tensor
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+import minidl
+from minidl import Buffer, Parameter, Tensor
 from tests.kernels.compare import assert_close, torch_gradients
 from tests.ops.case import gradients
 

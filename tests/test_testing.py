@@ -2,16 +2,15 @@
 
 import re
 
+import numpy as np
+import pytest
+
 import minidl
 from minidl import Function, Tensor, functional, gradcheck
 from minidl import tensor as tensor_module
 from minidl.autograd import Leaf
 from minidl.ops.batch_norm import _all_gradients, _channel_sums
 from minidl.testing import GradientError
-
-import numpy as np
-import pytest
-
 from tests.ops import (
     test_activation,
     test_arithmetic,

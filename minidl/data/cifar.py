@@ -13,9 +13,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from minidl.data.dataset import ArrayDataset
-
 import numpy as np
+
+from minidl.data.dataset import ArrayDataset
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
 
-from minidl.data.dataset import Dataset
-
 import numpy as np
+
+from minidl.data.dataset import Dataset
 
 Batch = tuple[np.ndarray, np.ndarray]
 Transform = Callable[[np.ndarray, np.random.Generator], np.ndarray]

@@ -8,9 +8,9 @@ import math
 from functools import cache
 from typing import TYPE_CHECKING
 
-from minidl.data.dataset import ArrayDataset
-
 import numpy as np
+
+from minidl.data.dataset import ArrayDataset
 
 if TYPE_CHECKING:
     from PIL.ImageDraw import ImageDraw as Drawing

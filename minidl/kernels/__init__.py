@@ -5,9 +5,9 @@
 
 from types import ModuleType
 
-from minidl.kernels import cpu
-
 import numpy as np
+
+from minidl.kernels import cpu
 
 
 def kernels_for(array) -> ModuleType:

@@ -6,9 +6,9 @@ A weight's last axis is its outputs, the one before its inputs, and what stands 
 
 import math
 
-from minidl.random import next_generator
-
 import numpy as np
+
+from minidl.random import next_generator
 
 
 def fans(shape: tuple[int, ...]) -> tuple[int, int]:

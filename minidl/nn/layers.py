@@ -1,5 +1,7 @@
 """The layers: an operation, with the parameters it needs."""
 
+import numpy as np
+
 from minidl import functional as F  # noqa: N812 - the name that everyone knows
 from minidl.functional import Pair, as_pair
 from minidl.nn import init
@@ -7,8 +9,6 @@ from minidl.nn.layout import ConvWeight, LinearWeight
 from minidl.nn.module import Module
 from minidl.random import next_draw
 from minidl.tensor import Buffer, Parameter, Tensor
-
-import numpy as np
 
 
 class Conv2d(Module):

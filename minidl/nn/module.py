@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable, Iterator
 
+import numpy as np
+
 from minidl.nn.layout import Plain
 from minidl.tensor import Buffer, Parameter, Tensor
-
-import numpy as np
 
 # Counted by PyTorch's batch-norm for a mode that minidl does not have.
 IGNORED_ON_LOAD = "num_batches_tracked"

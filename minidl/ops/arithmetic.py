@@ -4,9 +4,9 @@ NumPy's functions hand CuPy's arrays to CuPy, so nothing here depends on the dev
 gradient of a broadcast input is summed back over the axes along which it was repeated.
 """
 
-from minidl.ops.function import Function
-
 import numpy as np
+
+from minidl.ops.function import Function
 
 
 def sum_to_shape(grad, shape: tuple[int, ...]):

@@ -1,8 +1,8 @@
 """From many numbers to fewer: sums and maxima along axes."""
 
-from minidl.ops.function import Function
-
 import numpy as np
+
+from minidl.ops.function import Function
 
 
 def as_kept(array, shape: tuple[int, ...], dim: tuple[int, ...] | None):

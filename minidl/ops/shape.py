@@ -1,8 +1,8 @@
 """The same numbers in another arrangement. Every result is C-contiguous: what the shape says is what memory holds."""
 
-from minidl.ops.function import Function
-
 import numpy as np
+
+from minidl.ops.function import Function
 
 
 class Reshape(Function):

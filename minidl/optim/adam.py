@@ -2,11 +2,11 @@
 
 from collections.abc import Iterable
 
+import numpy as np
+
 from minidl.kernels import kernels_for
 from minidl.optim.optimizer import Optimizer
 from minidl.tensor import Parameter
-
-import numpy as np
 
 
 class Adam(Optimizer):

@@ -2,10 +2,10 @@
 
 from collections.abc import Iterable
 
+import numpy as np
+
 from minidl.nn.module import Module
 from minidl.tensor import Parameter, Tensor
-
-import numpy as np
 
 
 class Optimizer:

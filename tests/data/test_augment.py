@@ -1,9 +1,9 @@
-from minidl.data import channel_mean_std, normalize, per_pixel_mean, random_crop, random_flip
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from minidl.data import channel_mean_std, normalize, per_pixel_mean, random_crop, random_flip
 
 
 def rng(seed=0):

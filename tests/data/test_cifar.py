@@ -11,11 +11,11 @@ import tarfile
 import threading
 from pathlib import Path
 
-from minidl.data import load_cifar10, load_cifar100, per_pixel_mean
-from minidl.data.cifar import CIFAR10, CIFAR100, Archive, load_archive, unpickle
-
 import numpy as np
 import pytest
+
+from minidl.data import load_cifar10, load_cifar100, per_pixel_mean
+from minidl.data.cifar import CIFAR10, CIFAR100, Archive, load_archive, unpickle
 
 
 def md5(content):

@@ -1,7 +1,7 @@
-from minidl.data import ArrayDataset
-
 import numpy as np
 import pytest
+
+from minidl.data import ArrayDataset
 
 
 def some_images(count=6):

@@ -8,12 +8,12 @@ import time
 import traceback
 from pathlib import Path
 
-from minidl.data import ArrayDataset, DataLoader
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from minidl.data import ArrayDataset, DataLoader
 
 BOTH = pytest.mark.parametrize("prefetch", [0, 2])
 

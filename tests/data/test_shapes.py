@@ -1,10 +1,10 @@
 import itertools
 
-from minidl.data import make_shapes
-from minidl.data.shapes import CONTRAST, SHAPES, _contrasting_colours, _outlines, _placed
-
 import numpy as np
 import pytest
+
+from minidl.data import make_shapes
+from minidl.data.shapes import CONTRAST, SHAPES, _contrasting_colours, _outlines, _placed
 
 
 def test_images_and_labels_have_the_shapes_and_types_of_cifar():

@@ -1,8 +1,8 @@
 """Run a kernel and its specification on the same numbers, and measure how far apart they are."""
 
-from minidl.kernels import reference
-
 import numpy as np
+
+from minidl.kernels import reference
 
 TOLERANCE = {np.float64: 1e-12, np.float32: 1e-4}
 

@@ -2,10 +2,9 @@
 
 import functools
 
-from minidl.kernels import reference
-
 import pytest
 
+from minidl.kernels import reference
 from tests.kernels.compare import Runner, assert_agrees
 
 

@@ -1,10 +1,9 @@
 """Batch normalisation: its statistics, and the layer with the addition and the ReLU that may follow it."""
 
-from minidl.kernels import reference
-
 import numpy as np
 import pytest
 
+from minidl.kernels import reference
 from tests.kernels.compare import assert_close, nchw, nhwc, torch_gradients, with_dtype
 
 EPS = 1e-5

@@ -1,11 +1,11 @@
 """Dropout, and the random numbers it draws."""
 
-from minidl.kernels.reference import philox4x32
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
+from minidl.kernels.reference import philox4x32
 
 KEY = np.array([0x12345678, 0x9ABCDEF0, 7, 3], np.uint32)  # seed low, seed high, step, layer
 

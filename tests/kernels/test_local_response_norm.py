@@ -1,12 +1,11 @@
 """Local response normalisation."""
 
-from minidl.kernels import reference
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from minidl.kernels import reference
 from tests.kernels.compare import assert_close, nchw, nhwc, torch_gradients
 
 # shape, size; alpha, beta, k below are large enough to matter

@@ -1,10 +1,9 @@
 """Cross-entropy and mean squared error."""
 
-from minidl.kernels import reference
-
 import numpy as np
 import pytest
 
+from minidl.kernels import reference
 from tests.kernels.compare import assert_close, torch_gradients
 
 SHAPES = [(1, 2), (5, 3), (1, 7), (40, 1000)]  # N, K

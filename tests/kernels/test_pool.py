@@ -2,13 +2,12 @@
 
 from typing import NamedTuple
 
-from minidl.kernels import reference
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from minidl.kernels import reference
 from tests.kernels.compare import assert_close, nchw, nhwc, torch_gradients
 
 

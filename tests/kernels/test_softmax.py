@@ -1,10 +1,9 @@
 """Softmax and its logarithm, over the rows of (N, K)."""
 
-from minidl.kernels import reference
-
 import numpy as np
 import pytest
 
+from minidl.kernels import reference
 from tests.kernels.compare import assert_close, torch_gradients
 
 SHAPES = [(1, 1), (1, 5), (6, 1), (4, 10), (40, 1000)]

@@ -1,11 +1,10 @@
 """The same bits, whatever the number of threads: shapes decide where chunks begin and in which order they are added."""
 
-import minidl
-from minidl.kernels import cpu, reference
-
 import numpy as np
 import pytest
 
+import minidl
+from minidl.kernels import cpu, reference
 from tests.kernels.compare import Runner, arrays_in
 
 SHAPE = (40, 20, 12, 64)  # 600,000 numbers: several chunks for every kernel

@@ -3,13 +3,12 @@
 import copy
 import itertools
 
+import numpy as np
+
 from minidl import Tensor
 from minidl.functional import cross_entropy
 from minidl.nn import BatchNorm2d, Dropout, Module
 from minidl.nn.layout import Plain
-
-import numpy as np
-
 from tests.kernels.compare import assert_close
 
 

@@ -2,12 +2,12 @@
 
 import math
 
+import numpy as np
+
 import minidl
 from minidl import Tensor
 from minidl.kernels import cpu
 from minidl.nn import Conv2d, Module, init
-
-import numpy as np
 
 
 def no_draws(monkeypatch) -> None:

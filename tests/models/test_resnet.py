@@ -1,14 +1,13 @@
 """Residual networks: their sizes, their names, and every number of a training step beside PyTorch's."""
 
-import minidl
-from minidl import Tensor
-from minidl.functional import cross_entropy
-from minidl.optim import SGD
-
 import numpy as np
 import pytest
 from models.resnet import BasicBlock, cifar_resnet, imagenet_resnet
 
+import minidl
+from minidl import Tensor
+from minidl.functional import cross_entropy
+from minidl.optim import SGD
 from tests.models.compare import assert_equals_its_twin, images_away_from_kinks
 from tests.models.counting import count_macs, count_parameters, no_draws
 

@@ -1,12 +1,11 @@
 """VGG: sizes, names, and every number of a training step beside PyTorch's."""
 
-import minidl
-from minidl import Tensor
-
 import numpy as np
 import pytest
 from models.vgg import CONFIGS, vgg
 
+import minidl
+from minidl import Tensor
 from tests.models.compare import assert_equals_its_twin, without_dropout
 from tests.models.counting import count_conv_parameters, count_macs, count_parameters, no_draws
 

@@ -2,11 +2,11 @@
 
 import math
 
-import minidl
-from minidl.nn import init
-
 import numpy as np
 import pytest
+
+import minidl
+from minidl.nn import init
 
 CONV, LINEAR = (3, 5, 40, 80), (200, 300)
 

@@ -1,11 +1,10 @@
 """Layers: each hands its parameters and arguments to its operation, and starts as it says."""
 
-import minidl
-from minidl import Tensor, nn
-
 import numpy as np
 import pytest
 
+import minidl
+from minidl import Tensor, nn
 from tests.kernels.compare import assert_close, nchw, nhwc
 
 # name: our layer, PyTorch's, and the shape of x

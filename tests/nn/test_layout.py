@@ -1,12 +1,11 @@
 """Files hold PyTorch's layout. Numbers are compared: a square weight in the wrong one passes every check of shapes."""
 
-from minidl import Tensor
-from minidl.nn import Conv2d, Flatten, Linear, ReLU, Sequential
-from minidl.nn.layout import ConvWeight, LinearWeight, Plain
-
 import numpy as np
 import pytest
 
+from minidl import Tensor
+from minidl.nn import Conv2d, Flatten, Linear, ReLU, Sequential
+from minidl.nn.layout import ConvWeight, LinearWeight, Plain
 from tests.kernels.compare import assert_close, nchw
 
 # layout, shape in memory; where there is a choice, all axes are of one length

@@ -1,11 +1,11 @@
 """Modules: what they are made of, and what is saved of them."""
 
+import numpy as np
+import pytest
+
 from minidl import Buffer, Parameter, Tensor
 from minidl.nn import BatchNorm2d, Conv2d, Dropout, Flatten, GlobalAvgPool, Linear, Module, ReLU, Sequential
 from minidl.optim import SGD
-
-import numpy as np
-import pytest
 
 
 class Stack(Module):

@@ -4,9 +4,9 @@ import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from minidl import Tensor
-
 import numpy as np
+
+from minidl import Tensor
 
 
 def normal(rng, shapes):

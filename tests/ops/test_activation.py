@@ -1,10 +1,9 @@
 """ReLU."""
 
-from minidl import Tensor
-from minidl.functional import relu
-
 import numpy as np
 
+from minidl import Tensor
+from minidl.functional import relu
 from tests.ops.case import Case, distinct
 
 CASES = [Case("relu", relu, lambda torch, x: torch.relu(x), [(3, 4, 5)], distinct)]

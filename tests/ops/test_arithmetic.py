@@ -1,12 +1,11 @@
 """Element by element, and the matrix product. The operators with inputs of drawn shapes are in tests/test_tensor.py."""
 
-import minidl
-from minidl import Tensor
-from minidl.ops.arithmetic import sum_to_shape
-
 import numpy as np
 import pytest
 
+import minidl
+from minidl import Tensor
+from minidl.ops.arithmetic import sum_to_shape
 from tests.ops.case import Case, away_from_zero, distinct, positive, same_in_both
 
 CONDITION = np.array([[True, False, True], [False, False, True]])

@@ -1,11 +1,10 @@
 """Batch normalisation, alone and at the end of a residual block."""
 
-from minidl import Tensor
-from minidl.functional import batch_norm
-
 import numpy as np
 import pytest
 
+from minidl import Tensor
+from minidl.functional import batch_norm
 from tests.kernels.compare import assert_close, nchw, nhwc
 from tests.ops.case import Case, normal
 

@@ -1,13 +1,12 @@
 """Convolution."""
 
-from minidl import Tensor
-from minidl.functional import conv2d
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from minidl import Tensor
+from minidl.functional import conv2d
 from tests.kernels.compare import assert_close, nchw, nhwc, torch_gradients
 from tests.ops.case import Case, gradients
 

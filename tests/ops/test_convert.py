@@ -1,12 +1,11 @@
 """Another dtype, another device."""
 
-import minidl
-from minidl import Tensor
-from minidl.ops.convert import Move
-
 import numpy as np
 import pytest
 
+import minidl
+from minidl import Tensor
+from minidl.ops.convert import Move
 from tests.ops.case import Case
 
 CASES = [

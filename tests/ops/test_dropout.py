@@ -1,11 +1,10 @@
 """Dropout."""
 
-from minidl import Tensor
-from minidl.functional import dropout
-
 import numpy as np
 import pytest
 
+from minidl import Tensor
+from minidl.functional import dropout
 from tests.ops.case import Case
 
 KEY = np.array([3, 0, 7, 1], np.uint32)  # seed low, seed high, step, layer

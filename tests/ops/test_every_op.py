@@ -4,13 +4,12 @@ import inspect
 import pkgutil
 from importlib import import_module
 
-import minidl.ops
-from minidl import Function, Tensor, gradcheck
-from minidl.autograd import Node
-
 import numpy as np
 import pytest
 
+import minidl.ops
+from minidl import Function, Tensor, gradcheck
+from minidl.autograd import Node
 from tests.kernels.compare import TOLERANCE, assert_close, torch_gradients
 from tests.ops.case import gradients
 

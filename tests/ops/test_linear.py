@@ -1,9 +1,8 @@
 """The fully connected layer."""
 
-from minidl.functional import linear
-
 import pytest
 
+from minidl.functional import linear
 from tests.ops.case import Case
 
 

@@ -1,10 +1,9 @@
 """Local response normalisation."""
 
-from minidl import Tensor
-from minidl.functional import local_response_norm
-
 import numpy as np
 
+from minidl import Tensor
+from minidl.functional import local_response_norm
 from tests.ops.case import Case
 
 

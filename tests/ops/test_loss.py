@@ -2,12 +2,11 @@
 
 import math
 
-from minidl import Tensor
-from minidl.functional import cross_entropy, mse_loss
-
 import numpy as np
 import pytest
 
+from minidl import Tensor
+from minidl.functional import cross_entropy, mse_loss
 from tests.ops.case import Case
 
 LABELS = np.array([2, 0, 3])

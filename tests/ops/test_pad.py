@@ -1,10 +1,9 @@
 """More channels."""
 
-from minidl import Tensor
-from minidl.functional import pad_channels
-
 import numpy as np
 
+from minidl import Tensor
+from minidl.functional import pad_channels
 from tests.ops.case import Case
 
 

@@ -1,13 +1,12 @@
 """Pooling."""
 
-from minidl import Tensor
-from minidl.functional import avg_pool2d, global_avg_pool, max_pool2d
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from minidl import Tensor
+from minidl.functional import avg_pool2d, global_avg_pool, max_pool2d
 from tests.kernels.compare import assert_close, nchw, nhwc, torch_gradients
 from tests.ops.case import Case, distinct, gradients, normal
 

@@ -1,11 +1,10 @@
 """Sums and maxima. Those with drawn shapes and dimensions are in tests/test_tensor.py."""
 
-from minidl import Tensor
-from minidl.ops.reduce import as_kept
-
 import numpy as np
 import pytest
 
+from minidl import Tensor
+from minidl.ops.reduce import as_kept
 from tests.ops.case import Case, distinct, same_in_both
 
 

@@ -1,11 +1,10 @@
 """The same numbers in another arrangement. Drawn indices are in tests/test_tensor.py."""
 
-import minidl
-from minidl import Tensor
-
 import numpy as np
 import pytest
 
+import minidl
+from minidl import Tensor
 from tests.ops.case import Case, same_in_both
 
 INDICES = {

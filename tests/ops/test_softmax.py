@@ -1,11 +1,10 @@
 """Softmax and its logarithm."""
 
-from minidl import Tensor
-from minidl.functional import log_softmax, softmax
-
 import numpy as np
 import pytest
 
+from minidl import Tensor
+from minidl.functional import log_softmax, softmax
 from tests.ops.case import Case
 
 

@@ -2,10 +2,10 @@
 
 from collections.abc import Callable
 
+import numpy as np
+
 from minidl import Parameter, Tensor
 from minidl.optim import SGD, Adam, AdamW
-
-import numpy as np
 
 STEPS = 20
 LR = 0.05

@@ -1,9 +1,8 @@
 """Adam and AdamW."""
 
-from minidl.optim import Adam, AdamW
-
 import pytest
 
+from minidl.optim import Adam, AdamW
 from tests.optim.against_torch import TOLERANCE, assert_trains_like_pytorch
 from tests.optim.problem import ADAM_OPTIONS, train, values
 

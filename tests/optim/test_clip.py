@@ -2,12 +2,11 @@
 
 import math
 
-from minidl import Parameter, Tensor
-from minidl.optim import clip_grad_norm_
-
 import numpy as np
 import pytest
 
+from minidl import Parameter, Tensor
+from minidl.optim import clip_grad_norm_
 from tests.kernels.compare import assert_close
 
 SHAPES = [(4, 5), (7,), ()]

@@ -2,12 +2,11 @@
 
 import math
 
-from minidl import Parameter
-from minidl.optim import SGD, Adam, AdamW
-
 import numpy as np
 import pytest
 
+from minidl import Parameter
+from minidl.optim import SGD, Adam, AdamW
 from tests.optim.problem import LR, OPTIMIZERS, STEPS, train, values
 
 optimizers = pytest.mark.parametrize(("make", "options"), OPTIMIZERS.values(), ids=OPTIMIZERS)

@@ -3,11 +3,11 @@
 import itertools
 import math
 
-from minidl.optim import CosineAnnealingLR, LinearWarmup, MultiStepLR, OneCycleLR, ReduceLROnPlateau
-
 import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
+
+from minidl.optim import CosineAnnealingLR, LinearWarmup, MultiStepLR, OneCycleLR, ReduceLROnPlateau
 
 LR = 0.3
 

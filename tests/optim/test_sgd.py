@@ -1,11 +1,10 @@
 """SGD, with momentum, Nesterov's momentum and weight decay."""
 
-from minidl.nn import BatchNorm2d, Conv2d, Linear, Sequential
-from minidl.optim import SGD, weight_decay_groups
-
 import numpy as np
 import pytest
 
+from minidl.nn import BatchNorm2d, Conv2d, Linear, Sequential
+from minidl.optim import SGD, weight_decay_groups
 from tests.kernels.compare import assert_close
 from tests.optim.against_torch import TOLERANCE, assert_trains_like_pytorch
 from tests.optim.problem import LR, SGD_OPTIONS, train, values

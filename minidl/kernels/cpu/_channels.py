@@ -3,9 +3,9 @@ taken as one row of numbers, and the channel vectors are repeated to its length.
 
 import math
 
-from minidl.kernels.cpu._parallel import chunk_length
-
 import numpy as np
+
+from minidl.kernels.cpu._parallel import chunk_length
 
 # (measured) Half a megabyte of float32: the few arrays of such a chunk stay in the core's own cache between two passes.
 CHUNK_ELEMENTS = 2**17

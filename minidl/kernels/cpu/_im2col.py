@@ -3,9 +3,9 @@
 Chellapilla, Puri, Simard 2006, "High performance convolutional neural networks for document processing".
 """
 
-from minidl.kernels.cpu._parallel import scratch
-
 import numpy as np
+
+from minidl.kernels.cpu._parallel import scratch
 
 
 def output_size(size: tuple[int, int], kernel_size, stride, padding) -> tuple[int, int]:

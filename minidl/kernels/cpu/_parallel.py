@@ -14,8 +14,6 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-from minidl._process import warn_of_slow_blas
-
 import numpy as np
 
 
@@ -118,7 +116,6 @@ _blas_limit = None
 def _blas():
     from threadpoolctl import ThreadpoolController
 
-    warn_of_slow_blas()
     return ThreadpoolController()
 
 

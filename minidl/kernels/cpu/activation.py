@@ -1,9 +1,9 @@
 """Functions of each number alone."""
 
+import numpy as np
+
 from minidl.kernels.cpu._channels import CHUNK_ELEMENTS, keep_where
 from minidl.kernels.cpu._parallel import map_chunks
-
-import numpy as np
 
 
 def relu_forward(x):

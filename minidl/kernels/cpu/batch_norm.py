@@ -1,9 +1,9 @@
 """Batch normalisation, with the addition and the ReLU that follow it in a residual block."""
 
+import numpy as np
+
 from minidl.kernels.cpu._channels import as_rows, channel_dots, channel_sums, keep_where, repeated, rows_per_chunk
 from minidl.kernels.cpu._parallel import map_chunks, scratch
-
-import numpy as np
 
 
 def batch_statistics(x):

@@ -2,10 +2,10 @@
 
 import math
 
+import numpy as np
+
 from minidl.kernels.cpu._im2col import col2im, im2col, output_size
 from minidl.kernels.cpu._parallel import chunk_length, map_chunks, scratch, sum_chunks
-
-import numpy as np
 
 # (measured) The best buffers of columns were 2 to 7 MB a thread; this is 2 MB of float32.
 COLUMN_ELEMENTS = 2**19

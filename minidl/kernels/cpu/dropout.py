@@ -1,10 +1,10 @@
 """Dropout. The mask is a function of the key, so backward draws it again instead of keeping it."""
 
+import numpy as np
+
 from minidl.kernels.cpu._channels import CHUNK_ELEMENTS
 from minidl.kernels.cpu._parallel import map_chunks
 from minidl.kernels.cpu._philox import uniform
-
-import numpy as np
 
 
 def dropout_forward(x, probability, key):

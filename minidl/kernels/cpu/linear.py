@@ -1,8 +1,8 @@
 """Products with a matrix, in blocks of its columns or rows, so that the threads together read it from memory once."""
 
-from minidl.kernels.cpu._parallel import chunk_length, map_chunks
-
 import numpy as np
+
+from minidl.kernels.cpu._parallel import chunk_length, map_chunks
 
 # A block of the matrix that one thread works on: 1 MB of float32.
 BLOCK_ELEMENTS = 2**18

@@ -1,9 +1,9 @@
 """Local response normalisation across channels (Krizhevsky, Sutskever, Hinton 2012, section 3.3)."""
 
+import numpy as np
+
 from minidl.kernels.cpu._channels import CHUNK_ELEMENTS
 from minidl.kernels.cpu._parallel import chunk_length, map_chunks
-
-import numpy as np
 
 
 def local_response_norm_forward(x, size, alpha, beta, k):

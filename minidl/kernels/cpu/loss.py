@@ -1,8 +1,8 @@
 """Losses: one number, the mean over the batch."""
 
-from minidl.kernels.cpu.softmax import log_softmax_forward
-
 import numpy as np
+
+from minidl.kernels.cpu.softmax import log_softmax_forward
 
 
 def cross_entropy_forward(logits, labels, label_smoothing):

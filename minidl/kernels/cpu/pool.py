@@ -1,9 +1,9 @@
 """Pooling: one number for each window of each channel."""
 
+import numpy as np
+
 from minidl.kernels.cpu._channels import CHUNK_ELEMENTS, keep_where
 from minidl.kernels.cpu._parallel import chunk_length, map_chunks, scratch
-
-import numpy as np
 
 
 def max_pool2d_forward(x, kernel_size, stride, padding, ceil_mode):

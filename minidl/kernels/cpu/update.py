@@ -1,9 +1,9 @@
 """The kernels that write in place: a parameter, its optimiser state and a running value keep their arrays for life."""
 
+import numpy as np
+
 from minidl.kernels.cpu._channels import CHUNK_ELEMENTS
 from minidl.kernels.cpu._parallel import map_chunks, scratch
-
-import numpy as np
 
 
 def sgd_update(parameters, grads, velocities, lr, momentum, weight_decay, nesterov):
