@@ -98,8 +98,8 @@ def train(model: Module, data: CifarData, args: argparse.Namespace, needs_warmup
         progress = Progress(**counters["progress"] | {"totals": Totals(**counters["progress"]["totals"])})
         loader.load_state_dict(counters["loader"])
 
-    stop, started, test_error = StopRequest(), time.perf_counter() - progress.seconds, None
-    with progress_bar(progress.step, total_steps) as bar:
+    started, test_error = time.perf_counter() - progress.seconds, None
+    with StopRequest() as stop, progress_bar(progress.step, total_steps) as bar:
         while progress.step < total_steps and not stop.asked:
             for images, labels in loader:
                 optimizer.lr = WARMUP_LR if progress.warming_up else schedule(progress.step)

@@ -78,11 +78,15 @@ def draw_curves(records: list[dict], path: Path) -> None:
 
 
 class StopRequest:
-    """Ctrl-C asks to stop after the step in progress; a second Ctrl-C stops at once."""
+    """Inside `with`, Ctrl-C asks to stop after the step in progress; a second Ctrl-C stops at once."""
 
-    def __init__(self):
+    def __enter__(self) -> "StopRequest":
         self.asked = False
         self._before = signal.signal(signal.SIGINT, self._ask)
+        return self
+
+    def __exit__(self, *_) -> None:
+        signal.signal(signal.SIGINT, self._before)
 
     def _ask(self, *_) -> None:
         self.asked = True
