@@ -30,6 +30,9 @@ def gradcheck(
 
         minidl.gradcheck(lambda x, w: conv2d(x, w, padding=1), [x, w])
 
+        layer = Conv2d(3, 4, 3).to("float64")  # a layer, with its parameters
+        minidl.gradcheck(lambda x, *parameters: layer(x), [x, *layer.parameters()])
+
     Every input that requires grad is checked: in `directions` random directions at once, and element by element if it
     has at most `max_elements`. The scalar that is differentiated weighs the outputs with random numbers, never with
     ones: the sum of a batch-norm's or softmax's outputs is constant, so any wrong gradient would pass. Keep inputs away
