@@ -314,15 +314,21 @@ def test_an_op_knows_which_gradients_are_wanted(x, device):
 
 def test_the_first_convolution_never_computes_its_gradient_with_respect_to_the_images(device, kernels, monkeypatch):
     calls = []
-    compute = kernels.conv2d_backward_x
-    monkeypatch.setattr(kernels, "conv2d_backward_x", lambda *args: calls.append(args) or compute(*args))
+    for name in ("conv2d_backward_x", "conv2d_backward_weight", "conv2d_backward"):
+        record(monkeypatch, kernels, name, calls)
     with minidl.fork_rng(0):
         network = minidl.nn.Sequential(minidl.nn.Conv2d(2, 3, 3), minidl.nn.ReLU(), minidl.nn.Conv2d(3, 2, 3)).to(
             device
         )
     network(minidl.randn(1, 6, 6, 2).to(device)).sum().backward()
-    assert len(calls) == 1
+    assert calls == ["conv2d_backward", "conv2d_backward_weight"]
     assert all(parameter.grad is not None for parameter in network.parameters())
+
+
+def record(monkeypatch, module, name, calls):
+    """Note every call of the function."""
+    function = getattr(module, name)
+    monkeypatch.setattr(module, name, lambda *args: calls.append(name) or function(*args))
 
 
 # -- a user's own operation --------------------------------------------------------------------------------------------

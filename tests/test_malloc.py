@@ -24,7 +24,7 @@ def process(monkeypatch):
 
 def test_freed_memory_is_kept(process):
     """mallopt(M_MMAP_THRESHOLD, 32 MiB) and mallopt(M_TRIM_THRESHOLD, 2 GiB), with the numbers of glibc's malloc.h."""
-    _malloc.keep_freed_memory()
+    assert _malloc.keep_freed_memory()
     assert process.calls == [(-3, 32 * 2**20), (-1, 2**31 - 1)]
 
 
@@ -34,20 +34,20 @@ def test_freed_memory_is_kept(process):
 )
 def test_whoever_has_chosen_otherwise_is_left_alone(variable, value, process):
     process.environ[variable] = value
-    _malloc.keep_freed_memory()
+    assert not _malloc.keep_freed_memory()
     assert process.calls == []
 
 
 def test_a_c_library_without_mallopt_is_left_alone(process):
     process.library = SimpleNamespace()
-    _malloc.keep_freed_memory()
+    assert not _malloc.keep_freed_memory()
 
 
 @pytest.mark.parametrize("platform", ["darwin", "win32"])
 def test_other_systems_are_left_alone(platform, process, monkeypatch):
     process.platform = platform
     monkeypatch.setattr(_malloc, "ctypes", None)  # CDLL(None) is an error on Windows
-    _malloc.keep_freed_memory()
+    assert not _malloc.keep_freed_memory()
 
 
 PAGE_FAULTS = """

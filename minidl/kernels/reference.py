@@ -23,6 +23,7 @@ __all__ = [
     "batch_norm_backward_sums",
     "batch_statistics",
     "bias_backward",
+    "conv2d_backward",
     "conv2d_backward_weight",
     "conv2d_backward_x",
     "conv2d_forward",
@@ -119,6 +120,12 @@ def conv2d_backward_weight(grad, x, weight_shape, stride, padding):
     for i, j, p, q, h, w in _taps(x.shape[1:3], grad.shape[1:3], weight_shape[:2], stride, padding):
         grad_weight[p, q] += x[:, h, w].T @ grad[:, i, j]  # (C, N) @ (N, O)
     return grad_weight
+
+
+def conv2d_backward(grad, x, weight, stride, padding):
+    """Both of them, (grad_x, grad_weight)."""
+    grad_x = conv2d_backward_x(grad, weight, x.shape, stride, padding)
+    return grad_x, conv2d_backward_weight(grad, x, weight.shape, stride, padding)
 
 
 def bias_backward(grad):

@@ -28,7 +28,12 @@ class Conv2d(Function):
         x, weight, stride, padding = ctx.saved
         kernels = kernels_for(x)
         needs_x, needs_weight, *needs_bias = ctx.needs_grad
-        grad_x = kernels.conv2d_backward_x(grad, weight, x.shape, stride, padding) if needs_x else None
-        grad_weight = kernels.conv2d_backward_weight(grad, x, weight.shape, stride, padding) if needs_weight else None
+        grad_x = grad_weight = None
+        if needs_x and needs_weight:
+            grad_x, grad_weight = kernels.conv2d_backward(grad, x, weight, stride, padding)
+        elif needs_x:
+            grad_x = kernels.conv2d_backward_x(grad, weight, x.shape, stride, padding)
+        elif needs_weight:
+            grad_weight = kernels.conv2d_backward_weight(grad, x, weight.shape, stride, padding)
         grad_bias = [kernels.bias_backward(grad) if needed else None for needed in needs_bias]
         return grad_x, grad_weight, *grad_bias

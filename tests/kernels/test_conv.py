@@ -59,6 +59,7 @@ def assert_conv_agrees(agrees, case, rng):
     agrees("conv2d_forward", x, weight, bias, case.stride, case.padding)
     agrees("conv2d_backward_x", grad, weight, x.shape, case.stride, case.padding)
     agrees("conv2d_backward_weight", grad, x, weight.shape, case.stride, case.padding)
+    agrees("conv2d_backward", grad, x, weight, case.stride, case.padding)
 
 
 @cases
@@ -120,6 +121,9 @@ def test_the_backward_passes_are_the_adjoints_of_the_forward_pass(case, run, rng
     scale = np.linalg.norm(y) * np.linalg.norm(grad)  # the products may cancel, their errors do not
     assert abs(np.vdot(x, grad_x) - expected) <= 1e-12 * scale
     assert abs(np.vdot(weight, grad_weight) - expected) <= 1e-12 * scale
+    both = run("conv2d_backward", grad, x, weight, case.stride, case.padding)
+    assert_close(both[0], grad_x)
+    assert_close(both[1], grad_weight)
 
 
 @cases

@@ -28,6 +28,7 @@ def conv_workloads():
         yield "conv2d_forward", x, weight, draw(32), *window
         yield "conv2d_backward_x", grad, weight, x.shape, *window
         yield "conv2d_backward_weight", grad, x, weight.shape, *window
+        yield "conv2d_backward", grad, x, weight, *window
 
 
 def linear_workloads():

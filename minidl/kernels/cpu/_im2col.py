@@ -15,9 +15,11 @@ def output_size(size: tuple[int, int], kernel_size, stride, padding) -> tuple[in
 
 def patches(x: np.ndarray, kernel_size, stride) -> np.ndarray:
     """The view (N, OH, OW, KH, KW, C) of x (N, H, W, C) in which [n, i, j] is the patch of output pixel (i, j)."""
-    windows = np.lib.stride_tricks.sliding_window_view(x, kernel_size, axis=(1, 2))
-    windows = windows[:, :: stride[0], :: stride[1]]  # (N, OH, OW, C, KH, KW)
-    return windows.transpose(0, 1, 2, 4, 5, 3)
+    n, h, w, c = x.shape
+    oh, ow = output_size((h, w), kernel_size, stride, (0, 0))
+    of_image, of_row, of_pixel, of_channel = x.strides
+    strides = of_image, stride[0] * of_row, stride[1] * of_pixel, of_row, of_pixel, of_channel
+    return np.lib.stride_tricks.as_strided(x, (n, oh, ow, *kernel_size, c), strides, writeable=False)
 
 
 def zero_padded(x: np.ndarray, padding) -> np.ndarray:

@@ -10,9 +10,9 @@ import contextlib
 import functools
 import math
 import os
+import queue
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
@@ -28,7 +28,6 @@ def set_num_threads(number: int) -> None:
         raise ValueError(f"set_num_threads: expected a whole number >= 1, got {number!r}")
     global _num_threads
     _num_threads = number
-    _pool.cache_clear()
 
 
 def get_num_threads() -> int:
@@ -48,37 +47,85 @@ def _default_num_threads() -> int:
 _num_threads = _default_num_threads()
 
 
-@functools.cache
-def _pool() -> ThreadPoolExecutor:
-    """The caller works too, so one thread fewer than the number; made when first needed."""
-    return ThreadPoolExecutor(max(1, _num_threads - 1), thread_name_prefix="minidl")
-
-
 def map_chunks(work: Callable[[int, int], object], total: int, chunk: int) -> list:
     """[work(0, chunk), work(chunk, 2 chunk), ...] up to `total`, in that order, computed on the threads."""
-    starts = range(0, total, chunk)
-    results = [None] * len(starts)
-    todo = iter(range(len(starts)))
-    lock = threading.Lock()
+    job = _Job(work, total, chunk)
+    with single_threaded_blas():
+        for _ in range(min(_num_threads, len(job.starts)) - 1):
+            _helpers.invite(job)
+        job.take_chunks()
+        job.wait()
+    return job.results
 
-    def take_chunks() -> None:
+
+class _Job:
+    """The chunks of one call of map_chunks. Whichever thread is free takes the next."""
+
+    def __init__(self, work: Callable[[int, int], object], total: int, chunk: int):
+        self.work, self.total, self.chunk = work, total, chunk
+        self.starts = range(0, total, chunk)
+        self.results = [None] * len(self.starts)
+        self.todo = iter(range(len(self.starts)))
+        self.unfinished = len(self.starts)
+        self.error: BaseException | None = None
+        self.lock, self.finished = threading.Lock(), threading.Lock()
+        self.finished.acquire()  # released by the thread that finishes the last chunk
+
+    def take_chunks(self) -> None:
+        """Work until no chunk is left to take."""
         while True:
-            with lock:
-                number = next(todo, None)
+            with self.lock:
+                number = next(self.todo, None)
             if number is None:
                 return
-            results[number] = work(starts[number], min(starts[number] + chunk, total))
+            start = self.starts[number]
+            try:
+                self.results[number] = self.work(start, min(start + self.chunk, self.total))
+            except BaseException as error:
+                self.error = error
+            with self.lock:
+                self.unfinished -= 1
+                if self.unfinished == 0:
+                    self.finished.release()
 
-    with single_threaded_blas():
-        helpers = [_pool().submit(take_chunks) for _ in range(min(_num_threads, len(starts)) - 1)]
-        try:
-            take_chunks()
-        finally:
-            # A helper that has not begun is not waited for: there is nothing left for it to do.
-            begun = [helper for helper in helpers if not helper.cancel()]
-            for helper in begun:
-                helper.result()
-    return results
+    def wait(self) -> None:
+        """Until all chunks are finished: not for a helper that never took one. Raises what a chunk raised."""
+        if self.starts:
+            self.finished.acquire()
+        if self.error is not None:
+            raise self.error
+
+
+class _Helpers:
+    """The threads besides the caller's own, started when they are first needed."""
+
+    def __init__(self):
+        self.jobs: queue.SimpleQueue[_Job] = queue.SimpleQueue()
+        self.threads = 0
+
+    def invite(self, job: _Job) -> None:
+        """Let one more thread take chunks of the job, as soon as one is free."""
+        if self.threads < _num_threads - 1:
+            self.threads += 1
+            threading.Thread(target=self._help, name=f"minidl_{self.threads}", daemon=True).start()
+        self.jobs.put(job)
+
+    def _help(self) -> None:
+        while True:
+            self.jobs.get().take_chunks()
+
+
+_helpers = _Helpers()
+
+
+def _after_fork() -> None:
+    """A forked process has none of its parent's threads."""
+    global _helpers
+    _helpers = _Helpers()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def sum_chunks(work: Callable[[int, int], np.ndarray], total: int, chunk: int) -> np.ndarray:

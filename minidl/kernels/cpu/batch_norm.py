@@ -40,6 +40,7 @@ def batch_norm_apply(x, mean, variance, weight, bias, residual, eps, relu):
     centre = repeated(mean, rows)
     scale = repeated(weight / np.sqrt(variance + eps), rows)
     shift = repeated(bias, rows)
+    zeros = np.zeros_like(shift)  # (measured) a row of zeros makes maximum twice as fast as the number 0
 
     def apply(start, stop):
         out = np.subtract(rows[start:stop], centre, out=y[start:stop])
@@ -48,7 +49,7 @@ def batch_norm_apply(x, mean, variance, weight, bias, residual, eps, relu):
         if residual is not None:
             out += residual_rows[start:stop]
         if relu:
-            np.maximum(out, 0, out=out)
+            np.maximum(out, zeros, out=out)
 
     map_chunks(apply, len(rows), rows_per_chunk(rows))
     return y.reshape(x.shape)
@@ -79,10 +80,10 @@ def batch_norm_backward_apply(grad, x, y, mean, variance, weight, sum_grad, sum_
     y_rows = as_rows(y) if relu else None
     count = x.size // channels
     inverse_std = 1 / np.sqrt(variance + eps)
-    scale = repeated(weight * inverse_std, rows)
-    slope = repeated(sum_grad_normalised * inverse_std / count, rows)
-    centre = repeated(mean, rows)
-    offset = repeated(sum_grad / count, rows)
+    # dL/dx = scale g + slope (x - mean) + offset: the formula above, its brackets multiplied out.
+    scale = weight * inverse_std
+    slope, offset = -scale * inverse_std * sum_grad_normalised / count, -scale * sum_grad / count
+    centre, scale, slope, offset = (repeated(vector, rows) for vector in (mean, scale, slope, offset))
     grad_x = np.empty(rows.shape, x.dtype)
     grad_residual = np.empty(rows.shape, x.dtype) if residual and relu else None
 
@@ -92,8 +93,7 @@ def batch_norm_backward_apply(grad, x, y, mean, variance, weight, sum_grad, sum_
         out = np.subtract(rows[start:stop], centre, out=grad_x[start:stop])
         out *= slope
         out += offset
-        np.subtract(g, out, out=out)
-        out *= scale
+        out += np.multiply(g, scale, out=scratch("scaled_grad", g.shape, g.dtype))
 
     map_chunks(apply, len(rows), rows_per_chunk(rows))
     if residual and not relu:

@@ -6,9 +6,10 @@ import numpy as np
 
 from minidl.kernels.cpu._im2col import col2im, im2col, output_size
 from minidl.kernels.cpu._parallel import chunk_length, map_chunks, scratch, sum_chunks
+from minidl.kernels.cpu._shared_columns import backward_from_shared_columns
 
-# (measured) The best buffers of columns were 2 to 7 MB a thread; this is 2 MB of float32.
-COLUMN_ELEMENTS = 2**19
+# (measured) The best buffers of columns were 2 to 7 MB a thread; this is 5 MB of float32.
+COLUMN_ELEMENTS = 5 * 2**18
 # The gradients of the weights are summed in at most this many parts, as each part is as large as the weights.
 WEIGHT_PARTS = 16
 
@@ -64,7 +65,6 @@ def conv2d_backward_weight(grad, x, weight_shape, stride, padding):
     kh, kw, c, o = weight_shape
     oh, ow = grad.shape[1:3]
     chunk = _images_per_chunk(oh * ow, weight_shape)
-    images_per_part = chunk * math.ceil(len(x) / (chunk * WEIGHT_PARTS))
 
     def correlate(first, last):
         total = np.zeros((kh * kw * c, o), grad.dtype)
@@ -74,7 +74,21 @@ def conv2d_backward_weight(grad, x, weight_shape, stride, padding):
             total += columns.T @ grad[start:stop].reshape(-1, o)
         return total
 
-    return sum_chunks(correlate, len(x), images_per_part).reshape(weight_shape)
+    return sum_chunks(correlate, len(x), _images_per_part(len(x), chunk)).reshape(weight_shape)
+
+
+def conv2d_backward(grad, x, weight, stride, padding):
+    """(dL/dx, dL/dweight) where both are wanted, as they can share work."""
+    kh, kw = weight.shape[:2]
+    if stride == (1, 1) and padding[0] < kh and padding[1] < kw:
+        chunk = _images_per_chunk(x.shape[1] * x.shape[2], weight.transpose(0, 1, 3, 2).shape)
+        return backward_from_shared_columns(grad, x, weight, padding, _images_per_part(len(x), chunk), chunk)
+    grad_x = conv2d_backward_x(grad, weight, x.shape, stride, padding)
+    return grad_x, conv2d_backward_weight(grad, x, weight.shape, stride, padding)
+
+
+def _images_per_part(images: int, chunk: int) -> int:
+    return chunk * math.ceil(images / (chunk * WEIGHT_PARTS))
 
 
 def _images_per_chunk(output_pixels: int, weight_shape) -> int:
