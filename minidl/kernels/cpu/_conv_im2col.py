@@ -1,0 +1,116 @@
+"""Convolution as one matrix product, a few images at a time so that their columns stay in the cache."""
+
+import math
+
+import numpy as np
+
+from minidl.kernels.cpu._im2col import col2im, im2col, output_size
+from minidl.kernels.cpu._parallel import chunk_length, map_chunks, scratch, sum_chunks
+
+# (measured) The best buffers of columns were 2 to 7 MB a thread; this is 5 MB of float32.
+COLUMN_ELEMENTS = 5 * 2**18
+# The gradients of the weights are summed in at most this many parts, as each part is as large as the weights.
+WEIGHT_PARTS = 16
+
+
+def forward(x, weight, bias, stride, padding):
+    """y = columns weight + bias."""
+    kh, kw, c, o = weight.shape
+    n, oh, ow = x.shape[0], *output_size(x.shape[1:3], (kh, kw), stride, padding)
+    y = np.empty((n, oh, ow, o), x.dtype)
+    matrix = weight.reshape(kh * kw * c, o)
+
+    def convolve(start, stop):
+        columns = im2col(x[start:stop], (kh, kw), stride, padding)  # (n*OH*OW, KH*KW*C)
+        rows = y[start:stop].reshape(-1, o)
+        np.matmul(columns, matrix, out=rows)
+        if bias is not None:
+            rows += bias
+
+    map_chunks(convolve, n, _images_per_chunk(oh * ow * kh * kw * c))
+    return y
+
+
+def backward_x(grad, weight, x_shape, stride, padding):
+    """dL/dx: with stride 1 a convolution too; else the steps of the forward pass transposed, in reverse."""
+    kh, kw = weight.shape[:2]
+    if stride == (1, 1) and padding[0] < kh and padding[1] < kw:
+        # x reaches y through every tap once, so dL/dx is dL/dy convolved with the kernel turned by 180 degrees.
+        turned = weight[::-1, ::-1].transpose(0, 1, 3, 2)  # (KH, KW, C, O) -> (KH, KW, O, C)
+        return forward(grad, np.ascontiguousarray(turned), None, stride, (kh - 1 - padding[0], kw - 1 - padding[1]))
+    return _backward_x_by_scattering(grad, weight, x_shape, stride, padding)
+
+
+def _backward_x_by_scattering(grad, weight, x_shape, stride, padding):
+    kh, kw, c, o = weight.shape
+    oh, ow = grad.shape[1:3]
+    grad_x = np.empty(x_shape, grad.dtype)
+    matrix = np.ascontiguousarray(weight.reshape(kh * kw * c, o).T)
+
+    def scatter(start, stop):
+        rows = grad[start:stop].reshape(-1, o)
+        columns = scratch("columns", (len(rows), kh * kw * c), grad.dtype)
+        np.matmul(rows, matrix, out=columns)
+        col2im(columns, grad_x[start:stop], (kh, kw), stride, padding)
+
+    map_chunks(scatter, len(grad), _images_per_chunk(oh * ow * kh * kw * c))
+    return grad_x
+
+
+def backward_weight(grad, x, weight_shape, stride, padding):
+    """dL/dweight = columns^T dL/dy."""
+    kh, kw, c, o = weight_shape
+    oh, ow = grad.shape[1:3]
+    chunk = _images_per_chunk(oh * ow * kh * kw * c)
+
+    def correlate(first, last):
+        total = np.zeros((kh * kw * c, o), grad.dtype)
+        for start in range(first, last, chunk):
+            stop = min(start + chunk, last)
+            columns = im2col(x[start:stop], (kh, kw), stride, padding)  # (n*OH*OW, KH*KW*C)
+            total += columns.T @ grad[start:stop].reshape(-1, o)
+        return total
+
+    return sum_chunks(correlate, len(x), _images_per_part(len(x), chunk)).reshape(weight_shape)
+
+
+def backward(grad, x, weight, stride, padding):
+    """(dL/dx, dL/dweight), for stride 1 from one im2col: that of dL/dy.
+
+    dL/dx is the product of these columns with the turned kernel. And as the pixel x[p] meets dL/dy[p - tap] at each tap,
+    which is what row p of the columns holds, dL/dweight[tap] = sum over p of x[p]^T dL/dy[p - tap] is x^T columns.
+    (measured) 30 % less time than with a second im2col, that of x, for 16 channels; 15 % for 32, 5 % for 64.
+    """
+    kh, kw, c, o = weight.shape
+    if stride != (1, 1) or padding[0] >= kh or padding[1] >= kw:
+        grad_x = backward_x(grad, weight, x.shape, stride, padding)
+        return grad_x, backward_weight(grad, x, weight.shape, stride, padding)
+    pixels = x.shape[1] * x.shape[2]
+    turned_padding = kh - 1 - padding[0], kw - 1 - padding[1]
+    turned = weight[::-1, ::-1].transpose(0, 1, 3, 2).reshape(kh * kw * o, c)  # (KH, KW, C, O) -> (KH*KW*O, C)
+    grad_x = np.empty(x.shape, grad.dtype)
+    rows_x, rows_grad_x = x.reshape(-1, c), grad_x.reshape(-1, c)
+    chunk = _images_per_chunk(pixels * kh * kw * o)
+
+    def from_columns(first, last):
+        total = np.zeros((c, kh * kw * o), grad.dtype)
+        product = scratch("weight_product", total.shape, grad.dtype)
+        for start in range(first, last, chunk):
+            stop = min(start + chunk, last)
+            columns = im2col(grad[start:stop], (kh, kw), (1, 1), turned_padding)  # (n*H*W, KH*KW*O)
+            rows = slice(start * pixels, stop * pixels)
+            np.matmul(columns, turned, out=rows_grad_x[rows])
+            total += np.matmul(rows_x[rows].T, columns, out=product)
+        return total
+
+    total = sum_chunks(from_columns, len(x), _images_per_part(len(x), chunk))
+    grad_weight = total.reshape(c, kh, kw, o)[:, ::-1, ::-1].transpose(1, 2, 0, 3)  # (C, KH, KW, O) -> (KH, KW, C, O)
+    return grad_x, np.ascontiguousarray(grad_weight)
+
+
+def _images_per_chunk(columns_of_an_image: int) -> int:
+    return chunk_length(columns_of_an_image, COLUMN_ELEMENTS)
+
+
+def _images_per_part(images: int, chunk: int) -> int:
+    return chunk * math.ceil(images / (chunk * WEIGHT_PARTS))

@@ -1,0 +1,217 @@
+"""Winograd's convolution F(4x4, 3x3): 36 multiplications for 16 outputs of a 3x3 kernel, instead of 144.
+
+A tile of 4x4 outputs sees a tile d of 6x6 inputs. With the matrices below, which come from evaluating polynomials at the
+points 0, 1, -1, 2, -2 and infinity, and g the kernel,
+
+    y = A^T [(G g G^T) * (B^T d B)] A,   * number by number
+
+(Winograd 1980; Lavin, Gray 2015, "Fast algorithms for convolutional neural networks", section 4.2). On the 36 numbers of a
+flattened tile, B^T . B is one product with the 36x36 matrix kron(B^T, B^T); and what is done number by number for one
+pair of channels is, for all channels together, 36 matrix products. So everything is a product of matrices:
+
+    U = kron(G, G) g                  (36, C, O)
+    V = kron(B^T, B^T) d              (tiles, 36, C)
+    M[:, k] = V[:, k] U[k]            (tiles, 36, O)
+    y = kron(A^T, A^T) M              (tiles, 16, O)
+
+(measured) With the tiles first, the small products of each tile stay in the innermost cache: 1.5 to 2.5 times as fast as
+one large product over all tiles. The gradients are the transposes of these linear maps: dL/dx is the convolution of dL/dy with the turned kernel, and
+dL/dg = kron(G^T, G^T) (V[:, k]^T [kron(A, A) dL/dy][:, k]). Float32 loses a digit: errors are 1e-5 of the largest number.
+"""
+
+import functools
+
+import numpy as np
+
+from minidl.kernels.cpu._parallel import map_chunks, scratch, sum_chunks
+
+TILE, SEEN = 4, 6  # a tile of 4x4 outputs sees 6x6 inputs
+POINTS = SEEN * SEEN
+
+B_T = [
+    [4, 0, -5, 0, 1, 0],
+    [0, -4, -4, 1, 1, 0],
+    [0, 4, -4, -1, 1, 0],
+    [0, -2, -1, 2, 1, 0],
+    [0, 2, -1, -2, 1, 0],
+    [0, 4, 0, -5, 0, 1],
+]
+G = [
+    [1 / 4, 0, 0],
+    [-1 / 6, -1 / 6, -1 / 6],
+    [-1 / 6, 1 / 6, -1 / 6],
+    [1 / 24, 1 / 12, 1 / 6],
+    [1 / 24, -1 / 12, 1 / 6],
+    [0, 0, 1],
+]
+A_T = [
+    [1, 1, 1, 1, 1, 0],
+    [0, 1, -1, 2, -2, 0],
+    [0, 1, 1, 4, 4, 0],
+    [0, 1, -1, 8, -8, 1],
+]
+
+# (measured) Tiles in a block: fewer make the products slow, more leave the cache, for 64 channels as for 512. But a small
+# batch is cut into four blocks where they have at least 32 tiles, so that there is work for several threads.
+BLOCK_TILES, LEAST_TILES, LEAST_BLOCKS = 160, 32, 4
+# The gradients of the weights are summed in at most this many parts, as each part is four times as large as the weights.
+WEIGHT_PARTS = 4
+# Weights of which the transform is computed at a time, 0.6 MB of float32.
+WEIGHT_CHUNK = 2**12
+
+
+@functools.cache
+def squared(matrix: str, dtype) -> np.ndarray:
+    """kron(M, M): M applied to the rows and to the columns of a flattened square."""
+    rows = np.array({"B_T": B_T, "G": G, "A_T": A_T}[matrix], np.float64)
+    return np.kron(rows, rows).astype(dtype)
+
+
+def forward(x, weight, bias, stride, padding):
+    """conv2d_forward for 3x3 kernels and stride 1; the stride is there for the signature."""
+    tiling = Tiling(x.shape, weight.shape, padding)
+    y = np.empty(tiling.output_shape, x.dtype)
+    u = transform_weight(weight)
+
+    def convolve(number, _):
+        block = tiling.blocks[number]
+        v = transform_input(x, block, tiling)  # (tiles, 36, C)
+        m = scratch("winograd_products", (len(v), POINTS, u.shape[2]), x.dtype)
+        np.matmul(v.transpose(1, 0, 2), u, out=m.transpose(1, 0, 2))  # (36, tiles, C) @ (36, C, O)
+        tiles = scratch("winograd_tiles", (len(v), TILE * TILE, u.shape[2]), x.dtype)
+        np.matmul(squared("A_T", x.dtype), m, out=tiles)
+        if bias is not None:
+            tiles += bias
+        block.put_outputs(tiles, y)
+
+    map_chunks(convolve, len(tiling.blocks), 1)
+    return y
+
+
+def backward_x(grad, weight, x_shape, stride, padding):
+    """dL/dx: dL/dy convolved with the turned kernel."""
+    turned = np.ascontiguousarray(weight[::-1, ::-1].transpose(0, 1, 3, 2))  # (3, 3, C, O) -> (3, 3, O, C)
+    return forward(grad, turned, None, stride, (2 - padding[0], 2 - padding[1]))
+
+
+def backward_weight(grad, x, weight_shape, stride, padding):
+    """dL/dweight: the same 36 products transposed, then the transform of the kernel transposed."""
+    tiling = Tiling(x.shape, weight_shape, padding)
+    *_, c, o = weight_shape
+    blocks_per_part = -(-len(tiling.blocks) // WEIGHT_PARTS)
+
+    def correlate(first, last):
+        total = scratch("winograd_total", (POINTS, c, o), grad.dtype)
+        product = scratch("winograd_products", (POINTS, c, o), grad.dtype) if last > first + 1 else None
+        for block in tiling.blocks[first:last]:
+            v = transform_input(x, block, tiling).transpose(1, 2, 0)  # (36, C, tiles)
+            g = transform_grad(grad, block).transpose(1, 0, 2)  # (36, tiles, O)
+            if block is tiling.blocks[first]:
+                np.matmul(v, g, out=total)
+            else:
+                total += np.matmul(v, g, out=product)
+        return squared("G", grad.dtype).T @ total.reshape(POINTS, c * o)
+
+    return sum_chunks(correlate, len(tiling.blocks), blocks_per_part).reshape(weight_shape)
+
+
+def backward(grad, x, weight, stride, padding):
+    """(dL/dx, dL/dweight). They share nothing: one needs the inputs' tiles, the other the outputs'."""
+    grad_x = backward_x(grad, weight, x.shape, stride, padding)
+    return grad_x, backward_weight(grad, x, weight.shape, stride, padding)
+
+
+def transform_weight(weight) -> np.ndarray:
+    """U: (3, 3, C, O) -> (36, C, O)."""
+    _, _, c, o = weight.shape
+    u = np.empty((POINTS, c * o), weight.dtype)
+    taps = weight.reshape(9, c * o)
+
+    def transform(start, stop):
+        np.matmul(squared("G", weight.dtype), taps[:, start:stop], out=u[:, start:stop])
+
+    map_chunks(transform, c * o, WEIGHT_CHUNK)
+    return u.reshape(POINTS, c, o)
+
+
+def transform_input(x, block: "Block", tiling: "Tiling") -> np.ndarray:
+    """V of a block's input tiles: (tiles, 36, C), in this thread's scratch."""
+    tiles = block.input_tiles(x, tiling)  # (n, rows, columns, 6, 6, C), a view
+    gathered = scratch("winograd_gathered", tiles.shape, x.dtype)
+    np.copyto(gathered, tiles)
+    gathered = gathered.reshape(-1, POINTS, x.shape[3])
+    v = scratch("winograd_input", gathered.shape, x.dtype)
+    return np.matmul(squared("B_T", x.dtype), gathered, out=v)
+
+
+def transform_grad(grad, block: "Block") -> np.ndarray:
+    """kron(A, A) dL/dy of a block's output tiles: (tiles, 36, O), in this thread's scratch."""
+    tiles = block.output_tiles(grad)  # (tiles, 16, O)
+    g = scratch("winograd_grad", (len(tiles), POINTS, grad.shape[3]), grad.dtype)
+    return np.matmul(squared("A_T", grad.dtype).T, tiles, out=g)
+
+
+class Tiling:
+    """How an output of (N, OH, OW, O) is cut into tiles, and the tiles into blocks that are worked on at a time."""
+
+    def __init__(self, x_shape, weight_shape, padding):
+        n, h, w, _ = x_shape
+        self.padding = padding
+        self.output_shape = n, h + 2 * padding[0] - 2, w + 2 * padding[1] - 2, weight_shape[3]
+        rows, self.columns = (-(-size // TILE) for size in self.output_shape[1:3])
+        tiles = min(BLOCK_TILES, max(LEAST_TILES, n * rows * self.columns // LEAST_BLOCKS))
+        rows_per_block = max(1, round(tiles / self.columns))
+        images_per_block = max(1, rows_per_block // rows)
+        self.blocks = [
+            Block(images, tile_rows, self.columns)
+            for images in _ranges(n, images_per_block)
+            for tile_rows in _ranges(rows, min(rows_per_block, rows))
+        ]
+
+
+def _ranges(total: int, length: int) -> list[slice]:
+    return [slice(start, min(start + length, total)) for start in range(0, total, length)]
+
+
+class Block:
+    """Some rows of tiles of some images."""
+
+    def __init__(self, images: slice, tile_rows: slice, columns: int):
+        self.images, self.first_row, self.columns = images, tile_rows.start, columns
+        self.rows = tile_rows.stop - tile_rows.start
+
+    def input_tiles(self, x, tiling: Tiling) -> np.ndarray:
+        """The view (n, rows, columns, 6, 6, C) of the padded input in which tiles overlap by two numbers."""
+        x = x[self.images]
+        n, h, w, c = x.shape
+        ph, pw = tiling.padding
+        padded = scratch("winograd_padded", (n, TILE * self.rows + 2, TILE * self.columns + 2, c), x.dtype)
+        padded[...] = 0
+        top = TILE * self.first_row - ph  # the row of x that is the first of padded
+        first, last = max(top, 0), min(top + padded.shape[1], h)
+        padded[:, first - top : last - top, pw : pw + w] = x[:, first:last, : padded.shape[2] - pw]
+        image, row, column, channel = padded.strides
+        strides = image, TILE * row, TILE * column, row, column, channel
+        return np.lib.stride_tricks.as_strided(padded, (n, self.rows, self.columns, SEEN, SEEN, c), strides)
+
+    def put_outputs(self, tiles, y) -> None:
+        """Write tiles (tiles, 16, O) to their places in y; what hangs over the edge is dropped."""
+        outputs = y[self.images, TILE * self.first_row : TILE * (self.first_row + self.rows)]
+        tiles = tiles.reshape(len(outputs), self.rows, self.columns, TILE, TILE, y.shape[3])
+        for i in range(TILE):
+            for j in range(TILE):
+                place = outputs[:, i::TILE, j::TILE]
+                place[...] = tiles[:, : place.shape[1], : place.shape[2], i, j]
+
+    def output_tiles(self, grad) -> np.ndarray:
+        """The tiles (tiles, 16, O) of grad, zeros where they hang over the edge: put_outputs in reverse."""
+        outputs = grad[self.images, TILE * self.first_row : TILE * (self.first_row + self.rows)]
+        shape = len(outputs), self.rows, self.columns, TILE, TILE, grad.shape[3]
+        tiles = scratch("winograd_tiles", shape, grad.dtype)
+        for i in range(TILE):
+            for j in range(TILE):
+                place = outputs[:, i::TILE, j::TILE]
+                if place.shape[1:3] != (self.rows, self.columns):
+                    tiles[:, :, :, i, j] = 0
+                tiles[:, : place.shape[1], : place.shape[2], i, j] = place
+        return tiles.reshape(-1, TILE * TILE, grad.shape[3])
