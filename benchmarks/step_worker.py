@@ -28,7 +28,8 @@ MODELS = {
     "vgg16_bn": ("vgg", ("D", True), 224, 1000),
     "vgg19": ("vgg", ("E",), 224, 1000),
 }
-LR, MOMENTUM, WEIGHT_DECAY = 0.01, 0.9, 1e-4
+# A small rate: a large one lets VGG, which has no batch-norm, explode, and rounding errors with it.
+LR, MOMENTUM, WEIGHT_DECAY = 1e-4, 0.9, 1e-4
 
 
 def make_batch(batch: int, image_size: int, classes: int):
@@ -56,15 +57,21 @@ def make_ours(name: str):
 
 
 def our_step(name: str, batch: int, threads: int, weights: str, forward: bool) -> Callable[[], float]:
-    """A function that makes one step and returns its loss."""
+    """A function that makes one step of the saved network and returns its loss."""
     import minidl
-    from minidl import Tensor, load_checkpoint, no_grad
-    from minidl.functional import cross_entropy
-    from minidl.optim import SGD
 
     minidl.set_num_threads(threads)
     model = make_ours(name)
-    load_checkpoint(weights, model)
+    minidl.load_checkpoint(weights, model)
+    return make_our_step(model, name, batch, forward)
+
+
+def make_our_step(model, name: str, batch: int, forward: bool = False) -> Callable[[], float]:
+    """The same for a network that is there already."""
+    from minidl import Tensor, no_grad
+    from minidl.functional import cross_entropy
+    from minidl.optim import SGD
+
     images, labels = make_batch(batch, *MODELS[name][2:])
     images = Tensor(images)
     optimizer = SGD(model.parameters(), LR, MOMENTUM, WEIGHT_DECAY)

@@ -19,9 +19,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from safetensors.numpy import save_file
 from step_worker import MODELS, make_ours
-
-from minidl import save_checkpoint
 
 HERE = Path(__file__).resolve().parent
 MARKED = ["default", "channels_last"]  # PyTorch's memory layouts, both with the fused SGD
@@ -77,8 +76,8 @@ class Side:
 def check_losses(sides: list[Side]) -> None:
     """Fail unless all sides compute the same thing."""
     for side in sides[1:]:
-        worst = max(abs(a - b) / max(abs(b), 1) for a, b in zip(sides[0].losses, side.losses, strict=True))
-        if not worst <= 1e-3:
+        pairs = zip(sides[0].losses, side.losses, strict=True)
+        if not all(abs(a - b) <= 1e-3 * max(abs(b), 1) for a, b in pairs):
             raise SystemExit(f"error: the first losses differ: {sides[0].losses} and {side.name} {side.losses}")
 
 
@@ -87,7 +86,7 @@ def measure(args: argparse.Namespace) -> list[Side]:
     names = ["ours"] + (MARKED if args.against else []) + (ALSO_PRINTED if args.all else [])
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "weights.safetensors"
-        save_checkpoint(weights, make_ours(args.model))
+        save_file(make_ours(args.model).state_dict(), weights)
         sides = [Side(name, args, weights) for name in names]
     for side in sides:
         side.warm_up(args.warmup)

@@ -12,14 +12,18 @@ M_MMAP_THRESHOLD, MMAP_BYTES = -3, 32 * 2**20
 LEFT_ALONE = {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"}  # glibc's own names for the user's choice
 
 
-def keep_freed_memory() -> None:
+def keep_freed_memory() -> bool:
     """Tell glibc to keep freed memory: else each step returns its arrays to the system and pays in page faults.
+
+    False where nothing was told: the user has chosen otherwise, or the C library is another.
 
     (measured) 40 arrays of 8 MB held, then freed: 56 ms and 20,568 page faults before, 13 ms and none after.
     """
     if os.environ.get("MINIDL_MALLOPT") == "0" or LEFT_ALONE & set(os.environ) or sys.platform != "linux":
-        return
+        return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # only glibc has it
-    if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, MMAP_BYTES)
-        mallopt(M_TRIM_THRESHOLD, TRIM_BYTES)
+    if mallopt is None:
+        return False
+    mallopt(M_MMAP_THRESHOLD, MMAP_BYTES)
+    mallopt(M_TRIM_THRESHOLD, TRIM_BYTES)
+    return True

@@ -104,7 +104,7 @@ def backward(grad, x, weight, stride, padding):
         return total
 
     total = sum_chunks(from_columns, len(x), _images_per_part(len(x), chunk))
-    grad_weight = total.reshape(c, kh, kw, o)[:, ::-1, ::-1].transpose(1, 2, 0, 3)  # (C, KH, KW, O) -> (KH, KW, C, O)
+    grad_weight = total.reshape(c, kh, kw, o)[:, ::-1, ::-1].transpose(1, 2, 0, 3)  # to (KH, KW, C, O)
     return grad_x, np.ascontiguousarray(grad_weight)
 
 

@@ -1,22 +1,23 @@
 """Winograd's convolution F(4x4, 3x3): 36 multiplications for 16 outputs of a 3x3 kernel, instead of 144.
 
-A tile of 4x4 outputs sees a tile d of 6x6 inputs. With the matrices below, which come from evaluating polynomials at the
-points 0, 1, -1, 2, -2 and infinity, and g the kernel,
+A tile of 4x4 outputs sees a tile d of 6x6 inputs. With the matrices below, which come from evaluating polynomials at
+the points 0, 1, -1, 2, -2 and infinity, and g the kernel,
 
     y = A^T [(G g G^T) * (B^T d B)] A,   * number by number
 
-(Winograd 1980; Lavin, Gray 2015, "Fast algorithms for convolutional neural networks", section 4.2). On the 36 numbers of a
-flattened tile, B^T . B is one product with the 36x36 matrix kron(B^T, B^T); and what is done number by number for one
-pair of channels is, for all channels together, 36 matrix products. So everything is a product of matrices:
+(Winograd 1980; Lavin, Gray 2015, "Fast algorithms for convolutional neural networks", section 4.2). On the 36 numbers
+of a flattened tile, B^T . B is one product with the 36x36 matrix kron(B^T, B^T); and what is done number by number for
+one pair of channels is, for all channels together, 36 matrix products. So everything is a product of matrices:
 
     U = kron(G, G) g                  (36, C, O)
     V = kron(B^T, B^T) d              (tiles, 36, C)
     M[:, k] = V[:, k] U[k]            (tiles, 36, O)
     y = kron(A^T, A^T) M              (tiles, 16, O)
 
-(measured) With the tiles first, the small products of each tile stay in the innermost cache: 1.5 to 2.5 times as fast as
-one large product over all tiles. The gradients are the transposes of these linear maps: dL/dx is the convolution of dL/dy with the turned kernel, and
-dL/dg = kron(G^T, G^T) (V[:, k]^T [kron(A, A) dL/dy][:, k]). Float32 loses a digit: errors are 1e-5 of the largest number.
+The gradients are the transposes of these linear maps: dL/dx is the convolution of dL/dy with the turned kernel, and
+dL/dg = kron(G^T, G^T) (V[:, k]^T [kron(A, A) dL/dy][:, k]). Float32 loses a digit: errors are 1e-5 of the largest
+number. (measured) With the tiles first, the small products of each tile stay in the innermost cache: 1.5 to 2.5 times
+as fast as one large product over all tiles.
 """
 
 import functools
@@ -51,10 +52,10 @@ A_T = [
     [0, 1, -1, 8, -8, 1],
 ]
 
-# (measured) Tiles in a block: fewer make the products slow, more leave the cache, for 64 channels as for 512. But a small
-# batch is cut into four blocks where they have at least 32 tiles, so that there is work for several threads.
+# (measured) Tiles in a block: fewer make the products slow, more leave the cache, for 64 channels as for 512. But a
+# small batch is cut into four blocks where they have at least 32 tiles, so that there is work for several threads.
 BLOCK_TILES, LEAST_TILES, LEAST_BLOCKS = 160, 32, 4
-# The gradients of the weights are summed in at most this many parts, as each part is four times as large as the weights.
+# The gradients of the weights are summed in so many parts at most, as each part is four times as large as the weights.
 WEIGHT_PARTS = 4
 # Weights of which the transform is computed at a time, 0.6 MB of float32.
 WEIGHT_CHUNK = 2**12

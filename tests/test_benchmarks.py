@@ -1,0 +1,200 @@
+"""The benchmarks run, write what they promise, and compare equal work."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import kernels as kernel_benchmark
+import numpy as np
+import pytest
+import train_step
+from PIL import Image
+
+from minidl import Tensor, nn, optim
+from minidl.functional import cross_entropy
+from minidl.kernels import cpu
+
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+# On one thread, as PyTorch's threads wait for each other for very long where other programs run too.
+SMALL = ["--model", "resnet20", "--batch", "2", "--threads", "1"]
+
+
+def run(script, path, *options):
+    """The record that a benchmark writes for ResNet-20 and a batch of 2."""
+    command = [sys.executable, BENCHMARKS / script, *SMALL, "--json", path, *options]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return json.loads(path.read_text())
+
+
+# -- train_step.py -----------------------------------------------------------------------------------------------------
+
+QUICK_STEPS = ["--rounds", "1", "--steps", "1", "--warmup", "0"]
+
+
+def test_train_step_measures_ours_alone(tmp_path):
+    record = run("train_step.py", tmp_path / "record.json", *QUICK_STEPS, "--forward")
+    assert [record[key] for key in ("model", "batch", "mode", "threads")] == ["resnet20", 2, "forward", 1]
+    assert record["ours_ms"] > 0
+    assert not [key for key in record if "torch" in key or "ratio" in key]
+
+
+def test_train_step_measures_ours_against_torch(torch, tmp_path):
+    record = run("train_step.py", tmp_path / "record.json", *QUICK_STEPS, "--against", "torch")
+    assert (record["mode"], record["threads"]) == ("train", 1)
+    for layout in ("default", "channels_last"):
+        assert record[f"ratio_{layout}"] == pytest.approx(record["ours_ms"] / record[f"torch_{layout}_ms"], rel=0.01)
+    memory = [f"{kind}_rss_{who}_mb" for kind in ("peak", "step") for who in ("ours", "torch")]
+    assert all(record[key] > 0 for key in memory)
+
+
+class FakeSide:
+    """Takes no time; PyTorch's losses are off by what the class says."""
+
+    off = 0.0
+
+    def __init__(self, name, args, weights):
+        self.name, self.turns, self.blas = name, [], ""
+        self.losses = [2.3, 2.2, 2.1 + (self.off if name == "channels_last" else 0)]
+        self.memory = {"peak_rss": 1.0, "step_rss": 1.0}
+
+    def warm_up(self, steps):
+        pass
+
+    def take_turn(self, steps):
+        self.turns.append(1.0)
+
+    def close(self):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("off", "fails"), [(0.0, False), (1e-3, False), (1e-2, True), (-1e-2, True), (float("nan"), True)]
+)
+def test_train_step_fails_where_the_losses_differ(off, fails, tmp_path, monkeypatch):
+    path = tmp_path / "record.json"
+    monkeypatch.setattr(train_step, "Side", FakeSide)
+    monkeypatch.setattr(train_step, "versions", lambda args: {})
+    monkeypatch.setattr(FakeSide, "off", off)
+    monkeypatch.setattr(sys, "argv", ["train_step.py", *SMALL, "--against", "torch", "--json", str(path)])
+    if fails:
+        with pytest.raises(SystemExit, match=r"losses differ.*channels_last"):
+            train_step.main()
+    else:
+        train_step.main()
+    assert path.exists() != fails
+
+
+# -- kernels.py: running it --------------------------------------------------------------------------------------------
+
+
+def calls_of(record, kernel):
+    return sum(row["count"] for row in record["kernels"] if kernel in row["kernels"])
+
+
+def test_kernels_measures_ours_alone(tmp_path):
+    record = run("kernels.py", tmp_path / "record.json", "--repeat", "1", "--plot", tmp_path / "plot.png")
+    rows = record["kernels"]
+    totals = [row["total_ms"] for row in rows]
+    assert totals == sorted(totals, reverse=True)
+    assert [calls_of(record, name) for name in ("conv2d_forward", "batch_statistics", "batch_norm_apply")] == [19] * 3
+    assert calls_of(record, "sgd_update") == 1
+    assert all(row["ours_ms"] > 0 and row["rate"] >= 0 for row in rows)
+    assert not [key for row in rows for key in row if "torch" in key or "ratio" in key]
+    with Image.open(tmp_path / "plot.png") as picture:
+        assert picture.width == 1320
+
+
+def test_kernels_measures_ours_against_torch(torch, tmp_path):
+    record = run("kernels.py", tmp_path / "record.json", "--repeat", "1", "--apart", "--against", "torch")
+    assert calls_of(record, "conv2d_backward_x") == 18  # the images themselves need no gradient
+    assert calls_of(record, "conv2d_backward_weight") == 19
+    for row in record["kernels"]:
+        assert row["ratio_channels_last"] == pytest.approx(row["ours_ms"] / row["torch_channels_last_ms"], rel=0.1)
+
+
+# -- kernels.py: its parts ---------------------------------------------------------------------------------------------
+
+
+def step_of_a_small_network():
+    """One training step through the layers that ResNet-20 has not; its operations."""
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 3, stride=2, padding=1, bias=True),
+        nn.ReLU(),
+        nn.MaxPool2d(3, 2, padding=1),
+        nn.Conv2d(4, 4, 1, bias=True),
+        nn.BatchNorm2d(4),
+        nn.GlobalAvgPool(),
+        nn.Linear(4, 5),
+    )
+    optimizer = optim.SGD(model.parameters(), 0.1, 0.9)
+    images = np.random.default_rng(0).standard_normal((3, 12, 10, 3), np.float32)
+    with kernel_benchmark.recording(cpu) as operations:
+        cross_entropy(model(Tensor(images)), np.arange(3)).backward()
+        optimizer.step()
+    return {operation.name: operation for operation in operations}
+
+
+def test_a_recording_ends_with_its_context():
+    before = {name: getattr(cpu, name) for name in cpu.__all__}
+    with pytest.raises(ZeroDivisionError), kernel_benchmark.recording(cpu):
+        assert cpu.relu_forward is not before["relu_forward"]
+        _ = 1 / 0
+    assert {name: getattr(cpu, name) for name in cpu.__all__} == before
+
+
+def test_calls_with_equal_shapes_are_counted_and_others_kept_apart():
+    with kernel_benchmark.recording(cpu) as operations:
+        for shape in ((2, 3), (2, 3), (3, 2)):
+            cpu.relu_forward(np.zeros(shape, np.float32))
+    assert [(kernel_benchmark.label(operation), operation.count) for operation in operations] == [
+        ("2x3", 2),
+        ("3x2", 1),
+    ]
+
+
+def test_labels_say_what_is_not_as_usual():
+    operations = step_of_a_small_network()
+    labels = {name: kernel_benchmark.label(operation) for name, operation in operations.items()}
+    assert labels["max_pool2d_forward"] == "3x6x5x4, kernel 3, stride 2, padding 1"
+    assert labels["conv2d_forward"] in ("3x12x10x3, 3x3x3x4, stride 2, padding 1", "3x3x3x4, 1x1x4x4")
+    assert labels["sgd_update"] == f"8 arrays, {3 * 3 * 3 * 4 + 4 + 4 * 4 + 4 + 8 + 4 * 5 + 5} numbers"
+
+
+def test_work_is_counted_by_the_definition():
+    x, weight = np.zeros((2, 5, 5, 3), np.float32), np.zeros((3, 3, 3, 4), np.float32)
+    conv = kernel_benchmark.Operation([(cpu.conv2d_forward, (x, weight, None, (1, 1), (1, 1)))])
+    assert kernel_benchmark.flops(conv, conv.run()) == 2 * (2 * 5 * 5) * (3 * 3 * 3) * 4
+    relu = kernel_benchmark.Operation([(cpu.relu_forward, (x,))])
+    assert kernel_benchmark.flops(relu, relu.run()) == 0
+    assert kernel_benchmark.moved_bytes(relu, relu.run()) == 2 * x.nbytes
+    p = [np.zeros(8, np.float32)]
+    update = kernel_benchmark.Operation([(cpu.sgd_update, (p, p, p, 0.1, 0.9, 0.0, False))])
+    assert kernel_benchmark.moved_bytes(update, update.run()) == 5 * p[0].nbytes  # grad is only read
+
+
+@pytest.mark.parametrize("layout", ["default", "channels_last"])
+def test_pytorch_is_given_the_same_work(layout, torch):
+    import torch_kernels
+
+    operations = step_of_a_small_network()
+    assert {"max_pool2d_backward", "relu_backward", "bias_backward", "linear_backward_weight"} <= operations.keys()
+    for name, operation in operations.items():
+        theirs = torch_kernels.counterpart(name, layout, operation.arguments)
+        torch_kernels.check_same(name, operation.run()[-1], theirs())
+
+
+def test_other_work_is_found_out(torch):
+    import torch_kernels
+
+    x = np.linspace(-1, 1, 24, dtype=np.float32).reshape(1, 2, 3, 4)
+    theirs = torch_kernels.counterpart("relu_forward", "default", (x,))
+    with pytest.raises(SystemExit, match="relu_forward and PyTorch's counterpart differ"):
+        torch_kernels.check_same("relu_forward", x, theirs())
+
+
+def test_a_kernel_without_a_counterpart_has_none(torch):
+    import torch_kernels
+
+    assert torch_kernels.counterpart("a kernel of the future", "default", ()) is None
