@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from minidl.kernels.cpu._im2col import col2im, im2col, output_size
-from minidl.kernels.cpu._parallel import chunk_length, map_chunks, scratch, sum_chunks
+from minidl.kernels.cpu._parallel import chunk_length, even_chunk, map_chunks, scratch, sum_chunks
 
 # (measured) The best buffers of columns were 2 to 7 MB a thread; this is 5 MB of float32.
 COLUMN_ELEMENTS = 5 * 2**18
@@ -27,7 +27,7 @@ def forward(x, weight, bias, stride, padding):
         if bias is not None:
             rows += bias
 
-    map_chunks(convolve, n, _images_per_chunk(oh * ow * kh * kw * c))
+    map_chunks(convolve, n, _images_per_chunk(n, oh * ow * kh * kw * c))
     return y
 
 
@@ -53,7 +53,7 @@ def _backward_x_by_scattering(grad, weight, x_shape, stride, padding):
         np.matmul(rows, matrix, out=columns)
         col2im(columns, grad_x[start:stop], (kh, kw), stride, padding)
 
-    map_chunks(scatter, len(grad), _images_per_chunk(oh * ow * kh * kw * c))
+    map_chunks(scatter, len(grad), _images_per_chunk(len(grad), oh * ow * kh * kw * c))
     return grad_x
 
 
@@ -61,7 +61,7 @@ def backward_weight(grad, x, weight_shape, stride, padding):
     """dL/dweight = columns^T dL/dy."""
     kh, kw, c, o = weight_shape
     oh, ow = grad.shape[1:3]
-    chunk = _images_per_chunk(oh * ow * kh * kw * c)
+    chunk = _images_per_chunk(len(x), oh * ow * kh * kw * c)
 
     def correlate(first, last):
         total = np.zeros((kh * kw * c, o), grad.dtype)
@@ -77,8 +77,8 @@ def backward_weight(grad, x, weight_shape, stride, padding):
 def backward(grad, x, weight, stride, padding):
     """(dL/dx, dL/dweight), for stride 1 from one im2col: that of dL/dy.
 
-    dL/dx is the product of these columns with the turned kernel. And as the pixel x[p] meets dL/dy[p - tap] at each tap,
-    which is what row p of the columns holds, dL/dweight[tap] = sum over p of x[p]^T dL/dy[p - tap] is x^T columns.
+    dL/dx is the product of these columns with the turned kernel. And as the pixel x[p] meets dL/dy[p - tap] at each
+    tap, which is what row p of the columns holds, dL/dweight[tap] = sum over p of x[p]^T dL/dy[p - tap] is x^T columns.
     (measured) 30 % less time than with a second im2col, that of x, for 16 channels; 15 % for 32, 5 % for 64.
     """
     kh, kw, c, o = weight.shape
@@ -90,7 +90,7 @@ def backward(grad, x, weight, stride, padding):
     turned = weight[::-1, ::-1].transpose(0, 1, 3, 2).reshape(kh * kw * o, c)  # (KH, KW, C, O) -> (KH*KW*O, C)
     grad_x = np.empty(x.shape, grad.dtype)
     rows_x, rows_grad_x = x.reshape(-1, c), grad_x.reshape(-1, c)
-    chunk = _images_per_chunk(pixels * kh * kw * o)
+    chunk = _images_per_chunk(len(x), pixels * kh * kw * o)
 
     def from_columns(first, last):
         total = np.zeros((c, kh * kw * o), grad.dtype)
@@ -108,8 +108,8 @@ def backward(grad, x, weight, stride, padding):
     return grad_x, np.ascontiguousarray(grad_weight)
 
 
-def _images_per_chunk(columns_of_an_image: int) -> int:
-    return chunk_length(columns_of_an_image, COLUMN_ELEMENTS)
+def _images_per_chunk(images: int, columns_of_an_image: int) -> int:
+    return even_chunk(images, chunk_length(columns_of_an_image, COLUMN_ELEMENTS))
 
 
 def _images_per_part(images: int, chunk: int) -> int:

@@ -141,6 +141,11 @@ def chunk_length(elements_per_row: int, elements_per_chunk: int) -> int:
     return max(1, elements_per_chunk // max(1, elements_per_row))
 
 
+def even_chunk(total: int, longest: int) -> int:
+    """The length of chunks that are at most `longest`, as few as possible, and equal but for the last."""
+    return math.ceil(total / math.ceil(total / longest))
+
+
 _scratch = threading.local()
 
 

@@ -4,8 +4,8 @@ import numpy as np
 
 from minidl.kernels.cpu._parallel import chunk_length, map_chunks
 
-# A block of the matrix that one thread works on: 1 MB of float32.
-BLOCK_ELEMENTS = 2**18
+# (measured, 4x25088 @ 25088x4096) Columns and rows of the matrix, and numbers of its gradient, in a block.
+FORWARD_COLUMNS, BACKWARD_ROWS, GRADIENT_ELEMENTS = 256, 256, 2**16
 
 
 def linear_forward(x, weight, bias):
@@ -13,22 +13,23 @@ def linear_forward(x, weight, bias):
     y = np.empty((len(x), weight.shape[1]), x.dtype)
 
     def multiply(start, stop):
-        y[:, start:stop] = x @ weight[:, start:stop]
+        np.matmul(x, weight[:, start:stop], out=y[:, start:stop])
         if bias is not None:
             y[:, start:stop] += bias[start:stop]
 
-    map_chunks(multiply, weight.shape[1], chunk_length(weight.shape[0], BLOCK_ELEMENTS))
+    map_chunks(multiply, weight.shape[1], FORWARD_COLUMNS)
     return y
 
 
 def linear_backward_x(grad, weight):
     """dL/dx = dL/dy W^T: (N, out), (in, out) -> (N, in)."""
     grad_x = np.empty((len(grad), weight.shape[0]), grad.dtype)
+    grad_t = np.ascontiguousarray(grad.T)
 
     def multiply(start, stop):
-        grad_x[:, start:stop] = grad @ weight[start:stop].T
+        grad_x[:, start:stop] = (weight[start:stop] @ grad_t).T
 
-    map_chunks(multiply, weight.shape[0], chunk_length(weight.shape[1], BLOCK_ELEMENTS))
+    map_chunks(multiply, weight.shape[0], BACKWARD_ROWS)
     return grad_x
 
 
@@ -39,5 +40,5 @@ def linear_backward_weight(grad, x):
     def multiply(start, stop):
         np.matmul(x[:, start:stop].T, grad, out=grad_weight[start:stop])
 
-    map_chunks(multiply, x.shape[1], chunk_length(grad.shape[1], BLOCK_ELEMENTS))
+    map_chunks(multiply, x.shape[1], chunk_length(grad.shape[1], GRADIENT_ELEMENTS))
     return grad_weight

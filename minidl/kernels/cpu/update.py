@@ -5,6 +5,9 @@ import numpy as np
 from minidl.kernels.cpu._channels import CHUNK_ELEMENTS
 from minidl.kernels.cpu._parallel import map_chunks, scratch
 
+# Pieces of arrays that one thread updates before it asks for more.
+PIECES = 4
+
 
 def sgd_update(parameters, grads, velocities, lr, momentum, weight_decay, nesterov):
     """For each p: g = grad + weight_decay p;  v = momentum v + g;  p -= lr (g + momentum v if nesterov, else v)."""
@@ -18,8 +21,7 @@ def sgd_update(parameters, grads, velocities, lr, momentum, weight_decay, nester
             step = step + momentum * v if nesterov else v
         p -= np.multiply(step, rate, out=scratch("scaled_step", p.shape, p.dtype))
 
-    for number, parameter in enumerate(parameters):
-        _in_chunks(update, parameter, grads[number], velocities[number] if momentum else parameter)
+    _in_chunks(update, parameters, grads, velocities if momentum else parameters)
 
 
 def adam_update(parameters, grads, means, squares, step, lr, beta1, beta2, eps, weight_decay, decoupled):
@@ -41,8 +43,7 @@ def adam_update(parameters, grads, means, squares, step, lr, beta1, beta2, eps, 
         v += (1 - beta2) * g * g
         p -= (rate / (1 - beta1**t)) * m / (np.sqrt(v / (1 - beta2**t)) + eps)
 
-    for arrays in zip(parameters, grads, means, squares, strict=True):
-        _in_chunks(update, *arrays)
+    _in_chunks(update, parameters, grads, means, squares)
 
 
 def update_running_statistics(running_mean, running_variance, mean, variance, momentum, count):
@@ -62,8 +63,19 @@ def _decayed(grad, p, weight_decay):
     return decayed
 
 
-def _in_chunks(update, parameter, grad, *state):
+def _in_chunks(update, parameters, grads, *states):
+    """Call update(parameter, grad, *state) for chunks of all of them: a list of small arrays is one round of work."""
     # copy=False: where the memory is not contiguous, this is an error, and not an update of a copy.
-    flat = [np.reshape(array, -1, copy=False) for array in (parameter, *state)]
-    flat.insert(1, grad.reshape(-1))
-    map_chunks(lambda start, stop: update(*(array[start:stop] for array in flat)), flat[0].size, CHUNK_ELEMENTS)
+    flat = [[np.reshape(array, -1, copy=False) for array in arrays] for arrays in (parameters, *states)]
+    flat.insert(1, [grad.reshape(-1) for grad in grads])
+    pieces = [
+        [array[start : start + CHUNK_ELEMENTS] for array in arrays]
+        for arrays in zip(*flat, strict=True)
+        for start in range(0, arrays[0].size, CHUNK_ELEMENTS)
+    ]
+
+    def update_pieces(first, last):
+        for piece in pieces[first:last]:
+            update(*piece)
+
+    map_chunks(update_pieces, len(pieces), PIECES)
