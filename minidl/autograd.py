@@ -7,6 +7,7 @@ plain arrays.
 """
 
 import contextlib
+import operator
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -56,9 +57,10 @@ class Node:
         return grads
 
 
-def backward(root: Node | Leaf, grad) -> None:
+def backward(root: Node | Leaf, grad, add: Callable = operator.add) -> None:
     """Add dL/d(leaf) to `leaf.grad` for every leaf that root was computed from; `grad` is dL/d(root).
 
+    Gradients that meet at a place are summed by `add`, into a new array, as each may belong to others too.
     A place is visited when all its consumers have been, so its gradient is complete and is used once. This is Kahn's
     topological sort (1962): no recursion, however deep the network, and a leaf is finished as soon as its last
     consumer is, not at the end. What a node saved is freed as soon as it was used.
@@ -77,7 +79,7 @@ def backward(root: Node | Leaf, grad) -> None:
             if source is None:
                 continue
             if contribution is not None:
-                pending[source] = pending[source] + contribution if source in pending else contribution
+                pending[source] = add(pending[source], contribution) if source in pending else contribution
             waiting[source] -= 1
             if waiting[source] == 0:
                 ready.append(source)

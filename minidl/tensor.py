@@ -6,7 +6,7 @@ import reprlib
 import numpy as np
 
 from minidl.autograd import Leaf, Node, backward, is_grad_enabled
-from minidl.kernels import device_of, to_device
+from minidl.kernels import device_of, kernels_for, to_device
 from minidl.ops.arithmetic import Add, Clip, Div, Exp, Log, MatMul, Mul, Pow, Sigmoid, Sqrt, Sub, Tanh
 from minidl.ops.convert import Cast, Move
 from minidl.ops.function import Context, Function
@@ -158,7 +158,8 @@ class Tensor:
             )
         if grad is not None:
             self._check_grad("backward", grad)
-        backward(self._place, np.ones_like(self.data) if grad is None else grad.data)
+        grad = np.ones_like(self.data) if grad is None else grad.data
+        backward(self._place, grad, add=kernels_for(self.data).add)
 
     def _check_grad(self, operation: str, grad: "Tensor") -> None:
         check_tensors(operation, grad)

@@ -16,6 +16,11 @@ def test_relu_agrees_with_the_plain_loops(shape, agrees, rng):
     agrees("relu_backward", grad, np.maximum(x, 0))
 
 
+@shapes
+def test_add_agrees_with_the_plain_loops(shape, agrees, rng):
+    agrees("add", rng.standard_normal(shape), rng.standard_normal(shape))
+
+
 def test_the_derivative_at_zero_is_zero(run):
     y = np.array([0.0, -0.0, 2.0])
     np.testing.assert_array_equal(run("relu_backward", np.array([5.0, 6.0, 7.0]), y), [0, 0, 7])

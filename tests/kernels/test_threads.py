@@ -64,6 +64,7 @@ def batch_norm_workloads():
 
 def activation_workloads():
     x, y, grad = draw(3, *SHAPE)
+    yield "add", x, y
     yield "relu_forward", x
     yield "relu_backward", grad, y
     yield "dropout_forward", x, 0.4, KEY

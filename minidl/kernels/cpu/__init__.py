@@ -1,6 +1,6 @@
 """The kernels on the CPU, in NumPy. Files that begin with an underscore are private to this device."""
 
-from minidl.kernels.cpu.activation import relu_backward, relu_forward
+from minidl.kernels.cpu.activation import add, relu_backward, relu_forward
 from minidl.kernels.cpu.batch_norm import (
     batch_norm_apply,
     batch_norm_backward_apply,
@@ -27,6 +27,7 @@ from minidl.kernels.cpu.update import adam_update, sgd_update, update_running_st
 
 __all__ = [
     "adam_update",
+    "add",
     "avg_pool2d_backward",
     "avg_pool2d_forward",
     "batch_norm_apply",

@@ -64,11 +64,11 @@ def backward_weight(grad, x, weight_shape, stride, padding):
     chunk = _images_per_chunk(len(x), oh * ow * kh * kw * c)
 
     def correlate(first, last):
-        total = np.zeros((kh * kw * c, o), grad.dtype)
+        total = np.empty((kh * kw * c, o), grad.dtype)
         for start in range(first, last, chunk):
             stop = min(start + chunk, last)
             columns = im2col(x[start:stop], (kh, kw), stride, padding)  # (n*OH*OW, KH*KW*C)
-            total += columns.T @ grad[start:stop].reshape(-1, o)
+            add_product(columns.T, grad[start:stop].reshape(-1, o), total, is_first=start == first)
         return total
 
     return sum_chunks(correlate, len(x), _images_per_part(len(x), chunk)).reshape(weight_shape)
@@ -93,19 +93,26 @@ def backward(grad, x, weight, stride, padding):
     chunk = _images_per_chunk(len(x), pixels * kh * kw * o)
 
     def from_columns(first, last):
-        total = np.zeros((c, kh * kw * o), grad.dtype)
-        product = scratch("weight_product", total.shape, grad.dtype)
+        total = np.empty((c, kh * kw * o), grad.dtype)
         for start in range(first, last, chunk):
             stop = min(start + chunk, last)
             columns = im2col(grad[start:stop], (kh, kw), (1, 1), turned_padding)  # (n*H*W, KH*KW*O)
             rows = slice(start * pixels, stop * pixels)
             np.matmul(columns, turned, out=rows_grad_x[rows])
-            total += np.matmul(rows_x[rows].T, columns, out=product)
+            add_product(rows_x[rows].T, columns, total, is_first=start == first)
         return total
 
     total = sum_chunks(from_columns, len(x), _images_per_part(len(x), chunk))
     grad_weight = total.reshape(c, kh, kw, o)[:, ::-1, ::-1].transpose(1, 2, 0, 3)  # to (KH, KW, C, O)
     return grad_x, np.ascontiguousarray(grad_weight)
+
+
+def add_product(a, b, total, is_first: bool) -> None:
+    """total += a b; or total = a b, where it is the first."""
+    if is_first:
+        np.matmul(a, b, out=total)
+    else:
+        total += np.matmul(a, b, out=scratch("product", total.shape, total.dtype))
 
 
 def _images_per_chunk(images: int, columns_of_an_image: int) -> int:

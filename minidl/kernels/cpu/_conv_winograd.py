@@ -24,6 +24,7 @@ import functools
 
 import numpy as np
 
+from minidl.kernels.cpu._conv_im2col import add_product
 from minidl.kernels.cpu._parallel import map_chunks, scratch, sum_chunks
 
 TILE, SEEN = 4, 6  # a tile of 4x4 outputs sees 6x6 inputs
@@ -52,9 +53,10 @@ A_T = [
     [0, 1, -1, 8, -8, 1],
 ]
 
-# (measured) Tiles in a block: fewer make the products slow, more leave the cache, for 64 channels as for 512. But a
-# small batch is cut into four blocks where they have at least 32 tiles, so that there is work for several threads.
-BLOCK_TILES, LEAST_TILES, LEAST_BLOCKS = 160, 32, 4
+# (measured) Tiles in a block: fewer make the products slow, more leave the cache, for 64 channels as for 512; with
+# fewer channels there may be more, tiles * channels = 2^13. But a small batch is cut into four blocks where they have
+# at least 32 tiles, so that there is work for several threads.
+BLOCK_TILES, BLOCK_COLUMNS, LEAST_TILES, LEAST_BLOCKS = 160, 2**13, 32, 4
 # The gradients of the weights are summed in so many parts at most, as each part is four times as large as the weights.
 WEIGHT_PARTS = 4
 # Weights of which the transform is computed at a time, 0.6 MB of float32.
@@ -103,14 +105,10 @@ def backward_weight(grad, x, weight_shape, stride, padding):
 
     def correlate(first, last):
         total = scratch("winograd_total", (POINTS, c, o), grad.dtype)
-        product = scratch("winograd_products", (POINTS, c, o), grad.dtype) if last > first + 1 else None
         for block in tiling.blocks[first:last]:
             v = transform_input(x, block, tiling).transpose(1, 2, 0)  # (36, C, tiles)
             g = transform_grad(grad, block).transpose(1, 0, 2)  # (36, tiles, O)
-            if block is tiling.blocks[first]:
-                np.matmul(v, g, out=total)
-            else:
-                total += np.matmul(v, g, out=product)
+            add_product(v, g, total, is_first=block is tiling.blocks[first])
         return squared("G", grad.dtype).T @ total.reshape(POINTS, c * o)
 
     return sum_chunks(correlate, len(tiling.blocks), blocks_per_part).reshape(weight_shape)
@@ -160,7 +158,8 @@ class Tiling:
         self.padding = padding
         self.output_shape = n, h + 2 * padding[0] - 2, w + 2 * padding[1] - 2, weight_shape[3]
         rows, self.columns = (-(-size // TILE) for size in self.output_shape[1:3])
-        tiles = min(BLOCK_TILES, max(LEAST_TILES, n * rows * self.columns // LEAST_BLOCKS))
+        most = max(BLOCK_TILES, BLOCK_COLUMNS // weight_shape[3])
+        tiles = min(most, max(LEAST_TILES, n * rows * self.columns // LEAST_BLOCKS))
         rows_per_block = max(1, round(tiles / self.columns))
         images_per_block = max(1, rows_per_block // rows)
         self.blocks = [

@@ -1,9 +1,12 @@
 """Convolution: which algorithm for which shape. Both, `_conv_im2col` and `_conv_winograd`, have the same functions."""
 
+import math
+
 from minidl.kernels.cpu import _conv_im2col, _conv_winograd
 
-# (measured) Winograd's transforms cost more than they save for fewer channels, or on smaller images.
-WINOGRAD_CHANNELS, WINOGRAD_PIXELS = 64, 14 * 14
+# (measured) Winograd's transforms cost more than they save for fewer channels, or for fewer tiles: those of the weights
+# cost the same for one tile as for a thousand.
+WINOGRAD_CHANNELS, WINOGRAD_TILES = 32, 192
 
 
 def conv2d_forward(x, weight, bias, stride, padding):
@@ -30,8 +33,8 @@ def conv2d_backward(grad, x, weight, stride, padding):
 
 def _algorithm(x_shape, weight_shape, stride, padding):
     """A function of the shapes alone, so that the same bits come out wherever it runs."""
-    _, h, w, _ = x_shape
+    n, h, w, _ = x_shape
     kh, kw, c, o = weight_shape
     fits = (kh, kw) == (3, 3) and stride == (1, 1) and max(padding) <= 2
-    pays = min(c, o) >= WINOGRAD_CHANNELS and h * w >= WINOGRAD_PIXELS
+    pays = min(c, o) >= WINOGRAD_CHANNELS and n * math.ceil(h / 4) * math.ceil(w / 4) >= WINOGRAD_TILES
     return _conv_winograd if fits and pays else _conv_im2col

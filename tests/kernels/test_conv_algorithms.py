@@ -1,0 +1,125 @@
+"""Every algorithm of a convolution, by its name, whether or not the table of shapes would choose it.
+
+Forward and both gradients equal the plain loops in float64 and in float32, with one chunk and with several, and have
+the same bits on any number of threads.
+"""
+
+import numpy as np
+import pytest
+
+import minidl
+from minidl.kernels import reference
+from minidl.kernels.cpu import _conv_im2col, _conv_winograd, conv
+
+ALGORITHMS = [_conv_im2col, _conv_winograd]
+by_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS, ids=["im2col", "winograd"])
+
+# x shape, O, padding: whole tiles of 4x4 and parts of them, one image and many, one channel.
+GEOMETRIES = [
+    ((2, 8, 8, 3), 4, (1, 1)),
+    ((1, 5, 9, 2), 3, (0, 0)),
+    ((3, 7, 6, 1), 2, (2, 2)),
+    ((2, 4, 11, 5), 1, (1, 0)),
+    ((1, 3, 3, 2), 2, (0, 2)),
+    ((2, 1, 1, 3), 2, (1, 1)),
+    ((11, 14, 13, 3), 5, (1, 1)),
+]
+geometries = pytest.mark.parametrize(("x_shape", "out_channels", "padding"), GEOMETRIES, ids=str)
+
+
+def run(algorithm, x, weight, bias, grad, padding):
+    """y, dL/dx, dL/dweight, and the last two once more, from the function that computes both."""
+    stride = (1, 1)
+    return [
+        algorithm.forward(x, weight, bias, stride, padding),
+        algorithm.backward_x(grad, weight, x.shape, stride, padding),
+        algorithm.backward_weight(grad, x, weight.shape, stride, padding),
+        *algorithm.backward(grad, x, weight, stride, padding),
+    ]
+
+
+def draw(rng, x_shape, out_channels, padding):
+    n, h, w, c = x_shape
+    output = n, h + 2 * padding[0] - 2, w + 2 * padding[1] - 2, out_channels
+    shapes = x_shape, (3, 3, c, out_channels), (out_channels,), output
+    return [rng.standard_normal(shape) for shape in shapes]
+
+
+def expectation(x, weight, bias, grad, padding):
+    stride = (1, 1)
+    gradients = reference.conv2d_backward(grad, x, weight, stride, padding)
+    return [reference.conv2d_forward(x, weight, bias, stride, padding), *gradients, *gradients]
+
+
+@pytest.fixture(params=["one chunk", "several"])
+def chunks(request, monkeypatch):
+    """As many chunks as the shapes call for, or a chunk for every image or row of tiles."""
+    if request.param == "several":
+        monkeypatch.setattr(_conv_im2col, "COLUMN_ELEMENTS", 1)
+        monkeypatch.setattr(_conv_winograd, "BLOCK_COLUMNS", 1)
+        for limit in ("BLOCK_TILES", "LEAST_TILES"):
+            monkeypatch.setattr(_conv_winograd, limit, 1)
+
+
+@by_algorithm
+@geometries
+@pytest.mark.parametrize(("dtype", "tolerance"), [(np.float64, 1e-12), (np.float32, 1e-4)], ids=["float64", "float32"])
+def test_an_algorithm_equals_the_plain_loops(algorithm, x_shape, out_channels, padding, dtype, tolerance, chunks, rng):
+    arrays = draw(rng, x_shape, out_channels, padding)
+    results = run(algorithm, *(array.astype(dtype) for array in arrays), padding)
+    for result, expected in zip(results, expectation(*arrays, padding), strict=True):
+        assert result.dtype == dtype
+        assert result.flags.c_contiguous
+        assert abs(result - expected).max() <= tolerance * max(abs(expected).max(), 1)
+
+
+@by_algorithm
+@pytest.mark.parametrize("geometry", [GEOMETRIES[-1], ((40, 12, 20, 16), 24, (1, 1))], ids=str)
+def test_an_algorithm_has_the_same_bits_on_any_number_of_threads(algorithm, geometry, chunks, rng):
+    arrays = [array.astype(np.float32) for array in draw(rng, *geometry)]
+    before = minidl.get_num_threads()
+    try:
+        minidl.set_num_threads(1)
+        expected = run(algorithm, *arrays, geometry[2])
+        for threads in (2, 3, 8):
+            minidl.set_num_threads(threads)
+            for ours, theirs in zip(run(algorithm, *arrays, geometry[2]), expected, strict=True):
+                np.testing.assert_array_equal(ours, theirs)
+    finally:
+        minidl.set_num_threads(before)
+
+
+def test_non_contiguous_arrays_are_welcome(rng):
+    x_shape, out_channels, padding = GEOMETRIES[0]
+    arrays = draw(rng, x_shape, out_channels, padding)
+    strided = [np.repeat(array, 2, axis=-1)[..., ::2] for array in arrays]
+    for algorithm in ALGORITHMS:
+        for ours, theirs in zip(run(algorithm, *strided, padding), run(algorithm, *arrays, padding), strict=True):
+            np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("x_shape", "weight_shape", "stride", "padding", "expected"),
+    [
+        ((4, 56, 56, 256), (3, 3, 256, 256), (1, 1), (1, 1), _conv_winograd),
+        ((128, 8, 8, 64), (3, 3, 64, 64), (1, 1), (1, 1), _conv_winograd),
+        ((128, 32, 32, 16), (3, 3, 16, 16), (1, 1), (1, 1), _conv_im2col),
+        ((8, 7, 7, 512), (3, 3, 512, 512), (1, 1), (1, 1), _conv_im2col),
+        ((8, 56, 56, 64), (3, 3, 64, 128), (2, 2), (1, 1), _conv_im2col),
+        ((8, 56, 56, 64), (1, 1, 64, 256), (1, 1), (0, 0), _conv_im2col),
+        ((8, 56, 56, 64), (3, 3, 64, 64), (1, 1), (3, 3), _conv_im2col),
+        ((8, 56, 56, 64), (5, 5, 64, 64), (1, 1), (1, 1), _conv_im2col),
+    ],
+    ids=str,
+)
+def test_the_shapes_choose_the_algorithm(x_shape, weight_shape, stride, padding, expected):
+    assert conv._algorithm(x_shape, weight_shape, stride, padding) is expected
+
+
+def test_winograds_matrices_give_the_convolution_of_a_single_tile(rng):
+    """y = A^T [(G g G^T) * (B^T d B)] A, the formula itself."""
+    d, g = rng.standard_normal((6, 6)), rng.standard_normal((3, 3))
+    b_t, g_matrix, a_t = (np.array(matrix) for matrix in (_conv_winograd.B_T, _conv_winograd.G, _conv_winograd.A_T))
+    y = a_t @ ((g_matrix @ g @ g_matrix.T) * (b_t @ d @ b_t.T)) @ a_t.T
+    direct = [[(d[i : i + 3, j : j + 3] * g).sum() for j in range(4)] for i in range(4)]
+    np.testing.assert_allclose(y, direct, atol=1e-12)
