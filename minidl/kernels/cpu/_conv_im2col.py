@@ -16,18 +16,21 @@ WEIGHT_PARTS = 16
 def forward(x, weight, bias, stride, padding):
     """y = columns weight + bias."""
     kh, kw, c, o = weight.shape
-    n, oh, ow = x.shape[0], *output_size(x.shape[1:3], (kh, kw), stride, padding)
-    y = np.empty((n, oh, ow, o), x.dtype)
-    matrix = weight.reshape(kh * kw * c, o)
+    return _convolve(x, weight.reshape(kh * kw * c, o), bias, (kh, kw), stride, padding)
+
+
+def _convolve(x, matrix, bias, kernel_size, stride, padding):
+    n, oh, ow = x.shape[0], *output_size(x.shape[1:3], kernel_size, stride, padding)
+    y = np.empty((n, oh, ow, matrix.shape[1]), x.dtype)
 
     def convolve(start, stop):
-        columns = im2col(x[start:stop], (kh, kw), stride, padding)  # (n*OH*OW, KH*KW*C)
-        rows = y[start:stop].reshape(-1, o)
+        columns = im2col(x[start:stop], kernel_size, stride, padding)  # (n*OH*OW, KH*KW*C)
+        rows = y[start:stop].reshape(-1, y.shape[3])
         np.matmul(columns, matrix, out=rows)
         if bias is not None:
             rows += bias
 
-    map_chunks(convolve, n, _images_per_chunk(n, oh * ow * kh * kw * c))
+    map_chunks(convolve, n, _images_per_chunk(n, oh * ow * len(matrix)))
     return y
 
 
@@ -36,16 +39,22 @@ def backward_x(grad, weight, x_shape, stride, padding):
     kh, kw = weight.shape[:2]
     if stride == (1, 1) and padding[0] < kh and padding[1] < kw:
         # x reaches y through every tap once, so dL/dx is dL/dy convolved with the kernel turned by 180 degrees.
-        turned = weight[::-1, ::-1].transpose(0, 1, 3, 2)  # (KH, KW, C, O) -> (KH, KW, O, C)
-        return forward(grad, np.ascontiguousarray(turned), None, stride, (kh - 1 - padding[0], kw - 1 - padding[1]))
+        turned_padding = kh - 1 - padding[0], kw - 1 - padding[1]
+        return _convolve(grad, turned_matrix(weight), None, (kh, kw), stride, turned_padding)
     return _backward_x_by_scattering(grad, weight, x_shape, stride, padding)
+
+
+def turned_matrix(weight) -> np.ndarray:
+    """The turned kernel as a matrix (KH*KW*O, C): a transposed view, as BLAS transposes faster than a copy would."""
+    kh, kw, c, o = weight.shape
+    return weight[::-1, ::-1].transpose(2, 0, 1, 3).reshape(c, kh * kw * o).T  # (KH, KW, C, O) -> (C, KH*KW*O)^T
 
 
 def _backward_x_by_scattering(grad, weight, x_shape, stride, padding):
     kh, kw, c, o = weight.shape
     oh, ow = grad.shape[1:3]
     grad_x = np.empty(x_shape, grad.dtype)
-    matrix = np.ascontiguousarray(weight.reshape(kh * kw * c, o).T)
+    matrix = weight.reshape(kh * kw * c, o).T
 
     def scatter(start, stop):
         rows = grad[start:stop].reshape(-1, o)
@@ -87,7 +96,7 @@ def backward(grad, x, weight, stride, padding):
         return grad_x, backward_weight(grad, x, weight.shape, stride, padding)
     pixels = x.shape[1] * x.shape[2]
     turned_padding = kh - 1 - padding[0], kw - 1 - padding[1]
-    turned = weight[::-1, ::-1].transpose(0, 1, 3, 2).reshape(kh * kw * o, c)  # (KH, KW, C, O) -> (KH*KW*O, C)
+    turned = turned_matrix(weight)
     grad_x = np.empty(x.shape, grad.dtype)
     rows_x, rows_grad_x = x.reshape(-1, c), grad_x.reshape(-1, c)
     chunk = _images_per_chunk(len(x), pixels * kh * kw * o)

@@ -63,18 +63,25 @@ WEIGHT_PARTS = 4
 WEIGHT_CHUNK = 2**12
 
 
+# G for the kernel turned by 180 degrees.
+G_TURNED = [row[::-1] for row in G]
+
+
 @functools.cache
 def squared(matrix: str, dtype) -> np.ndarray:
     """kron(M, M): M applied to the rows and to the columns of a flattened square."""
-    rows = np.array({"B_T": B_T, "G": G, "A_T": A_T}[matrix], np.float64)
+    rows = np.array({"B_T": B_T, "G": G, "G_TURNED": G_TURNED, "A_T": A_T}[matrix], np.float64)
     return np.kron(rows, rows).astype(dtype)
 
 
 def forward(x, weight, bias, stride, padding):
     """conv2d_forward for 3x3 kernels and stride 1; the stride is there for the signature."""
-    tiling = Tiling(x.shape, weight.shape, padding)
+    return _convolve(x, transform_weight(weight, "G"), bias, padding)
+
+
+def _convolve(x, u, bias, padding):
+    tiling = Tiling(x.shape, u.shape[2], padding)
     y = np.empty(tiling.output_shape, x.dtype)
-    u = transform_weight(weight)
 
     def convolve(number, _):
         block = tiling.blocks[number]
@@ -93,14 +100,14 @@ def forward(x, weight, bias, stride, padding):
 
 def backward_x(grad, weight, x_shape, stride, padding):
     """dL/dx: dL/dy convolved with the turned kernel."""
-    turned = np.ascontiguousarray(weight[::-1, ::-1].transpose(0, 1, 3, 2))  # (3, 3, C, O) -> (3, 3, O, C)
-    return forward(grad, turned, None, stride, (2 - padding[0], 2 - padding[1]))
+    u = transform_weight(weight, "G_TURNED").transpose(0, 2, 1)  # (36, C, O) -> (36, O, C)
+    return _convolve(grad, u, None, (2 - padding[0], 2 - padding[1]))
 
 
 def backward_weight(grad, x, weight_shape, stride, padding):
     """dL/dweight: the same 36 products transposed, then the transform of the kernel transposed."""
-    tiling = Tiling(x.shape, weight_shape, padding)
     *_, c, o = weight_shape
+    tiling = Tiling(x.shape, o, padding)
     blocks_per_part = -(-len(tiling.blocks) // WEIGHT_PARTS)
 
     def correlate(first, last):
@@ -120,14 +127,14 @@ def backward(grad, x, weight, stride, padding):
     return grad_x, backward_weight(grad, x, weight.shape, stride, padding)
 
 
-def transform_weight(weight) -> np.ndarray:
-    """U: (3, 3, C, O) -> (36, C, O)."""
+def transform_weight(weight, matrix: str) -> np.ndarray:
+    """U: (3, 3, C, O) -> (36, C, O), with G or G_TURNED."""
     _, _, c, o = weight.shape
     u = np.empty((POINTS, c * o), weight.dtype)
     taps = weight.reshape(9, c * o)
 
     def transform(start, stop):
-        np.matmul(squared("G", weight.dtype), taps[:, start:stop], out=u[:, start:stop])
+        np.matmul(squared(matrix, weight.dtype), taps[:, start:stop], out=u[:, start:stop])
 
     map_chunks(transform, c * o, WEIGHT_CHUNK)
     return u.reshape(POINTS, c, o)
@@ -153,12 +160,12 @@ def transform_grad(grad, block: "Block") -> np.ndarray:
 class Tiling:
     """How an output of (N, OH, OW, O) is cut into tiles, and the tiles into blocks that are worked on at a time."""
 
-    def __init__(self, x_shape, weight_shape, padding):
+    def __init__(self, x_shape, out_channels: int, padding):
         n, h, w, _ = x_shape
         self.padding = padding
-        self.output_shape = n, h + 2 * padding[0] - 2, w + 2 * padding[1] - 2, weight_shape[3]
+        self.output_shape = n, h + 2 * padding[0] - 2, w + 2 * padding[1] - 2, out_channels
         rows, self.columns = (-(-size // TILE) for size in self.output_shape[1:3])
-        most = max(BLOCK_TILES, BLOCK_COLUMNS // weight_shape[3])
+        most = max(BLOCK_TILES, BLOCK_COLUMNS // out_channels)
         tiles = min(most, max(LEAST_TILES, n * rows * self.columns // LEAST_BLOCKS))
         rows_per_block = max(1, round(tiles / self.columns))
         images_per_block = max(1, rows_per_block // rows)

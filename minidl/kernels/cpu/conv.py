@@ -6,7 +6,7 @@ from minidl.kernels.cpu import _conv_im2col, _conv_winograd
 
 # (measured) Winograd's transforms cost more than they save for fewer channels, or for fewer tiles: those of the weights
 # cost the same for one tile as for a thousand.
-WINOGRAD_CHANNELS, WINOGRAD_TILES = 32, 192
+WINOGRAD_CHANNELS, WINOGRAD_TILES = 32, 128
 
 
 def conv2d_forward(x, weight, bias, stride, padding):
