@@ -119,7 +119,16 @@ def test_the_shapes_choose_the_algorithm(x_shape, weight_shape, stride, padding,
 def test_winograds_matrices_give_the_convolution_of_a_single_tile(rng):
     """y = A^T [(G g G^T) * (B^T d B)] A, the formula itself."""
     d, g = rng.standard_normal((6, 6)), rng.standard_normal((3, 3))
-    b_t, g_matrix, a_t = (np.array(matrix) for matrix in (_conv_winograd.B_T, _conv_winograd.G, _conv_winograd.A_T))
+    b_t, g_matrix, a_t = _conv_winograd.B_T, _conv_winograd.G, _conv_winograd.A_T
     y = a_t @ ((g_matrix @ g @ g_matrix.T) * (b_t @ d @ b_t.T)) @ a_t.T
     direct = [[(d[i : i + 3, j : j + 3] * g).sum() for j in range(4)] for i in range(4)]
     np.testing.assert_allclose(y, direct, atol=1e-12)
+
+
+def test_winograd_loses_little_in_float32(rng):
+    """Less than a tenth of what is allowed: the points of the interpolation are chosen for it."""
+    arrays = draw(rng, (8, 16, 16, 64), 64, (1, 1))
+    results = run(_conv_winograd, *(array.astype(np.float32) for array in arrays), (1, 1))
+    exact = run(_conv_im2col, *arrays, (1, 1))
+    for result, expected in zip(results, exact, strict=True):
+        assert abs(result - expected).max() <= 1e-5 * abs(expected).max()

@@ -1,0 +1,124 @@
+"""The threads under the CPU kernels: every chunk once, results in order, errors not lost, BLAS given back."""
+
+import os
+import threading
+
+import numpy as np
+import pytest
+import threadpoolctl
+
+import minidl
+from minidl.kernels.cpu._parallel import even_chunk, map_chunks, scratch, single_threaded_blas, sum_chunks
+
+
+@pytest.fixture(params=[1, 2, 3, 8])
+def threads(request):
+    before = minidl.get_num_threads()
+    minidl.set_num_threads(request.param)
+    yield request.param
+    minidl.set_num_threads(before)
+
+
+@pytest.mark.parametrize(("total", "chunk"), [(0, 3), (1, 3), (7, 3), (9, 3), (1000, 1)])
+def test_every_chunk_is_worked_on_once_and_the_results_are_in_order(total, chunk, threads):
+    pieces = map_chunks(lambda start, stop: list(range(start, stop)), total, chunk)
+    assert [number for piece in pieces for number in piece] == list(range(total))
+    assert all(len(piece) == chunk for piece in pieces[:-1])
+
+
+def test_sums_are_added_in_the_order_of_the_chunks(threads):
+    """In float32 (1e8 + 1) - 1e8 is 0 and (1e8 - 1e8) + 1 is 1."""
+    numbers = np.array([1e8, 1, -1e8], np.float32)
+    assert sum_chunks(lambda start, stop: numbers[start:stop].copy(), 3, 1) == [0]
+
+
+def test_several_threads_work_at_the_same_time():
+    """A chunk that waits for the other one: a single thread would wait for ever."""
+    before = minidl.get_num_threads()
+    minidl.set_num_threads(2)
+    both = threading.Barrier(2, timeout=30)
+    try:
+        map_chunks(lambda start, stop: both.wait(), 2, 1)
+    finally:
+        minidl.set_num_threads(before)
+
+
+def test_an_error_in_a_chunk_is_raised_and_the_next_call_works(threads):
+    def fail_late(start, stop):
+        if start == 5:
+            raise RuntimeError("the sixth chunk")
+
+    with pytest.raises(RuntimeError, match="the sixth chunk"):
+        map_chunks(fail_late, 10, 1)
+    assert map_chunks(lambda start, stop: start, 3, 1) == [0, 1, 2]
+
+
+def test_a_chunk_may_call_map_chunks_itself(threads):
+    inner = map_chunks(lambda start, stop: sum(map_chunks(lambda a, b: a, 10, 1)), 6, 1)
+    assert inner == [45] * 6
+
+
+def test_several_callers_share_the_threads(threads):
+    results = {}
+
+    def call(name):
+        results[name] = [map_chunks(lambda start, stop: start + name, 20, 1) for _ in range(20)]
+
+    callers = [threading.Thread(target=call, args=(name,)) for name in range(4)]
+    for caller in callers:
+        caller.start()
+    for caller in callers:
+        caller.join(timeout=60)
+    assert all(results[name] == [[start + name for start in range(20)]] * 20 for name in range(4))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="a system without fork")
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")
+def test_a_forked_process_starts_threads_of_its_own():
+    map_chunks(lambda start, stop: None, 8, 1)
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if map_chunks(lambda start, stop: start, 4, 1) == [0, 1, 2, 3] else 1)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+def blas_threads():
+    return {library["num_threads"] for library in threadpoolctl.threadpool_info() if library["user_api"] == "blas"}
+
+
+def test_blas_has_one_thread_inside_and_its_own_number_again_afterwards():
+    before = blas_threads()
+    with single_threaded_blas():
+        with single_threaded_blas():
+            assert blas_threads() == {1}
+        assert blas_threads() == {1}
+    assert blas_threads() == before
+
+
+def test_blas_is_given_back_after_an_error():
+    before = blas_threads()
+    with pytest.raises(ZeroDivisionError):
+        map_chunks(lambda start, stop: 1 / 0, 2, 1)
+    assert blas_threads() == before
+
+
+@pytest.mark.parametrize(("total", "longest", "expected"), [(8, 5, 4), (10, 5, 5), (3, 100, 3), (128, 8, 8), (7, 3, 3)])
+def test_chunks_are_even(total, longest, expected):
+    assert even_chunk(total, longest) == expected
+
+
+def test_scratch_of_one_name_is_one_buffer_for_each_thread():
+    here = scratch("test", (4, 2), np.float32)
+    assert np.shares_memory(here, scratch("test", (3,), np.float32))
+    assert not np.shares_memory(here, scratch("another", (3,), np.float32))
+    there = []
+    other = threading.Thread(target=lambda: there.append(scratch("test", (4, 2), np.float32)))
+    other.start()
+    other.join()
+    assert not np.shares_memory(here, there[0])
+
+
+@pytest.mark.parametrize("number", [0, -1, 1.5, "2"])
+def test_a_number_of_threads_that_makes_no_sense_is_refused(number):
+    with pytest.raises(ValueError, match="set_num_threads"):
+        minidl.set_num_threads(number)
