@@ -49,8 +49,16 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
         "--dataset", choices=("shapes", "cifar10", "cifar100"), default="shapes", help="default: shapes"
     )
     parser.add_argument("--data-dir", default="data", help="where CIFAR is, or is downloaded to")
-    parser.add_argument("--limit-train", type=int, metavar="N", help="train on the first N images only")
+    parser.add_argument("--limit-train", type=positive, metavar="N", help="train on the first N images only")
     parser.add_argument("--holdout", action="store_true", help="test on a tenth of the training images (45k/5k)")
+
+
+def positive(text: str) -> int:
+    """The type of an option that counts something."""
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number >= 1, got {text}")
+    return number
 
 
 def load_data(args: argparse.Namespace) -> CifarData:

@@ -1,13 +1,13 @@
 """Train a ResNet for 32x32 images (He et al. 2015, section 4.2).
 
-    python examples/train_cifar_resnet.py                                        shapes: no download, about two minutes
+    python examples/train_cifar_resnet.py --epochs 4                             shapes: no download
     python examples/train_cifar_resnet.py --dataset cifar10                      ResNet-20, 10 epochs, one-cycle
     python examples/train_cifar_resnet.py --dataset cifar10 --recipe paper       64,000 iterations, as in the paper
     python examples/train_cifar_resnet.py --dataset cifar10 --depth 56 --shortcut none        a plain network
     python examples/train_cifar_resnet.py --out runs/resnet20 --resume           go on after Ctrl-C
 
-Expect (two CPU cores): see the table of results in README.md. DIR of --out gets metrics.jsonl, curves.png and a
-checkpoint after each epoch.
+Expect (two CPU cores): 96 % of the shapes right after 4 epochs and two minutes; 87 % of CIFAR-10 after 10 epochs of the
+one-cycle recipe and HALF AN HOUR. DIR of --out gets metrics.jsonl, curves.png and a checkpoint after each epoch.
 """
 
 import argparse
@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 
-from cifar_data import CifarData, add_data_options, load_data
+from cifar_data import CifarData, add_data_options, load_data, positive
 from models.resnet import cifar_resnet
 from tqdm import tqdm
 from training import RunFolder, StopRequest, Totals, check_loss, error_rate
@@ -56,16 +56,16 @@ RECIPES = {
 WARMUP_DEPTH, WARMUP_LR, WARMUP_ERROR = 110, 0.01, 0.80
 
 
-def add_training_options(parser: argparse.ArgumentParser) -> None:
-    """The options that do not depend on the network."""
+def add_training_options(parser: argparse.ArgumentParser, lr: float | None = None) -> None:
+    """The options that do not depend on the network; `lr` is the default rate, the recipe's own if None."""
     add_data_options(parser)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--recipe", choices=RECIPES, default="fast", help="default: fast")
     length = parser.add_mutually_exclusive_group()
-    length.add_argument("--epochs", type=int, metavar="N")
-    length.add_argument("--iterations", type=int, metavar="N")
-    parser.add_argument("--batch-size", type=int, default=128, metavar="N", help="default: 128")
-    parser.add_argument("--lr", type=float, help="default: the recipe's")
+    length.add_argument("--epochs", type=positive, metavar="N")
+    length.add_argument("--iterations", type=positive, metavar="N")
+    parser.add_argument("--batch-size", type=positive, default=128, metavar="N", help="default: 128")
+    parser.add_argument("--lr", type=float, default=lr, help=f"default: {lr or 'that of the recipe'}")
     parser.add_argument("--weight-decay", type=float, help="default: the recipe's")
     parser.add_argument("--seed", type=int, default=0, help="of weights, order and augmentation; default: 0")
     parser.add_argument("--out", default="runs/latest", metavar="DIR", help="default: runs/latest")
@@ -97,6 +97,7 @@ def train(model: Module, data: CifarData, args: argparse.Namespace, needs_warmup
         counters = folder.load(model, optimizer, options)
         progress = Progress(**counters["progress"] | {"totals": Totals(**counters["progress"]["totals"])})
         loader.load_state_dict(counters["loader"])
+        folder.forget_after(progress.step)
 
     started, test_error = time.perf_counter() - progress.seconds, None
     with StopRequest() as stop, progress_bar(progress.step, total_steps) as bar:

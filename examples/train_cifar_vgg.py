@@ -21,8 +21,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", choices=CONFIGS, default="D", help="a column of the paper's table 1; default: D")
     parser.add_argument("--batch-norm", action=argparse.BooleanOptionalAction, default=True)
-    add_training_options(parser)
-    parser.set_defaults(lr=0.05)
+    add_training_options(parser, lr=0.05)
     args = parser.parse_args()
     try:
         data = load_data(args)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minidl import Tensor, no_grad
-from minidl.checkpoint import load_checkpoint, save_checkpoint, write_whole
+from minidl.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint, write_whole
 from minidl.data import DataLoader
 from minidl.nn import Module
 from minidl.optim import Optimizer
@@ -25,32 +25,39 @@ class RunFolder:
         if not resume and self.checkpoint.exists():
             raise SystemExit(f"error: {self.checkpoint} exists; go on with --resume, or choose another --out")
         self.path.mkdir(parents=True, exist_ok=True)
+        if not resume:
+            self.metrics.unlink(missing_ok=True)  # of a run that ended before its first checkpoint
 
     def save(self, model: Module, optimizer: Optimizer, counters: dict) -> None:
         """Replace the checkpoint."""
         save_checkpoint(self.checkpoint, model, optimizer, counters)
 
     def load(self, model: Module, optimizer: Optimizer, options: dict) -> dict:
-        """The counters of the checkpoint, if it was made with the same options. Later lines of the metrics go."""
-        counters = load_checkpoint(self.checkpoint, model, optimizer)
+        """The counters of the checkpoint, which must have been made with the same options."""
+        _, counters = read_checkpoint(self.checkpoint)
+        was = counters["options"]
         changed = [
-            f"{name} was {was}, is {options[name]}" for name, was in counters["options"].items() if options[name] != was
+            f"{name} was {was.get(name)}, is {value}" for name, value in options.items() if was.get(name) != value
         ]
         if changed:
             raise SystemExit(f"error: --resume: {'; '.join(changed)}; give the same options, or another --out")
-        kept = [record for record in self.records() if record["step"] <= counters["step"]]
-        write_whole(self.metrics, "".join(json.dumps(record) + "\n" for record in kept).encode())
-        return counters
+        return load_checkpoint(self.checkpoint, model, optimizer)
+
+    def forget_after(self, step: int) -> None:
+        """Drop the lines of the metrics that were written after the checkpoint of that step."""
+        self._write([record for record in self.records() if record["step"] <= step])
 
     def append(self, record: dict) -> None:
         """Add a line to the metrics, and draw the curves anew."""
-        with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(record) + "\n")
+        self._write([*self.records(), record])
         draw_curves(self.records(), self.path / "curves.png")
 
     def records(self) -> list[dict]:
         """The lines of the metrics."""
         return [json.loads(line) for line in self.metrics.read_text().splitlines()] if self.metrics.exists() else []
+
+    def _write(self, records: list[dict]) -> None:
+        write_whole(self.metrics, "".join(json.dumps(record) + "\n" for record in records).encode())
 
 
 def draw_curves(records: list[dict], path: Path) -> None:

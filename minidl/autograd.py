@@ -23,7 +23,7 @@ class Leaf:
         self.hooks: list[Callable[[], None]] = []  # called when `grad` has been completed by a backward pass
 
     def finish(self, grad):
-        """Called once in a backward pass, with this pass's whole gradient. A new array: the given one may be shared."""
+        """Called once in a backward pass, with its whole gradient. Sums are new arrays: that one may be shared."""
         if grad is None:
             return
         self.grad = grad if self.grad is None else self.grad + grad

@@ -217,7 +217,7 @@ def batch_norm(
     if not training:
         if running_mean is None or running_var is None:
             raise ValueError("batch_norm: evaluation (training=False) needs running_mean and running_var")
-        mean, variance = running_mean.data, running_var.data
+        mean, variance = running_mean.data.copy(), running_var.data.copy()  # they go on changing before backward
     else:
         mean, variance = _statistics(x, running_mean, running_var, momentum)
     function = BatchNorm if training else FixedBatchNorm
@@ -248,7 +248,7 @@ def relu(x: Tensor) -> Tensor:
 
 
 def dropout(x: Tensor, probability: float, key: np.ndarray) -> Tensor:
-    """x / (1 - probability) with that probability's complement, else 0 (Srivastava et al. 2014).
+    """x / (1 - p) with probability 1 - p, else 0 (Srivastava et al. 2014).
 
     `key` is a uint32 array (seed low, seed high, step, layer): the same key gives the same mask. The layer
     `minidl.nn.Dropout` keeps one and counts the steps.

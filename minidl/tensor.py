@@ -288,7 +288,7 @@ class Tensor:
         return total / (self.numel() / total.numel())
 
     def var(self, dim: Dim = None, keepdim: bool = False, correction: int = 1) -> "Tensor":
-        """The mean of (x - mean)^2, divided by count - correction: 1 for a sample, 0 for a whole population."""
+        """The sum of (x - mean)^2 over count - correction: 1 for a sample, 0 for a whole population."""
         deviations = self - self.mean(dim, keepdim=True)
         total = (deviations * deviations).sum(dim, keepdim)
         return total / (self.numel() / total.numel() - correction)

@@ -62,10 +62,11 @@ def test_a_run_leaves_metrics_a_picture_and_a_checkpoint(tmp_path):
     assert weights["layer2.0.conv1.weight"].shape == (32, 16, 3, 3)  # PyTorch's names and layout
 
 
-def test_a_run_that_was_interrupted_and_resumed_ends_with_the_same_bits(tmp_path):
-    """Stopped in the middle of an epoch, with batches loaded ahead."""
+@pytest.mark.parametrize("after_step", [2, 6])
+def test_a_run_that_was_interrupted_and_resumed_ends_with_the_same_bits(tmp_path, after_step):
+    """Stopped in the middle of the first and of the second epoch, with batches loaded ahead."""
     resnet("--iterations", 10, "--out", tmp_path / "whole")
-    stopped = interrupt(tmp_path / "parts", after_step=2, iterations=10)
+    stopped = interrupt(tmp_path / "parts", after_step, iterations=10)
     assert "--resume goes on" in stopped
     resnet("--iterations", 10, "--out", tmp_path / "parts", "--resume")
     whole, parts = (load_file(tmp_path / name / "checkpoint.safetensors") for name in ("whole", "parts"))
@@ -110,6 +111,27 @@ def test_a_finished_run_is_not_overwritten_by_accident(tmp_path):
 def test_resuming_with_other_options_says_which(tmp_path):
     resnet("--iterations", 1, "--out", tmp_path)
     assert "seed was 0, is 1" in resnet("--iterations", 1, "--seed", 1, "--out", tmp_path, "--resume", fails=True)
+
+
+def test_resuming_another_network_says_so(tmp_path):
+    resnet("--iterations", 1, "--out", tmp_path)
+    output = run(
+        "train_cifar_resnet.py", "--depth", 14, *TINY, "--iterations", 1, "--out", tmp_path, "--resume", fails=True
+    )
+    assert "depth was 8, is 14" in output
+    output = run("train_cifar_vgg.py", "--config", "A", *again, fails=True)
+    assert "config was None, is A" in output
+
+
+def test_the_metrics_of_a_run_without_a_checkpoint_are_not_continued(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"step": 4, "torn')
+    resnet("--iterations", 1, "--out", tmp_path)
+    assert [record["step"] for record in metrics(tmp_path)] == [1]
+
+
+@pytest.mark.parametrize("option", ["--batch-size", "--limit-train", "--epochs", "--iterations"])
+def test_a_count_of_nothing_is_a_clear_error(tmp_path, option):
+    assert "expected a whole number >= 1" in run("train_cifar_resnet.py", option, 0, "--out", tmp_path, fails=True)
 
 
 def test_resuming_what_is_not_there_is_an_error(tmp_path):

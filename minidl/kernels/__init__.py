@@ -1,6 +1,6 @@
 """The only code that knows NumPy from CuPy: how each operation is computed on each device.
 
-`cpu`, `cuda` and `reference` export the same names with the same signatures. An array decides which one it goes to.
+`cpu` and `reference` export the same names with the same signatures. An array decides which one it goes to.
 """
 
 from types import ModuleType
@@ -30,8 +30,4 @@ def to_device(array, device: str):
 
 
 def _cuda() -> ModuleType:
-    try:
-        import cupy
-    except ImportError as error:
-        raise RuntimeError("device 'cuda' needs CuPy: pip install \"minidl[cuda13]\" (or cuda12)") from error
-    raise NotImplementedError("device 'cuda': this version of minidl has no CUDA kernels; use device 'cpu'")
+    raise NotImplementedError("device 'cuda': this version of minidl has no CUDA kernels yet; use device 'cpu'")

@@ -200,7 +200,7 @@ class Clip(Function):
     @staticmethod
     def backward(ctx, grad):
         (inside,) = ctx.saved
-        return grad * inside
+        return np.where(inside, grad, 0)
 
 
 class Maximum(Function):
@@ -214,9 +214,9 @@ class Maximum(Function):
     @staticmethod
     def backward(ctx, grad):
         a, b = ctx.saved
-        half = 0.5 * grad
-        grad_a = np.where(a > b, grad, np.where(a == b, half, 0 * grad))
-        return sum_to_shape(grad_a, a.shape), sum_to_shape(grad - grad_a, b.shape)
+        shared = np.where(a == b, 0.5 * grad, 0)
+        grad_a, grad_b = np.where(a > b, grad, shared), np.where(a < b, grad, shared)
+        return sum_to_shape(grad_a, a.shape), sum_to_shape(grad_b, b.shape)
 
 
 class Where(Function):
@@ -230,4 +230,4 @@ class Where(Function):
     @staticmethod
     def backward(ctx, grad):
         a_shape, b_shape, condition = ctx.saved
-        return sum_to_shape(grad * condition, a_shape), sum_to_shape(grad * ~condition, b_shape)
+        return sum_to_shape(np.where(condition, grad, 0), a_shape), sum_to_shape(np.where(condition, 0, grad), b_shape)

@@ -42,3 +42,9 @@ def test_relu_is_that_of_pytorch(shape, run, rng, torch):
 def test_what_the_relu_cuts_off_is_zero_even_of_infinity(run):
     grad, y = np.array([np.inf, np.nan, -np.inf, 1.0]), np.array([0.0, 0.0, 2.0, 3.0])
     assert run("relu_backward", grad, y).tolist() == [0, 0, -np.inf, 1]
+
+
+@pytest.mark.parametrize("shapes", [((3,), (2, 3)), ((2, 3), (3,)), ((2, 3), (3, 2))], ids=str)
+def test_gradients_of_different_shapes_are_not_added(shapes, kernels, to_device):
+    with pytest.raises(ValueError, match="two gradients of one tensor"):
+        kernels.add(*(to_device(np.ones(shape)) for shape in shapes))

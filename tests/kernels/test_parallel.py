@@ -1,7 +1,11 @@
 """The threads under the CPU kernels: every chunk once, results in order, errors not lost, BLAS given back."""
 
+import contextlib
+import gc
 import os
 import threading
+import time
+import weakref
 
 import numpy as np
 import pytest
@@ -51,6 +55,42 @@ def test_an_error_in_a_chunk_is_raised_and_the_next_call_works(threads):
     with pytest.raises(RuntimeError, match="the sixth chunk"):
         map_chunks(fail_late, 10, 1)
     assert map_chunks(lambda start, stop: start, 3, 1) == [0, 1, 2]
+
+
+def test_the_error_of_the_first_chunk_is_raised_whichever_thread_was_faster(threads):
+    started = threading.Barrier(min(threads, 4))
+
+    def fail(start, stop):
+        started.wait(timeout=30)
+        raise RuntimeError(f"chunk {start}")
+
+    with pytest.raises(RuntimeError, match="chunk 0"):
+        map_chunks(fail, min(threads, 4), 1)
+
+
+def test_no_array_is_kept_alive_after_a_result_or_an_error(threads):
+    class Array:
+        pass
+
+    def references(fails):
+        array = Array()
+
+        def work(start, stop):
+            return array, 1 / (0 if fails else 1)
+
+        with contextlib.suppress(ZeroDivisionError):
+            map_chunks(work, 8, 1)
+        return weakref.ref(array)
+
+    gc.disable()
+    try:
+        for reference in (references(fails=False), references(fails=True)):
+            deadline = time.monotonic() + 10  # a helper may still be on its way out of its last chunk
+            while reference() is not None and time.monotonic() < deadline:
+                time.sleep(0.01)
+            assert reference() is None
+    finally:
+        gc.enable()
 
 
 def test_a_chunk_may_call_map_chunks_itself(threads):

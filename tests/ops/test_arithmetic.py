@@ -91,3 +91,16 @@ def test_the_bounds_of_clip_belong_to_the_inside(device):
 @pytest.mark.parametrize(("x", "expected"), [(-1e4, 0), (-100, 0), (0, 0.5), (100, 1), (1e4, 1)])
 def test_no_number_is_too_large_for_the_sigmoid(x, expected, device):
     assert Tensor(np.float32(x), device=device).sigmoid().item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_an_infinite_gradient_does_not_spoil_the_side_that_was_not_taken(device):
+    a, b = (Tensor(np.array(values), device=device, requires_grad=True) for values in ([1.0, 5.0], [2.0, 3.0]))
+    infinite = Tensor(np.array([np.inf, 1.0]), device=device)
+    for y in (minidl.maximum(a, b), minidl.where(a > b, a, b)):
+        a.grad = b.grad = None
+        y.backward(infinite)
+        assert a.grad.numpy().tolist() == [0, 1]
+        assert b.grad.numpy().tolist() == [np.inf, 0]
+    a.grad = None
+    a.clip(2.0, None).backward(infinite)
+    assert a.grad.numpy().tolist() == [0, 1]

@@ -132,3 +132,15 @@ def test_a_large_mean_does_not_swallow_the_variance(device, rng):
     y = batch_norm(Tensor(x, device=device), one, zero).numpy()
     exact = x.astype(np.float64)
     assert_close(y, (exact - exact.mean()) / np.sqrt(exact.var() + 1e-5), 1e-3)
+
+
+def test_a_later_training_step_does_not_change_the_gradient_of_an_evaluation(device, rng):
+    """The running values are updated in place."""
+    x = Tensor(rng.standard_normal((4, 3)), device=device, requires_grad=True)
+    weight, bias, running_mean, running_var = (
+        Tensor(np.full(3, value), device=device) for value in (1.0, 0.0, 0.0, 1.0)
+    )
+    y = batch_norm(x, weight, bias, running_mean, running_var, training=False, eps=0)
+    batch_norm(x.detach() * 3, weight, bias, running_mean, running_var, momentum=0.5)
+    y.sum().backward()
+    np.testing.assert_array_equal(x.grad.numpy(), np.ones((4, 3)))

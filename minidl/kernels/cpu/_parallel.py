@@ -54,8 +54,7 @@ def map_chunks(work: Callable[[int, int], object], total: int, chunk: int) -> li
         for _ in range(min(_num_threads, len(job.starts)) - 1):
             _helpers.invite(job)
         job.take_chunks()
-        job.wait()
-    return job.results
+        return job.wait()
 
 
 class _Job:
@@ -67,7 +66,7 @@ class _Job:
         self.results = [None] * len(self.starts)
         self.todo = iter(range(len(self.starts)))
         self.unfinished = len(self.starts)
-        self.error: BaseException | None = None
+        self.errors: dict[int, BaseException] = {}
         self.lock, self.finished = threading.Lock(), threading.Lock()
         self.finished.acquire()  # released by the thread that finishes the last chunk
 
@@ -78,22 +77,29 @@ class _Job:
                 number = next(self.todo, None)
             if number is None:
                 return
-            start = self.starts[number]
             try:
-                self.results[number] = self.work(start, min(start + self.chunk, self.total))
+                if not self.errors:  # after an error, the other chunks are for nothing
+                    start = self.starts[number]
+                    self.results[number] = self.work(start, min(start + self.chunk, self.total))
             except BaseException as error:
-                self.error = error
+                self.errors[number] = error
             with self.lock:
                 self.unfinished -= 1
                 if self.unfinished == 0:
                     self.finished.release()
 
-    def wait(self) -> None:
-        """Until all chunks are finished: not for a helper that never took one. Raises what a chunk raised."""
+    def wait(self) -> list:
+        """The results, when all chunks are finished. A helper that never took one is not waited for."""
         if self.starts:
             self.finished.acquire()
-        if self.error is not None:
-            raise self.error
+        results, errors = self.results, self.errors
+        self.work = self.results = self.errors = None  # so that a helper which comes late keeps no array alive
+        try:
+            if errors:
+                raise errors[min(errors)]
+            return results
+        finally:
+            del results, errors  # an error's traceback holds this frame
 
 
 class _Helpers:
@@ -119,9 +125,10 @@ _helpers = _Helpers()
 
 
 def _after_fork() -> None:
-    """A forked process has none of its parent's threads."""
-    global _helpers
+    """A forked process has none of its parent's threads, and nobody else limits BLAS in it."""
+    global _helpers, _blas_lock, _blas_users
     _helpers = _Helpers()
+    _blas_lock, _blas_users = threading.Lock(), 0
 
 
 if hasattr(os, "register_at_fork"):
@@ -129,7 +136,7 @@ if hasattr(os, "register_at_fork"):
 
 
 def sum_chunks(work: Callable[[int, int], np.ndarray], total: int, chunk: int) -> np.ndarray:
-    """The sum of the chunks' results, added in the order of the chunks."""
+    """The sum of the chunks' results, added in the order of the chunks; `work` returns a new array each time."""
     first, *others = map_chunks(work, total, chunk)
     for other in others:
         first += other
@@ -150,7 +157,7 @@ _scratch = threading.local()
 
 
 def scratch(name: str, shape: tuple[int, ...], dtype) -> np.ndarray:
-    """This thread's own buffer of that name, undefined contents; the next call with the name hands it out again."""
+    """This thread's own buffer of that name, contents undefined; valid until the thread asks for the name again."""
     buffers = _scratch.__dict__
     size = math.prod(shape)
     buffer = buffers.get((name, dtype))

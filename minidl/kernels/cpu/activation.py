@@ -8,6 +8,8 @@ from minidl.kernels.cpu._parallel import map_chunks
 
 def add(a, b):
     """a + b, of one shape: where two gradients meet."""
+    if a.shape != b.shape:
+        raise ValueError(f"backward: two gradients of one tensor have the shapes {a.shape} and {b.shape}")
     flat_a, flat_b = a.reshape(-1), b.reshape(-1)
     total = np.empty(flat_a.shape, a.dtype)
     map_chunks(

@@ -13,7 +13,7 @@ def sgd_update(parameters, grads, velocities, lr, momentum, weight_decay, nester
     """For each p: g = grad + weight_decay p;  v = momentum v + g;  p -= lr (g + momentum v if nesterov, else v)."""
     rate = float(lr)
 
-    def update(p, grad, v):
+    def update(p, grad, v=None):
         step = _decayed(grad, p, weight_decay)
         if momentum:
             v *= momentum
@@ -21,7 +21,7 @@ def sgd_update(parameters, grads, velocities, lr, momentum, weight_decay, nester
             step = step + momentum * v if nesterov else v
         p -= np.multiply(step, rate, out=scratch("scaled_step", p.shape, p.dtype))
 
-    _in_chunks(update, parameters, grads, velocities if momentum else parameters)
+    _in_chunks(update, parameters, grads, *([velocities] if momentum else []))
 
 
 def adam_update(parameters, grads, means, squares, step, lr, beta1, beta2, eps, weight_decay, decoupled):
