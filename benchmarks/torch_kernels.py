@@ -119,6 +119,12 @@ def batch_norm_backward_apply(layout, grad, x, y, mean, variance, weight, _sum, 
 # ---- activations, pooling, the loss ----------------------------------------------------------------------------------
 
 
+def add(layout, a, b):
+    """Two gradients that meet."""
+    a, b = tensor(a, layout), tensor(b, layout)
+    return lambda: a + b
+
+
 def relu_forward(layout, x):
     x = tensor(x, layout)
     return lambda: F.relu(x)
@@ -201,6 +207,7 @@ COUNTERPARTS = {
         bias_backward,
         batch_norm_apply,
         batch_norm_backward_apply,
+        add,
         relu_forward,
         relu_backward,
         max_pool2d_forward,

@@ -115,9 +115,8 @@ def test_resuming_with_other_options_says_which(tmp_path):
 
 def test_resuming_another_network_says_so(tmp_path):
     resnet("--iterations", 1, "--out", tmp_path)
-    output = run(
-        "train_cifar_resnet.py", "--depth", 14, *TINY, "--iterations", 1, "--out", tmp_path, "--resume", fails=True
-    )
+    again = [*TINY, "--iterations", 1, "--out", tmp_path, "--resume"]
+    output = run("train_cifar_resnet.py", "--depth", 14, *again, fails=True)
     assert "depth was 8, is 14" in output
     output = run("train_cifar_vgg.py", "--config", "A", *again, fails=True)
     assert "config was None, is A" in output
