@@ -7,7 +7,7 @@
     python examples/train_cifar_resnet.py --out runs/resnet20 --resume           go on after Ctrl-C
 
 Expect (two CPU cores): 96 % of the shapes right after 4 epochs and two minutes; 87 % of CIFAR-10 after 10 epochs of the
-one-cycle recipe and HALF AN HOUR. DIR of --out gets metrics.jsonl, curves.png and a checkpoint after each epoch.
+one-cycle recipe and half an hour. DIR of --out gets metrics.jsonl, curves.png and a checkpoint after each epoch.
 """
 
 import argparse
