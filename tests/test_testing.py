@@ -375,7 +375,7 @@ def test_ones_for_dl_dy_would_let_a_wrong_batch_norm_pass(factor, monkeypatch):
         gradcheck(lambda x: BATCH_NORM.ours(x, weight, bias), [x])
 
 
-def overwriting_walk(place, grad):
+def overwriting_walk(place, grad, add=None):
     """The engine's own mistake, not an operation's: the second gradient of a tensor replaces the first."""
     if isinstance(place, Leaf):
         place.grad = grad
