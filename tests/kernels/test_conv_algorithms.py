@@ -9,7 +9,7 @@ import pytest
 
 import minidl
 from minidl.kernels import reference
-from minidl.kernels.cpu import _conv_im2col, _conv_winograd, conv
+from minidl.kernels.cpu import _conv_im2col, _conv_winograd, _im2col, conv
 
 ALGORITHMS = [_conv_im2col, _conv_winograd]
 by_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS, ids=["im2col", "winograd"])
@@ -55,7 +55,7 @@ def expectation(x, weight, bias, grad, padding):
 def chunks(request, monkeypatch):
     """As many chunks as the shapes call for, or a chunk for every image or row of tiles."""
     if request.param == "several":
-        monkeypatch.setattr(_conv_im2col, "COLUMN_ELEMENTS", 1)
+        monkeypatch.setattr(_im2col, "COLUMN_ELEMENTS", 1)
         monkeypatch.setattr(_conv_winograd, "BLOCK_COLUMNS", 1)
         for limit in ("BLOCK_TILES", "LEAST_TILES"):
             monkeypatch.setattr(_conv_winograd, limit, 1)

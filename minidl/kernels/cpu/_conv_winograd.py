@@ -23,7 +23,7 @@ import functools
 
 import numpy as np
 
-from minidl.kernels.cpu._conv_im2col import add_product
+
 from minidl.kernels.cpu._parallel import map_chunks, scratch, sum_chunks
 
 TILE, SEEN = 4, 6  # a tile of 4x4 outputs sees 6x6 inputs
@@ -220,3 +220,11 @@ class Block:
                     tiles[:, :, :, i, j] = 0
                 tiles[:, : place.shape[1], : place.shape[2], i, j] = place
         return tiles.reshape(-1, TILE * TILE, grad.shape[3])
+
+
+def add_product(a, b, total, is_first: bool) -> None:
+    """total += a b; or total = a b, where it is the first."""
+    if is_first:
+        np.matmul(a, b, out=total)
+    else:
+        total += np.matmul(a, b, out=scratch("product", total.shape, total.dtype))
