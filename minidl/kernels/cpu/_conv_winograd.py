@@ -23,8 +23,8 @@ import functools
 
 import numpy as np
 
-
-from minidl.kernels.cpu._parallel import map_chunks, scratch, sum_chunks
+from minidl.kernels.cpu._im2col import within
+from minidl.kernels.cpu._parallel import even_chunk, map_chunks, scratch, sum_chunks
 
 TILE, SEEN = 4, 6  # a tile of 4x4 outputs sees 6x6 inputs
 PRODUCTS = SEEN * SEEN
@@ -140,12 +140,9 @@ def transform_weight(weight, matrix: str) -> np.ndarray:
 
 def transform_input(x, block: "Block", tiling: "Tiling") -> np.ndarray:
     """V of a block's input tiles: (tiles, 36, C), in this thread's scratch."""
-    tiles = block.input_tiles(x, tiling)  # (n, rows, columns, 6, 6, C), a view
-    gathered = scratch("winograd_gathered", tiles.shape, x.dtype)
-    np.copyto(gathered, tiles)
-    gathered = gathered.reshape(-1, PRODUCTS, x.shape[3])
-    v = scratch("winograd_input", gathered.shape, x.dtype)
-    return np.matmul(squared("B_T", x.dtype), gathered, out=v)
+    tiles = block.input_tiles(x, tiling)  # (tiles, 36, C)
+    v = scratch("winograd_input", tiles.shape, x.dtype)
+    return np.matmul(squared("B_T", x.dtype), tiles, out=v)
 
 
 def transform_grad(grad, block: "Block") -> np.ndarray:
@@ -165,12 +162,12 @@ class Tiling:
         rows, self.columns = (-(-size // TILE) for size in self.output_shape[1:3])
         most = max(BLOCK_TILES, BLOCK_COLUMNS // out_channels)
         tiles = min(most, max(LEAST_TILES, n * rows * self.columns // LEAST_BLOCKS))
-        rows_per_block = max(1, round(tiles / self.columns))
-        images_per_block = max(1, rows_per_block // rows)
+        rows_per_block = even_chunk(rows, min(rows, max(1, round(tiles / self.columns))))
+        images_per_block = even_chunk(n, max(1, round(tiles / (rows * self.columns))))
         self.blocks = [
             Block(images, tile_rows, self.columns)
             for images in _ranges(n, images_per_block)
-            for tile_rows in _ranges(rows, min(rows_per_block, rows))
+            for tile_rows in _ranges(rows, rows_per_block)
         ]
 
 
@@ -182,44 +179,46 @@ class Block:
     """Some rows of tiles of some images."""
 
     def __init__(self, images: slice, tile_rows: slice, columns: int):
-        self.images, self.first_row, self.columns = images, tile_rows.start, columns
+        self.images, self.columns = images, columns
+        self.outputs = slice(TILE * tile_rows.start, TILE * tile_rows.stop)  # rows of y
         self.rows = tile_rows.stop - tile_rows.start
 
     def input_tiles(self, x, tiling: Tiling) -> np.ndarray:
-        """The view (n, rows, columns, 6, 6, C) of the padded input in which tiles overlap by two numbers."""
-        x = x[self.images]
-        n, h, w, c = x.shape
-        ph, pw = tiling.padding
-        padded = scratch("winograd_padded", (n, TILE * self.rows + 2, TILE * self.columns + 2, c), x.dtype)
-        padded[...] = 0
-        top = TILE * self.first_row - ph  # the row of x that is the first of padded
-        first, last = max(top, 0), min(top + padded.shape[1], h)
-        padded[:, first - top : last - top, pw : pw + w] = x[:, first:last, : padded.shape[2] - pw]
-        image, row, column, channel = padded.strides
-        strides = image, TILE * row, TILE * column, row, column, channel
-        return np.lib.stride_tricks.as_strided(padded, (n, self.rows, self.columns, SEEN, SEEN, c), strides)
-
-    def put_outputs(self, tiles, y) -> None:
-        """Write tiles (tiles, 16, O) to their places in y; what hangs over the edge is dropped."""
-        outputs = y[self.images, TILE * self.first_row : TILE * (self.first_row + self.rows)]
-        tiles = tiles.reshape(len(outputs), self.rows, self.columns, TILE, TILE, y.shape[3])
-        for i in range(TILE):
-            for j in range(TILE):
-                place = outputs[:, i::TILE, j::TILE]
-                place[...] = tiles[:, : place.shape[1], : place.shape[2], i, j]
+        """The tiles (tiles, 36, C) of the padded input, which overlap by two numbers."""
+        top, left = self.outputs.start - tiling.padding[0], -tiling.padding[1]
+        bottom, right = top + TILE * self.rows + 2, left + TILE * self.columns + 2
+        seen, top, left = within(x[self.images], top, bottom, left, right)
+        rows = self._rows_of_tiles(seen, SEEN, top, left)
+        tiles = scratch("winograd_gathered", (rows.size // SEEN, PRODUCTS, x.shape[3]), x.dtype)
+        tiles.reshape(-1).view(rows.dtype).reshape(rows.shape)[...] = rows
+        return tiles
 
     def output_tiles(self, grad) -> np.ndarray:
-        """The tiles (tiles, 16, O) of grad, zeros where they hang over the edge: put_outputs in reverse."""
-        outputs = grad[self.images, TILE * self.first_row : TILE * (self.first_row + self.rows)]
-        shape = len(outputs), self.rows, self.columns, TILE, TILE, grad.shape[3]
-        tiles = scratch("winograd_tiles", shape, grad.dtype)
-        for i in range(TILE):
-            for j in range(TILE):
-                place = outputs[:, i::TILE, j::TILE]
-                if place.shape[1:3] != (self.rows, self.columns):
-                    tiles[:, :, :, i, j] = 0
-                tiles[:, : place.shape[1], : place.shape[2], i, j] = place
-        return tiles.reshape(-1, TILE * TILE, grad.shape[3])
+        """The tiles (tiles, 16, O) of grad, zeros where they hang over the edge."""
+        outputs = grad[self.images, self.outputs]
+        whole, _, _ = within(outputs, 0, TILE * self.rows, 0, TILE * self.columns)
+        rows = self._rows_of_tiles(whole, TILE)
+        tiles = scratch("winograd_tiles", (rows.size // TILE, TILE * TILE, grad.shape[3]), grad.dtype)
+        tiles.reshape(-1).view(rows.dtype).reshape(rows.shape)[...] = rows
+        return tiles
+
+    def put_outputs(self, tiles, y) -> None:
+        """output_tiles in reverse: write tiles to their places in y; what hangs over the edge is dropped."""
+        outputs = y[self.images, self.outputs]
+        n, h, w, o = outputs.shape
+        fits = (h, w) == (TILE * self.rows, TILE * self.columns)
+        whole = outputs if fits else scratch("padded", (n, TILE * self.rows, TILE * self.columns, o), y.dtype)
+        rows = self._rows_of_tiles(whole, TILE)
+        rows[...] = tiles.reshape(-1).view(rows.dtype).reshape(rows.shape)
+        if not fits:
+            outputs[...] = whole[:, :h, :w]
+
+    def _rows_of_tiles(self, x, size: int, top: int = 0, left: int = 0) -> np.ndarray:
+        """The view (n, rows, columns, size) of x from (top, left) on; its items are the rows of size x size tiles."""
+        image, row, pixel, _ = x.strides
+        run = np.dtype((np.void, size * pixel))
+        shape, strides = (len(x), self.rows, self.columns, size), (image, TILE * row, TILE * pixel, row)
+        return np.ndarray(shape, run, x, top * row + left * pixel, strides)
 
 
 def add_product(a, b, total, is_first: bool) -> None:
