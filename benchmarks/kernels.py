@@ -8,8 +8,8 @@ one call that is not timed; the median of the turns counts. The table is sorted 
 rate is a fraction of this machine's own peak in this run, a large sgemm or a large copy: an algorithm that needs fewer
 multiplications than the definition, and an array that fits the cache, may exceed it.
 
-batch_norm_apply and batch_norm_backward_apply stand for all of batch normalisation's forward and backward pass, with
-the kernels that take the statistics and the sums before them, as PyTorch has one operation for each.
+batch_norm_apply stands for all of batch normalisation's forward pass, with the kernel that takes the statistics before
+it, as PyTorch has one operation for both.
 
 Other programs slow PyTorch down more than us, as its threads wait for each other actively: believe no ratio of a run
 whose sgemm is far below what this machine can do.
@@ -37,7 +37,7 @@ from minidl.__main__ import cpu_flags, read_cpuinfo, warnings_about_blas
 from minidl.kernels import cpu
 
 # A kernel, and the one that ends the operation it begins.
-BEGINS = {"batch_statistics": "batch_norm_apply", "batch_norm_backward_sums": "batch_norm_backward_apply"}
+BEGINS = {"batch_statistics": "batch_norm_apply"}
 
 # Which arguments are read and written, and so count twice in GB/s.
 IN_PLACE = {"sgd_update": (0, 2)}

@@ -104,7 +104,7 @@ def batch_norm_apply(layout, x, mean, variance, weight, bias, residual, eps, rel
     return forward
 
 
-def batch_norm_backward_apply(layout, grad, x, y, mean, variance, weight, _sum, _sum_normalised, eps, relu, residual):
+def batch_norm_backward(layout, grad, x, y, mean, variance, weight, eps, relu, residual, _through_statistics):
     shift = np.zeros_like(x)
     if relu:  # something to add, with which the ReLU cuts off the same numbers as it did
         shift = np.where(y > 0, y, -1) - weight * (x - mean) / np.sqrt(variance + eps)
@@ -206,7 +206,7 @@ COUNTERPARTS = {
         linear_backward_weight,
         bias_backward,
         batch_norm_apply,
-        batch_norm_backward_apply,
+        batch_norm_backward,
         add,
         relu_forward,
         relu_backward,

@@ -20,8 +20,7 @@ __all__ = [
     "avg_pool2d_backward",
     "avg_pool2d_forward",
     "batch_norm_apply",
-    "batch_norm_backward_apply",
-    "batch_norm_backward_sums",
+    "batch_norm_backward",
     "batch_statistics",
     "bias_backward",
     "conv2d_backward",
@@ -268,28 +267,22 @@ def batch_norm_apply(x, mean, variance, weight, bias, residual, eps, relu):
     return relu_forward(y) if relu else y
 
 
-def batch_norm_backward_sums(grad, x, y, mean, variance, eps, relu):
-    """(sum of g, sum of g * x_hat) per channel, which are dL/dbias and dL/dweight.
+def batch_norm_backward(grad, x, y, mean, variance, weight, eps, relu, has_residual, through_statistics):
+    """(grad_x, grad_weight, grad_bias, grad_residual); the last is None where there was no residual.
 
-    g is dL/d(what the ReLU was given): `grad` where y > 0, else 0. Without relu it is `grad`, and `y` may be None.
+    With g = dL/d(what the ReLU was given), which is `grad` where y > 0 and else 0, and M rows:
+        grad_bias = sum of g,  grad_weight = sum of g * x_hat,  grad_residual = g,
+        grad_x = weight / sqrt(variance + eps) * (g - grad_bias / M - x_hat * grad_weight / M).
+    The last two terms are how x acts through the mean and the variance. They are 0 where these are constants (eval
+    mode), not `through_statistics`. Without relu g is `grad`, and `y` may be None.
     """
     g = relu_backward(grad, y) if relu else grad
-    return bias_backward(g), bias_backward(g * _normalised(x, mean, variance, eps))
-
-
-def batch_norm_backward_apply(grad, x, y, mean, variance, weight, sum_grad, sum_grad_normalised, eps, relu, residual):
-    """(grad_x, grad_residual): the second is g, or None where `residual` says that there was no residual.
-
-        grad_x = weight / sqrt(variance + eps) * (g - sum_grad / M - x_hat * sum_grad_normalised / M)
-
-    The two sums are how x acts through the mean and the variance; where those are constants (eval mode) they are 0.
-    """
-    g = relu_backward(grad, y) if relu else grad
+    x_hat = _normalised(x, mean, variance, eps)
+    grad_bias, grad_weight = bias_backward(g), bias_backward(g * x_hat)
     rows = math.prod(x.shape[:-1])  # M
-    through_mean = sum_grad / rows
-    through_variance = _normalised(x, mean, variance, eps) * (sum_grad_normalised / rows)
-    grad_x = weight / np.sqrt(variance + eps) * (g - through_mean - through_variance)
-    return grad_x, g.copy() if residual else None
+    grad_x_hat = g - grad_bias / rows - x_hat * (grad_weight / rows) if through_statistics else g
+    grad_x = weight / np.sqrt(variance + eps) * grad_x_hat
+    return grad_x, grad_weight, grad_bias, g.copy() if has_residual else None
 
 
 def _normalised(x, mean, variance, eps):

@@ -25,32 +25,24 @@ class BatchNorm(Function):
 
     @staticmethod
     def backward(ctx, grad):
-        sums = _channel_sums(ctx, grad)
-        return _all_gradients(ctx, grad, sums, corrections=sums)
+        return _gradients(ctx, grad, through_statistics=True)
 
 
 class FixedBatchNorm(BatchNorm):
     """The same y with a given mean and variance, which are constants: a scale and a shift for each channel (eval mode).
 
-    dL/dx = weight / sqrt(variance + eps) g: what is left of BatchNorm's when the two sums that correct it are 0.
+    dL/dx = weight / sqrt(variance + eps) g, and the others as above.
     """
 
     @staticmethod
     def backward(ctx, grad):
-        sums = _channel_sums(ctx, grad)
-        return _all_gradients(ctx, grad, sums, corrections=[0 * total for total in sums])
+        return _gradients(ctx, grad, through_statistics=False)
 
 
-def _channel_sums(ctx, grad):
-    x, y, _, mean, variance, eps, relu = ctx.saved
-    return kernels_for(x).batch_norm_backward_sums(grad, x, y, mean, variance, eps, relu)
-
-
-def _all_gradients(ctx, grad, sums, corrections):
+def _gradients(ctx, grad, through_statistics: bool):
     x, y, weight, mean, variance, eps, relu = ctx.saved
     has_residual = len(ctx.needs_grad) == 4
-    grad_x, grad_residual = kernels_for(x).batch_norm_backward_apply(
-        grad, x, y, mean, variance, weight, *corrections, eps, relu, has_residual
+    *grads, grad_residual = kernels_for(x).batch_norm_backward(
+        grad, x, y, mean, variance, weight, eps, relu, has_residual, through_statistics
     )
-    grad_bias, grad_weight = sums
-    return (grad_x, grad_weight, grad_bias, grad_residual) if has_residual else (grad_x, grad_weight, grad_bias)
+    return (*grads, grad_residual) if has_residual else tuple(grads)

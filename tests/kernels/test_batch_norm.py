@@ -65,14 +65,13 @@ def test_a_batch_of_one_number_leaves_the_running_variance_finite(run):
 @shapes
 @relus
 @residuals
-def test_batch_norm_agrees_with_the_plain_loops(shape, relu, with_residual, agrees, rng):
+@modes
+def test_batch_norm_agrees_with_the_plain_loops(shape, relu, with_residual, training, agrees, rng):
     x, grad, residual, mean, variance, weight, bias = with_dtype(draw(rng, shape), np.float32)
     residual = residual if with_residual else None
     agrees("batch_norm_apply", x, mean, variance, weight, bias, residual, EPS, relu)
     y = reference.batch_norm_apply(x, mean, variance, weight, bias, residual, EPS, relu) if relu else None
-    agrees("batch_norm_backward_sums", grad, x, y, mean, variance, EPS, relu)
-    sums = rng.standard_normal((2, shape[-1])) * np.sqrt(x.size)
-    agrees("batch_norm_backward_apply", grad, x, y, mean, variance, weight, *sums, EPS, relu, with_residual)
+    agrees("batch_norm_backward", grad, x, y, mean, variance, weight, EPS, relu, with_residual, training)
 
 
 @relus
@@ -82,9 +81,7 @@ def test_batch_norm_agrees_with_the_plain_loops_where_the_mean_is_large(relu, ag
     x, mean = with_dtype((x + 1e4, mean + 1e4), np.float32)
     y = reference.batch_norm_apply(x, mean, variance, weight, bias, None, EPS, relu)
     agrees("batch_norm_apply", x, mean, variance, weight, bias, None, EPS, relu)
-    agrees("batch_norm_backward_sums", grad, x, y, mean, variance, EPS, relu)
-    sums = grad.sum(axis=(0, 1, 2)), rng.standard_normal(3)
-    agrees("batch_norm_backward_apply", grad, x, y, mean, variance, weight, *sums, EPS, relu, False)
+    agrees("batch_norm_backward", grad, x, y, mean, variance, weight, EPS, relu, False, True)
 
 
 @shapes
@@ -100,10 +97,10 @@ def test_a_batch_comes_out_with_mean_zero_and_variance_one(shape, run, rng):
 def test_where_the_relu_cut_off_nothing_comes_back(run):
     grad, x, y = np.array([[1.0], [2.0], [4.0]]), np.array([[-1.0], [0.0], [1.0]]), np.array([[0.0], [-1.0], [3.0]])
     one, zero = np.ones(1), np.zeros(1)
-    sums = run("batch_norm_backward_sums", grad, x, y, zero, one, 0.0, True)
-    assert_close(sums, [[4.0], [4.0]])
-    grad_x, grad_residual = run("batch_norm_backward_apply", grad, x, y, zero, one, one, zero, zero, 0.0, True, True)
+    grads = run("batch_norm_backward", grad, x, y, zero, one, one, 0.0, True, True, False)
+    grad_x, grad_weight, grad_bias, grad_residual = grads
     np.testing.assert_array_equal(grad_x, [[0], [0], [4]])
+    assert_close([grad_weight, grad_bias], [[4.0], [4.0]])
     np.testing.assert_array_equal(grad_residual, [[0], [0], [4]])
 
 
@@ -125,14 +122,10 @@ def test_batch_norm_is_that_of_pytorch(shape, relu, with_residual, training, run
     if training:
         mean, variance = run("batch_statistics", x)
     y = run("batch_norm_apply", x, mean, variance, weight, bias, *(residuals or [None]), EPS, relu)
-    grad_bias, grad_weight = sums = run("batch_norm_backward_sums", grad, x, y, mean, variance, EPS, relu)
-    through_statistics = sums if training else np.zeros((2, shape[-1]))
-    grad_x, grad_residual = run(
-        "batch_norm_backward_apply", grad, x, y, mean, variance, weight, *through_statistics, EPS, relu, with_residual
-    )
+    actual = run("batch_norm_backward", grad, x, y, mean, variance, weight, EPS, relu, with_residual, training)
     assert_close(y, expected)
-    for actual, wanted in zip([grad_x, grad_weight, grad_bias, grad_residual], grads, strict=False):
-        assert_close(actual, wanted)
+    for ours, theirs in zip(actual, grads, strict=False):  # without a residual, its gradient is None
+        assert_close(ours, theirs)
 
 
 @pytest.mark.parametrize("shape", [(5, 3), (2, 3, 5, 4)], ids=str)

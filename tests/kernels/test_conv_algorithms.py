@@ -101,19 +101,21 @@ def test_non_contiguous_arrays_are_welcome(rng):
 @pytest.mark.parametrize(
     ("x_shape", "weight_shape", "stride", "padding", "expected"),
     [
-        ((4, 56, 56, 256), (3, 3, 256, 256), (1, 1), (1, 1), _conv_winograd),
-        ((128, 8, 8, 64), (3, 3, 64, 64), (1, 1), (1, 1), _conv_winograd),
-        ((128, 32, 32, 16), (3, 3, 16, 16), (1, 1), (1, 1), _conv_im2col),
-        ((8, 7, 7, 512), (3, 3, 512, 512), (1, 1), (1, 1), _conv_im2col),
-        ((8, 56, 56, 64), (3, 3, 64, 128), (2, 2), (1, 1), _conv_im2col),
-        ((8, 56, 56, 64), (1, 1, 64, 256), (1, 1), (0, 0), _conv_im2col),
-        ((8, 56, 56, 64), (3, 3, 64, 64), (1, 1), (3, 3), _conv_im2col),
-        ((8, 56, 56, 64), (5, 5, 64, 64), (1, 1), (1, 1), _conv_im2col),
+        ((4, 56, 56, 256), (3, 3, 256, 256), (1, 1), (1, 1), (_conv_winograd, _conv_winograd)),
+        ((128, 8, 8, 64), (3, 3, 64, 64), (1, 1), (1, 1), (_conv_winograd, _conv_winograd)),
+        ((8, 14, 14, 256), (3, 3, 256, 256), (1, 1), (1, 1), (_conv_winograd, _conv_im2col)),
+        ((128, 32, 32, 16), (3, 3, 16, 16), (1, 1), (1, 1), (_conv_im2col, _conv_im2col)),
+        ((8, 7, 7, 512), (3, 3, 512, 512), (1, 1), (1, 1), (_conv_im2col, _conv_im2col)),
+        ((8, 56, 56, 64), (3, 3, 64, 128), (2, 2), (1, 1), (_conv_im2col, _conv_im2col)),
+        ((8, 56, 56, 64), (1, 1, 64, 256), (1, 1), (0, 0), (_conv_im2col, _conv_im2col)),
+        ((8, 56, 56, 64), (3, 3, 64, 64), (1, 1), (3, 3), (_conv_im2col, _conv_im2col)),
+        ((8, 56, 56, 64), (5, 5, 64, 64), (1, 1), (1, 1), (_conv_im2col, _conv_im2col)),
     ],
     ids=str,
 )
-def test_the_shapes_choose_the_algorithm(x_shape, weight_shape, stride, padding, expected):
-    assert conv._algorithm(x_shape, weight_shape, stride, padding) is expected
+def test_the_shapes_choose_the_algorithm_of_each_direction(x_shape, weight_shape, stride, padding, expected):
+    shapes = x_shape, weight_shape, stride, padding
+    assert (conv._algorithm(*shapes, conv.FORWARD_TILES), conv._algorithm(*shapes, conv.BACKWARD_TILES)) == expected
 
 
 def test_winograds_matrices_give_the_convolution_of_a_single_tile(rng):

@@ -52,13 +52,11 @@ def pool_workloads():
 
 def batch_norm_workloads():
     x, y, grad, residual = draw(4, *SHAPE)
-    mean, weight, bias, sum_grad, sum_grad_normalised = draw(5, 64)
+    mean, weight, bias = draw(3, 64)
     variance = 1 + draw(64) ** 2
     yield "batch_statistics", x
     yield "batch_norm_apply", x, mean, variance, weight, bias, residual, EPS, True
-    yield "batch_norm_backward_sums", grad, x, y, mean, variance, EPS, True
-    sums = sum_grad, sum_grad_normalised
-    yield "batch_norm_backward_apply", grad, x, y, mean, variance, weight, *sums, EPS, True, True
+    yield "batch_norm_backward", grad, x, y, mean, variance, weight, EPS, True, True, True
     yield "update_running_statistics", mean, variance, *draw(2, 64), 0.1, 9600
 
 

@@ -3,8 +3,7 @@
 from minidl.kernels.cpu.activation import add, relu_backward, relu_forward
 from minidl.kernels.cpu.batch_norm import (
     batch_norm_apply,
-    batch_norm_backward_apply,
-    batch_norm_backward_sums,
+    batch_norm_backward,
     batch_statistics,
 )
 from minidl.kernels.cpu.bias import bias_backward
@@ -31,8 +30,7 @@ __all__ = [
     "avg_pool2d_backward",
     "avg_pool2d_forward",
     "batch_norm_apply",
-    "batch_norm_backward_apply",
-    "batch_norm_backward_sums",
+    "batch_norm_backward",
     "batch_statistics",
     "bias_backward",
     "conv2d_backward",

@@ -109,8 +109,8 @@ class Phase(NamedTuple):
 
     Along one axis, with stride s and padding p, x[h] reached y[k] through the tap u = h + p - s k. Let h = s q + i and
     k = q + offset: then u = i + p - s offset, whatever q is. So the pixels that start at i meet every s-th tap from
-    (i + p) % s on, the first at the offset (i + p) // s, each next one at an offset smaller by one: their dL/dx is dL/dy
-    convolved with the turned kernel of these taps, with stride 1. If s = 1, there is one phase, and it meets all taps.
+    (i + p) % s on, the first at the offset (i + p) // s and each next one at an offset smaller by one: their dL/dx is
+    dL/dy convolved with the turned kernel of these taps, with stride 1. If s = 1, one phase meets all taps.
     """
 
     pixels: tuple[slice, slice, slice]  # of x

@@ -55,53 +55,44 @@ def batch_norm_apply(x, mean, variance, weight, bias, residual, eps, relu):
     return y.reshape(x.shape)
 
 
-def batch_norm_backward_sums(grad, x, y, mean, variance, eps, relu):
-    """(sum of g, sum of g x_hat) per channel: dL/dbias and dL/dweight. g is dL/dy, or 0 where the ReLU cut y off."""
+def batch_norm_backward(grad, x, y, mean, variance, weight, eps, relu, has_residual, through_statistics):
+    """(dL/dx, dL/dweight, dL/dbias, dL/dresidual), the last None without a residual. With g = dL/dy where y > 0,
+
+    dL/dx = weight / sqrt(variance + eps) (g - dL/dbias / M - x_hat dL/dweight / M),  M numbers in each channel.
+    Where the statistics are constants (eval mode) it is only the first term.
+    """
     rows, grad_rows, channels = as_rows(x), as_rows(grad), x.shape[-1]
-    y_rows = as_rows(y) if relu else None
+    g, y_rows = (np.empty(rows.shape, x.dtype), as_rows(y)) if relu else (grad_rows, None)
     centre = repeated(mean, rows)
 
     def sums(start, stop):
-        g = _through_relu(grad_rows[start:stop], y_rows[start:stop]) if relu else grad_rows[start:stop]
-        deviations = scratch("deviations", g.shape, x.dtype)
-        np.subtract(rows[start:stop], centre, out=deviations)
-        return np.stack([channel_sums(g, channels), channel_dots(g, deviations, channels)])
+        part = g[start:stop]
+        if relu:
+            keep_where(y_rows[start:stop] > 0, grad_rows[start:stop], out=part)
+        deviations = np.subtract(rows[start:stop], centre, out=scratch("deviations", part.shape, x.dtype))
+        return np.stack([channel_sums(part, channels), channel_dots(part, deviations, channels)])
 
-    sum_grad, sum_grad_deviations = sum(map_chunks(sums, len(rows), rows_per_chunk(rows)))
-    return sum_grad, sum_grad_deviations / np.sqrt(variance + eps)
-
-
-def batch_norm_backward_apply(grad, x, y, mean, variance, weight, sum_grad, sum_grad_normalised, eps, relu, residual):
-    """(dL/dx, dL/dresidual): dL/dx = weight/sqrt(variance + eps) (g - sum_grad/M - x_hat sum_grad_normalised/M).
-
-    M is the count that the statistics were taken over; with both sums 0 this is the gradient in eval mode.
-    """
-    rows, grad_rows, channels = as_rows(x), as_rows(grad), x.shape[-1]
-    y_rows = as_rows(y) if relu else None
-    count = x.size // channels
+    chunk = rows_per_chunk(rows)
     inverse_std = 1 / np.sqrt(variance + eps)
+    grad_bias, sum_grad_deviations = sum(map_chunks(sums, len(rows), chunk))
+    grad_weight = sum_grad_deviations * inverse_std
+
     # dL/dx = scale g + slope (x - mean) + offset: the formula above, its brackets multiplied out.
     scale = weight * inverse_std
-    slope, offset = -scale * inverse_std * sum_grad_normalised / count, -scale * sum_grad / count
-    centre, scale, slope, offset = (repeated(vector, rows) for vector in (mean, scale, slope, offset))
-    grad_x = np.empty(rows.shape, x.dtype)
-    grad_residual = np.empty(rows.shape, x.dtype) if residual and relu else None
+    count = x.size // channels
+    slope, offset = -scale * inverse_std * grad_weight / count, -scale * grad_bias / count
+    scale, slope, offset = (repeated(vector, rows) for vector in (scale, slope, offset))
+    # A g that nobody else needs becomes dL/dx in place.
+    grad_x = g if relu and not has_residual else np.empty(rows.shape, x.dtype)
 
     def apply(start, stop):
-        kept = None if grad_residual is None else grad_residual[start:stop]
-        g = _through_relu(grad_rows[start:stop], y_rows[start:stop], kept) if relu else grad_rows[start:stop]
-        out = np.subtract(rows[start:stop], centre, out=grad_x[start:stop])
-        out *= slope
-        out += offset
-        out += np.multiply(g, scale, out=scratch("scaled_grad", g.shape, g.dtype))
+        out = np.multiply(g[start:stop], scale, out=grad_x[start:stop])
+        if through_statistics:
+            correction = np.subtract(rows[start:stop], centre, out=scratch("deviations", out.shape, x.dtype))
+            correction *= slope
+            correction += offset
+            out += correction
 
-    map_chunks(apply, len(rows), rows_per_chunk(rows))
-    if residual and not relu:
-        return grad_x.reshape(x.shape), np.ascontiguousarray(grad)
-    return grad_x.reshape(x.shape), None if grad_residual is None else grad_residual.reshape(x.shape)
-
-
-def _through_relu(grad, y, out=None):
-    """grad where y > 0, else 0: into `out`, or into this thread's scratch."""
-    out = scratch("masked_grad", grad.shape, grad.dtype) if out is None else out
-    return keep_where(y > 0, grad, out=out)
+    map_chunks(apply, len(rows), chunk)
+    grad_residual = (g.reshape(x.shape) if relu else grad.copy()) if has_residual else None
+    return grad_x.reshape(x.shape), grad_weight, grad_bias, grad_residual
