@@ -112,7 +112,7 @@ def batch_norm_backward(layout, grad, x, y, mean, variance, weight, eps, relu, r
     bias = torch.zeros_like(weight, requires_grad=True)
     shift = tensor(shift, layout).requires_grad_(residual)
     output = F.batch_norm(x, None, None, weight, bias, training=True, eps=eps) + shift
-    inputs = [x, shift, weight, bias] if residual else [x, weight, bias]
+    inputs = [x, weight, bias, shift] if residual else [x, weight, bias]
     return gradients(F.relu(output) if relu else output, inputs, tensor(grad, layout))
 
 
