@@ -9,7 +9,8 @@ import minidl
 from minidl import Function, Tensor, functional, gradcheck
 from minidl import tensor as tensor_module
 from minidl.autograd import Leaf
-from minidl.ops.batch_norm import _all_gradients, _channel_sums
+from minidl.kernels import kernels_for
+from minidl.ops.batch_norm import BatchNorm
 from minidl.testing import GradientError
 from tests.ops import (
     test_activation,
@@ -79,26 +80,24 @@ def weight_gradient_transposed(ctx, grad, right):
     return right[0], right[1].T.copy(), *right[2:]
 
 
-def batch_norm_without_the_mean(ctx, grad, right):
-    sum_grad, sum_grad_normalised = sums = _channel_sums(ctx, grad)
-    return _all_gradients(ctx, grad, sums, corrections=(0 * sum_grad, sum_grad_normalised))
+def batch_norm_without(*terms):
+    """dL/dx without what x does through the mean, or the variance."""
 
+    def mutated(ctx, grad, right):
+        x, _, weight, mean, variance, eps, _ = ctx.saved
+        grad_x, grad_weight, grad_bias, *others = right
+        std, count = np.sqrt(variance + eps), x.size // x.shape[-1]
+        left_out = {"mean": grad_bias / count, "variance": (x - mean) / std * grad_weight / count}
+        return grad_x + weight / std * sum(left_out[term] for term in terms), grad_weight, grad_bias, *others
 
-def batch_norm_without_the_variance(ctx, grad, right):
-    sum_grad, sum_grad_normalised = sums = _channel_sums(ctx, grad)
-    return _all_gradients(ctx, grad, sums, corrections=(sum_grad, 0 * sum_grad_normalised))
-
-
-def batch_norm_with_constant_statistics(ctx, grad, right):
-    sums = _channel_sums(ctx, grad)
-    return _all_gradients(ctx, grad, sums, corrections=[0 * total for total in sums])
+    return mutated
 
 
 def batch_norm_past_the_relu(ctx, grad, right):
-    x, y, *others = ctx.saved
-    ctx.save(x, abs(y) + 1, *others)  # an output that the ReLU cut off nowhere
-    sums = _channel_sums(ctx, grad)
-    return _all_gradients(ctx, grad, sums, corrections=sums)
+    x, _, weight, mean, variance, eps, _ = ctx.saved
+    has_residual = len(right) == 4
+    kernels = kernels_for(x)
+    return kernels.batch_norm_backward(grad, x, None, mean, variance, weight, eps, False, has_residual, True)
 
 
 def residual_gradient_past_the_relu(ctx, grad, right):
@@ -245,9 +244,9 @@ MUTATIONS = {
     "conv2d, dL/dbias: of a wrong shape": (CONV, "Conv2d", bias_gradient_of_a_wrong_shape),
     "linear, dL/dweight: transposed": (SQUARE, "Linear", weight_gradient_transposed),
     "linear, dL/dbias: of a wrong shape": (SQUARE, "Linear", bias_gradient_of_a_wrong_shape),
-    "batch_norm, dL/dx: without the term of the mean": (BATCH_NORM, "BatchNorm", batch_norm_without_the_mean),
-    "batch_norm, dL/dx: without the term of the variance": (BATCH_NORM, "BatchNorm", batch_norm_without_the_variance),
-    "batch_norm, dL/dx: with neither": (BATCH_NORM, "BatchNorm", batch_norm_with_constant_statistics),
+    "batch_norm, dL/dx: without the term of the mean": (BATCH_NORM, "BatchNorm", batch_norm_without("mean")),
+    "batch_norm, dL/dx: without the term of the variance": (BATCH_NORM, "BatchNorm", batch_norm_without("variance")),
+    "batch_norm, dL/dx: with neither": (BATCH_NORM, "BatchNorm", batch_norm_without("mean", "variance")),
     "batch_norm, dL/dx: 0": (BATCH_NORM, "BatchNorm", scaled(0)),
     "batch_norm, dL/dx: the negative": (BATCH_NORM, "BatchNorm", scaled(-1)),
     "batch_norm, dL/dx: ten times": (BATCH_NORM, "BatchNorm", scaled(10)),
@@ -263,7 +262,7 @@ MUTATIONS = {
     "batch_norm in evaluation: as in training": (
         case(test_batch_norm, "evaluation"),
         "FixedBatchNorm",
-        lambda ctx, grad, right: _all_gradients(ctx, grad, *[_channel_sums(ctx, grad)] * 2),
+        lambda ctx, grad, right: BatchNorm.backward(ctx, grad),
     ),
     "softmax: without the sum": (case(test_softmax, "softmax along -1 of (3, 4)"), "Softmax", softmax_without_the_sum),
     "log_softmax: without the sum": (

@@ -22,7 +22,7 @@ def forward(x, weight, bias, stride, padding):
     """y = columns weight + bias."""
     kh, kw, c, o = weight.shape
     size = output_size(x.shape[1:3], (kh, kw), stride, padding)
-    patches = Patches(x.shape, (kh, kw), stride, padding, size)
+    patches = Patches(x.shape, (kh, kw), stride, padding, size, o)
     matrix = weight.reshape(kh * kw * c, o)
     y = np.empty((len(x), *size, o), x.dtype)
 
@@ -59,7 +59,7 @@ def _backward_x_of_a_phase(grad, weight, patches, grad_x):
 def backward_weight(grad, x, weight_shape, stride, padding):
     """dL/dweight = columns^T dL/dy."""
     kh, kw, c, o = weight_shape
-    patches = Patches(x.shape, (kh, kw), stride, padding, grad.shape[1:3])
+    patches = Patches(x.shape, (kh, kw), stride, padding, grad.shape[1:3], o)
 
     def correlate(first, last):
         total = np.empty((kh * kw * c, o), grad.dtype)
@@ -130,7 +130,7 @@ def phases_of_x(x_shape, grad_shape, weight_shape, stride, padding) -> Iterator[
         yield Phase(
             (slice(None), *(slice(each.start, None, each.step) for each in pixels)),
             tuple(slice(each.start, None, each.step) for each in taps),
-            Patches((*grad_shape[:3], weight_shape[3]), kernel_size, (1, 1), before, size),
+            Patches(grad_shape, kernel_size, (1, 1), before, size, weight_shape[2]),
         )
 
 

@@ -12,8 +12,9 @@ from minidl.kernels.cpu._parallel import even_chunk, scratch
 # (measured) Numbers in a matrix of columns, 2 MB of float32. Smaller ones stay in a core's own cache, but then the
 # threads wait for each other and the GIL; larger ones leave the shared cache as well.
 COLUMN_ELEMENTS = 2**19
-# A small batch is cut into so many pieces, so that several threads have work.
-LEAST_PIECES = 4
+# A small batch is cut into so many pieces, so that several threads have work; but (measured) a piece of fewer
+# multiplications, about 0.1 ms, is not worth waking a thread for.
+LEAST_PIECES, LEAST_MULTIPLICATIONS = 4, 2**23
 
 
 def output_size(size: tuple[int, int], kernel_size, stride, padding) -> tuple[int, int]:
@@ -32,9 +33,13 @@ class Piece(NamedTuple):
         return y[self.images, self.rows].reshape(-1, y.shape[3])
 
 
-def cut(images: int, rows: int, elements_per_row: int) -> list[Piece]:
-    """All rows of all images, in pieces that have no more elements than a matrix of columns should have."""
-    rows_at_once = max(1, min(COLUMN_ELEMENTS // elements_per_row, images * rows // LEAST_PIECES))
+def cut(images: int, rows: int, elements_per_row: int, outputs: int) -> list[Piece]:
+    """All rows of all images, in pieces that suit the cache and the threads.
+
+    The elements are those of the columns, and each is multiplied `outputs` times.
+    """
+    pieces = min(LEAST_PIECES, images * rows * elements_per_row * outputs // LEAST_MULTIPLICATIONS)
+    rows_at_once = max(1, min(COLUMN_ELEMENTS // elements_per_row, images * rows // max(1, pieces)))
     images_at_once = even_chunk(images, max(1, rows_at_once // rows))
     rows_at_once = even_chunk(rows, min(rows, rows_at_once))
     return [
@@ -47,13 +52,14 @@ def cut(images: int, rows: int, elements_per_row: int) -> list[Piece]:
 class Patches:
     """The patches that a kernel sees in images (N, H, W, C), one for each pixel of its output.
 
-    The first patch begins `before` rows and columns ahead of the first pixel; outside the images are zeros.
+    The first patch begins `before` rows and columns ahead of the first pixel; outside the images are zeros. `outputs`
+    is the number of channels that will be made of each patch, which tells how much work a piece is.
     """
 
-    def __init__(self, shape, kernel_size, stride, before, output_size):
+    def __init__(self, shape, kernel_size, stride, before, output_size, outputs):
         self.kernel_size, self.stride, self.before, self.output_size = kernel_size, stride, before, output_size
         self.length = kernel_size[0] * kernel_size[1] * shape[3]  # of a patch
-        self.pieces = cut(shape[0], output_size[0], output_size[1] * self.length)
+        self.pieces = cut(shape[0], output_size[0], output_size[1] * self.length, outputs)
 
     def columns(self, x: np.ndarray, piece: Piece) -> np.ndarray:
         """The patches of a piece's pixels as the rows of a (pixels, KH*KW*C) matrix, in this thread's scratch."""

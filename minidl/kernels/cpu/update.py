@@ -5,9 +5,6 @@ import numpy as np
 from minidl.kernels.cpu._channels import CHUNK_ELEMENTS
 from minidl.kernels.cpu._parallel import map_chunks, scratch
 
-# Pieces of arrays that one thread updates before it asks for more.
-PIECES = 4
-
 
 def sgd_update(parameters, grads, velocities, lr, momentum, weight_decay, nesterov):
     """For each p: g = grad + weight_decay p;  v = momentum v + g;  p -= lr (g + momentum v if nesterov, else v)."""
@@ -68,14 +65,24 @@ def _in_chunks(update, parameters, grads, *states):
     # copy=False: where the memory is not contiguous, this is an error, and not an update of a copy.
     flat = [[np.reshape(array, -1, copy=False) for array in arrays] for arrays in (parameters, *states)]
     flat.insert(1, [grad.reshape(-1) for grad in grads])
-    pieces = [
-        [array[start : start + CHUNK_ELEMENTS] for array in arrays]
-        for arrays in zip(*flat, strict=True)
-        for start in range(0, arrays[0].size, CHUNK_ELEMENTS)
-    ]
+    chunks = _chunks(flat)
 
-    def update_pieces(first, last):
-        for piece in pieces[first:last]:
+    def update_chunk(number, _):
+        for piece in chunks[number]:
             update(*piece)
 
-    map_chunks(update_pieces, len(pieces), PIECES)
+    map_chunks(update_chunk, len(chunks), 1)
+
+
+def _chunks(flat) -> list[list[list]]:
+    """Pieces [parameter, grad, *state] of the arrays, large ones cut and small ones together, in chunks of one size."""
+    chunks, room = [], 0
+    for arrays in zip(*flat, strict=True):
+        for start in range(0, arrays[0].size, CHUNK_ELEMENTS):
+            piece = [array[start : start + CHUNK_ELEMENTS] for array in arrays]
+            if piece[0].size > room:
+                chunks.append([])
+                room = CHUNK_ELEMENTS
+            chunks[-1].append(piece)
+            room -= piece[0].size
+    return chunks
