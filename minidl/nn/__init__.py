@@ -18,5 +18,6 @@ from minidl.nn.layers import (
     ReLU,
     Softmax,
 )
-from minidl.nn.module import Module, Sequential
+from minidl.nn.module import Module
+from minidl.nn.sequential import Sequential
 from minidl.tensor import Buffer, Parameter

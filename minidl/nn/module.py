@@ -129,29 +129,6 @@ class Module:
         return "\n".join([head, *lines, tail]) if lines else head + tail
 
 
-class Sequential(Module):
-    """Modules one after the other; they are named "0", "1", ..."""
-
-    def __init__(self, *modules: Module):
-        self.modules = list(modules)
-
-    def members(self) -> Iterator[tuple[str, object]]:
-        """The modules by their numbers, and what a subclass has besides."""
-        return ((name.removeprefix("modules."), value) for name, value in super().members())
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The last module's output of ... of the first one's of x."""
-        for module in self.modules:
-            x = module(x)
-        return x
-
-    def __getitem__(self, index: int) -> Module:
-        return self.modules[index]
-
-    def __len__(self) -> int:
-        return len(self.modules)
-
-
 def _parts(name: str, value) -> Iterator[tuple[str, object]]:
     """(name, value), or for a list or a dict ("name.0", part), ("name.key", part), ..., however deep."""
     if isinstance(value, list | tuple | dict):

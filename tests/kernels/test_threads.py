@@ -2,9 +2,13 @@
 
 import numpy as np
 import pytest
+from models.resnet import cifar_resnet
 
 import minidl
+from minidl import Tensor
+from minidl.functional import cross_entropy
 from minidl.kernels import cpu, reference
+from minidl.optim import SGD
 from tests.kernels.compare import Runner, arrays_in
 
 SHAPE = (40, 20, 12, 64)  # 600,000 numbers: several chunks for every kernel
@@ -128,3 +132,22 @@ def test_the_number_of_threads_changes_no_bit(workload):
 
 def test_every_kernel_has_a_workload_here():
     assert {name for name, *_ in WORKLOADS} == set(cpu.__all__)
+
+
+def test_a_network_learns_the_same_bits_on_any_number_of_threads():
+    """Forward, backward and two updates of ResNet-20, on enough images for several chunks."""
+    images, labels = rng.standard_normal((48, 32, 32, 3), np.float32), rng.integers(0, 10, 48)
+
+    def train(threads):
+        minidl.set_num_threads(threads)
+        model = cifar_resnet(20)
+        optimizer = SGD(model.parameters(), 0.1, momentum=0.9, weight_decay=1e-4)
+        for _ in range(2):
+            cross_entropy(model(Tensor(images)), labels).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        return {name: array.tobytes() for name, array in model.state_dict().items()}
+
+    alone = train(1)
+    for threads in (2, 3, 8):
+        assert train(threads) == alone

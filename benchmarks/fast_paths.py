@@ -1,0 +1,159 @@
+"""Does speed change what is learned? ResNet-20 on CIFAR-10 with the fast kernels and without them.
+
+    python benchmarks/fast_paths.py losses   --data-dir data --steps 20
+    python benchmarks/fast_paths.py accuracy --data-dir data --epochs 5 --seeds 0 1 2
+
+`losses` makes the first steps of the one-cycle recipe three times: with all fast paths, with im2col alone (no Winograd,
+each gradient by itself, no products in blocks), and with the plain loops of minidl/kernels/reference.py, which take ten
+seconds a step. It prints by how much the losses differ. PyTorch makes the same steps in its two layouts: by so much two
+right runs differ too, as rounding grows from step to step.
+
+`accuracy` trains each seed with all fast paths and with im2col alone, for hours, and prints the accuracies.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT), str(ROOT / "examples"), str(ROOT / "benchmarks")]
+
+from cifar_data import add_data_options, load_data
+from models.resnet import cifar_resnet
+from train_cifar_resnet import RECIPES, train_step
+from training import error_rate
+
+from minidl.data import DataLoader
+from minidl.kernels import cpu, reference
+from minidl.kernels.cpu import _conv_im2col, conv
+from minidl.optim import SGD
+
+BATCH, TEST_BATCH = 128, 250
+SIDES = ("fast", "im2col", "loops", "torch_default", "torch_channels_last")
+
+
+class Run:
+    """A network, its optimiser and its batches: the one-cycle recipe over so many epochs."""
+
+    def __init__(self, args: argparse.Namespace, seed: int, epochs: int):
+        self.data, recipe = load_data(args), RECIPES["fast"]
+        self.model = cifar_resnet(20, "A", len(self.data.train.classes), seed)
+        self.optimizer = SGD(self.model.parameters(), 0.0, 0.9, recipe.weight_decay, nesterov=recipe.nesterov)
+        self.loader = DataLoader(self.data.train, BATCH, shuffle=True, seed=seed, transform=self.data.augment)
+        self.schedule = recipe.schedule(recipe.lr, epochs * len(self.loader))
+        self.recipe = recipe
+
+
+def im2col_alone() -> None:
+    """Every convolution by one im2col and one product for each result."""
+
+    def separate_gradients(grad, x, weight, stride, padding):
+        grad_x = _conv_im2col.backward_x(grad, weight, x.shape, stride, padding)
+        return grad_x, _conv_im2col.backward_weight(grad, x, weight.shape, stride, padding)
+
+    conv._algorithm = lambda *_: SimpleNamespace(**vars(_conv_im2col) | {"backward": separate_gradients})
+    _conv_im2col.SMALL_PRODUCT = 0
+
+
+def plain_loops() -> None:
+    """Every kernel is that of reference.py."""
+    for name in reference.__all__:
+        setattr(cpu, name, getattr(reference, name))
+
+
+def torch_step(run: Run, layout: str) -> Callable:
+    """train_step by PyTorch, from the same weights."""
+    import torch
+    import torch_twins
+
+    memory = getattr(torch, {"torch_default": "contiguous_format"}.get(layout, "channels_last"))
+    model = torch_twins.twin_of(run.model, torch_twins.cifar_resnet, 20).to(memory_format=memory)
+    optimizer = torch.optim.SGD(model.parameters(), 1.0, 0.9, weight_decay=run.recipe.weight_decay, nesterov=True)
+
+    def step(images, labels) -> float:
+        optimizer.param_groups[0]["lr"] = run.optimizer.lr
+        images = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(memory_format=memory)
+        loss = torch.nn.functional.cross_entropy(model(images), torch.from_numpy(labels).long())
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.item()
+
+    return step
+
+
+def losses(args: argparse.Namespace) -> dict:
+    """The losses of the first steps of a side."""
+    run = Run(args, args.seeds[0], epochs=10)
+    step = torch_step(run, args.side) if args.side.startswith("torch") else None
+    found = []
+    for number, (images, labels) in zip(range(args.steps), run.loader, strict=False):
+        run.optimizer.lr = run.schedule(number)
+        found.append(step(images, labels) if step else train_step(run.model, run.optimizer, images, labels, "cpu")[0])
+    return {"losses": found}
+
+
+def accuracy(args: argparse.Namespace) -> dict:
+    """The accuracy on the test images after training with each seed."""
+    found = []
+    for seed in args.seeds:
+        run = Run(args, seed, args.epochs)
+        for epoch in range(args.epochs):
+            for number, (images, labels) in enumerate(run.loader):
+                run.optimizer.lr = run.schedule(epoch * len(run.loader) + number)
+                train_step(run.model, run.optimizer, images, labels, "cpu")
+        found.append(
+            1 - error_rate(run.model, DataLoader(run.data.test, TEST_BATCH, transform=run.data.prepare), "cpu")
+        )
+        print(f"{args.side}, seed {seed}: {found[-1]:.2%}", file=sys.stderr, flush=True)
+    return {"accuracies": found}
+
+
+def compare_losses(results: dict) -> None:
+    """By how much the losses of the sides differ from the first side's."""
+    first, *others = results
+    for side in others:
+        pairs = zip(results[first]["losses"], results[side]["losses"], strict=True)
+        differences = [abs(a - b) / abs(a) for a, b in pairs]
+        print(f"{first} and {side}: largest relative difference {max(differences):.1e}")
+
+
+def compare_accuracies(results: dict) -> None:
+    """The means of the sides."""
+    for side, result in results.items():
+        each = ", ".join(f"{value:.2%}" for value in result["accuracies"])
+        print(f"{side}: mean {statistics.mean(result['accuracies']):.2%} ({each})")
+
+
+def main() -> None:
+    """Run each side in a process of its own, as the switches last as long as the process, and compare."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("losses", "accuracy"))
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--json", type=Path, help="where to keep the results")
+    parser.add_argument("--side", choices=SIDES, help="run this side alone and print its result as JSON")
+    add_data_options(parser)
+    parser.set_defaults(dataset="cifar10")
+    args = parser.parse_args()
+    if args.side:
+        {"im2col": im2col_alone, "loops": plain_loops}.get(args.side, lambda: None)()
+        print(json.dumps({"losses": losses, "accuracy": accuracy}[args.what](args)))
+        return
+    results = {}
+    for side in SIDES if args.what == "losses" else SIDES[:2]:
+        command = [sys.executable, __file__, *sys.argv[1:], "--side", side]
+        results[side] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
+    {"losses": compare_losses, "accuracy": compare_accuracies}[args.what](results)
+    if args.json:
+        args.json.write_text(json.dumps({"what": args.what, **vars(args), "json": None, "results": results}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
