@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minidl import Tensor, no_grad
-from minidl.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint, write_whole
+from minidl.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
 from minidl.data import DataLoader
+from minidl.files import write_whole
 from minidl.nn import Module
 from minidl.optim import Optimizer
 

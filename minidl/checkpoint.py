@@ -6,11 +6,11 @@ weights. Numbers and words are JSON in the file's header.
 """
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
 
+from minidl.files import write_whole
 from minidl.nn.module import Module
 from minidl.optim.optimizer import Optimizer
 from minidl.tensor import Buffer
@@ -30,12 +30,20 @@ def save_checkpoint(
 
 
 def load_checkpoint(path: str | Path, model: Module, optimizer: Optimizer | None = None) -> dict:
-    """Copy a checkpoint into the model and, where one is given, the optimiser; returns the counters."""
+    """Copy a checkpoint into the model and, where one is given, the optimiser; returns the counters.
+
+    All of it fits, or nothing is copied.
+    """
     arrays, counters = read_checkpoint(path)
+    weights = {name: array for name, array in arrays.items() if "/" not in name}
+    state, buffers = _below("optimizer/", arrays), _below("buffer/", arrays)
+    model.check_state_dict(weights)
     if optimizer is not None:
-        optimizer.load_state_dict(_below("optimizer/", arrays))
-    model.load_state_dict({name: array for name, array in arrays.items() if "/" not in name})
-    buffers = _below("buffer/", arrays)
+        optimizer.check_state_dict(state)
+    _check_buffers(model, buffers)
+    model.load_state_dict(weights)
+    if optimizer is not None:
+        optimizer.load_state_dict(state)
     for name, buffer in _unsaved_buffers(model):
         if name in buffers:
             buffer.data[...] = Buffer(buffers[name]).to(buffer.device).data
@@ -56,18 +64,15 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, np.ndarray], dict]:
         ) from error
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that at every moment either the old one or the new one is there, whole."""
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
-
-
 def _unsaved_buffers(model: Module) -> list[tuple[str, Buffer]]:
     return [(name, buffer) for name, buffer in model.named_buffers() if not buffer.persistent]
+
+
+def _check_buffers(model: Module, buffers: dict[str, np.ndarray]) -> None:
+    for name, buffer in _unsaved_buffers(model):
+        if name in buffers and buffers[name].shape != buffer.shape:
+            shapes = f"expected {buffer.shape}, got {buffers[name].shape}"
+            raise ValueError(f"load_checkpoint: buffer {name}: {shapes}; nothing was loaded")
 
 
 def _below(prefix: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -20,8 +20,9 @@ TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in [*FILES, 
 MAY_IMPORT = {
     "_malloc": set(),
     "autograd": set(),
+    "files": set(),
     "random": set(),
-    "data": set(),
+    "data": {"files"},
     "kernels": set(),
     "ops": {"kernels"},
     "tensor": {"kernels", "ops", "autograd"},
@@ -30,7 +31,7 @@ MAY_IMPORT = {
     "functional": {"tensor", "ops", "kernels"},
     "nn": {"functional", "tensor", "random"},
     "optim": {"nn", "tensor", "kernels"},
-    "checkpoint": {"optim", "nn", "tensor"},
+    "checkpoint": {"optim", "nn", "tensor", "files"},
     "__main__": {"_malloc"},
 }
 READING_PATH = [

@@ -6,9 +6,10 @@ import safetensors.numpy
 
 import minidl
 from minidl import Tensor, load_checkpoint, nn, save_checkpoint
-from minidl.checkpoint import write_whole
+from minidl.files import write_whole
 from minidl.functional import cross_entropy
 from minidl.optim import SGD, Adam
+from minidl.tensor import Buffer
 
 OPTIMIZERS = [lambda parameters: SGD(parameters, 0.1, momentum=0.9), lambda parameters: Adam(parameters)]
 
@@ -81,12 +82,38 @@ def test_a_checkpoint_of_another_model_or_optimiser_changes_nothing(tmp_path):
     model = make_model()
     optimizer = SGD(model.parameters(), 0.1, momentum=0.9)
     before = model.state_dict()
+    with pytest.raises(ValueError, match="missing"):
+        load_checkpoint(tmp_path / "checkpoint", model, optimizer)
+    save_checkpoint(tmp_path / "checkpoint", make_model(), SGD(model.parameters()[1:], 0.1, momentum=0.9))
     with pytest.raises(ValueError, match="does not fit"):
         load_checkpoint(tmp_path / "checkpoint", model, optimizer)
-    with pytest.raises(ValueError, match="missing"):
-        load_checkpoint(tmp_path / "checkpoint", model)
     for name, array in model.state_dict().items():
         np.testing.assert_array_equal(array, before[name])
+
+
+def test_an_optimiser_is_not_changed_where_only_the_model_does_not_fit(tmp_path):
+    model, other = nn.Sequential(nn.Linear(2, 2)), nn.Sequential(nn.ReLU(), nn.Linear(2, 2))
+    optimizer, other_optimizer = (SGD(each.parameters(), 0.1, momentum=0.9) for each in (model, other))
+    for velocity in optimizer.state()["velocity"]:
+        velocity += 1
+    save_checkpoint(tmp_path / "checkpoint", model, optimizer)
+    with pytest.raises(ValueError, match="missing"):
+        load_checkpoint(tmp_path / "checkpoint", other, other_optimizer)
+    assert all((velocity == 0).all() for velocity in other_optimizer.state()["velocity"])
+
+
+def test_a_buffer_of_another_shape_changes_nothing(tmp_path):
+    class Counting(nn.Module):
+        def __init__(self, size):
+            self.linear = nn.Linear(2, 2)
+            self.seen = Buffer(np.zeros(size), persistent=False)
+
+    save_checkpoint(tmp_path / "checkpoint", Counting(1))
+    other = Counting(3)
+    before = other.linear.weight.numpy().copy()
+    with pytest.raises(ValueError, match="buffer seen: expected"):
+        load_checkpoint(tmp_path / "checkpoint", other)
+    np.testing.assert_array_equal(other.linear.weight.numpy(), before)
 
 
 def test_an_interrupted_write_leaves_the_old_file(tmp_path, monkeypatch):

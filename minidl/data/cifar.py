@@ -6,7 +6,6 @@ is then read by an unpickler that can build nothing but uint8 arrays, lists, dic
 
 import hashlib
 import io
-import os
 import pickle
 import shutil
 from collections.abc import Iterable
@@ -16,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from minidl.data.dataset import ArrayDataset
+from minidl.files import write_whole
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def _packed_file(archive: Archive, root: Path, missing: list[str], download: boo
     content = _fetch(archive.url, failure=f"load_{archive.name}: cannot download {path.name}: {by_hand}")
     where = f"load_{archive.name}: the download of {archive.url}"
     _check_md5(content, archive.md5[path.name], where, remedy="download it again")
-    _write_whole(path, content)
+    write_whole(path, content)
     return path
 
 
@@ -169,18 +169,7 @@ def _unpack(archive: Archive, packed: Path, folder: Path) -> None:
     with tarfile.open(fileobj=io.BytesIO(_read(archive, packed))) as members:
         for member in members:
             if member.name in expected and member.isfile():
-                _write_whole(folder / expected[member.name], members.extractfile(member).read())
-
-
-def _write_whole(path: Path, content: bytes) -> None:
-    """Write a file that is there whole or not at all, even where two processes write it at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    try:
-        part.write_bytes(content)
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+                write_whole(folder / expected[member.name], members.extractfile(member).read())
 
 
 # Reading them: verified, and with no power to run code.

@@ -104,13 +104,17 @@ class Module:
 
     def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
         """Copy a state dict, from here or from PyTorch, into our arrays. All of it fits, or nothing is copied."""
+        self.check_state_dict(state)
+        for name, tensor in self._saved():
+            array = _layout(tensor).from_file(np.asarray(state[name]))
+            tensor.data[...] = Tensor(array, dtype=tensor.dtype, device=tensor.device).data
+
+    def check_state_dict(self, state: dict[str, np.ndarray]) -> None:
+        """A ValueError unless load_state_dict would take it."""
         saved = dict(self._saved())
         arrays = {name: np.asarray(value) for name, value in state.items() if not name.endswith(IGNORED_ON_LOAD)}
         _check_names(saved.keys(), arrays.keys())
         _check_shapes(saved, arrays)
-        for name, tensor in saved.items():
-            array = _layout(tensor).from_file(arrays[name])
-            tensor.data[...] = Tensor(array, dtype=tensor.dtype, device=tensor.device).data
 
     def _saved(self) -> Iterable[tuple[str, Tensor]]:
         return [(name, t) for name, t in self.named_tensors(Parameter | Buffer) if getattr(t, "persistent", True)]

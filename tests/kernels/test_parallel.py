@@ -36,6 +36,18 @@ def test_sums_are_added_in_the_order_of_the_chunks(threads):
     assert sum_chunks(lambda start, stop: numbers[start:stop].copy(), 3, 1) == [0]
 
 
+def test_numpys_error_state_of_the_caller_holds_on_every_thread(threads):
+    """Which is a context variable: without care, a helper has its own, and warns where the caller wants an error."""
+    both = threading.Barrier(min(threads, 8))
+
+    def overflow(start, stop):
+        both.wait(timeout=10)  # so that each thread has a chunk
+        return np.geterr()["over"]
+
+    with np.errstate(over="raise"):
+        assert map_chunks(overflow, threads, 1) == ["raise"] * threads
+
+
 def test_several_threads_work_at_the_same_time():
     """A chunk that waits for the other one: a single thread would wait for ever."""
     before = minidl.get_num_threads()

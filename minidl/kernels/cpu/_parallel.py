@@ -7,6 +7,7 @@ the number of threads never changes a bit of the result.
 """
 
 import contextlib
+import contextvars
 import functools
 import math
 import os
@@ -67,6 +68,7 @@ class _Job:
         self.todo = iter(range(len(self.starts)))
         self.unfinished = len(self.starts)
         self.errors: dict[int, BaseException] = {}
+        self.context = contextvars.copy_context()  # the caller's np.errstate, which is a context variable, among others
         self.lock, self.finished = threading.Lock(), threading.Lock()
         self.finished.acquire()  # released by the thread that finishes the last chunk
 
@@ -118,7 +120,8 @@ class _Helpers:
 
     def _help(self) -> None:
         while True:
-            self.jobs.get().take_chunks()
+            job = self.jobs.get()
+            job.context.copy().run(job.take_chunks)
 
 
 _helpers = _Helpers()

@@ -5,8 +5,6 @@ import numpy as np
 from minidl.kernels.cpu._channels import CHUNK_ELEMENTS, keep_where
 from minidl.kernels.cpu._parallel import chunk_length, map_chunks, scratch
 
-NO_TAP = 2**8 - 1  # the largest number that a byte holds
-
 
 def max_pool2d_forward(x, kernel_size, stride, padding, ceil_mode):
     """(y, winner): the largest number of each window, and its place kh*KW + kw in the window, the first among equals.
@@ -15,7 +13,7 @@ def max_pool2d_forward(x, kernel_size, stride, padding, ceil_mode):
     """
     windows = _Windows(x.shape, kernel_size, stride, padding, ceil_mode)
     y = np.empty(windows.output_shape, x.dtype)
-    winner = np.empty(windows.output_shape, np.uint8 if len(windows.taps) < NO_TAP else np.uint32)
+    winner = np.empty(windows.output_shape, winner_dtype(len(windows.taps)))
     first_real_tap = windows.first_real_tap().astype(winner.dtype)
 
     def pool(start, stop):
@@ -30,6 +28,11 @@ def max_pool2d_forward(x, kernel_size, stride, padding, ceil_mode):
 
     map_chunks(pool, len(x), windows.images_per_chunk)
     return y, winner
+
+
+def winner_dtype(taps: int):
+    """A byte, where that holds every tap and a number that is no tap."""
+    return np.uint8 if taps <= np.iinfo(np.uint8).max else np.uint32
 
 
 def _first_tap_that_holds(best, windows, padded, dtype):
