@@ -11,6 +11,8 @@ right runs differ too, as rounding grows from step to step.
 `accuracy` trains each seed with all fast paths and with im2col alone, for hours, and prints the accuracies.
 """
 
+# ruff: noqa: E402 - the examples are imported from beside this folder
+
 import argparse
 import json
 import statistics
@@ -93,7 +95,7 @@ def losses(args: argparse.Namespace) -> dict:
     step = torch_step(run, args.side) if args.side.startswith("torch") else None
     found = []
     for number, (images, labels) in zip(range(args.steps), run.loader, strict=False):
-        run.optimizer.lr = run.schedule(number)
+        run.optimizer.lr = run.schedule(number) if args.lr is None else args.lr
         found.append(step(images, labels) if step else train_step(run.model, run.optimizer, images, labels, "cpu")[0])
     return {"losses": found}
 
@@ -115,12 +117,12 @@ def accuracy(args: argparse.Namespace) -> dict:
 
 
 def compare_losses(results: dict) -> None:
-    """By how much the losses of the sides differ from the first side's."""
+    """By how much the losses of the sides differ from the first side's, and PyTorch's from its own."""
     first, *others = results
-    for side in others:
-        pairs = zip(results[first]["losses"], results[side]["losses"], strict=True)
+    for one, other in [*((first, side) for side in others), SIDES[-2:]]:
+        pairs = zip(results[one]["losses"], results[other]["losses"], strict=True)
         differences = [abs(a - b) / abs(a) for a, b in pairs]
-        print(f"{first} and {side}: largest relative difference {max(differences):.1e}")
+        print(f"{one} and {other}: largest relative difference {max(differences):.1e}")
 
 
 def compare_accuracies(results: dict) -> None:
@@ -135,6 +137,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("losses", "accuracy"))
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--lr", type=float, help="of `losses`; default: the recipe's, 0.008 and rising")
     parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--json", type=Path, help="where to keep the results")
@@ -152,7 +155,8 @@ def main() -> None:
         results[side] = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout)
     {"losses": compare_losses, "accuracy": compare_accuracies}[args.what](results)
     if args.json:
-        args.json.write_text(json.dumps({"what": args.what, **vars(args), "json": None, "results": results}, indent=1))
+        record = {name: getattr(args, name) for name in ("what", "dataset", "steps", "lr", "epochs", "seeds")}
+        args.json.write_text(json.dumps(record | {"results": results}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -48,8 +48,8 @@ def draw(records: list[dict], path: Path) -> None:
     for offset, (layout, colour) in zip((-0.2, 0.2), LAYOUTS.items(), strict=True):
         ratios = [record[f"ratio_{layout}"] for record in records]
         bars = axes.barh([row + offset for row in range(len(records))], ratios, 0.38, color=colour, label=layout)
-        axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
-    axes.axvline(1, color="black", linewidth=1)
+        axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=8, bbox={"color": "white", "pad": 0.5})
+    axes.axvline(1, color="black", linewidth=1, zorder=0)
     axes.set_yticks(range(len(records)), [name(record) for record in records], fontsize=8)
     axes.invert_yaxis()
     axes.set_xlabel("time of minidl / time of PyTorch, on the same cores in the same run (lower is better)", fontsize=8)
