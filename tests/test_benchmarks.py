@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fast_paths
 import kernels as kernel_benchmark
 import numpy as np
 import pytest
@@ -198,3 +199,31 @@ def test_a_kernel_without_a_counterpart_has_none(torch):
     import torch_kernels
 
     assert torch_kernels.counterpart("a kernel of the future", "default", ()) is None
+
+
+# -- fast_paths.py -----------------------------------------------------------------------------------------------------
+
+
+def first_losses(side):
+    options = ["losses", "--side", side, "--dataset", "shapes", "--limit-train", "256", "--steps", "2", "--seeds", "0"]
+    command = [sys.executable, BENCHMARKS / "fast_paths.py", *options]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)["losses"]
+
+
+def test_the_first_losses_are_the_same_without_the_fast_paths_and_in_pytorch(torch):
+    fast = first_losses("fast")
+    assert len(fast) == 2
+    assert first_losses("im2col") == pytest.approx(fast, rel=1e-4)
+    assert first_losses("torch_default") == pytest.approx(fast, rel=1e-4)
+
+
+def test_the_sides_are_compared_step_by_step(capsys):
+    results = {side: {"losses": [2.0, 1.0]} for side in fast_paths.SIDES}
+    results["im2col"] = {"losses": [2.0, 1.5]}
+    fast_paths.compare_losses(results)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "fast and im2col: largest relative difference 5.0e-01"
+    assert lines[1] == "fast and loops: largest relative difference 0.0e+00"
+    assert lines[-1].startswith("torch_default and torch_channels_last:")
