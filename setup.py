@@ -22,6 +22,7 @@ setup(
         "cuda12": ["cupy-cuda12x[ctk]>=14"],
         "cuda13": ["cupy-cuda13x[ctk]>=14"],
         "test": TEST,
+        "nvrtc": ["nvidia-cuda-nvrtc==13.0.88"],  # to compile the CUDA kernels in tests without a GPU; 230 MB
         "bench": ["torch==2.13.0"],
     },
     classifiers=[

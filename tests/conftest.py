@@ -1,4 +1,7 @@
-"""What all tests share: `pytest --device cpu|cuda|all` runs the same bodies on other devices."""
+"""What all tests share: `pytest --device cpu|cuda|all|stand-in` runs the same bodies on other devices.
+
+On 'stand-in' the CUDA kernels run on the CPU, compiled by g++; minidl takes it for 'cuda'. See tests/stand_in.
+"""
 
 import functools
 import subprocess
@@ -11,8 +14,9 @@ import numpy as np
 import pytest
 
 from minidl import kernels as dispatch
+from tests import stand_in
 
-DEVICES = {"cpu": ["cpu"], "cuda": ["cuda"], "all": ["cpu", "cuda"]}
+DEVICES = {"cpu": ["cpu"], "cuda": ["cuda"], "all": ["cpu", "cuda"], "stand-in": ["cuda"]}
 
 # The same examples at every run. A fixture may serve all examples of a test, as none here keeps any state.
 hypothesis.settings.register_profile(
@@ -26,13 +30,16 @@ hypothesis.settings.load_profile("minidl")
 
 
 def pytest_addoption(parser):
-    parser.addoption("--device", choices=DEVICES, default="cpu", help="run on cpu (the default), on cuda, or on all")
+    parser.addoption("--device", choices=DEVICES, default="cpu", help="cpu (the default), cuda, all (both), stand-in")
 
 
 def pytest_configure(config):
     """Whoever asks for a GPU gets one or an error: skipped tests would look like passed ones."""
-    if config.getoption("--device") != "cpu" and not _gpu_present():
-        raise pytest.UsageError("--device cuda needs CuPy and a GPU")
+    device = config.getoption("--device")
+    if device == "stand-in":
+        stand_in.install()
+    elif device != "cpu" and not _gpu_present():
+        raise pytest.UsageError(f"--device {device} needs CuPy and a GPU")
 
 
 def _gpu_present():
@@ -42,6 +49,13 @@ def _gpu_present():
         return cupy.cuda.runtime.getDeviceCount() > 0
     except Exception:  # no CuPy, no driver, or no GPU: each has its own class
         return False
+
+
+def pytest_ignore_collect(collection_path, config):
+    """Folders named cuda hold tests of what only the GPU has: they are no part of a run on the CPU."""
+    if collection_path.name == "cuda" and config.getoption("--device") == "cpu":
+        return True
+    return None  # ask the others
 
 
 def pytest_generate_tests(metafunc):

@@ -1,6 +1,8 @@
 """Tensor: what it holds, how it is written, and its operators for any shapes."""
 
 import operator
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from hypothesis.extra import numpy as hnp
 
 import minidl
 from minidl import Buffer, Parameter, Tensor
+from minidl.nn import Linear
 from tests.kernels.compare import assert_close, torch_gradients
 from tests.ops.case import gradients
 
@@ -499,6 +502,36 @@ def test_operands_of_the_wrong_kind_are_refused(use, message):
         use(Tensor([1.0]))
 
 
-def test_a_device_that_is_not_there_is_an_error_that_says_what_is():
-    with pytest.raises(NotImplementedError, match=r"device 'cuda': .* no CUDA kernels yet; use device 'cpu'"):
-        Tensor([1.0]).to("cuda")
+class CupyWithoutGpu:
+    """What there is of CuPy where it is installed and finds no driver, or a driver and no GPU."""
+
+    ndarray = type("ndarray", (), {})
+
+    class cuda:  # noqa: N801 - CuPy's name
+        class runtime:  # noqa: N801
+            CUDARuntimeError = type("CUDARuntimeError", (RuntimeError,), {})
+
+            @classmethod
+            def getDeviceCount(cls):  # noqa: N802
+                raise cls.CUDARuntimeError("cudaErrorNoDevice: no CUDA-capable device is detected")
+
+
+@pytest.mark.parametrize(
+    ("cupy", "message"),
+    [
+        (None, r"device 'cuda' needs CuPy: pip install \"minidl\[cuda13\]\""),
+        (CupyWithoutGpu, r"device 'cuda': CuPy finds no GPU \(cudaErrorNoDevice: .*\); use device 'cpu'"),
+    ],
+)
+def test_a_device_that_is_not_there_is_an_error_that_says_what_is(cupy, message, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    x = Tensor([1.0])
+    for move in (lambda: x.to("cuda"), lambda: Tensor([1.0], device="cuda"), lambda: Linear(2, 3).to("cuda")):
+        with pytest.raises(RuntimeError, match=message):
+            move()
+    assert (x + x).item() == 2  # and work goes on
+
+
+def test_minidl_does_not_import_cupy():
+    code = "import minidl, sys; x = minidl.Tensor([1.0]); x + x; assert 'cupy' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)

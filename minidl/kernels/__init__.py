@@ -3,6 +3,8 @@
 `cpu` and `reference` export the same names with the same signatures. An array decides which one it goes to.
 """
 
+import functools
+import sys
 from types import ModuleType
 
 import numpy as np
@@ -16,8 +18,9 @@ def kernels_for(array) -> ModuleType:
 
 
 def device_of(array) -> str:
-    """'cpu' for a NumPy array, 'cuda' for a CuPy array."""
-    return "cpu" if isinstance(array, np.ndarray | np.generic) else "cuda"
+    """'cuda' for a CuPy array, 'cpu' for any other."""
+    cupy = sys.modules.get("cupy")  # nobody has its arrays before it is imported
+    return "cuda" if cupy is not None and isinstance(array, cupy.ndarray) else "cpu"
 
 
 def to_device(array, device: str):
@@ -26,8 +29,29 @@ def to_device(array, device: str):
         raise ValueError(f"to: expected device 'cpu' or 'cuda', got {device!r}")
     if device_of(array) == device:
         return array
-    return array.get() if device == "cpu" else _cuda().asarray(array)
+    return array.get() if device == "cpu" else _cupy().asarray(array)
 
 
+@functools.cache
 def _cuda() -> ModuleType:
-    raise NotImplementedError("device 'cuda': this version of minidl has no CUDA kernels yet; use device 'cpu'")
+    from minidl.kernels import cuda  # on first use, as it needs CuPy
+
+    return cuda
+
+
+def _cupy() -> ModuleType:
+    """CuPy, if it finds a GPU."""
+    try:
+        import cupy
+    except ImportError as error:
+        raise RuntimeError(
+            f"device 'cuda' needs CuPy: pip install \"minidl[cuda13]\" (or minidl[cuda12]); its import says: {error}"
+        ) from error
+    try:
+        found = cupy.cuda.runtime.getDeviceCount()
+        message = "no CUDA-capable device is detected"
+    except cupy.cuda.runtime.CUDARuntimeError as error:  # no driver, an old driver, or no GPU
+        found, message = 0, error
+    if not found:
+        raise RuntimeError(f"device 'cuda': CuPy finds no GPU ({message}); use device 'cpu'")
+    return cupy

@@ -60,7 +60,7 @@ def test_cross_entropy_is_that_of_pytorch(shape, label_smoothing, run, rng, torc
     assert_close(run("cross_entropy_backward", GRAD, probabilities, labels, label_smoothing), grad_logits)
 
 
-@pytest.mark.parametrize("shape", [(1,), (5, 3), (2, 3, 5, 4)], ids=str)
+@pytest.mark.parametrize("shape", [(1,), (5, 3), (2, 3, 5, 4), (70, 1000)], ids=str)
 def test_mse_loss_agrees_with_the_plain_loops(shape, agrees, rng):
     x, target = rng.standard_normal((2, *shape))
     agrees("mse_loss_forward", x, target)
@@ -78,3 +78,14 @@ def test_mse_loss_is_that_of_pytorch(shape, run, rng, torch):
 def test_an_impossible_class_costs_nothing_where_it_is_not_the_label(run):
     loss, _ = run("cross_entropy_forward", np.array([[0.0, -np.inf]]), np.array([0]), 0.0)
     assert loss == 0
+
+
+@pytest.mark.parametrize("label", [3, 2**40])
+def test_a_label_beyond_the_classes_does_not_pass_unseen(label, kernels, to_device, to_host):
+    """On the CPU it is an error; on a GPU, where nobody waits to look at labels, the loss is NaN."""
+    logits, labels = to_device(np.zeros((2, 3))), to_device(np.array([0, label]))
+    try:
+        loss, _ = kernels.cross_entropy_forward(logits, labels, 0.1)
+    except IndexError:
+        return
+    assert np.isnan(to_host(loss))

@@ -108,6 +108,12 @@ def test_nan_wins_in_every_window_that_sees_it(run, rng):
     np.testing.assert_array_equal(winner[0, 1:4, 3:6, 0], [[8, 7, 6], [5, 4, 3], [2, 1, 0]])
 
 
+def test_the_first_of_several_nans_wins(run):
+    x = np.array([1.0, np.nan, np.nan, 2.0]).reshape(1, 2, 2, 1)
+    _, winner = run("max_pool2d_forward", x, (2, 2), (2, 2), (0, 0), False)
+    assert winner.item() == 1
+
+
 @cases
 def test_max_pool_is_that_of_pytorch(case, run, rng, torch):
     x = rng.integers(-2, 3, case.images).astype(np.float64)  # with ties

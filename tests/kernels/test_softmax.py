@@ -31,6 +31,16 @@ def test_large_logits_neither_overflow_nor_vanish(run):
     assert_close(run("log_softmax_forward", x), [[0, -1e4], [half, half], [half, half]])
 
 
+def test_the_largest_logit_is_found_wherever_it_stands(run):
+    """Or exp would overflow."""
+    place = np.array([0, 31, 32, 255, 256, 511, 999])
+    x, one_hot = np.zeros((2, len(place), 1000))
+    x[np.arange(len(place)), place] = 1e4
+    one_hot[np.arange(len(place)), place] = 1
+    assert_close(run("softmax_forward", x), one_hot)
+    assert_close(run("log_softmax_forward", x), 1e4 * (one_hot - 1))
+
+
 @names
 def test_a_constant_added_to_a_row_changes_nothing(name, run, rng):
     x = rng.integers(-8, 9, (3, 5)) / 4

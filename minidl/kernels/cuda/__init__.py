@@ -1,0 +1,65 @@
+"""The kernels on a GPU, in CUDA through CuPy. Files that begin with an underscore are private to this device."""
+
+from minidl.kernels.cuda.activation import add, relu_backward, relu_forward
+from minidl.kernels.cuda.batch_norm import (
+    batch_norm_apply,
+    batch_norm_backward,
+    batch_statistics,
+)
+from minidl.kernels.cuda.bias import bias_backward
+from minidl.kernels.cuda.conv import conv2d_backward, conv2d_backward_weight, conv2d_backward_x, conv2d_forward
+from minidl.kernels.cuda.dropout import dropout_backward, dropout_forward
+from minidl.kernels.cuda.linear import linear_backward_weight, linear_backward_x, linear_forward
+from minidl.kernels.cuda.local_response_norm import local_response_norm_backward, local_response_norm_forward
+from minidl.kernels.cuda.loss import cross_entropy_backward, cross_entropy_forward, mse_loss_backward, mse_loss_forward
+from minidl.kernels.cuda.pad import pad_channels_backward, pad_channels_forward
+from minidl.kernels.cuda.pool import (
+    avg_pool2d_backward,
+    avg_pool2d_forward,
+    global_avg_pool_backward,
+    global_avg_pool_forward,
+    max_pool2d_backward,
+    max_pool2d_forward,
+)
+from minidl.kernels.cuda.softmax import log_softmax_backward, log_softmax_forward, softmax_backward, softmax_forward
+from minidl.kernels.cuda.update import adam_update, sgd_update, update_running_statistics
+
+__all__ = [
+    "adam_update",
+    "add",
+    "avg_pool2d_backward",
+    "avg_pool2d_forward",
+    "batch_norm_apply",
+    "batch_norm_backward",
+    "batch_statistics",
+    "bias_backward",
+    "conv2d_backward",
+    "conv2d_backward_weight",
+    "conv2d_backward_x",
+    "conv2d_forward",
+    "cross_entropy_backward",
+    "cross_entropy_forward",
+    "dropout_backward",
+    "dropout_forward",
+    "global_avg_pool_backward",
+    "global_avg_pool_forward",
+    "linear_backward_weight",
+    "linear_backward_x",
+    "linear_forward",
+    "local_response_norm_backward",
+    "local_response_norm_forward",
+    "log_softmax_backward",
+    "log_softmax_forward",
+    "max_pool2d_backward",
+    "max_pool2d_forward",
+    "mse_loss_backward",
+    "mse_loss_forward",
+    "pad_channels_backward",
+    "pad_channels_forward",
+    "relu_backward",
+    "relu_forward",
+    "sgd_update",
+    "softmax_backward",
+    "softmax_forward",
+    "update_running_statistics",
+]

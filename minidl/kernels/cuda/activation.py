@@ -1,0 +1,66 @@
+"""Activation, and the sum of two arrays."""
+
+import cupy
+
+from minidl.kernels.cuda._launch import CudaKernel
+
+ADD = CudaKernel(
+    "add",
+    """
+// A thread for each number.
+extern "C" __global__ void add(const real* a, const real* b, real* y, index count) {
+    index i = thread_number();
+    if (i < count) y[i] = a[i] + b[i];
+}
+""",
+)
+
+
+def add(a, b):
+    """a + b, of one shape: where two gradients meet."""
+    if a.shape != b.shape:
+        raise ValueError(f"backward: two gradients of one tensor have the shapes {a.shape} and {b.shape}")
+    a, b = cupy.ascontiguousarray(a), cupy.ascontiguousarray(b)
+    y = cupy.empty_like(a)
+    ADD.for_each(a.size, a, b, y, a.size, dtype=a.dtype)
+    return y
+
+
+RELU_FORWARD = CudaKernel(
+    "relu_forward",
+    """
+// A thread for each number. A NaN is not below 0: it stays, so that it is seen.
+extern "C" __global__ void relu_forward(const real* x, real* y, index count) {
+    index i = thread_number();
+    if (i < count) y[i] = x[i] < 0 ? (real)0 : x[i];
+}
+""",
+)
+
+
+def relu_forward(x):
+    """y = max(x, 0)."""
+    x = cupy.ascontiguousarray(x)
+    y = cupy.empty_like(x)
+    RELU_FORWARD.for_each(x.size, x, y, x.size, dtype=x.dtype)
+    return y
+
+
+RELU_BACKWARD = CudaKernel(
+    "relu_backward",
+    """
+// A thread for each number.
+extern "C" __global__ void relu_backward(const real* grad, const real* y, real* grad_x, index count) {
+    index i = thread_number();
+    if (i < count) grad_x[i] = y[i] > 0 ? grad[i] : (real)0;
+}
+""",
+)
+
+
+def relu_backward(grad, y):
+    """dL/dx: dL/dy where y > 0, else 0."""
+    grad, y = cupy.ascontiguousarray(grad), cupy.ascontiguousarray(y)
+    grad_x = cupy.empty_like(grad)
+    RELU_BACKWARD.for_each(grad.size, grad, y, grad_x, grad.size, dtype=grad.dtype)
+    return grad_x

@@ -1,0 +1,267 @@
+"""Batch normalisation, with the addition and the ReLU that follow it in a residual block.
+
+In every kernel a thread has one channel, and every so many rows of it: see `_slabs`.
+"""
+
+import math
+
+import cupy
+
+from minidl.kernels.cuda._launch import CudaKernel
+from minidl.kernels.cuda._slabs import SLABS, cut, cut_for_sums, one_slab
+
+ROWS_PER_THREAD = 4  # where nothing is summed: all four are being read at once, and the channel's numbers read once
+MOST_BLOCKS = 65535  # CUDA's limit to the slabs, the second number of a grid
+
+MOMENTS = (
+    SLABS
+    + """
+// Some numbers of a channel: how many, their mean, and the sum of their squared distances from it.
+struct Moments {
+    real count, mean, squares;
+};
+
+// Those of two sets of numbers together: Chan, Golub, LeVeque 1979. With a single number as b it is Welford's formula.
+__device__ Moments operator+(Moments a, Moments b) {
+    real count = a.count + b.count;
+    real share = b.count / (count > 0 ? count : 1);
+    real difference = b.mean - a.mean;
+    return {count, a.mean + difference * share, a.squares + b.squares + difference * difference * (a.count * share)};
+}
+"""
+)
+
+SLAB_MOMENTS = CudaKernel(
+    "slab_moments",
+    MOMENTS
+    + """
+// A block for each slab of rows and group of channels; x is read once. All numbers are taken less the first one of
+// their channel: where the mean is large, what distinguishes them then has all digits.
+extern "C" __global__ void slab_moments(
+    const real* x, Moments* slabs, index rows, index channels, index rows_per_thread
+) {
+    Walk walk = walk_down(rows, channels, rows_per_thread);
+    real first = walk.count ? x[thread_number()] : (real)0;
+    Moments moments = {0, 0, 0};
+    #pragma unroll 4
+    for (index k = 0; k < walk.count; k++) {
+        moments = moments + Moments{1, x[walk.first + k * walk.stride] - first, 0};
+    }
+    moments = sum_over_rows(moments);
+    if (writes(channels)) slabs[(index)blockIdx.y * channels + thread_number()] = moments;
+}
+""",
+)
+
+MERGE_MOMENTS = CudaKernel(
+    "merge_moments",
+    MOMENTS
+    + """
+// A block for each group of channels, which takes slabs as rows.
+extern "C" __global__ void merge_moments(
+    const Moments* slabs, const real* x, real* mean, real* variance, index count, index channels, index rows_per_thread
+) {
+    Walk walk = walk_down(count, channels, rows_per_thread);
+    Moments moments = {0, 0, 0};
+    for (index k = 0; k < walk.count; k++) moments = moments + slabs[walk.first + k * walk.stride];
+    moments = sum_over_rows(moments);
+    if (writes(channels)) {
+        index channel = thread_number();
+        mean[channel] = x[channel] + moments.mean;
+        variance[channel] = moments.squares / moments.count;
+    }
+}
+""",
+)
+
+
+def batch_statistics(x):
+    """(mean, variance) of each channel over the batch; the variance is the population's, divided by the count."""
+    x = cupy.ascontiguousarray(x)
+    rows, channels = math.prod(x.shape[:-1]), x.shape[-1]
+    slabs = cut_for_sums(rows, channels)
+    moments = cupy.empty((slabs.count, channels, 3), x.dtype)
+    SLAB_MOMENTS.launch(slabs.blocks, slabs.threads, (x, moments, rows, channels, slabs.rows_per_thread), x.dtype)
+    mean, variance = cupy.empty(channels, x.dtype), cupy.empty(channels, x.dtype)
+    merging = one_slab(slabs.count, channels)
+    arguments = moments, x, mean, variance, slabs.count, channels, merging.rows_per_thread
+    MERGE_MOMENTS.launch(merging.blocks, merging.threads, arguments, x.dtype)
+    return mean, variance
+
+
+BATCH_NORM_APPLY = CudaKernel(
+    "batch_norm_apply",
+    SLABS
+    + """
+// A thread for each channel of a few rows. The mean goes first: x * scale + shift would lose digits where it is large.
+extern "C" __global__ void batch_norm_apply(
+    const real* __restrict__ x, const real* __restrict__ mean, const real* __restrict__ variance,
+    const real* __restrict__ weight, const real* __restrict__ bias, const real* __restrict__ residual,
+    real* __restrict__ y, real eps, int has_residual, int relu, index rows, index channels, index rows_per_thread
+) {
+    Walk walk = walk_down(rows, channels, rows_per_thread);
+    if (!walk.count) return;
+    index channel = thread_number();
+    real centre = mean[channel], shift = bias[channel];
+    real scale = weight[channel] / sqrt(variance[channel] + eps);
+    #pragma unroll 4
+    for (index k = 0; k < walk.count; k++) {
+        index i = walk.first + k * walk.stride;
+        real value = scale * (x[i] - centre) + shift;
+        if (has_residual) value += residual[i];
+        y[i] = relu && value < 0 ? (real)0 : value;  // a NaN stays
+    }
+}
+""",
+)
+
+
+def batch_norm_apply(x, mean, variance, weight, bias, residual, eps, relu):
+    """y = weight (x - mean) / sqrt(variance + eps) + bias, then + residual if there is one, then max(., 0) if relu."""
+    x = cupy.ascontiguousarray(x)
+    has_residual = residual is not None
+    residual = cupy.ascontiguousarray(residual) if has_residual else x  # which is not read then
+    channel_arrays = map(cupy.ascontiguousarray, (mean, variance, weight, bias))
+    y = cupy.empty_like(x)
+    rows, channels = math.prod(x.shape[:-1]), x.shape[-1]
+    slabs = cut(rows, channels, ROWS_PER_THREAD, MOST_BLOCKS)
+    arguments = (
+        *(x, *channel_arrays, residual, y),
+        *(float(eps), has_residual, bool(relu)),
+        *(rows, channels, slabs.rows_per_thread),
+    )
+    BATCH_NORM_APPLY.launch(slabs.blocks, slabs.threads, arguments, x.dtype)
+    return y
+
+
+GRAD_SUMS = (
+    SLABS
+    + """
+// Over some numbers of a channel: the sum of g = dL/d(what the ReLU was given), and of g (x - mean).
+struct GradSums {
+    real g, g_deviation;
+};
+
+__device__ GradSums operator+(GradSums a, GradSums b) {
+    return {a.g + b.g, a.g_deviation + b.g_deviation};
+}
+"""
+)
+
+SLAB_GRAD_SUMS = CudaKernel(
+    "slab_grad_sums",
+    GRAD_SUMS
+    + """
+// A block for each slab of rows and group of channels.
+extern "C" __global__ void slab_grad_sums(
+    const real* grad, const real* x, const real* y, const real* mean, GradSums* slabs, int relu,
+    index rows, index channels, index rows_per_thread
+) {
+    Walk walk = walk_down(rows, channels, rows_per_thread);
+    real centre = walk.count ? mean[thread_number()] : (real)0;
+    GradSums sums = {0, 0};
+    #pragma unroll 4
+    for (index k = 0; k < walk.count; k++) {
+        index i = walk.first + k * walk.stride;
+        real g = grad[i];
+        if (relu && !(y[i] > 0)) g = 0;
+        sums = sums + GradSums{g, g * (x[i] - centre)};
+    }
+    sums = sum_over_rows(sums);
+    if (writes(channels)) slabs[(index)blockIdx.y * channels + thread_number()] = sums;
+}
+""",
+)
+
+MERGE_GRAD_SUMS = CudaKernel(
+    "merge_grad_sums",
+    GRAD_SUMS
+    + """
+// A block for each group of channels, which takes slabs as rows.
+extern "C" __global__ void merge_grad_sums(
+    const GradSums* slabs, const real* variance, real* grad_weight, real* grad_bias, real eps,
+    index count, index channels, index rows_per_thread
+) {
+    Walk walk = walk_down(count, channels, rows_per_thread);
+    GradSums sums = {0, 0};
+    for (index k = 0; k < walk.count; k++) sums = sums + slabs[walk.first + k * walk.stride];
+    sums = sum_over_rows(sums);
+    if (writes(channels)) {
+        index channel = thread_number();
+        grad_weight[channel] = sums.g_deviation / sqrt(variance[channel] + eps);
+        grad_bias[channel] = sums.g;
+    }
+}
+""",
+)
+
+BATCH_NORM_BACKWARD_X = CudaKernel(
+    "batch_norm_backward_x",
+    SLABS
+    + """
+// A thread for each channel of a few rows. To draw the ReLU's mask from y again costs less than to read g from memory.
+extern "C" __global__ void batch_norm_backward_x(
+    const real* __restrict__ grad, const real* __restrict__ x, const real* __restrict__ y,
+    const real* __restrict__ mean, const real* __restrict__ variance, const real* __restrict__ weight,
+    const real* __restrict__ grad_weight, const real* __restrict__ grad_bias,
+    real* __restrict__ grad_x, real* __restrict__ grad_residual,
+    real eps, int relu, int has_residual, int through_statistics, index rows, index channels, index rows_per_thread
+) {
+    Walk walk = walk_down(rows, channels, rows_per_thread);
+    if (!walk.count) return;
+    index channel = thread_number();
+    real centre = mean[channel], inverse_std = 1 / sqrt(variance[channel] + eps);
+    real scale = weight[channel] * inverse_std;
+    real mean_g = 0, slope = 0;  // what x does through the mean, and through the variance
+    if (through_statistics) {
+        mean_g = grad_bias[channel] / rows;
+        slope = inverse_std * grad_weight[channel] / rows;
+    }
+    #pragma unroll 4
+    for (index k = 0; k < walk.count; k++) {
+        index i = walk.first + k * walk.stride;
+        real g = grad[i];
+        if (relu && !(y[i] > 0)) g = 0;
+        grad_x[i] = scale * (g - mean_g - slope * (x[i] - centre));
+        if (has_residual) grad_residual[i] = g;
+    }
+}
+""",
+)
+
+
+def batch_norm_backward(grad, x, y, mean, variance, weight, eps, relu, has_residual, through_statistics):
+    """(dL/dx, dL/dweight, dL/dbias, dL/dresidual), the last None without a residual. With g = dL/dy where y > 0,
+
+    dL/dx = weight / sqrt(variance + eps) (g - dL/dbias / M - x_hat dL/dweight / M),  M numbers in each channel.
+    Where the statistics are constants (eval mode) it is only the first term.
+    """
+    y = y if relu else x  # which is not read then
+    grad, x, y, mean, variance, weight = map(cupy.ascontiguousarray, (grad, x, y, mean, variance, weight))
+    grad_weight, grad_bias = _backward_parameters(grad, x, y, mean, variance, eps, relu)
+    grad_x = cupy.empty_like(x)
+    grad_residual = cupy.empty_like(x) if has_residual else None
+    outputs = grad_x, grad_residual if has_residual else grad_x  # which is not written as a residual's then
+    rows, channels = math.prod(x.shape[:-1]), x.shape[-1]
+    slabs = cut(rows, channels, ROWS_PER_THREAD, MOST_BLOCKS)
+    arguments = (
+        *(grad, x, y, mean, variance, weight, grad_weight, grad_bias, *outputs),
+        *(float(eps), bool(relu), bool(has_residual), bool(through_statistics)),
+        *(rows, channels, slabs.rows_per_thread),
+    )
+    BATCH_NORM_BACKWARD_X.launch(slabs.blocks, slabs.threads, arguments, x.dtype)
+    return grad_x, grad_weight, grad_bias, grad_residual
+
+
+def _backward_parameters(grad, x, y, mean, variance, eps, relu):
+    """(dL/dweight, dL/dbias)."""
+    rows, channels = math.prod(x.shape[:-1]), x.shape[-1]
+    slabs = cut_for_sums(rows, channels)
+    sums = cupy.empty((slabs.count, channels, 2), x.dtype)
+    arguments = grad, x, y, mean, sums, bool(relu), rows, channels, slabs.rows_per_thread
+    SLAB_GRAD_SUMS.launch(slabs.blocks, slabs.threads, arguments, x.dtype)
+    grad_weight, grad_bias = cupy.empty(channels, x.dtype), cupy.empty(channels, x.dtype)
+    merging = one_slab(slabs.count, channels)
+    arguments = sums, variance, grad_weight, grad_bias, float(eps), slabs.count, channels, merging.rows_per_thread
+    MERGE_GRAD_SUMS.launch(merging.blocks, merging.threads, arguments, x.dtype)
+    return grad_weight, grad_bias

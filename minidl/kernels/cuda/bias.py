@@ -1,0 +1,45 @@
+"""The bias of a convolution or a linear layer: one number for each channel."""
+
+import math
+
+import cupy
+
+from minidl.kernels.cuda._launch import CudaKernel
+from minidl.kernels.cuda._slabs import SLABS, cut_for_sums, one_slab
+
+CHANNEL_SUMS = CudaKernel(
+    "channel_sums",
+    SLABS
+    + """
+// A block for each slab of rows and group of channels: threads of neighbouring channels read neighbouring numbers.
+// Blocks cannot wait for each other, so each slab has a sum of its own; launched again, on these, this gives the total.
+extern "C" __global__ void channel_sums(
+    const real* x, real* sums, index rows, index channels, index rows_per_thread
+) {
+    Walk walk = walk_down(rows, channels, rows_per_thread);
+    real sum = 0;
+    #pragma unroll 8
+    for (index k = 0; k < walk.count; k++) sum += x[walk.first + k * walk.stride];
+    sum = sum_over_rows(sum);
+    if (writes(channels)) sums[(index)blockIdx.y * channels + thread_number()] = sum;
+}
+""",
+)
+
+
+def bias_backward(grad):
+    """dL/dbias, (C,): the sum of dL/dy over every axis but the last."""
+    channels = grad.shape[-1]
+    rows = math.prod(grad.shape[:-1])
+    slabs = cut_for_sums(rows, channels)
+    sums = _sums(cupy.ascontiguousarray(grad), rows, channels, slabs)  # (slabs, C)
+    if slabs.count > 1:
+        sums = _sums(sums, slabs.count, channels, one_slab(slabs.count, channels))
+    return sums.reshape(channels)
+
+
+def _sums(x, rows, channels, slabs):
+    """(slabs, C): the sums over the rows of each slab."""
+    sums = cupy.empty((slabs.count, channels), x.dtype)
+    CHANNEL_SUMS.launch(slabs.blocks, slabs.threads, (x, sums, rows, channels, slabs.rows_per_thread), x.dtype)
+    return sums

@@ -1,0 +1,62 @@
+"""Local response normalisation across channels (Krizhevsky, Sutskever, Hinton 2012, section 3.3)."""
+
+import cupy
+
+from minidl.kernels.cuda._launch import CudaKernel
+
+LOCAL_RESPONSE_NORM_FORWARD = CudaKernel(
+    "local_response_norm_forward",
+    """
+// A thread for each number; what it reads of its neighbours, the threads beside it read too.
+extern "C" __global__ void local_response_norm_forward(
+    const real* x, real* y, real* scale, index size, real alpha, real beta, real k, index channels, index count
+) {
+    index i = thread_number();
+    if (i >= count) return;
+    index c = i % channels;
+    index first = max(c - size / 2, (index)0), last = min(c + (size - 1) / 2, channels - 1);
+    real squares = 0;
+    for (index near = i - c + first; near <= i - c + last; near++) squares += x[near] * x[near];
+    scale[i] = k + alpha * squares;
+    y[i] = x[i] * pow(scale[i], -beta);
+}
+""",
+)
+
+
+def local_response_norm_forward(x, size, alpha, beta, k):
+    """(y, scale): scale_c = k + alpha * the sum of x^2 over the `size` channels around c, and y = x scale^-beta."""
+    x = cupy.ascontiguousarray(x)
+    y, scale = cupy.empty_like(x), cupy.empty_like(x)
+    numbers = size, float(alpha), float(beta), float(k), x.shape[-1], x.size
+    LOCAL_RESPONSE_NORM_FORWARD.for_each(x.size, x, y, scale, *numbers, dtype=x.dtype)
+    return y, scale
+
+
+LOCAL_RESPONSE_NORM_BACKWARD = CudaKernel(
+    "local_response_norm_backward",
+    """
+// A thread for each number. c lies in d's window when d lies in c's mirrored window.
+extern "C" __global__ void local_response_norm_backward(
+    const real* grad, const real* x, const real* y, const real* scale, real* grad_x,
+    index size, real alpha, real beta, index channels, index count
+) {
+    index i = thread_number();
+    if (i >= count) return;
+    index c = i % channels;
+    index first = max(c - (size - 1) / 2, (index)0), last = min(c + size / 2, channels - 1);
+    real through_scale = 0;
+    for (index near = i - c + first; near <= i - c + last; near++) through_scale += grad[near] * y[near] / scale[near];
+    grad_x[i] = grad[i] * pow(scale[i], -beta) - 2 * alpha * beta * x[i] * through_scale;
+}
+""",
+)
+
+
+def local_response_norm_backward(grad, x, y, scale, size, alpha, beta):
+    """dL/dx_c = g_c scale_c^-beta - 2 alpha beta x_c * the sum of g_d y_d / scale_d over the d whose window holds c."""
+    grad, x, y, scale = map(cupy.ascontiguousarray, (grad, x, y, scale))
+    grad_x = cupy.empty_like(x)
+    numbers = size, float(alpha), float(beta), x.shape[-1], x.size
+    LOCAL_RESPONSE_NORM_BACKWARD.for_each(x.size, grad, x, y, scale, grad_x, *numbers, dtype=x.dtype)
+    return grad_x

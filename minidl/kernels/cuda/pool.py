@@ -1,0 +1,262 @@
+"""Pooling: one number for each window of each channel."""
+
+import cupy
+
+from minidl.kernels.cuda._launch import THREADS, CudaKernel
+
+WARP = 32  # threads that a GPU runs in step
+
+PLACES = {"uint8": "unsigned char", "uint32": "unsigned int"}  # what can number the places of a window
+NO_TAP = 2**8 - 1  # the largest number that a byte holds
+
+WINDOWS = """
+// The first window that covers a position on an axis: window i covers those from i*stride - padding on.
+__device__ index first_window(index position, index kernel_size, index stride, index padding) {
+    index end_of_window_0 = kernel_size - padding;
+    return position < end_of_window_0 ? 0 : (position - end_of_window_0) / stride + 1;
+}
+
+// How much of a window counts, along an axis, where the image has a border on both sides that counts too.
+__device__ index counted(index start, index kernel_size, index size, index border) {
+    return min(start + kernel_size, size + border) - max(start, -border);
+}
+"""
+
+
+def for_each_place(name, source):
+    """A kernel for each dtype of `winner`."""
+    return {
+        dtype: CudaKernel(f"{name}_{dtype}", source.replace("NAME", f"{name}_{dtype}").replace("PLACE", type_in_c))
+        for dtype, type_in_c in PLACES.items()
+    }
+
+
+def place_dtype(kernel_size):
+    """The smallest dtype that numbers the places of such a window."""
+    return "uint8" if kernel_size[0] * kernel_size[1] < NO_TAP else "uint32"
+
+
+MAX_POOL2D_FORWARD = for_each_place(
+    "max_pool2d_forward",
+    WINDOWS
+    + """
+// A thread for each number of y, k = j*C + c in its row (n, i). Blocks keep to a row, so that threads divide once only,
+// and neighbours read neighbouring channels. The window's first place that is not on the padding leads until a larger
+// number comes, or a NaN.
+extern "C" __global__ void NAME(const real* x, real* y, PLACE* winner, index H, index W, index C, index OH, index OW,
+                                index KH, index KW, index SH, index SW, index PH, index PW) {
+    index row = blockIdx.x, n = row / OH, i = row % OH;
+    index k = (index)blockIdx.y * blockDim.x + threadIdx.x, j = k / C, c = k % C;
+    if (k >= OW * C) return;
+
+    index top = i * SH - PH, left = j * SW - PW;
+    index first_p = max(-top, (index)0), end_p = min(KH, H - top);
+    index first_q = max(-left, (index)0), end_q = min(KW, W - left);
+    const real* image = x + n * H * W * C + c;
+    real best = image[((top + first_p) * W + left + first_q) * C];
+    index place = first_p * KW + first_q;
+    for (index p = first_p; p < end_p; p++) {
+        for (index q = first_q; q < end_q; q++) {
+            real pixel = image[((top + p) * W + left + q) * C];
+            if (pixel > best || (isnan(pixel) && !isnan(best))) {
+                best = pixel;
+                place = p * KW + q;
+            }
+        }
+    }
+    y[row * OW * C + k] = best;
+    winner[row * OW * C + k] = (PLACE)place;
+}
+""",
+)
+
+
+def max_pool2d_forward(x, kernel_size, stride, padding, ceil_mode):
+    """(y, winner): the largest number of each window, and its place kh*KW + kw in the window, the first among equals.
+
+    The padding is never the largest. A NaN is larger than anything, so that it is seen.
+    """
+    x = cupy.ascontiguousarray(x)
+    n, h, w, c = x.shape
+    oh, ow = pool_output_size((h, w), kernel_size, stride, padding, ceil_mode)
+    y = cupy.empty((n, oh, ow, c), x.dtype)
+    winner = cupy.empty(y.shape, place_dtype(kernel_size))
+    arguments = x, y, winner, h, w, c, oh, ow, *kernel_size, *stride, *padding
+    launch_thread_per_number(MAX_POOL2D_FORWARD[str(winner.dtype)], y, arguments)
+    return y, winner
+
+
+MAX_POOL2D_BACKWARD = for_each_place(
+    "max_pool2d_backward",
+    WINDOWS
+    + """
+// A thread for each number of grad_x, k = w*C + c in its row (n, h). It asks the windows that cover its pixel, always
+// in the same order, whether it won there, and adds up what they give: no two threads write to one number.
+extern "C" __global__ void NAME(const real* grad, const PLACE* winner, real* grad_x, index H, index W, index C,
+                                index OH, index OW, index KH, index KW, index SH, index SW, index PH, index PW) {
+    index row = blockIdx.x, n = row / H, h = row % H;
+    index k = (index)blockIdx.y * blockDim.x + threadIdx.x, w = k / C, c = k % C;
+    if (k >= W * C) return;
+
+    index first_j = first_window(w, KW, SW, PW);
+    real sum = 0;
+    for (index i = first_window(h, KH, SH, PH); i < OH && i * SH <= h + PH; i++) {
+        for (index j = first_j; j < OW && j * SW <= w + PW; j++) {
+            index window = ((n * OH + i) * OW + j) * C + c;
+            index place = (h + PH - i * SH) * KW + (w + PW - j * SW);
+            if (winner[window] == place) sum += grad[window];
+        }
+    }
+    grad_x[row * W * C + k] = sum;
+}
+""",
+)
+
+
+def max_pool2d_backward(grad, winner, x_shape, kernel_size, stride, padding):
+    """dL/dx: each window's dL/dy goes to the number that won."""
+    dtype = place_dtype(kernel_size)
+    grad, winner = cupy.ascontiguousarray(grad), cupy.ascontiguousarray(winner.astype(dtype, copy=False))
+    grad_x = cupy.empty(x_shape, grad.dtype)
+    arguments = grad, winner, grad_x, *x_shape[1:], *grad.shape[1:3], *kernel_size, *stride, *padding
+    launch_thread_per_number(MAX_POOL2D_BACKWARD[dtype], grad_x, arguments)
+    return grad_x
+
+
+AVG_POOL2D_FORWARD = CudaKernel(
+    "avg_pool2d_forward",
+    WINDOWS
+    + """
+// A thread for each number of y, k = j*C + c in its row (n, i). BH and BW are how much of the padding counts: all of
+// it, or none.
+extern "C" __global__ void avg_pool2d_forward(const real* x, real* y, index H, index W, index C, index OH, index OW,
+                                              index KH, index KW, index SH, index SW, index PH, index PW, index BH,
+                                              index BW) {
+    index row = blockIdx.x, n = row / OH, i = row % OH;
+    index k = (index)blockIdx.y * blockDim.x + threadIdx.x, j = k / C, c = k % C;
+    if (k >= OW * C) return;
+
+    index top = i * SH - PH, left = j * SW - PW;
+    const real* image = x + n * H * W * C + c;
+    real sum = 0;
+    for (index h = max(top, (index)0); h < min(top + KH, H); h++)
+        for (index w = max(left, (index)0); w < min(left + KW, W); w++) sum += image[(h * W + w) * C];
+    y[row * OW * C + k] = sum / (real)(counted(top, KH, H, BH) * counted(left, KW, W, BW));
+}
+""",
+)
+
+
+def avg_pool2d_forward(x, kernel_size, stride, padding, ceil_mode, count_include_pad):
+    """y: the mean of each window; the zeros of the padding count as numbers of it if count_include_pad."""
+    x = cupy.ascontiguousarray(x)
+    n, h, w, c = x.shape
+    oh, ow = pool_output_size((h, w), kernel_size, stride, padding, ceil_mode)
+    y = cupy.empty((n, oh, ow, c), x.dtype)
+    border = padding if count_include_pad else (0, 0)
+    launch_thread_per_number(AVG_POOL2D_FORWARD, y, (x, y, h, w, c, oh, ow, *kernel_size, *stride, *padding, *border))
+    return y
+
+
+AVG_POOL2D_BACKWARD = CudaKernel(
+    "avg_pool2d_backward",
+    WINDOWS
+    + """
+// A thread for each number of grad_x, k = w*C + c in its row (n, h). It collects its share from the windows that cover
+// its pixel, always in the same order.
+extern "C" __global__ void avg_pool2d_backward(const real* grad, real* grad_x, index H, index W, index C, index OH,
+                                               index OW, index KH, index KW, index SH, index SW, index PH, index PW,
+                                               index BH, index BW) {
+    index row = blockIdx.x, n = row / H, h = row % H;
+    index k = (index)blockIdx.y * blockDim.x + threadIdx.x, w = k / C, c = k % C;
+    if (k >= W * C) return;
+
+    index first_j = first_window(w, KW, SW, PW);
+    real sum = 0;
+    for (index i = first_window(h, KH, SH, PH); i < OH && i * SH <= h + PH; i++) {
+        index rows = counted(i * SH - PH, KH, H, BH);
+        for (index j = first_j; j < OW && j * SW <= w + PW; j++)
+            sum += grad[((n * OH + i) * OW + j) * C + c] / (real)(rows * counted(j * SW - PW, KW, W, BW));
+    }
+    grad_x[row * W * C + k] = sum;
+}
+""",
+)
+
+
+def avg_pool2d_backward(grad, x_shape, kernel_size, stride, padding, ceil_mode, count_include_pad):
+    """dL/dx: each window's dL/dy in equal shares to the numbers it was the mean of."""
+    grad = cupy.ascontiguousarray(grad)  # its shape tells of ceil_mode
+    grad_x = cupy.empty(x_shape, grad.dtype)
+    border = padding if count_include_pad else (0, 0)
+    arguments = grad, grad_x, *x_shape[1:], *grad.shape[1:3], *kernel_size, *stride, *padding, *border
+    launch_thread_per_number(AVG_POOL2D_BACKWARD, grad_x, arguments)
+    return grad_x
+
+
+GLOBAL_AVG_POOL_FORWARD = CudaKernel(
+    "global_avg_pool_forward",
+    """
+// A thread for each channel of each image, which adds up the pixels; neighbours read neighbouring channels. The images
+// are small where networks have this layer, and the channels many.
+extern "C" __global__ void global_avg_pool_forward(const real* x, real* y, index pixels, index C, index count) {
+    index nc = thread_number();
+    if (nc >= count) return;
+    const real* image = x + nc / C * pixels * C + nc % C;
+    real sum = 0;
+    for (index pixel = 0; pixel < pixels; pixel++) sum += image[pixel * C];
+    y[nc] = sum / (real)pixels;
+}
+""",
+)
+
+
+def global_avg_pool_forward(x):
+    """y[n, c]: the mean of channel c of image n: (N, H, W, C) -> (N, C)."""
+    x = cupy.ascontiguousarray(x)
+    n, h, w, c = x.shape
+    y = cupy.empty((n, c), x.dtype)
+    GLOBAL_AVG_POOL_FORWARD.for_each(y.size, x, y, h * w, c, y.size, dtype=x.dtype)
+    return y
+
+
+GLOBAL_AVG_POOL_BACKWARD = CudaKernel(
+    "global_avg_pool_backward",
+    """
+// A thread for each number of grad_x.
+extern "C" __global__ void global_avg_pool_backward(const real* grad, real* grad_x, index pixels, index C,
+                                                    index count) {
+    index i = thread_number();
+    if (i < count) grad_x[i] = grad[i / (pixels * C) * C + i % C] / (real)pixels;
+}
+""",
+)
+
+
+def global_avg_pool_backward(grad, x_shape):
+    """dL/dx: dL/dy / (H W), at every pixel."""
+    grad = cupy.ascontiguousarray(grad)
+    _, h, w, c = x_shape
+    grad_x = cupy.empty(x_shape, grad.dtype)
+    GLOBAL_AVG_POOL_BACKWARD.for_each(grad_x.size, grad, grad_x, h * w, c, grad_x.size, dtype=grad.dtype)
+    return grad_x
+
+
+def pool_output_size(size, kernel_size, stride, padding, ceil_mode) -> tuple[int, int]:
+    """(OH, OW). In ceil mode a last window may hang over the edge, but begins inside the input or the padding."""
+
+    def windows_along(axis):
+        span = size[axis] + 2 * padding[axis] - kernel_size[axis]
+        if not ceil_mode:
+            return span // stride[axis] + 1
+        count = -(-span // stride[axis]) + 1
+        return count - 1 if (count - 1) * stride[axis] >= size[axis] + padding[axis] else count
+
+    return windows_along(0), windows_along(1)
+
+
+def launch_thread_per_number(kernel, images, arguments):
+    """A thread for each number of the images: blockIdx.x is the row n*H + h, blockIdx.y a piece of that row."""
+    n, h, w, c = images.shape
+    threads = min(THREADS, -(-w * c // WARP) * WARP)
+    kernel.launch((n * h, -(-w * c // threads)), threads, arguments, images.dtype)

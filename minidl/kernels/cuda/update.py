@@ -1,0 +1,202 @@
+"""The kernels that write in place: a parameter, its optimiser state and a running value keep their arrays for life.
+
+One launch updates a whole list of parameters, as most of them are too small for a launch of their own.
+"""
+
+import math
+
+import cupy
+import numpy as np
+
+from minidl.kernels.cuda._launch import THREADS, CudaKernel
+
+PIECE = 1024  # numbers of one parameter for each block, four for each of its threads
+ENTRIES = 32  # written by one launch: their six arguments each stay well below CUDA's limit of 4,096 bytes
+
+ENTRY = """
+// A parameter in the table of all: its arrays, how many numbers they have, and the first of the blocks that update it.
+struct Entry {
+    real *parameter, *grad, *state, *other_state;
+    long long size, first_block;
+};
+"""
+
+_PARAMETERS = ", ".join(
+    f"real* p{i}, real* g{i}, real* s{i}, real* t{i}, index n{i}, index b{i}" for i in range(ENTRIES)
+)
+_ASSIGNMENTS = " ".join(f"table[{i}] = {{p{i}, g{i}, s{i}, t{i}, n{i}, b{i}}};" for i in range(ENTRIES))
+
+WRITE_ENTRIES = CudaKernel(
+    "write_entries",
+    ENTRY
+    + f"""
+// One thread. Addresses reach the device as arguments of a kernel, and not in a copy from the host: gradients are new
+// arrays in each step, and what can be captured in a graph is a launch with its arguments, but no such copy.
+extern "C" __global__ void write_entries(Entry* table, {_PARAMETERS}) {{
+    {_ASSIGNMENTS}
+}}
+""",
+)
+
+# What the source of an update begins with.
+TABLE = (
+    ENTRY
+    + f"constexpr int piece = {PIECE};\n"
+    + """
+// The parameter of which this block updates a piece: every thread of it looks through some of the table.
+__device__ Entry find_entry(const Entry* table, index entries) {
+    __shared__ Entry found;
+    for (index i = threadIdx.x; i < entries; i += blockDim.x) {
+        long long block = blockIdx.x - table[i].first_block;
+        if (block >= 0 && block * piece < table[i].size) found = table[i];
+    }
+    __syncthreads();
+    return found;
+}
+
+__device__ long long first_number(Entry entry) {
+    return (blockIdx.x - entry.first_block) * piece + threadIdx.x;
+}
+
+__device__ long long end_number(Entry entry) {
+    return min(entry.size, (blockIdx.x - entry.first_block + 1) * piece);
+}
+"""
+)
+
+SGD_UPDATE = CudaKernel(
+    "sgd_update",
+    TABLE
+    + """
+// A block for each piece of a parameter. The learning rate is on the device, where a captured graph finds its changes.
+extern "C" __global__ void sgd_update(
+    const Entry* table, index entries, const double* lr, real momentum, real weight_decay, int nesterov
+) {
+    Entry entry = find_entry(table, entries);
+    real rate = *lr, *p = entry.parameter, *v = entry.state;
+    for (long long i = first_number(entry); i < end_number(entry); i += blockDim.x) {
+        real value = p[i], step = entry.grad[i] + weight_decay * value;
+        if (momentum != 0) {
+            real velocity = momentum * v[i] + step;
+            v[i] = velocity;
+            step = nesterov ? step + momentum * velocity : velocity;
+        }
+        p[i] = value - rate * step;
+    }
+}
+""",
+)
+
+
+def sgd_update(parameters, grads, velocities, lr, momentum, weight_decay, nesterov):
+    """For each p: g = grad + weight_decay p;  v = momentum v + g;  p -= lr (g + momentum v if nesterov, else v)."""
+    velocities = velocities if momentum else parameters  # which are not read as such then
+    options = float(momentum), float(weight_decay), bool(nesterov)
+    _update(SGD_UPDATE, [parameters, grads, velocities, velocities], lr.astype(np.float64, copy=False), *options)
+
+
+ADAM_UPDATE = CudaKernel(
+    "adam_update",
+    TABLE
+    + """
+// A block for each piece of a parameter. 1 - beta would lose half of its digits in float32, so that it is an argument;
+// and so is log(beta), as 1 - beta^t = -expm1(t log(beta)).
+extern "C" __global__ void adam_update(
+    const Entry* table, index entries, const double* lr, const long long* step,
+    real beta1, real one_less_beta1, real log_beta1, real beta2, real one_less_beta2, real log_beta2,
+    real eps, real weight_decay, int decoupled
+) {
+    Entry entry = find_entry(table, entries);
+    real rate = *lr, t = *step, *p = entry.parameter, *m = entry.state, *v = entry.other_state;
+    real scaled_rate = rate / -expm1(t * log_beta1), correction = -expm1(t * log_beta2);
+    for (long long i = first_number(entry); i < end_number(entry); i += blockDim.x) {
+        real g = entry.grad[i], value = p[i];
+        if (decoupled) value *= 1 - rate * weight_decay;
+        else g += weight_decay * value;
+        real mean = beta1 * m[i] + one_less_beta1 * g;
+        real square = beta2 * v[i] + one_less_beta2 * g * g;
+        m[i] = mean;
+        v[i] = square;
+        p[i] = value - scaled_rate * mean / (sqrt(square / correction) + eps);
+    }
+}
+""",
+)
+
+
+def adam_update(parameters, grads, means, squares, step, lr, beta1, beta2, eps, weight_decay, decoupled):
+    """Adam (Kingma, Ba 2015, algorithm 1), or AdamW (Loshchilov, Hutter 2019) where `decoupled`; `step` counts from 1.
+
+    m = beta1 m + (1 - beta1) g;  v = beta2 v + (1 - beta2) g^2;
+    p -= lr m/(1 - beta1^t) / (sqrt(v/(1 - beta2^t)) + eps).
+    The weight decay is part of g in Adam, and p *= 1 - lr weight_decay beforehand in AdamW.
+    """
+    lr, step = lr.astype(np.float64, copy=False), step.astype(np.int64, copy=False)
+    options = *_powers(beta1), *_powers(beta2), float(eps), float(weight_decay), bool(decoupled)
+    _update(ADAM_UPDATE, [parameters, grads, means, squares], lr, step, *options)
+
+
+def _powers(beta):
+    """beta, 1 - beta and log(beta), each computed in float64."""
+    return float(beta), float(1 - beta), math.log(beta) if beta else -math.inf
+
+
+def _update(kernel, lists, *options):
+    """Launch the kernel for all parameters, dtype by dtype; the lists are parameters, gradients, and two of states."""
+    entries = [_entry(kernel.name, *arrays) for arrays in zip(*lists, strict=True)]
+    for dtype in dict.fromkeys(parameter.dtype for parameter, *_ in entries):
+        alike = [entry for entry in entries if entry[0].dtype == dtype]
+        table, blocks = _table(alike, dtype)
+        kernel.launch(blocks, THREADS, (table, len(alike), *options), dtype)
+
+
+def _entry(name, parameter, grad, *states):
+    """The arrays as a kernel takes them: contiguous, and alike."""
+    for array in (parameter, *states):
+        if not array.flags.c_contiguous:
+            raise ValueError(f"{name}: an array with strides {array.strides} is not contiguous, only a copy could be")
+    grad = cupy.ascontiguousarray(grad, parameter.dtype).reshape(grad.shape)
+    if any((array.shape, array.dtype) != (parameter.shape, parameter.dtype) for array in (grad, *states)):
+        raise ValueError(f"{name}: the arrays of a parameter {parameter.shape} differ in shape or dtype")
+    return parameter, grad, *states
+
+
+def _table(entries, dtype):
+    """(the table of these parameters on the device, the number of blocks that update them)."""
+    launches, blocks = -(-len(entries) // ENTRIES), 0
+    table = cupy.empty((launches * ENTRIES, 6), np.int64)
+    for start in range(0, len(entries), ENTRIES):
+        arguments = []
+        for arrays in entries[start : start + ENTRIES]:
+            size = arrays[0].size
+            arguments += [*arrays, size, blocks]
+            blocks += -(-size // PIECE)
+        arguments += arguments[:6] * (ENTRIES - len(arguments) // 6)  # in the table, but not counted
+        WRITE_ENTRIES.launch(1, 1, (table[start : start + ENTRIES], *arguments), dtype)
+    return table, blocks
+
+
+UPDATE_RUNNING_STATISTICS = CudaKernel(
+    "update_running_statistics",
+    """
+// A thread for each channel.
+extern "C" __global__ void update_running_statistics(
+    real* running_mean, real* running_variance, const real* mean, const real* variance,
+    real momentum, real unbiased, index channels
+) {
+    index c = thread_number();
+    if (c >= channels) return;
+    running_mean[c] = (1 - momentum) * running_mean[c] + momentum * mean[c];
+    running_variance[c] = (1 - momentum) * running_variance[c] + momentum * (unbiased * variance[c]);
+}
+""",
+)
+
+
+def update_running_statistics(running_mean, running_variance, mean, variance, momentum, count):
+    """r = (1 - momentum) r + momentum new, with the unbiased variance: the population's times count / (count - 1)."""
+    new = (cupy.ascontiguousarray(array, running_mean.dtype) for array in (mean, variance))
+    numbers = float(momentum), count / max(count - 1, 1), running_mean.size
+    UPDATE_RUNNING_STATISTICS.for_each(
+        running_mean.size, running_mean, running_variance, *new, *numbers, dtype=running_mean.dtype
+    )

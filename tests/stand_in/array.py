@@ -1,0 +1,171 @@
+"""The array that stands for cupy.ndarray: NumPy's numbers behind the doors that CuPy has, and no others."""
+
+import functools
+import operator
+
+import numpy as np
+
+from tests.stand_in import memory
+
+COMPARISONS = {np.equal, np.not_equal, np.less, np.less_equal, np.greater, np.greater_equal}
+
+
+def to_host(value):
+    """What NumPy gets in place of an argument: our arrays' numbers. Arrays of NumPy's own are refused, as by CuPy."""
+    if isinstance(value, ndarray):
+        return value._host
+    if isinstance(value, np.ndarray):
+        raise TypeError(f"Unsupported type {np.ndarray}: CuPy takes arrays on the device only")
+    if isinstance(value, list | tuple):
+        return type(value)(map(to_host, value))
+    return value
+
+
+def to_device(value):
+    """What NumPy has returned as our arrays; a scalar as an array without dimensions, as CuPy has no scalars."""
+    if isinstance(value, np.ndarray | np.generic):
+        return ndarray(np.asarray(value))
+    if isinstance(value, list | tuple):
+        return type(value)(map(to_device, value))
+    return value
+
+
+def on_device(function):
+    """NumPy's function for our arrays."""
+
+    @functools.wraps(function)
+    def call(*args, **kwargs):
+        result = function(*map(to_host, args), **{name: to_host(value) for name, value in kwargs.items()})
+        return kwargs["out"] if isinstance(kwargs.get("out"), ndarray) else to_device(result)
+
+    return call
+
+
+def method(name: str):
+    """NumPy's method of that name."""
+
+    def call(self, *args, **kwargs):
+        return on_device(getattr(np.ndarray, name))(self, *args, **kwargs)
+
+    return call
+
+
+def number(convert):
+    """The only number of an array as a number of Python's."""
+
+    def call(self):
+        if self.size != 1:
+            raise TypeError(f"only arrays of one element can be converted to Python scalars, got shape {self.shape}")
+        return convert(self._host.item())
+
+    return call
+
+
+def as_index(index):
+    """CuPy copies NumPy's arrays to the device if they are indices."""
+    if isinstance(index, tuple):
+        return tuple(map(as_index, index))
+    return index._host if isinstance(index, ndarray) else index
+
+
+class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # noqa: N801 - CuPy's name
+    """An array "on the device"."""
+
+    __slots__ = ("__weakref__", "_host")
+    __hash__ = None
+
+    def __init__(self, host: np.ndarray):
+        self._host = host
+
+    # -- the way to the host -------------------------------------------------------------------------------------------
+
+    def get(self) -> np.ndarray:
+        """A copy for the host."""
+        return self._host.copy()
+
+    def __array__(self, dtype=None, copy=None):
+        raise TypeError(
+            "Implicit conversion to a NumPy array is not allowed. Please use `.get()` to construct a NumPy array "
+            "explicitly."
+        )
+
+    def item(self):
+        return self._host.item()
+
+    def tolist(self):
+        return self._host.tolist()
+
+    __float__, __int__, __bool__ = number(float), number(int), number(bool)
+    __index__ = number(operator.index)
+
+    def __repr__(self) -> str:
+        return f"stand_in.{self._host!r}"
+
+    def __format__(self, spec: str) -> str:
+        return format(self._host.item() if not self.ndim else self._host, spec)
+
+    # -- NumPy's functions ---------------------------------------------------------------------------------------------
+
+    def __array_ufunc__(self, ufunc, method, *inputs, out=None, **kwargs):
+        if method == "at":
+            array, index, *values = inputs
+            ufunc.at(to_host(array), as_index(index), *map(to_host, values))
+            return None
+        if method != "__call__":
+            return NotImplemented
+        if ufunc in COMPARISONS:  # to which NumPy hands its scalars as arrays: numpy/numpy#12142
+            inputs = [x.item() if isinstance(x, np.ndarray) and not x.ndim else x for x in inputs]
+        if out is not None:
+            kwargs["out"] = out[0]
+        return on_device(ufunc)(*inputs, **kwargs)
+
+    def __array_function__(self, function, types, args, kwargs):
+        from tests.stand_in import cupy
+
+        ours = getattr(cupy, function.__name__, None)
+        if ours is None or function.__module__ != "numpy":
+            return NotImplemented
+        return ours(*args, **kwargs)
+
+    # -- what it is ----------------------------------------------------------------------------------------------------
+
+    dtype = property(lambda self: self._host.dtype)
+    flags = property(lambda self: self._host.flags)
+    itemsize = property(lambda self: self._host.itemsize)
+    nbytes = property(lambda self: self._host.nbytes)
+    ndim = property(lambda self: self._host.ndim)
+    shape = property(lambda self: self._host.shape)
+    size = property(lambda self: self._host.size)
+    strides = property(lambda self: self._host.strides)
+    T = property(lambda self: ndarray(self._host.T))
+
+    def __len__(self) -> int:
+        return len(self._host)
+
+    # -- parts ---------------------------------------------------------------------------------------------------------
+
+    def __getitem__(self, index) -> "ndarray":
+        return to_device(self._host[as_index(index)])
+
+    def __setitem__(self, index, value) -> None:
+        self._host[as_index(index)] = to_host(value)
+
+    def __iter__(self):
+        return (self[i] for i in range(len(self)))
+
+    # -- methods -------------------------------------------------------------------------------------------------------
+
+    all, any = method("all"), method("any")
+    argmax, argmin = method("argmax"), method("argmin")
+    argsort, take = method("argsort"), method("take")
+    astype, view = method("astype"), method("view")
+    clip, fill, repeat = method("clip"), method("fill"), method("repeat")
+    cumsum, max, mean, min = method("cumsum"), method("max"), method("mean"), method("min")
+    prod, std, sum, var = method("prod"), method("std"), method("sum"), method("var")
+    ravel, reshape, squeeze = method("ravel"), method("reshape"), method("squeeze")
+    swapaxes, transpose = method("swapaxes"), method("transpose")
+
+    def copy(self, order: str = "C") -> "ndarray":
+        if order != "C":
+            raise NotImplementedError("the stand-in copies in C order only")
+        return ndarray(memory.copy(self._host))

@@ -1,0 +1,155 @@
+"""Every CUDA kernel compiles for the GPUs it is meant for, and keeps its numbers in registers: told without a GPU.
+
+The compiler is NVRTC, that of CuPy, from its wheel (`pip install ".[nvrtc]"`); it holds ptxas, whose log is read here.
+"""
+
+import ctypes
+import importlib.metadata
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ARCHITECTURES = (75, 80, 90)  # Turing, the oldest that CUDA 13 knows; Ampere; Hopper
+
+# A process of its own, as in this one `import cupy` must go on finding what it finds now.
+LIST_KERNELS = """
+import importlib, json, pkgutil
+from tests import stand_in
+stand_in.install()
+from minidl.kernels import cuda
+for module in pkgutil.iter_modules(cuda.__path__):
+    importlib.import_module(f"minidl.kernels.cuda.{module.name}")
+print(json.dumps([
+    [kernel.name, kernel.source, kernel.options(dtype, wide, tuple(constants.items())), kernel.lowest_architecture]
+    for kernel in importlib.import_module("minidl.kernels.cuda._launch").CudaKernel.every
+    for dtype in kernel.dtypes
+    for wide in (False, True)
+    for constants in kernel.examples
+]))
+"""
+
+
+class Variant(NamedTuple):
+    """A kernel with its types filled in."""
+
+    name: str
+    source: str
+    options: list[str]
+    lowest_architecture: int = ARCHITECTURES[0]
+
+
+class Nvrtc:
+    """The compiler, through ctypes: its functions return 0 or the number of an error."""
+
+    def __init__(self, distribution: importlib.metadata.Distribution):
+        for name in ("libnvrtc-builtins.so", "libnvrtc.so"):  # the second looks for the first in the process
+            (path,) = (file for file in distribution.files if file.name.startswith(name))
+            self.library = ctypes.CDLL(str(path.locate()), mode=ctypes.RTLD_GLOBAL)
+        self.library.nvrtcGetErrorString.restype = ctypes.c_char_p
+
+    def log(self, variant: Variant, architecture: int) -> str:
+        """What compiler and assembler say about a kernel. ValueError, with that text, where they reject it."""
+        program, source = ctypes.c_void_p(), variant.source.encode()
+        self._call("nvrtcCreateProgram", ctypes.byref(program), source, b"kernel.cu", 0, None, None)
+        options = [*variant.options, f"--gpu-architecture=sm_{architecture}", "--ptxas-options=-v"]
+        error = self.library.nvrtcCompileProgram(
+            program, len(options), (ctypes.c_char_p * len(options))(*map(str.encode, options))
+        )
+        log = self._read("ProgramLog", program).decode().rstrip("\0")
+        binary = b"" if error else self._read("CUBIN", program)
+        self._call("nvrtcDestroyProgram", ctypes.byref(program))
+        if not binary.startswith(b"\x7fELF"):
+            raise ValueError(f"{variant.name} {variant.options} for sm_{architecture} does not compile:\n{log}")
+        return log
+
+    def _read(self, what: str, program: ctypes.c_void_p) -> bytes:
+        size = ctypes.c_size_t()
+        self._call(f"nvrtcGet{what}Size", program, ctypes.byref(size))
+        buffer = ctypes.create_string_buffer(size.value)
+        self._call(f"nvrtcGet{what}", program, buffer)
+        return buffer.raw
+
+    def _call(self, function: str, *arguments) -> None:
+        error = getattr(self.library, function)(*arguments)
+        if error:
+            raise RuntimeError(f"{function}: {self.library.nvrtcGetErrorString(error).decode()}")
+
+
+def spilled_bytes(log: str) -> int:
+    """How many bytes of registers went to memory, by the lines `... 8 bytes spill stores, 16 bytes spill loads`."""
+    spills = re.findall(r"(\d+) bytes spill (?:stores|loads)", log)
+    assert spills, f"the assembler says nothing of spills:\n{log}"
+    return sum(map(int, spills))
+
+
+def fault(nvrtc: Nvrtc, variant: Variant, architecture: int) -> str | None:
+    """What is wrong with a kernel, if anything is."""
+    try:
+        log = nvrtc.log(variant, architecture)
+    except ValueError as error:
+        return str(error)
+    if not spilled_bytes(log):
+        return None
+    return f"{variant.name} {variant.options} for sm_{architecture} spills registers:\n{log}"
+
+
+@pytest.fixture(scope="module")
+def nvrtc():
+    try:
+        return Nvrtc(importlib.metadata.distribution("nvidia-cuda-nvrtc"))
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip('needs NVRTC: pip install ".[nvrtc]"')
+
+
+@pytest.fixture(scope="module")
+def variants():
+    """Every kernel of kernels/cuda in each of its types."""
+    command = [sys.executable, "-c", LIST_KERNELS]
+    listed = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert not listed.returncode, listed.stderr
+    return [Variant(*fields) for fields in json.loads(listed.stdout)]
+
+
+def test_there_are_kernels_to_compile(variants):
+    assert {"relu_forward", "max_pool2d_forward_uint8", "cross_entropy_forward"} <= {kernel.name for kernel in variants}
+    types = {tuple(variant.options[:2]) for variant in variants}
+    assert len(types) == 4  # float and double, int and long long
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_every_kernel_compiles_without_spilling_registers(architecture, variants, nvrtc):
+    meant = [variant for variant in variants if variant.lowest_architecture <= architecture]
+    assert meant
+    faults = [found for variant in meant if (found := fault(nvrtc, variant, architecture))]
+    assert not faults, "\n\n".join(faults)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_an_error_is_found(architecture, nvrtc):
+    variant = Variant("wrong", 'extern "C" __global__ void wrong(real* x) { x[0] = y; }', ["-Dreal=float"])
+    assert 'identifier "y" is undefined' in fault(nvrtc, variant, architecture)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_a_spill_is_found(architecture, nvrtc):
+    """Of 400 numbers that are all needed to the end; a thread has 255 registers."""
+    source = """
+    extern "C" __global__ void spill(real* x, int rounds) {
+        real numbers[400];
+        #pragma unroll
+        for (int i = 0; i < 400; i++) numbers[i] = x[i];
+        for (int round = 0; round < rounds; round++) {
+            #pragma unroll
+            for (int i = 0; i < 400; i++) numbers[i] = numbers[i] * numbers[(i + 150) % 400];
+        }
+        #pragma unroll
+        for (int i = 0; i < 400; i++) x[i] = numbers[i];
+    }
+    """
+    assert "spills registers" in fault(nvrtc, Variant("spill", source, ["-Dreal=float"]), architecture)
