@@ -5,7 +5,7 @@ import pytest
 
 from tests.kernels.compare import assert_close, torch_gradients
 
-SHAPES = [(1,), (7, 3), (2, 3, 5, 4), (5, 30, 31, 33)]  # the last: several chunks
+SHAPES = [(), (1,), (7, 3), (2, 3, 5, 4), (5, 30, 31, 33)]  # the last: several chunks
 shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
 
 

@@ -1,8 +1,6 @@
 """Adding a bias, which a matrix product leaves to be done."""
 
-import cupy
-
-from minidl.kernels.cuda._launch import CudaKernel
+from minidl.kernels.cuda._launch import CudaKernel, contiguous
 
 ADD_BIAS = CudaKernel(
     "add_bias",
@@ -19,4 +17,4 @@ extern "C" __global__ void add_bias(const real* bias, real* y, index channels, i
 def add_bias(y, bias) -> None:
     """y += bias, in place, over the last axis; nothing if bias is None. For a y that the caller has just made."""
     if bias is not None:
-        ADD_BIAS.for_each(y.size, cupy.ascontiguousarray(bias), y, len(bias), y.size, dtype=y.dtype)
+        ADD_BIAS.for_each(y.size, contiguous(bias), y, len(bias), y.size, dtype=y.dtype)

@@ -4,13 +4,14 @@ import cupy
 
 from minidl.kernels.cuda._bias import add_bias
 from minidl.kernels.cuda._im2col import Patches
+from minidl.kernels.cuda._launch import contiguous
 
 # No chunk's columns are given a name: they would still be held while those of the next chunk are made.
 
 
 def forward(x, weight, bias, stride, padding):
     """y = columns weight + bias."""
-    x = cupy.ascontiguousarray(x)
+    x = contiguous(x)
     kh, kw, _, o = weight.shape
     patches = Patches(x.shape, (kh, kw), stride, padding)
     matrix = weight.reshape(patches.length, o)
@@ -28,7 +29,7 @@ def backward_x(grad, weight, x_shape, stride, padding):
     for a stride, each narrow, with C columns; this is one wide product, with KH*KW*C, whatever the stride, and its
     columns are written once and read once in both cases.
     """
-    grad = cupy.ascontiguousarray(grad)
+    grad = contiguous(grad)
     kh, kw, _, o = weight.shape
     patches = Patches(x_shape, (kh, kw), stride, padding)
     matrix = weight.reshape(patches.length, o)
@@ -42,7 +43,7 @@ def backward_x(grad, weight, x_shape, stride, padding):
 
 def backward_weight(grad, x, weight_shape, stride, padding):
     """dL/dweight = columns^T dL/dy, summed over the chunks in their order."""
-    grad, x = cupy.ascontiguousarray(grad), cupy.ascontiguousarray(x)
+    grad, x = contiguous(grad), contiguous(x)
     kh, kw, _, o = weight_shape
     patches = Patches(x.shape, (kh, kw), stride, padding)
     first, *others = patches.chunks()

@@ -8,7 +8,7 @@ import math
 
 import cupy
 
-from minidl.kernels.cuda._launch import CudaKernel
+from minidl.kernels.cuda._launch import CudaKernel, contiguous
 from minidl.kernels.cuda._product import PRODUCT, launch_product, tiling
 
 SLAB_PIXELS, MOST_SLABS = 4096, 64  # pixels that a block sums for dL/dweight, and the most such sums that are added up
@@ -61,13 +61,13 @@ extern "C" __global__ void conv_forward(
 
 def forward(x, weight, bias, stride, padding):
     """y = patches weight + bias."""
-    x, weight = cupy.ascontiguousarray(x), cupy.ascontiguousarray(weight)
+    x, weight = contiguous(x), contiguous(weight)
     n, h, w, _ = x.shape
     kh, kw, _, o = weight.shape
     oh, ow = ((size + 2 * p - k) // s + 1 for size, k, s, p in zip((h, w), (kh, kw), stride, padding, strict=True))
     y = cupy.empty((n, oh, ow, o), x.dtype)
     has_bias = bias is not None
-    arguments = x, weight, cupy.ascontiguousarray(bias) if has_bias else weight, y, n * oh * ow, has_bias
+    arguments = x, weight, contiguous(bias) if has_bias else weight, y, n * oh * ow, has_bias
     constants = sizes(x.shape, weight.shape, y.shape, stride, padding) | tiling(o)
     launch_product(FORWARD, n * oh * ow, o, 1, arguments, x.dtype, constants)
     return y
@@ -104,8 +104,8 @@ extern "C" __global__ void conv_backward_x(const real* grad, const real* turned,
 
 def backward_x(grad, weight, x_shape, stride, padding):
     """dL/dx: each pixel gathers what came back through each tap."""
-    grad = cupy.ascontiguousarray(grad)
-    turned = cupy.ascontiguousarray(weight.transpose(0, 1, 3, 2))  # (KH, KW, O, C): read along c
+    grad = contiguous(grad)
+    turned = contiguous(weight.transpose(0, 1, 3, 2))  # (KH, KW, O, C): read along c
     grad_x = cupy.empty(x_shape, grad.dtype)
     n, h, w, c = x_shape
     constants = sizes(x_shape, weight.shape, grad.shape, stride, padding) | tiling(c)
@@ -156,7 +156,7 @@ extern "C" __global__ void sum_slabs(const real* slabs, real* sum, index slab_co
 
 def backward_weight(grad, x, weight_shape, stride, padding):
     """dL/dweight = patches^T dL/dy: slabs of pixels, so that there are enough blocks, and then their sum."""
-    grad, x = cupy.ascontiguousarray(grad), cupy.ascontiguousarray(x)
+    grad, x = contiguous(grad), contiguous(x)
     kh, kw, c, o = weight_shape
     pixels = math.prod(grad.shape[:3])
     length = max(SLAB_PIXELS, -(-pixels // MOST_SLABS))

@@ -102,3 +102,8 @@ class CudaKernel:
     def for_each(self, count: int, *arguments, dtype) -> None:
         """Run it with a thread for each of `count` numbers; the kernel checks `i < count` itself."""
         self.launch(-(-count // THREADS), THREADS, arguments, dtype)
+
+
+def contiguous(array):
+    """The array, or a copy of it where its numbers do not lie in their order; CuPy's own would make (1,) of ()."""
+    return cupy.ascontiguousarray(array).reshape(array.shape)

@@ -2,7 +2,7 @@
 
 import cupy
 
-from minidl.kernels.cuda._launch import CudaKernel
+from minidl.kernels.cuda._launch import CudaKernel, contiguous
 
 ADD = CudaKernel(
     "add",
@@ -20,7 +20,7 @@ def add(a, b):
     """a + b, of one shape: where two gradients meet."""
     if a.shape != b.shape:
         raise ValueError(f"backward: two gradients of one tensor have the shapes {a.shape} and {b.shape}")
-    a, b = cupy.ascontiguousarray(a), cupy.ascontiguousarray(b)
+    a, b = contiguous(a), contiguous(b)
     y = cupy.empty_like(a)
     ADD.for_each(a.size, a, b, y, a.size, dtype=a.dtype)
     return y
@@ -40,7 +40,7 @@ extern "C" __global__ void relu_forward(const real* x, real* y, index count) {
 
 def relu_forward(x):
     """y = max(x, 0)."""
-    x = cupy.ascontiguousarray(x)
+    x = contiguous(x)
     y = cupy.empty_like(x)
     RELU_FORWARD.for_each(x.size, x, y, x.size, dtype=x.dtype)
     return y
@@ -60,7 +60,7 @@ extern "C" __global__ void relu_backward(const real* grad, const real* y, real* 
 
 def relu_backward(grad, y):
     """dL/dx: dL/dy where y > 0, else 0."""
-    grad, y = cupy.ascontiguousarray(grad), cupy.ascontiguousarray(y)
+    grad, y = contiguous(grad), contiguous(y)
     grad_x = cupy.empty_like(grad)
     RELU_BACKWARD.for_each(grad.size, grad, y, grad_x, grad.size, dtype=grad.dtype)
     return grad_x

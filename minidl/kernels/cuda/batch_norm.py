@@ -7,7 +7,7 @@ import math
 
 import cupy
 
-from minidl.kernels.cuda._launch import CudaKernel
+from minidl.kernels.cuda._launch import CudaKernel, contiguous
 from minidl.kernels.cuda._slabs import SLABS, cut, cut_for_sums, one_slab
 
 ROWS_PER_THREAD = 4  # where nothing is summed: all four are being read at once, and the channel's numbers read once
@@ -77,7 +77,7 @@ extern "C" __global__ void merge_moments(
 
 def batch_statistics(x):
     """(mean, variance) of each channel over the batch; the variance is the population's, divided by the count."""
-    x = cupy.ascontiguousarray(x)
+    x = contiguous(x)
     rows, channels = math.prod(x.shape[:-1]), x.shape[-1]
     slabs = cut_for_sums(rows, channels)
     moments = cupy.empty((slabs.count, channels, 3), x.dtype)
@@ -118,10 +118,10 @@ extern "C" __global__ void batch_norm_apply(
 
 def batch_norm_apply(x, mean, variance, weight, bias, residual, eps, relu):
     """y = weight (x - mean) / sqrt(variance + eps) + bias, then + residual if there is one, then max(., 0) if relu."""
-    x = cupy.ascontiguousarray(x)
+    x = contiguous(x)
     has_residual = residual is not None
-    residual = cupy.ascontiguousarray(residual) if has_residual else x  # which is not read then
-    channel_arrays = map(cupy.ascontiguousarray, (mean, variance, weight, bias))
+    residual = contiguous(residual) if has_residual else x  # which is not read then
+    channel_arrays = map(contiguous, (mean, variance, weight, bias))
     y = cupy.empty_like(x)
     rows, channels = math.prod(x.shape[:-1]), x.shape[-1]
     slabs = cut(rows, channels, ROWS_PER_THREAD, MOST_BLOCKS)
@@ -237,7 +237,7 @@ def batch_norm_backward(grad, x, y, mean, variance, weight, eps, relu, has_resid
     Where the statistics are constants (eval mode) it is only the first term.
     """
     y = y if relu else x  # which is not read then
-    grad, x, y, mean, variance, weight = map(cupy.ascontiguousarray, (grad, x, y, mean, variance, weight))
+    grad, x, y, mean, variance, weight = map(contiguous, (grad, x, y, mean, variance, weight))
     grad_weight, grad_bias = _backward_parameters(grad, x, y, mean, variance, eps, relu)
     grad_x = cupy.empty_like(x)
     grad_residual = cupy.empty_like(x) if has_residual else None

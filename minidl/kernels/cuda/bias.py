@@ -4,7 +4,7 @@ import math
 
 import cupy
 
-from minidl.kernels.cuda._launch import CudaKernel
+from minidl.kernels.cuda._launch import CudaKernel, contiguous
 from minidl.kernels.cuda._slabs import SLABS, cut_for_sums, one_slab
 
 CHANNEL_SUMS = CudaKernel(
@@ -32,7 +32,7 @@ def bias_backward(grad):
     channels = grad.shape[-1]
     rows = math.prod(grad.shape[:-1])
     slabs = cut_for_sums(rows, channels)
-    sums = _sums(cupy.ascontiguousarray(grad), rows, channels, slabs)  # (slabs, C)
+    sums = _sums(contiguous(grad), rows, channels, slabs)  # (slabs, C)
     if slabs.count > 1:
         sums = _sums(sums, slabs.count, channels, one_slab(slabs.count, channels))
     return sums.reshape(channels)

@@ -5,7 +5,7 @@ import math
 import cupy
 import numpy as np
 
-from minidl.kernels.cuda._launch import CudaKernel
+from minidl.kernels.cuda._launch import CudaKernel, contiguous
 from minidl.kernels.cuda._philox import PHILOX
 
 DROPOUT = CudaKernel(
@@ -31,7 +31,7 @@ extern "C" __global__ void dropout(
 
 def dropout_forward(x, probability, key):
     """y = x / (1 - p) with probability 1 - p, else 0; `key` is (seed low, seed high, step, layer) in uint32."""
-    x, key = cupy.ascontiguousarray(x), cupy.ascontiguousarray(cupy.asarray(key, np.uint32))
+    x, key = contiguous(x), contiguous(cupy.asarray(key, np.uint32))
     y = cupy.empty_like(x)
     threshold = math.ceil(probability * 2**24)  # word / 2^24 >= p, in whole numbers: no rounding in float32
     DROPOUT.for_each(-(-x.size // 4), x, key, y, threshold, float(1 / (1 - probability)), x.size, dtype=x.dtype)

@@ -2,7 +2,7 @@
 
 import cupy
 
-from minidl.kernels.cuda._launch import CudaKernel
+from minidl.kernels.cuda._launch import CudaKernel, contiguous
 
 LOCAL_RESPONSE_NORM_FORWARD = CudaKernel(
     "local_response_norm_forward",
@@ -26,7 +26,7 @@ extern "C" __global__ void local_response_norm_forward(
 
 def local_response_norm_forward(x, size, alpha, beta, k):
     """(y, scale): scale_c = k + alpha * the sum of x^2 over the `size` channels around c, and y = x scale^-beta."""
-    x = cupy.ascontiguousarray(x)
+    x = contiguous(x)
     y, scale = cupy.empty_like(x), cupy.empty_like(x)
     numbers = size, float(alpha), float(beta), float(k), x.shape[-1], x.size
     LOCAL_RESPONSE_NORM_FORWARD.for_each(x.size, x, y, scale, *numbers, dtype=x.dtype)
@@ -55,7 +55,7 @@ extern "C" __global__ void local_response_norm_backward(
 
 def local_response_norm_backward(grad, x, y, scale, size, alpha, beta):
     """dL/dx_c = g_c scale_c^-beta - 2 alpha beta x_c * the sum of g_d y_d / scale_d over the d whose window holds c."""
-    grad, x, y, scale = map(cupy.ascontiguousarray, (grad, x, y, scale))
+    grad, x, y, scale = map(contiguous, (grad, x, y, scale))
     grad_x = cupy.empty_like(x)
     numbers = size, float(alpha), float(beta), x.shape[-1], x.size
     LOCAL_RESPONSE_NORM_BACKWARD.for_each(x.size, grad, x, y, scale, grad_x, *numbers, dtype=x.dtype)

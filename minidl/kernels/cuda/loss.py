@@ -2,7 +2,7 @@
 
 import cupy
 
-from minidl.kernels.cuda._launch import THREADS, CudaKernel
+from minidl.kernels.cuda._launch import THREADS, CudaKernel, contiguous
 from minidl.kernels.cuda.softmax import ROWS, launch_block_per_row
 
 MOST_BLOCKS = 256  # a few for each of a GPU's multiprocessors (132 on an H200), and numbers for MEAN to add up
@@ -61,7 +61,7 @@ extern "C" __global__ void cross_entropy_forward(const real* logits, const long 
 
 def cross_entropy_forward(logits, labels, label_smoothing):
     """(loss, probabilities): the mean of -sum_k t_k log p_k, with t = (1-s) onehot(label) + s/K, s the smoothing."""
-    logits, labels = cupy.ascontiguousarray(logits), cupy.ascontiguousarray(labels.astype("int64", copy=False))
+    logits, labels = contiguous(logits), contiguous(labels.astype("int64", copy=False))
     n, classes = logits.shape
     losses, probabilities = cupy.empty(n, logits.dtype), cupy.empty_like(logits)
     others, more = label_smoothing / classes, 1.0 - label_smoothing
@@ -87,8 +87,8 @@ extern "C" __global__ void cross_entropy_backward(const real* grad, const real* 
 
 def cross_entropy_backward(grad, probabilities, labels, label_smoothing):
     """dL/dlogits = (p - t) / N."""
-    probabilities = cupy.ascontiguousarray(probabilities)
-    labels = cupy.ascontiguousarray(labels.astype("int64", copy=False))
+    probabilities = contiguous(probabilities)
+    labels = contiguous(labels.astype("int64", copy=False))
     n, classes = probabilities.shape
     grad_logits = cupy.empty_like(probabilities)
     others, more = label_smoothing / classes, 1.0 - label_smoothing
@@ -114,7 +114,7 @@ extern "C" __global__ void squared_errors(const real* x, const real* target, rea
 
 def mse_loss_forward(x, target):
     """The mean of (x - target)^2 over all numbers."""
-    x, target = cupy.ascontiguousarray(x), cupy.ascontiguousarray(target)
+    x, target = contiguous(x), contiguous(target)
     blocks = min(-(-x.size // THREADS), MOST_BLOCKS)
     sums = cupy.empty(blocks, x.dtype)
     SQUARED_ERRORS.launch(blocks, THREADS, (x, target, sums, x.size), x.dtype)
@@ -137,6 +137,6 @@ extern "C" __global__ void mse_loss_backward(const real* grad, const real* x, co
 def mse_loss_backward(grad, x, target):
     """dL/dx = 2 (x - target) / count; dL/dtarget is its negative."""
     grad_x = cupy.empty(x.shape, x.dtype)
-    x, target = cupy.ascontiguousarray(x), cupy.ascontiguousarray(target)
+    x, target = contiguous(x), contiguous(target)
     MSE_LOSS_BACKWARD.for_each(x.size, grad, x, target, grad_x, x.size, dtype=x.dtype)
     return grad_x

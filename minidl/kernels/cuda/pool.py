@@ -2,7 +2,7 @@
 
 import cupy
 
-from minidl.kernels.cuda._launch import THREADS, CudaKernel
+from minidl.kernels.cuda._launch import THREADS, CudaKernel, contiguous
 
 WARP = 32  # threads that a GPU runs in step
 
@@ -76,7 +76,7 @@ def max_pool2d_forward(x, kernel_size, stride, padding, ceil_mode):
 
     The padding is never the largest. A NaN is larger than anything, so that it is seen.
     """
-    x = cupy.ascontiguousarray(x)
+    x = contiguous(x)
     n, h, w, c = x.shape
     oh, ow = pool_output_size((h, w), kernel_size, stride, padding, ceil_mode)
     y = cupy.empty((n, oh, ow, c), x.dtype)
@@ -116,7 +116,7 @@ extern "C" __global__ void NAME(const real* grad, const PLACE* winner, real* gra
 def max_pool2d_backward(grad, winner, x_shape, kernel_size, stride, padding):
     """dL/dx: each window's dL/dy goes to the number that won."""
     dtype = place_dtype(kernel_size)
-    grad, winner = cupy.ascontiguousarray(grad), cupy.ascontiguousarray(winner.astype(dtype, copy=False))
+    grad, winner = contiguous(grad), contiguous(winner.astype(dtype, copy=False))
     grad_x = cupy.empty(x_shape, grad.dtype)
     arguments = grad, winner, grad_x, *x_shape[1:], *grad.shape[1:3], *kernel_size, *stride, *padding
     launch_thread_per_number(MAX_POOL2D_BACKWARD[dtype], grad_x, arguments)
@@ -149,7 +149,7 @@ extern "C" __global__ void avg_pool2d_forward(const real* x, real* y, index H, i
 
 def avg_pool2d_forward(x, kernel_size, stride, padding, ceil_mode, count_include_pad):
     """y: the mean of each window; the zeros of the padding count as numbers of it if count_include_pad."""
-    x = cupy.ascontiguousarray(x)
+    x = contiguous(x)
     n, h, w, c = x.shape
     oh, ow = pool_output_size((h, w), kernel_size, stride, padding, ceil_mode)
     y = cupy.empty((n, oh, ow, c), x.dtype)
@@ -186,7 +186,7 @@ extern "C" __global__ void avg_pool2d_backward(const real* grad, real* grad_x, i
 
 def avg_pool2d_backward(grad, x_shape, kernel_size, stride, padding, ceil_mode, count_include_pad):
     """dL/dx: each window's dL/dy in equal shares to the numbers it was the mean of."""
-    grad = cupy.ascontiguousarray(grad)  # its shape tells of ceil_mode
+    grad = contiguous(grad)  # its shape tells of ceil_mode
     grad_x = cupy.empty(x_shape, grad.dtype)
     border = padding if count_include_pad else (0, 0)
     arguments = grad, grad_x, *x_shape[1:], *grad.shape[1:3], *kernel_size, *stride, *padding, *border
@@ -213,7 +213,7 @@ extern "C" __global__ void global_avg_pool_forward(const real* x, real* y, index
 
 def global_avg_pool_forward(x):
     """y[n, c]: the mean of channel c of image n: (N, H, W, C) -> (N, C)."""
-    x = cupy.ascontiguousarray(x)
+    x = contiguous(x)
     n, h, w, c = x.shape
     y = cupy.empty((n, c), x.dtype)
     GLOBAL_AVG_POOL_FORWARD.for_each(y.size, x, y, h * w, c, y.size, dtype=x.dtype)
@@ -235,7 +235,7 @@ extern "C" __global__ void global_avg_pool_backward(const real* grad, real* grad
 
 def global_avg_pool_backward(grad, x_shape):
     """dL/dx: dL/dy / (H W), at every pixel."""
-    grad = cupy.ascontiguousarray(grad)
+    grad = contiguous(grad)
     _, h, w, c = x_shape
     grad_x = cupy.empty(x_shape, grad.dtype)
     GLOBAL_AVG_POOL_BACKWARD.for_each(grad_x.size, grad, grad_x, h * w, c, grad_x.size, dtype=grad.dtype)

@@ -2,7 +2,7 @@
 
 import cupy
 
-from minidl.kernels.cuda._launch import THREADS, CudaKernel
+from minidl.kernels.cuda._launch import THREADS, CudaKernel, contiguous
 
 WARP = 32  # threads that a GPU runs in step
 
@@ -61,7 +61,7 @@ extern "C" __global__ void softmax_forward(const real* x, real* y, index K) {
 
 def softmax_forward(x):
     """y_i = exp(x_i) / sum_j exp(x_j), over the rows of (N, K)."""
-    x = cupy.ascontiguousarray(x)
+    x = contiguous(x)
     y = cupy.empty_like(x)
     launch_block_per_row(SOFTMAX_FORWARD, x, x, y)
     return y
@@ -84,7 +84,7 @@ extern "C" __global__ void softmax_backward(const real* grad, const real* y, rea
 
 def softmax_backward(grad, y):
     """dL/dx_i = y_i (g_i - sum_j g_j y_j)."""
-    grad, y = cupy.ascontiguousarray(grad), cupy.ascontiguousarray(y)
+    grad, y = contiguous(grad), contiguous(y)
     grad_x = cupy.empty_like(grad)
     launch_block_per_row(SOFTMAX_BACKWARD, grad, grad, y, grad_x)
     return grad_x
@@ -108,7 +108,7 @@ extern "C" __global__ void log_softmax_forward(const real* x, real* y, index K) 
 
 def log_softmax_forward(x):
     """y_i = x_i - log sum_j exp(x_j), over the rows of (N, K)."""
-    x = cupy.ascontiguousarray(x)
+    x = contiguous(x)
     y = cupy.empty_like(x)
     launch_block_per_row(LOG_SOFTMAX_FORWARD, x, x, y)
     return y
@@ -131,7 +131,7 @@ extern "C" __global__ void log_softmax_backward(const real* grad, const real* y,
 
 def log_softmax_backward(grad, y):
     """dL/dx_i = g_i - softmax(x)_i sum_j g_j."""
-    grad, y = cupy.ascontiguousarray(grad), cupy.ascontiguousarray(y)
+    grad, y = contiguous(grad), contiguous(y)
     grad_x = cupy.empty_like(grad)
     launch_block_per_row(LOG_SOFTMAX_BACKWARD, grad, grad, y, grad_x)
     return grad_x

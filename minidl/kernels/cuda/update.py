@@ -8,7 +8,7 @@ import math
 import cupy
 import numpy as np
 
-from minidl.kernels.cuda._launch import THREADS, CudaKernel
+from minidl.kernels.cuda._launch import THREADS, CudaKernel, contiguous
 
 PIECE = 1024  # numbers of one parameter for each block, four for each of its threads
 ENTRIES = 32  # written by one launch: their six arguments each stay well below CUDA's limit of 4,096 bytes
@@ -155,7 +155,7 @@ def _entry(name, parameter, grad, *states):
     for array in (parameter, *states):
         if not array.flags.c_contiguous:
             raise ValueError(f"{name}: an array with strides {array.strides} is not contiguous, only a copy could be")
-    grad = cupy.ascontiguousarray(grad, parameter.dtype).reshape(grad.shape)
+    grad = contiguous(grad.astype(parameter.dtype, copy=False))
     if any((array.shape, array.dtype) != (parameter.shape, parameter.dtype) for array in (grad, *states)):
         raise ValueError(f"{name}: the arrays of a parameter {parameter.shape} differ in shape or dtype")
     return parameter, grad, *states
