@@ -118,6 +118,10 @@ class cuda:  # noqa: N801 - CuPy's name
             return {"name": b"stand-in"}
 
         @staticmethod
+        def driverGetVersion() -> int:  # noqa: N802
+            return 0
+
+        @staticmethod
         def deviceSynchronize() -> None:  # noqa: N802
             pass
 
@@ -142,3 +146,17 @@ class cuda:  # noqa: N801 - CuPy's name
     @staticmethod
     def get_current_stream() -> Stream:
         return cuda.Stream()
+
+
+class MemoryPool:
+    """Nothing is kept here for later."""
+
+    def used_bytes(self) -> int:
+        return 0
+
+    def total_bytes(self) -> int:
+        return 0
+
+
+def get_default_memory_pool() -> MemoryPool:
+    return MemoryPool()
