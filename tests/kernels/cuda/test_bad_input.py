@@ -1,0 +1,57 @@
+"""What a GPU cannot do is an error that says so, and the process goes on."""
+
+import importlib
+
+import numpy as np
+import pytest
+
+import minidl
+from minidl import Tensor
+from minidl.functional import conv2d, relu
+from minidl.nn import BatchNorm2d
+
+
+@pytest.fixture
+def launch(kernels):
+    return importlib.import_module("minidl.kernels.cuda._launch")
+
+
+@pytest.fixture
+def x(device):
+    return Tensor(np.ones((2, 4, 4, 3), np.float32), device=device)
+
+
+def test_tensors_of_two_devices_do_not_meet(x):
+    with pytest.raises(TypeError, match=r"inputs of device cuda and cpu; convert one with \.to\('cuda'\)"):
+        x + Tensor(np.ones((2, 4, 4, 3), np.float32))
+    with pytest.raises(TypeError, match="conv2d: inputs of device cuda and cpu"):
+        conv2d(x, Tensor(np.ones((3, 3, 3, 5), np.float32)))
+    with pytest.raises(TypeError, match="batch_norm: inputs of device cuda and cpu"):
+        BatchNorm2d(3)(x)
+    assert relu(x).numpy().sum() == 96
+
+
+def test_a_gpu_that_is_too_old_is_named(launch, x, monkeypatch):
+    kernel = launch.CudaKernel("triple", 'extern "C" __global__ void triple(real* x) { x[0] *= 3; }')
+    monkeypatch.setattr(kernel, "lowest_architecture", 999)
+    with pytest.raises(RuntimeError, match=r"triple: expected a GPU of compute capability 99\.9 or more, got \d"):
+        kernel.launch(1, 1, (x.data,), np.float32)
+    assert relu(x).numpy().sum() == 96
+    launch.CudaKernel.every.remove(kernel)
+
+
+def test_a_kernel_refuses_arrays_with_gaps(launch, x, kernels):
+    kernel = launch.CudaKernel("halve", 'extern "C" __global__ void halve(real* x) { x[0] /= 2; }')
+    with pytest.raises(ValueError, match="halve: expected contiguous arrays, got one with strides"):
+        kernel.launch(1, 1, (x.data[..., ::2],), np.float32)
+    launch.CudaKernel.every.remove(kernel)
+
+
+def test_what_moved_to_the_gpu_and_back_is_the_same(device, rng):
+    model = BatchNorm2d(3)
+    before = model.state_dict()
+    after = model.to(device).to("cpu").state_dict()
+    for name, array in before.items():
+        np.testing.assert_array_equal(after[name], array)
+    images = rng.standard_normal((2, 3))
+    assert minidl.Tensor(images, device=device).to("cpu").numpy().tolist() == images.tolist()
