@@ -101,7 +101,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Tensor([[21.5]], shape=(1, 1), float32)
     """
     _check_batch("linear", x, 2, "(N, in)")
-    if weight.ndim != 2 or x.shape[1] != weight.shape[0]:
+    if weight.ndim != 2:
+        raise ValueError(f"linear: expected weight (in, out), got shape {weight.shape}")
+    if x.shape[1] != weight.shape[0]:
         raise ValueError(
             f"linear: x has {x.shape[1]} features, weight expects {weight.shape[0]} "
             f"(x {x.shape}, weight {weight.shape} = (in, out))"

@@ -11,9 +11,9 @@ _thread = threading.local()
 
 def manual_seed(seed: int) -> None:
     """Start this thread's draws anew from the seed: initial weights, `randn`, and the seeds of dropout layers."""
-    if not isinstance(seed, int) or seed < 0:
-        raise ValueError(f"manual_seed: expected a whole number >= 0, got {seed!r}")
-    _thread.state = (seed, 0)
+    if not isinstance(seed, int | np.integer) or not 0 <= seed < 2**64:
+        raise ValueError(f"manual_seed: expected a whole number from 0 to 2**64 - 1, got {seed!r}")
+    _thread.state = (int(seed), 0)
 
 
 def next_draw() -> tuple[int, int]:

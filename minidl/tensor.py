@@ -284,6 +284,8 @@ class Tensor:
         """The mean over `dim`, or over everything."""
         if not self.numel():
             raise ValueError(f"mean: expected a tensor with something in it, got shape {self.shape}")
+        if self.dtype.kind != "f":
+            raise TypeError(f"mean: expected floats, got {self.dtype}; convert them with .to('float32')")
         total = self.sum(dim, keepdim)
         return total / (self.numel() / total.numel())
 

@@ -106,10 +106,17 @@ def test_the_size_of_a_draw_does_not_change_the_next():
     assert draw() == after_few
 
 
-@pytest.mark.parametrize("seed", [-1, 1.5, "7", None])
-def test_a_seed_is_a_whole_number(seed):
-    with pytest.raises(ValueError, match=r"manual_seed: expected a whole number >= 0, got "):
+@pytest.mark.parametrize("seed", [-1, 1.5, "7", None, 2**64])
+def test_a_seed_is_a_whole_number_of_64_bits(seed):
+    with pytest.raises(ValueError, match=r"manual_seed: expected a whole number from 0 to 2\*\*64 - 1, got "):
         manual_seed(seed)
+
+
+def test_numpys_whole_numbers_are_seeds_too():
+    manual_seed(7)
+    expected = draw()
+    manual_seed(np.int64(7))
+    assert draw() == expected
 
 
 def test_a_fork_leaves_the_draws_after_it_as_they_were():

@@ -285,6 +285,10 @@ ERRORS = {
         lambda: linear(tensor(2, 5), tensor(4, 3)),
         r"linear: x has 5 features, weight expects 4 \(x \(2, 5\), weight \(4, 3\) = \(in, out\)\)",
     ),
+    "linear, weight": (
+        lambda: linear(tensor(2, 3), tensor(3)),
+        r"linear: expected weight \(in, out\), got shape \(3,\)",
+    ),
     "linear, images": (
         lambda: linear(tensor(2, 1, 1, 4), tensor(4, 3)),
         r"linear: expected x \(N, in\), got shape \(2, 1, 1, 4\)",

@@ -88,7 +88,7 @@ class Module:
 
         The parameters get new arrays: make the optimiser afterwards.
         """
-        if target not in ("cpu", "cuda") and np.dtype(target).kind != "f":
+        if target not in ("cpu", "cuda") and not _is_floating_point(target):
             raise ValueError(f"to: expected 'cpu', 'cuda' or a floating-point dtype, got {target!r}")
         for _, tensor in self.named_tensors(Parameter | Buffer):
             if target in ("cpu", "cuda") or tensor.dtype.kind == "f":
@@ -140,6 +140,13 @@ def _parts(name: str, value) -> Iterator[tuple[str, object]]:
             yield from _parts(f"{name}.{key}", part)
     else:
         yield name, value
+
+
+def _is_floating_point(target) -> bool:
+    try:
+        return target is not None and np.dtype(target).kind == "f"  # NumPy takes None for float64
+    except TypeError:  # no dtype
+        return False
 
 
 def _layout(tensor: Tensor):
