@@ -73,7 +73,7 @@ def torch_step(run: Run, layout: str) -> Callable:
     import torch
     import torch_twins
 
-    memory = getattr(torch, {"torch_default": "contiguous_format"}.get(layout, "channels_last"))
+    memory = torch.contiguous_format if layout == "torch_default" else torch.channels_last
     model = torch_twins.twin_of(run.model, torch_twins.cifar_resnet, 20).to(memory_format=memory)
     optimizer = torch.optim.SGD(model.parameters(), 1.0, 0.9, weight_decay=run.recipe.weight_decay, nesterov=True)
 

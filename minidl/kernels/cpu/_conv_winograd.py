@@ -24,7 +24,7 @@ import functools
 import numpy as np
 
 from minidl.kernels.cpu._im2col import within
-from minidl.kernels.cpu._parallel import even_chunk, map_chunks, scratch, sum_chunks
+from minidl.kernels.cpu._parallel import even_slices, map_chunks, scratch, sum_chunks
 
 TILE, SEEN = 4, 6  # a tile of 4x4 outputs sees 6x6 inputs
 PRODUCTS = SEEN * SEEN
@@ -162,17 +162,11 @@ class Tiling:
         rows, self.columns = (-(-size // TILE) for size in self.output_shape[1:3])
         most = max(BLOCK_TILES, BLOCK_COLUMNS // out_channels)
         tiles = min(most, max(LEAST_TILES, n * rows * self.columns // LEAST_BLOCKS))
-        rows_per_block = even_chunk(rows, min(rows, max(1, round(tiles / self.columns))))
-        images_per_block = even_chunk(n, max(1, round(tiles / (rows * self.columns))))
         self.blocks = [
             Block(images, tile_rows, self.columns)
-            for images in _ranges(n, images_per_block)
-            for tile_rows in _ranges(rows, rows_per_block)
+            for images in even_slices(n, max(1, round(tiles / (rows * self.columns))))
+            for tile_rows in even_slices(rows, max(1, round(tiles / self.columns)))
         ]
-
-
-def _ranges(total: int, length: int) -> list[slice]:
-    return [slice(start, min(start + length, total)) for start in range(0, total, length)]
 
 
 class Block:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minidl.kernels.cpu._parallel import even_chunk, scratch
+from minidl.kernels.cpu._parallel import even_slices, scratch
 
 # (measured) Numbers in a matrix of columns, 2 MB of float32. Smaller ones stay in a core's own cache, but then the
 # threads wait for each other and the GIL; larger ones leave the shared cache as well.
@@ -40,12 +40,10 @@ def cut(images: int, rows: int, elements_per_row: int, outputs: int) -> list[Pie
     """
     pieces = min(LEAST_PIECES, images * rows * elements_per_row * outputs // LEAST_MULTIPLICATIONS)
     rows_at_once = max(1, min(COLUMN_ELEMENTS // elements_per_row, images * rows // max(1, pieces)))
-    images_at_once = even_chunk(images, max(1, rows_at_once // rows))
-    rows_at_once = even_chunk(rows, min(rows, rows_at_once))
     return [
-        Piece(slice(n, min(n + images_at_once, images)), slice(i, min(i + rows_at_once, rows)))
-        for n in range(0, images, images_at_once)
-        for i in range(0, rows, rows_at_once)
+        Piece(some_images, some_rows)
+        for some_images in even_slices(images, max(1, rows_at_once // rows))
+        for some_rows in even_slices(rows, rows_at_once)
     ]
 
 

@@ -156,6 +156,12 @@ def even_chunk(total: int, longest: int) -> int:
     return math.ceil(total / math.ceil(total / longest))
 
 
+def even_slices(total: int, longest: int) -> list[slice]:
+    """0:total in slices of that length."""
+    length = even_chunk(total, longest)
+    return [slice(start, min(start + length, total)) for start in range(0, total, length)]
+
+
 _scratch = threading.local()
 
 

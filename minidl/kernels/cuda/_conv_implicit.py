@@ -8,6 +8,7 @@ import math
 
 import cupy
 
+from minidl.kernels.cuda._im2col import output_size
 from minidl.kernels.cuda._launch import CudaKernel, contiguous
 from minidl.kernels.cuda._product import PRODUCT, launch_product, tiling
 
@@ -62,9 +63,8 @@ extern "C" __global__ void conv_forward(
 def forward(x, weight, bias, stride, padding):
     """y = patches weight + bias."""
     x, weight = contiguous(x), contiguous(weight)
-    n, h, w, _ = x.shape
-    kh, kw, _, o = weight.shape
-    oh, ow = ((size + 2 * p - k) // s + 1 for size, k, s, p in zip((h, w), (kh, kw), stride, padding, strict=True))
+    n, o = len(x), weight.shape[3]
+    oh, ow = output_size(x.shape[1:3], weight.shape[:2], stride, padding)
     y = cupy.empty((n, oh, ow, o), x.dtype)
     has_bias = bias is not None
     arguments = x, weight, contiguous(bias) if has_bias else weight, y, n * oh * ow, has_bias

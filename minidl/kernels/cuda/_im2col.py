@@ -8,6 +8,7 @@ import math
 import cupy
 
 from minidl.kernels.cuda._launch import CudaKernel
+from minidl.kernels.cuda._windows import FIRST_WINDOW
 
 # Numbers of columns at a time, 256 MB of float32: they have KH*KW times as many as x, so a few images are taken at a
 # time. A choice, not a measurement: 0.2 % of the memory of a large GPU, and products that keep it busy.
@@ -47,13 +48,8 @@ extern "C" __global__ void im2col(const real* __restrict__ x, real* __restrict__
 
 COL2IM = CudaKernel(
     "col2im",
-    """
-// The first window that covers a position on an axis: window i covers those from i*stride - padding on.
-__device__ index first_window(index position, index kernel_size, index stride, index padding) {
-    index behind_window_0 = position + padding - kernel_size;
-    return behind_window_0 < 0 ? 0 : behind_window_0 / stride + 1;
-}
-
+    FIRST_WINDOW
+    + """
 // A thread for each number of dL/dx. It adds up what came back to it from every patch that holds it, always in the same
 // order; if the patches added to the pixels instead, they would have to wait for each other. A warp reads neighbours.
 extern "C" __global__ void col2im(const real* __restrict__ columns, real* __restrict__ grad_x,

@@ -3,24 +3,22 @@
 import cupy
 
 from minidl.kernels.cuda._launch import THREADS, CudaKernel, contiguous
+from minidl.kernels.cuda._windows import FIRST_WINDOW
 
 WARP = 32  # threads that a GPU runs in step
 
 PLACES = {"uint8": "unsigned char", "uint32": "unsigned int"}  # what can number the places of a window
 NO_TAP = 2**8 - 1  # the largest number that a byte holds
 
-WINDOWS = """
-// The first window that covers a position on an axis: window i covers those from i*stride - padding on.
-__device__ index first_window(index position, index kernel_size, index stride, index padding) {
-    index end_of_window_0 = kernel_size - padding;
-    return position < end_of_window_0 ? 0 : (position - end_of_window_0) / stride + 1;
-}
-
+WINDOWS = (
+    FIRST_WINDOW
+    + """
 // How much of a window counts, along an axis, where the image has a border on both sides that counts too.
 __device__ index counted(index start, index kernel_size, index size, index border) {
     return min(start + kernel_size, size + border) - max(start, -border);
 }
 """
+)
 
 
 def for_each_place(name, source):

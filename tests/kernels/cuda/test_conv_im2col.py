@@ -9,6 +9,7 @@ import pytest
 
 from minidl.kernels import reference
 from tests.kernels.compare import TOLERANCE, Runner, assert_close
+from tests.kernels.test_conv import Case
 
 # x shape, (KH, KW, O), stride, padding: with and without gaps between the windows, and a kernel that needs no columns.
 GEOMETRIES = [
@@ -57,12 +58,9 @@ def results(modules, to_device, to_host):
     return results
 
 
-def draw(rng, dtype, x_shape, kernel, stride, padding):
+def draw(rng, dtype, *geometry):
     """x, weight, bias, grad."""
-    kh, kw, o = kernel
-    size = [(x_shape[1 + i] + 2 * padding[i] - kernel[i]) // stride[i] + 1 for i in (0, 1)]
-    shapes = x_shape, (kh, kw, x_shape[3], o), (o,), (x_shape[0], *size, o)
-    return [rng.standard_normal(shape).astype(dtype) for shape in shapes]
+    return [array.astype(dtype) for array in Case(*geometry).draw(rng)]
 
 
 def assert_as_specified(results, x, weight, bias, grad, stride, padding):

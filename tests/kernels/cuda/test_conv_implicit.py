@@ -2,11 +2,11 @@
 
 import importlib
 
-import numpy as np
 import pytest
 
 from minidl.kernels import reference
 from tests.kernels.compare import TOLERANCE, Runner, assert_close
+from tests.kernels.test_conv import Case
 
 # x shape, (KH, KW, O), stride, padding: fewer and more rows, columns and depth than a tile has.
 GEOMETRIES = [
@@ -25,17 +25,10 @@ def implicit(kernels):
     return importlib.import_module("minidl.kernels.cuda._conv_implicit")
 
 
-def draw(rng, x_shape, kernel, stride, padding):
-    """x, weight, bias, grad, in numbers that float32 can hold."""
-    size = [(x_shape[1 + i] + 2 * padding[i] - kernel[i]) // stride[i] + 1 for i in (0, 1)]
-    shapes = x_shape, (*kernel[:2], x_shape[3], kernel[2]), kernel[2:], (x_shape[0], *size, kernel[2])
-    return [rng.standard_normal(shape, np.float32).astype(np.float64) for shape in shapes]
-
-
 @geometries
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda dtype: dtype.__name__)
 def test_it_agrees_with_the_plain_loops(geometry, dtype, implicit, to_device, to_host, rng):
-    x, weight, bias, grad = draw(rng, *geometry)
+    x, weight, bias, grad = Case(*geometry).draw(rng)
     stride, padding = geometry[2:]
     y = reference.conv2d_forward(x, weight, bias, stride, padding)
     without_bias = reference.conv2d_forward(x, weight, None, stride, padding)
@@ -51,7 +44,7 @@ def test_it_agrees_with_the_plain_loops(geometry, dtype, implicit, to_device, to
 
 def test_the_weights_gradient_is_summed_over_slabs_of_pixels(implicit, to_device, to_host, rng, monkeypatch):
     monkeypatch.setattr(implicit, "SLAB_PIXELS", 10)
-    x, weight, _, grad = draw(rng, *GEOMETRIES[0])
+    x, weight, _, grad = Case(*GEOMETRIES[0]).draw(rng)
     expected = reference.conv2d_backward_weight(grad, x, weight.shape, (1, 1), (1, 1))
     run = Runner(implicit, to_device, to_host)
     assert_close(run("backward_weight", grad, x, weight.shape, (1, 1), (1, 1)), expected)
