@@ -26,7 +26,7 @@ from minidl.kernels import cuda
 for module in pkgutil.iter_modules(cuda.__path__):
     importlib.import_module(f"minidl.kernels.cuda.{module.name}")
 print(json.dumps([
-    [kernel.name, kernel.source, kernel.options(dtype, wide, tuple(constants.items())), kernel.lowest_architecture]
+    [kernel.name, kernel.source, kernel.options(dtype, wide, tuple(constants.items())), kernel.needs(dtype)]
     for kernel in importlib.import_module("minidl.kernels.cuda._launch").CudaKernel.every
     for dtype in kernel.dtypes
     for wide in (False, True)
@@ -118,8 +118,8 @@ def variants():
 
 def test_there_are_kernels_to_compile(variants):
     assert {"relu_forward", "max_pool2d_forward_uint8", "cross_entropy_forward"} <= {kernel.name for kernel in variants}
-    types = {tuple(variant.options[:2]) for variant in variants}
-    assert len(types) == 4  # float and double, int and long long
+    types = {tuple(variant.options[:3]) for variant in variants}
+    assert len(types) == 6  # float32, float64 and bfloat16; int and long long
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

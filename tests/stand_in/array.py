@@ -68,6 +68,13 @@ def as_index(index):
     return index._host if isinstance(index, ndarray) else index
 
 
+class MemoryPointer:
+    """Where the numbers of an array begin."""
+
+    def __init__(self, host: np.ndarray):
+        self.ptr = host.ctypes.data
+
+
 class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # noqa: N801 - CuPy's name
     """An array "on the device"."""
 
@@ -129,6 +136,7 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # noqa: N801 - CuPy's name
 
     # -- what it is ----------------------------------------------------------------------------------------------------
 
+    data = property(lambda self: MemoryPointer(self._host))
     dtype = property(lambda self: self._host.dtype)
     flags = property(lambda self: self._host.flags)
     itemsize = property(lambda self: self._host.itemsize)

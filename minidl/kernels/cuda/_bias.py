@@ -6,9 +6,9 @@ ADD_BIAS = CudaKernel(
     "add_bias",
     """
 // A thread for each number of y, whose channels lie innermost: a warp reads and writes neighbours.
-extern "C" __global__ void add_bias(const real* bias, real* y, index channels, index count) {
+extern "C" __global__ void add_bias(const real* bias, stored* y, index channels, index count) {
     index i = thread_number();
-    if (i < count) y[i] += bias[i % channels];
+    if (i < count) y[i] = (real)y[i] + bias[i % channels];
 }
 """,
 )

@@ -8,9 +8,9 @@ ADD = CudaKernel(
     "add",
     """
 // A thread for each number.
-extern "C" __global__ void add(const real* a, const real* b, real* y, index count) {
+extern "C" __global__ void add(const stored* a, const stored* b, stored* y, index count) {
     index i = thread_number();
-    if (i < count) y[i] = a[i] + b[i];
+    if (i < count) y[i] = (real)a[i] + (real)b[i];
 }
 """,
 )
@@ -30,9 +30,9 @@ RELU_FORWARD = CudaKernel(
     "relu_forward",
     """
 // A thread for each number. A NaN is not below 0: it stays, so that it is seen.
-extern "C" __global__ void relu_forward(const real* x, real* y, index count) {
+extern "C" __global__ void relu_forward(const stored* x, stored* y, index count) {
     index i = thread_number();
-    if (i < count) y[i] = x[i] < 0 ? (real)0 : x[i];
+    if (i < count) y[i] = x[i] < 0 ? stored(0) : x[i];
 }
 """,
 )
@@ -50,9 +50,9 @@ RELU_BACKWARD = CudaKernel(
     "relu_backward",
     """
 // A thread for each number.
-extern "C" __global__ void relu_backward(const real* grad, const real* y, real* grad_x, index count) {
+extern "C" __global__ void relu_backward(const stored* grad, const stored* y, stored* grad_x, index count) {
     index i = thread_number();
-    if (i < count) grad_x[i] = y[i] > 0 ? grad[i] : (real)0;
+    if (i < count) grad_x[i] = y[i] > 0 ? grad[i] : stored(0);
 }
 """,
 )

@@ -7,7 +7,7 @@ import math
 
 import cupy
 
-from minidl.kernels.cuda._launch import CudaKernel, contiguous
+from minidl.kernels.cuda._launch import CudaKernel, contiguous, real_dtype
 from minidl.kernels.cuda._slabs import SLABS, cut, cut_for_sums, one_slab
 
 ROWS_PER_THREAD = 4  # where nothing is summed: all four are being read at once, and the channel's numbers read once
@@ -38,14 +38,14 @@ SLAB_MOMENTS = CudaKernel(
 // A block for each slab of rows and group of channels; x is read once. All numbers are taken less the first one of
 // their channel: where the mean is large, what distinguishes them then has all digits.
 extern "C" __global__ void slab_moments(
-    const real* x, Moments* slabs, index rows, index channels, index rows_per_thread
+    const stored* x, Moments* slabs, index rows, index channels, index rows_per_thread
 ) {
     Walk walk = walk_down(rows, channels, rows_per_thread);
-    real first = walk.count ? x[thread_number()] : (real)0;
+    real first = walk.count ? (real)x[thread_number()] : (real)0;
     Moments moments = {0, 0, 0};
     #pragma unroll 4
     for (index k = 0; k < walk.count; k++) {
-        moments = moments + Moments{1, x[walk.first + k * walk.stride] - first, 0};
+        moments = moments + Moments{1, (real)x[walk.first + k * walk.stride] - first, 0};
     }
     moments = sum_over_rows(moments);
     if (writes(channels)) slabs[(index)blockIdx.y * channels + thread_number()] = moments;
@@ -59,7 +59,8 @@ MERGE_MOMENTS = CudaKernel(
     + """
 // A block for each group of channels, which takes slabs as rows.
 extern "C" __global__ void merge_moments(
-    const Moments* slabs, const real* x, real* mean, real* variance, index count, index channels, index rows_per_thread
+    const Moments* slabs, const stored* x, real* mean, real* variance,
+    index count, index channels, index rows_per_thread
 ) {
     Walk walk = walk_down(count, channels, rows_per_thread);
     Moments moments = {0, 0, 0};
@@ -67,7 +68,7 @@ extern "C" __global__ void merge_moments(
     moments = sum_over_rows(moments);
     if (writes(channels)) {
         index channel = thread_number();
-        mean[channel] = x[channel] + moments.mean;
+        mean[channel] = (real)x[channel] + moments.mean;
         variance[channel] = moments.squares / moments.count;
     }
 }
@@ -80,9 +81,9 @@ def batch_statistics(x):
     x = contiguous(x)
     rows, channels = math.prod(x.shape[:-1]), x.shape[-1]
     slabs = cut_for_sums(rows, channels)
-    moments = cupy.empty((slabs.count, channels, 3), x.dtype)
+    moments = cupy.empty((slabs.count, channels, 3), real_dtype(x.dtype))
     SLAB_MOMENTS.launch(slabs.blocks, slabs.threads, (x, moments, rows, channels, slabs.rows_per_thread), x.dtype)
-    mean, variance = cupy.empty(channels, x.dtype), cupy.empty(channels, x.dtype)
+    mean, variance = (cupy.empty(channels, moments.dtype) for _ in range(2))
     merging = one_slab(slabs.count, channels)
     arguments = moments, x, mean, variance, slabs.count, channels, merging.rows_per_thread
     MERGE_MOMENTS.launch(merging.blocks, merging.threads, arguments, x.dtype)
@@ -95,9 +96,9 @@ BATCH_NORM_APPLY = CudaKernel(
     + """
 // A thread for each channel of a few rows. The mean goes first: x * scale + shift would lose digits where it is large.
 extern "C" __global__ void batch_norm_apply(
-    const real* __restrict__ x, const real* __restrict__ mean, const real* __restrict__ variance,
-    const real* __restrict__ weight, const real* __restrict__ bias, const real* __restrict__ residual,
-    real* __restrict__ y, real eps, int has_residual, int relu, index rows, index channels, index rows_per_thread
+    const stored* __restrict__ x, const real* __restrict__ mean, const real* __restrict__ variance,
+    const real* __restrict__ weight, const real* __restrict__ bias, const stored* __restrict__ residual,
+    stored* __restrict__ y, real eps, int has_residual, int relu, index rows, index channels, index rows_per_thread
 ) {
     Walk walk = walk_down(rows, channels, rows_per_thread);
     if (!walk.count) return;
@@ -107,8 +108,8 @@ extern "C" __global__ void batch_norm_apply(
     #pragma unroll 4
     for (index k = 0; k < walk.count; k++) {
         index i = walk.first + k * walk.stride;
-        real value = scale * (x[i] - centre) + shift;
-        if (has_residual) value += residual[i];
+        real value = scale * ((real)x[i] - centre) + shift;
+        if (has_residual) value += (real)residual[i];
         y[i] = relu && value < 0 ? (real)0 : value;  // a NaN stays
     }
 }
@@ -154,7 +155,7 @@ SLAB_GRAD_SUMS = CudaKernel(
     + """
 // A block for each slab of rows and group of channels.
 extern "C" __global__ void slab_grad_sums(
-    const real* grad, const real* x, const real* y, const real* mean, GradSums* slabs, int relu,
+    const stored* grad, const stored* x, const stored* y, const real* mean, GradSums* slabs, int relu,
     index rows, index channels, index rows_per_thread
 ) {
     Walk walk = walk_down(rows, channels, rows_per_thread);
@@ -165,7 +166,7 @@ extern "C" __global__ void slab_grad_sums(
         index i = walk.first + k * walk.stride;
         real g = grad[i];
         if (relu && !(y[i] > 0)) g = 0;
-        sums = sums + GradSums{g, g * (x[i] - centre)};
+        sums = sums + GradSums{g, g * ((real)x[i] - centre)};
     }
     sums = sum_over_rows(sums);
     if (writes(channels)) slabs[(index)blockIdx.y * channels + thread_number()] = sums;
@@ -201,10 +202,10 @@ BATCH_NORM_BACKWARD_X = CudaKernel(
     + """
 // A thread for each channel of a few rows. To draw the ReLU's mask from y again costs less than to read g from memory.
 extern "C" __global__ void batch_norm_backward_x(
-    const real* __restrict__ grad, const real* __restrict__ x, const real* __restrict__ y,
+    const stored* __restrict__ grad, const stored* __restrict__ x, const stored* __restrict__ y,
     const real* __restrict__ mean, const real* __restrict__ variance, const real* __restrict__ weight,
     const real* __restrict__ grad_weight, const real* __restrict__ grad_bias,
-    real* __restrict__ grad_x, real* __restrict__ grad_residual,
+    stored* __restrict__ grad_x, stored* __restrict__ grad_residual,
     real eps, int relu, int has_residual, int through_statistics, index rows, index channels, index rows_per_thread
 ) {
     Walk walk = walk_down(rows, channels, rows_per_thread);
@@ -222,7 +223,7 @@ extern "C" __global__ void batch_norm_backward_x(
         index i = walk.first + k * walk.stride;
         real g = grad[i];
         if (relu && !(y[i] > 0)) g = 0;
-        grad_x[i] = scale * (g - mean_g - slope * (x[i] - centre));
+        grad_x[i] = scale * (g - mean_g - slope * ((real)x[i] - centre));
         if (has_residual) grad_residual[i] = g;
     }
 }
@@ -257,11 +258,11 @@ def _backward_parameters(grad, x, y, mean, variance, eps, relu):
     """(dL/dweight, dL/dbias)."""
     rows, channels = math.prod(x.shape[:-1]), x.shape[-1]
     slabs = cut_for_sums(rows, channels)
-    sums = cupy.empty((slabs.count, channels, 2), x.dtype)
+    sums = cupy.empty((slabs.count, channels, 2), real_dtype(x.dtype))
     arguments = grad, x, y, mean, sums, bool(relu), rows, channels, slabs.rows_per_thread
     SLAB_GRAD_SUMS.launch(slabs.blocks, slabs.threads, arguments, x.dtype)
-    grad_weight, grad_bias = cupy.empty(channels, x.dtype), cupy.empty(channels, x.dtype)
+    grad_weight, grad_bias = (cupy.empty(channels, sums.dtype) for _ in range(2))
     merging = one_slab(slabs.count, channels)
     arguments = sums, variance, grad_weight, grad_bias, float(eps), slabs.count, channels, merging.rows_per_thread
-    MERGE_GRAD_SUMS.launch(merging.blocks, merging.threads, arguments, x.dtype)
+    MERGE_GRAD_SUMS.launch(merging.blocks, merging.threads, arguments, sums.dtype)
     return grad_weight, grad_bias

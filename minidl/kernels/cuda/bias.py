@@ -4,7 +4,7 @@ import math
 
 import cupy
 
-from minidl.kernels.cuda._launch import CudaKernel, contiguous
+from minidl.kernels.cuda._launch import CudaKernel, contiguous, real_dtype
 from minidl.kernels.cuda._slabs import SLABS, cut_for_sums, one_slab
 
 CHANNEL_SUMS = CudaKernel(
@@ -14,12 +14,12 @@ CHANNEL_SUMS = CudaKernel(
 // A block for each slab of rows and group of channels: threads of neighbouring channels read neighbouring numbers.
 // Blocks cannot wait for each other, so each slab has a sum of its own; launched again, on these, this gives the total.
 extern "C" __global__ void channel_sums(
-    const real* x, real* sums, index rows, index channels, index rows_per_thread
+    const stored* x, real* sums, index rows, index channels, index rows_per_thread
 ) {
     Walk walk = walk_down(rows, channels, rows_per_thread);
     real sum = 0;
     #pragma unroll 8
-    for (index k = 0; k < walk.count; k++) sum += x[walk.first + k * walk.stride];
+    for (index k = 0; k < walk.count; k++) sum += (real)x[walk.first + k * walk.stride];
     sum = sum_over_rows(sum);
     if (writes(channels)) sums[(index)blockIdx.y * channels + thread_number()] = sum;
 }
@@ -40,6 +40,6 @@ def bias_backward(grad):
 
 def _sums(x, rows, channels, slabs):
     """(slabs, C): the sums over the rows of each slab."""
-    sums = cupy.empty((slabs.count, channels), x.dtype)
+    sums = cupy.empty((slabs.count, channels), real_dtype(x.dtype))
     CHANNEL_SUMS.launch(slabs.blocks, slabs.threads, (x, sums, rows, channels, slabs.rows_per_thread), x.dtype)
     return sums

@@ -14,7 +14,7 @@ DROPOUT = CudaKernel(
     + """
 // A thread for every four numbers, as Philox gives four words at a time. The upper 24 bits of a word decide.
 extern "C" __global__ void dropout(
-    const real* x, const unsigned int* key, real* y, index threshold, real scale, index count
+    const stored* x, const unsigned int* key, stored* y, index threshold, real scale, index count
 ) {
     index block = thread_number();
     if (block >= (count + 3) / 4) return;
@@ -22,7 +22,7 @@ extern "C" __global__ void dropout(
     for (int k = 0; k < 4; k++) {
         index i = 4 * block + k;
         bool keep = (words.word[k] >> 8) >= threshold;
-        if (i < count) y[i] = x[i] * (keep ? scale : (real)0);
+        if (i < count) y[i] = (real)x[i] * (keep ? scale : (real)0);
     }
 }
 """,

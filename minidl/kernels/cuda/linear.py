@@ -1,4 +1,4 @@
-"""The linear layer: a convolution of images of one pixel."""
+"""The linear layer: a 1x1 convolution of an image that is one row, of N pixels."""
 
 from minidl.kernels.cuda import _conv_implicit
 
@@ -13,7 +13,7 @@ def linear_forward(x, weight, bias):
 
 def linear_backward_x(grad, weight):
     """dL/dx = dL/dy W^T: (N, out), (in, out) -> (N, in)."""
-    x_shape = len(grad), 1, 1, weight.shape[0]
+    x_shape = 1, 1, len(grad), weight.shape[0]
     return _conv_implicit.backward_x(_as_pixels(grad), weight[None, None], x_shape, *WHOLE).reshape(len(grad), -1)
 
 
@@ -24,5 +24,5 @@ def linear_backward_weight(grad, x):
 
 
 def _as_pixels(x):
-    """(N, C) -> (N, 1, 1, C)."""
-    return x[:, None, None]
+    """(N, C) -> (1, 1, N, C)."""
+    return x[None, None]

@@ -2,23 +2,23 @@
 
 import cupy
 
-from minidl.kernels.cuda._launch import CudaKernel, contiguous
+from minidl.kernels.cuda._launch import CudaKernel, contiguous, real_dtype
 
 LOCAL_RESPONSE_NORM_FORWARD = CudaKernel(
     "local_response_norm_forward",
     """
 // A thread for each number; what it reads of its neighbours, the threads beside it read too.
 extern "C" __global__ void local_response_norm_forward(
-    const real* x, real* y, real* scale, index size, real alpha, real beta, real k, index channels, index count
+    const stored* x, stored* y, real* scale, index size, real alpha, real beta, real k, index channels, index count
 ) {
     index i = thread_number();
     if (i >= count) return;
     index c = i % channels;
     index first = max(c - size / 2, (index)0), last = min(c + (size - 1) / 2, channels - 1);
     real squares = 0;
-    for (index near = i - c + first; near <= i - c + last; near++) squares += x[near] * x[near];
+    for (index near = i - c + first; near <= i - c + last; near++) squares += (real)x[near] * (real)x[near];
     scale[i] = k + alpha * squares;
-    y[i] = x[i] * pow(scale[i], -beta);
+    y[i] = (real)x[i] * pow(scale[i], -beta);
 }
 """,
 )
@@ -27,7 +27,7 @@ extern "C" __global__ void local_response_norm_forward(
 def local_response_norm_forward(x, size, alpha, beta, k):
     """(y, scale): scale_c = k + alpha * the sum of x^2 over the `size` channels around c, and y = x scale^-beta."""
     x = contiguous(x)
-    y, scale = cupy.empty_like(x), cupy.empty_like(x)
+    y, scale = cupy.empty_like(x), cupy.empty_like(x, real_dtype(x.dtype))
     numbers = size, float(alpha), float(beta), float(k), x.shape[-1], x.size
     LOCAL_RESPONSE_NORM_FORWARD.for_each(x.size, x, y, scale, *numbers, dtype=x.dtype)
     return y, scale
@@ -38,7 +38,7 @@ LOCAL_RESPONSE_NORM_BACKWARD = CudaKernel(
     """
 // A thread for each number. c lies in d's window when d lies in c's mirrored window.
 extern "C" __global__ void local_response_norm_backward(
-    const real* grad, const real* x, const real* y, const real* scale, real* grad_x,
+    const stored* grad, const stored* x, const stored* y, const real* scale, stored* grad_x,
     index size, real alpha, real beta, index channels, index count
 ) {
     index i = thread_number();
@@ -46,8 +46,9 @@ extern "C" __global__ void local_response_norm_backward(
     index c = i % channels;
     index first = max(c - (size - 1) / 2, (index)0), last = min(c + size / 2, channels - 1);
     real through_scale = 0;
-    for (index near = i - c + first; near <= i - c + last; near++) through_scale += grad[near] * y[near] / scale[near];
-    grad_x[i] = grad[i] * pow(scale[i], -beta) - 2 * alpha * beta * x[i] * through_scale;
+    for (index near = i - c + first; near <= i - c + last; near++)
+        through_scale += (real)grad[near] * (real)y[near] / scale[near];
+    grad_x[i] = (real)grad[i] * pow(scale[i], -beta) - 2 * alpha * beta * (real)x[i] * through_scale;
 }
 """,
 )

@@ -41,8 +41,8 @@ MAX_POOL2D_FORWARD = for_each_place(
 // A thread for each number of y, k = j*C + c in its row (n, i). Blocks keep to a row, so that threads divide once only,
 // and neighbours read neighbouring channels. The window's first place that is not on the padding leads until a larger
 // number comes, or a NaN.
-extern "C" __global__ void NAME(const real* x, real* y, PLACE* winner, index H, index W, index C, index OH, index OW,
-                                index KH, index KW, index SH, index SW, index PH, index PW) {
+extern "C" __global__ void NAME(const stored* x, stored* y, PLACE* winner, index H, index W, index C,
+                                index OH, index OW, index KH, index KW, index SH, index SW, index PH, index PW) {
     index row = blockIdx.x, n = row / OH, i = row % OH;
     index k = (index)blockIdx.y * blockDim.x + threadIdx.x, j = k / C, c = k % C;
     if (k >= OW * C) return;
@@ -50,7 +50,7 @@ extern "C" __global__ void NAME(const real* x, real* y, PLACE* winner, index H, 
     index top = i * SH - PH, left = j * SW - PW;
     index first_p = max(-top, (index)0), end_p = min(KH, H - top);
     index first_q = max(-left, (index)0), end_q = min(KW, W - left);
-    const real* image = x + n * H * W * C + c;
+    const stored* image = x + n * H * W * C + c;
     real best = image[((top + first_p) * W + left + first_q) * C];
     index place = first_p * KW + first_q;
     for (index p = first_p; p < end_p; p++) {
@@ -90,7 +90,7 @@ MAX_POOL2D_BACKWARD = for_each_place(
     + """
 // A thread for each number of grad_x, k = w*C + c in its row (n, h). It asks the windows that cover its pixel, always
 // in the same order, whether it won there, and adds up what they give: no two threads write to one number.
-extern "C" __global__ void NAME(const real* grad, const PLACE* winner, real* grad_x, index H, index W, index C,
+extern "C" __global__ void NAME(const stored* grad, const PLACE* winner, stored* grad_x, index H, index W, index C,
                                 index OH, index OW, index KH, index KW, index SH, index SW, index PH, index PW) {
     index row = blockIdx.x, n = row / H, h = row % H;
     index k = (index)blockIdx.y * blockDim.x + threadIdx.x, w = k / C, c = k % C;
@@ -102,7 +102,7 @@ extern "C" __global__ void NAME(const real* grad, const PLACE* winner, real* gra
         for (index j = first_j; j < OW && j * SW <= w + PW; j++) {
             index window = ((n * OH + i) * OW + j) * C + c;
             index place = (h + PH - i * SH) * KW + (w + PW - j * SW);
-            if (winner[window] == place) sum += grad[window];
+            if (winner[window] == place) sum += (real)grad[window];
         }
     }
     grad_x[row * W * C + k] = sum;
@@ -127,7 +127,7 @@ AVG_POOL2D_FORWARD = CudaKernel(
     + """
 // A thread for each number of y, k = j*C + c in its row (n, i). BH and BW are how much of the padding counts: all of
 // it, or none.
-extern "C" __global__ void avg_pool2d_forward(const real* x, real* y, index H, index W, index C, index OH, index OW,
+extern "C" __global__ void avg_pool2d_forward(const stored* x, stored* y, index H, index W, index C, index OH, index OW,
                                               index KH, index KW, index SH, index SW, index PH, index PW, index BH,
                                               index BW) {
     index row = blockIdx.x, n = row / OH, i = row % OH;
@@ -135,10 +135,10 @@ extern "C" __global__ void avg_pool2d_forward(const real* x, real* y, index H, i
     if (k >= OW * C) return;
 
     index top = i * SH - PH, left = j * SW - PW;
-    const real* image = x + n * H * W * C + c;
+    const stored* image = x + n * H * W * C + c;
     real sum = 0;
     for (index h = max(top, (index)0); h < min(top + KH, H); h++)
-        for (index w = max(left, (index)0); w < min(left + KW, W); w++) sum += image[(h * W + w) * C];
+        for (index w = max(left, (index)0); w < min(left + KW, W); w++) sum += (real)image[(h * W + w) * C];
     y[row * OW * C + k] = sum / (real)(counted(top, KH, H, BH) * counted(left, KW, W, BW));
 }
 """,
@@ -162,7 +162,7 @@ AVG_POOL2D_BACKWARD = CudaKernel(
     + """
 // A thread for each number of grad_x, k = w*C + c in its row (n, h). It collects its share from the windows that cover
 // its pixel, always in the same order.
-extern "C" __global__ void avg_pool2d_backward(const real* grad, real* grad_x, index H, index W, index C, index OH,
+extern "C" __global__ void avg_pool2d_backward(const stored* grad, stored* grad_x, index H, index W, index C, index OH,
                                                index OW, index KH, index KW, index SH, index SW, index PH, index PW,
                                                index BH, index BW) {
     index row = blockIdx.x, n = row / H, h = row % H;
@@ -174,7 +174,7 @@ extern "C" __global__ void avg_pool2d_backward(const real* grad, real* grad_x, i
     for (index i = first_window(h, KH, SH, PH); i < OH && i * SH <= h + PH; i++) {
         index rows = counted(i * SH - PH, KH, H, BH);
         for (index j = first_j; j < OW && j * SW <= w + PW; j++)
-            sum += grad[((n * OH + i) * OW + j) * C + c] / (real)(rows * counted(j * SW - PW, KW, W, BW));
+            sum += (real)grad[((n * OH + i) * OW + j) * C + c] / (real)(rows * counted(j * SW - PW, KW, W, BW));
     }
     grad_x[row * W * C + k] = sum;
 }
@@ -197,12 +197,12 @@ GLOBAL_AVG_POOL_FORWARD = CudaKernel(
     """
 // A thread for each channel of each image, which adds up the pixels; neighbours read neighbouring channels. The images
 // are small where networks have this layer, and the channels many.
-extern "C" __global__ void global_avg_pool_forward(const real* x, real* y, index pixels, index C, index count) {
+extern "C" __global__ void global_avg_pool_forward(const stored* x, stored* y, index pixels, index C, index count) {
     index nc = thread_number();
     if (nc >= count) return;
-    const real* image = x + nc / C * pixels * C + nc % C;
+    const stored* image = x + nc / C * pixels * C + nc % C;
     real sum = 0;
-    for (index pixel = 0; pixel < pixels; pixel++) sum += image[pixel * C];
+    for (index pixel = 0; pixel < pixels; pixel++) sum += (real)image[pixel * C];
     y[nc] = sum / (real)pixels;
 }
 """,
@@ -222,10 +222,10 @@ GLOBAL_AVG_POOL_BACKWARD = CudaKernel(
     "global_avg_pool_backward",
     """
 // A thread for each number of grad_x.
-extern "C" __global__ void global_avg_pool_backward(const real* grad, real* grad_x, index pixels, index C,
+extern "C" __global__ void global_avg_pool_backward(const stored* grad, stored* grad_x, index pixels, index C,
                                                     index count) {
     index i = thread_number();
-    if (i < count) grad_x[i] = grad[i / (pixels * C) * C + i % C] / (real)pixels;
+    if (i < count) grad_x[i] = (real)grad[i / (pixels * C) * C + i % C] / (real)pixels;
 }
 """,
 )

@@ -1,10 +1,13 @@
-"""The convolution that makes no columns, by its name, as `conv.py` does not choose it."""
+"""The convolution that makes no columns: by multiply-add, and by tensor cores or their plain twin."""
 
 import importlib
 
+import ml_dtypes
+import numpy as np
 import pytest
 
 from minidl.kernels import reference
+from minidl.kernels.precision import tf32
 from tests.kernels.compare import TOLERANCE, Runner, assert_close
 from tests.kernels.test_conv import Case
 
@@ -16,6 +19,8 @@ GEOMETRIES = [
     ((1, 6, 6, 2), (1, 1, 3), (1, 1), (0, 0)),
     ((2, 21, 23, 3), (7, 7, 4), (2, 2), (3, 3)),
     ((1, 7, 8, 2), (2, 2, 3), (3, 3), (1, 0)),
+    ((1, 5, 30, 24), (1, 1, 136), (1, 1), (0, 0)),  # what is copied at a time is 16 bytes long
+    ((2, 8, 8, 8), (3, 3, 40), (1, 1), (1, 1)),
 ]
 geometries = pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
 
@@ -25,25 +30,49 @@ def implicit(kernels):
     return importlib.import_module("minidl.kernels.cuda._conv_implicit")
 
 
+@pytest.fixture
+def assert_agrees(implicit, to_device, to_host, rng):
+    """assert_agrees(geometry, dtype, tolerance) unless all three products are what the plain loops compute."""
+
+    def check(geometry, dtype, tolerance):
+        run, (stride, padding) = Runner(implicit, to_device, to_host), geometry[2:]
+        x, weight, bias, grad = (array.astype(dtype) for array in Case(*geometry).draw(rng))
+        exact = [array.astype(np.float64) for array in (x, weight, bias, grad)]  # what was rounded is given to both
+        bias = bias.astype(np.float32 if dtype == "bfloat16" else dtype)
+        y = run("forward", x, weight, bias, stride, padding)
+        without_bias = run("forward", x, weight, None, stride, padding)
+        grad_x, grad_weight = run("backward", grad, x, weight, stride, padding)
+        grad_weight_dtype, (x, weight, bias, grad) = bias.dtype, exact
+        assert_close(y, reference.conv2d_forward(x, weight, bias, stride, padding), tolerance)
+        assert_close(without_bias, reference.conv2d_forward(x, weight, None, stride, padding), tolerance)
+        expected = reference.conv2d_backward(grad, x, weight, stride, padding)
+        assert_close(grad_x, expected[0], tolerance)
+        assert_close(grad_weight, expected[1], tolerance)
+        assert y.dtype == grad_x.dtype == dtype
+        assert grad_weight.dtype == grad_weight_dtype
+
+    return check
+
+
 @geometries
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda dtype: dtype.__name__)
-def test_it_agrees_with_the_plain_loops(geometry, dtype, implicit, to_device, to_host, rng):
-    x, weight, bias, grad = Case(*geometry).draw(rng)
-    stride, padding = geometry[2:]
-    y = reference.conv2d_forward(x, weight, bias, stride, padding)
-    without_bias = reference.conv2d_forward(x, weight, None, stride, padding)
-    gradients = reference.conv2d_backward(grad, x, weight, stride, padding)
-    run = Runner(implicit, to_device, to_host)
-    x, weight, bias, grad = (array.astype(dtype) for array in (x, weight, bias, grad))
-    assert_close(run("forward", x, weight, bias, stride, padding), y, TOLERANCE[dtype])
-    assert_close(run("forward", x, weight, None, stride, padding), without_bias, TOLERANCE[dtype])
-    for ours, expected in zip(run("backward", grad, x, weight, stride, padding), gradients, strict=True):
-        assert ours.dtype == dtype
-        assert_close(ours, expected, TOLERANCE[dtype])
+def test_it_agrees_with_the_plain_loops(geometry, dtype, assert_agrees):
+    assert_agrees(geometry, np.dtype(dtype), TOLERANCE[dtype])
+
+
+@geometries
+def test_bfloat16_agrees_with_the_plain_loops_but_for_the_rounding_of_the_result(geometry, assert_agrees):
+    assert_agrees(geometry, np.dtype(ml_dtypes.bfloat16), 2**-8)  # half of the distance between two numbers of 8 bits
+
+
+@geometries
+def test_tf32_agrees_with_the_plain_loops_but_for_the_rounding_of_the_factors(geometry, assert_agrees):
+    with tf32():
+        assert_agrees(geometry, np.dtype(np.float32), 2**-10)
 
 
 def test_the_weights_gradient_is_summed_over_slabs_of_pixels(implicit, to_device, to_host, rng, monkeypatch):
-    monkeypatch.setattr(implicit, "SLAB_PIXELS", 10)
+    monkeypatch.setattr(implicit, "LEAST_PIXELS", 10)
     x, weight, _, grad = Case(*GEOMETRIES[0]).draw(rng)
     expected = reference.conv2d_backward_weight(grad, x, weight.shape, (1, 1), (1, 1))
     run = Runner(implicit, to_device, to_host)

@@ -1,0 +1,37 @@
+"""The product of two tiles in shared memory, by multiplications and additions: for float32 and float64, on any GPU."""
+
+MULTIPLY_ADD = """
+constexpr int BLOCKS = 1;  // that a multiprocessor has registers for, at least
+
+// The sums of a thread: a few rows and columns, so that a number it reads from shared memory is used several times. Its
+// rows lie apart and its columns side by side, as the result is written in pairs.
+struct Sums {
+    static constexpr int THREAD_COLUMNS = TILE_COLUMNS < 64 ? 2 : TILE_COLUMNS / 16;
+    static constexpr int ACROSS = TILE_COLUMNS / THREAD_COLUMNS, DOWN = THREADS / ACROSS;
+    static constexpr int THREAD_ROWS = TILE_ROWS / DOWN;
+    real sums[THREAD_ROWS][THREAD_COLUMNS] = {};
+    int first_row = threadIdx.x / ACROSS, first_column = threadIdx.x % ACROSS * THREAD_COLUMNS;
+
+    template <class TileA, class TileB>
+    __device__ void add_product(const TileA& a_tile, const TileB& b_tile) {
+        #pragma unroll
+        for (int depth = 0; depth < DEPTH; depth++) {
+            real a[THREAD_ROWS], b[THREAD_COLUMNS];
+            for (int r = 0; r < THREAD_ROWS; r++) a[r] = a_tile.at(first_row + r * DOWN, depth);
+            for (int c = 0; c < THREAD_COLUMNS; c++) b[c] = b_tile.at(first_column + c, depth);
+            for (int r = 0; r < THREAD_ROWS; r++)
+                for (int c = 0; c < THREAD_COLUMNS; c++) sums[r][c] += a[r] * b[c];
+        }
+    }
+
+    // put(row, column, sum, sum of the next column) for each pair, in the tile.
+    template <class Put>
+    __device__ void for_each_pair(Put put) {
+        #pragma unroll
+        for (int r = 0; r < THREAD_ROWS; r++)
+            #pragma unroll
+            for (int c = 0; c < THREAD_COLUMNS; c += 2)
+                put(first_row + r * DOWN, first_column + c, sums[r][c], sums[r][c + 1]);
+    }
+};
+"""
