@@ -4,7 +4,7 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-TEST = ["pytest>=8", "hypothesis>=6.100", "matplotlib>=3.8", "ruff>=0.12"]
+TEST = ["pytest>=8", "hypothesis>=6.100", "matplotlib>=3.8", "ruff>=0.12", "ml_dtypes>=0.5"]
 
 setup(
     name="minidl",
@@ -19,8 +19,8 @@ setup(
     install_requires=["numpy>=2.1", "pillow>=10.3", "threadpoolctl>=3.5", "tqdm>=4.66", "safetensors>=0.4.3"],
     extras_require={
         "examples": ["matplotlib>=3.8"],
-        "cuda12": ["cupy-cuda12x[ctk]>=14"],
-        "cuda13": ["cupy-cuda13x[ctk]>=14"],
+        "cuda12": ["cupy-cuda12x[ctk]>=14", "ml_dtypes>=0.5"],  # ml_dtypes: bfloat16
+        "cuda13": ["cupy-cuda13x[ctk]>=14", "ml_dtypes>=0.5"],
         "test": TEST,
         "nvrtc": ["nvidia-cuda-nvrtc==13.0.88"],  # to compile the CUDA kernels in tests without a GPU; 230 MB
         "bench": ["torch==2.13.0"],

@@ -5,11 +5,13 @@ from minidl._malloc import keep_freed_memory
 from minidl.autograd import is_grad_enabled, no_grad
 from minidl.checkpoint import load_checkpoint, save_checkpoint
 from minidl.creation import arange, ones, randn, zeros
+from minidl.dtypes import float32, float64, int64
 from minidl.functional import cat, maximum, stack, where
 from minidl.kernels.cpu._parallel import get_num_threads, set_num_threads
+from minidl.kernels.precision import tf32
 from minidl.ops.function import Function
 from minidl.random import fork_rng, manual_seed
-from minidl.tensor import Buffer, Parameter, Tensor, apply, float32, float64, int64, matmul
+from minidl.tensor import Buffer, Parameter, Tensor, apply, matmul
 from minidl.testing import gradcheck
 
 __version__ = "0.1.0"

@@ -2,8 +2,9 @@
 
 import numpy as np
 
+from minidl.dtypes import float32
 from minidl.random import next_generator
-from minidl.tensor import Tensor, float32
+from minidl.tensor import Tensor
 
 
 def zeros(*shape: int, dtype=float32, device: str = "cpu", requires_grad: bool = False) -> Tensor:

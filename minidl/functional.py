@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 
+from minidl.dtypes import float32, is_bfloat16, is_floating_point
 from minidl.kernels import device_of, kernels_for, to_device
 from minidl.ops.activation import ReLU
 from minidl.ops.arithmetic import Maximum, Where
@@ -327,7 +328,8 @@ def cross_entropy(logits: Tensor, labels, label_smoothing: float = 0.0) -> Tenso
     labels = labels.data if isinstance(labels, Tensor) else labels
     labels = np.asarray(labels) if isinstance(labels, list | tuple) else labels
     _check_labels(labels, logits)
-    return apply(CrossEntropy, logits, labels=to_device(labels, logits.device), label_smoothing=float(label_smoothing))
+    logits, labels = _with_enough_digits(logits), to_device(labels, logits.device)
+    return apply(CrossEntropy, logits, labels=labels, label_smoothing=float(label_smoothing))
 
 
 def mse_loss(x: Tensor, target: Tensor) -> Tensor:
@@ -341,7 +343,7 @@ def mse_loss(x: Tensor, target: Tensor) -> Tensor:
         raise ValueError(f"mse_loss: expected a batch with something in it, got shape {x.shape}")
     if x.shape != target.shape:
         raise ValueError(f"mse_loss: x {x.shape} and target {target.shape} differ in shape; reshape one of them")
-    return apply(MSELoss, x, target)
+    return apply(MSELoss, _with_enough_digits(x), _with_enough_digits(target))
 
 
 # -- checks ------------------------------------------------------------------------------------------------------------
@@ -371,7 +373,7 @@ def _check_batch(function: str, x: Tensor, ndim: int, layout: str) -> None:
 
 def _check_floats(function: str, x: Tensor) -> None:
     check_tensors(function, x)
-    if x.dtype.kind != "f":
+    if not is_floating_point(x.dtype):
         raise TypeError(f"{function}: expected floating-point x, got {x.dtype}; convert it with .to('float32')")
 
 
@@ -440,14 +442,20 @@ def _check_batch_norm(x: Tensor, weight: Tensor, bias: Tensor, running_mean, run
         _check_per_channel("batch_norm", name, vector, channels)
     if (running_mean is None) != (running_var is None):
         raise ValueError("batch_norm: expected both running_mean and running_var, or neither")
-    check_alike("batch_norm", x, *_present(running_mean, running_var))
+    check_alike("batch_norm", x, *_present(running_mean, running_var), parameters=(1, 2))
     if residual is not None and residual.shape != x.shape:
         raise ValueError(f"batch_norm: residual {residual.shape} and x {x.shape} differ in shape")
+
+
+def _with_enough_digits(x: Tensor) -> Tensor:
+    """bfloat16 as float32: sums of exponentials and of squares need more than its 8 bits."""
+    return x.to(float32) if is_bfloat16(x.dtype) else x
 
 
 def _along(name: str, function: type[Function], x: Tensor, dim: int) -> Tensor:
     """Apply a function of the last axis of (N, K) along any dimension."""
     _check_floats(name, x)
+    x = _with_enough_digits(x)
     if not -x.ndim <= dim < x.ndim:
         raise ValueError(f"{name}: dim {dim} is not a dimension of x {x.shape}")
     order = [axis for axis in range(x.ndim) if axis != dim % x.ndim] + [dim % x.ndim]

@@ -6,16 +6,13 @@ import reprlib
 import numpy as np
 
 from minidl.autograd import Leaf, Node, backward, is_grad_enabled
+from minidl.dtypes import as_dtype, float32, float64, is_bfloat16, is_floating_point
 from minidl.kernels import device_of, kernels_for, to_device
 from minidl.ops.arithmetic import Add, Clip, Div, Exp, Log, MatMul, Mul, Pow, Sigmoid, Sqrt, Sub, Tanh
 from minidl.ops.convert import Cast, Move
 from minidl.ops.function import Context, Function
 from minidl.ops.reduce import Max, Sum
 from minidl.ops.shape import GetItem, Permute, Reshape
-
-float32 = np.dtype("float32")
-float64 = np.dtype("float64")
-int64 = np.dtype("int64")
 
 Dim = int | tuple[int, ...] | None
 
@@ -56,7 +53,7 @@ class Tensor:
 
     @property
     def dtype(self) -> np.dtype:
-        """float32, float64, int64 or bool."""
+        """float32, float64, bfloat16, int64 or bool."""
         return self.data.dtype
 
     @property
@@ -119,7 +116,7 @@ class Tensor:
             raise RuntimeError(
                 f"requires_grad: this tensor was computed by {self._place.name}; use detach() to cut it off"
             )
-        if wanted and self.dtype.kind != "f":
+        if wanted and not is_floating_point(self.dtype):
             raise TypeError(
                 f"requires_grad: expected a floating-point tensor, got {self.dtype}; convert it with .to('float32')"
             )
@@ -174,11 +171,11 @@ class Tensor:
         return Tensor(self.data)
 
     def to(self, target) -> "Tensor":
-        """On another device ('cpu', 'cuda') or in another dtype ('float64', np.float32, ...)."""
+        """On another device ('cpu', 'cuda') or in another dtype ('float64', 'bfloat16', np.float32, ...)."""
         if target in ("cpu", "cuda"):
             return self if self.device == target else apply(Move, self, device=target)
         try:
-            dtype = np.dtype(target)
+            dtype = as_dtype(target)
         except TypeError:
             raise ValueError(f"to: expected a device ('cpu', 'cuda') or a dtype, got {target!r}") from None
         return self if self.dtype == dtype else apply(Cast, self, dtype=dtype)
@@ -284,7 +281,7 @@ class Tensor:
         """The mean over `dim`, or over everything."""
         if not self.numel():
             raise ValueError(f"mean: expected a tensor with something in it, got shape {self.shape}")
-        if self.dtype.kind != "f":
+        if not is_floating_point(self.dtype):
             raise TypeError(f"mean: expected floats, got {self.dtype}; convert them with .to('float32')")
         total = self.sum(dim, keepdim)
         return total / (self.numel() / total.numel())
@@ -364,7 +361,7 @@ def apply(function: type[Function], *inputs: Tensor, **hyperparameters) -> Tenso
     recording = is_grad_enabled()
     ctx = Context(tuple(recording and tensor.requires_grad for tensor in inputs))
     output = Tensor(function.forward(ctx, *(tensor.data for tensor in inputs), **hyperparameters))
-    if any(ctx.needs_grad) and output.dtype.kind == "f":  # integers and bools have no gradient
+    if any(ctx.needs_grad) and is_floating_point(output.dtype):  # integers and bools have no gradient
         sources = tuple(tensor._place for tensor in inputs)
         output._place = Node(function.__name__, functools.partial(function.backward, ctx), sources)
     return output
@@ -411,7 +408,7 @@ def _like(function: type[Function], value, other: Tensor) -> Tensor:
 def _as_number(function: type[Function], value, other: Tensor) -> int | float:
     """A Python number: it changes no array's dtype, while NumPy's float64 would turn a float32 array into float64."""
     value = value.item() if isinstance(value, np.generic) else value
-    if other.dtype.kind != "f" and not isinstance(value, bool if other.dtype.kind == "b" else int):
+    if not is_floating_point(other.dtype) and not isinstance(value, bool if other.dtype.kind == "b" else int):
         raise TypeError(
             f"{_name(function)}: got the number {value} and a tensor of {other.dtype}, which cannot hold it; "
             "convert the tensor with .to('float32')"
@@ -434,21 +431,27 @@ def check_tensors(operation: str, *values) -> None:
 
 def _check_inputs(function: type[Function], inputs: tuple[Tensor, ...]) -> None:
     check_tensors(_name(function), *inputs)
-    if function in FLOATS_ONLY and inputs[0].dtype.kind != "f":
+    if function in FLOATS_ONLY and not is_floating_point(inputs[0].dtype):
         raise TypeError(
             f"{_name(function)}: expected floating-point numbers, got {inputs[0].dtype}; "
             "convert them with .to('float32')"
         )
-    check_alike(_name(function), *inputs)
+    check_alike(_name(function), *inputs, parameters=function.parameters)
 
 
-def check_alike(operation: str, *tensors: Tensor) -> None:
-    """All on one device and, as silent conversions hide mistakes, of one dtype."""
-    for tensor in tensors[1:]:
-        for fact in ("dtype", "device"):
-            ours, theirs = getattr(tensors[0], fact), getattr(tensor, fact)
-            if ours != theirs:
-                raise TypeError(f"{operation}: inputs of {fact} {ours} and {theirs}; convert one with .to('{ours}')")
+def check_alike(operation: str, *tensors: Tensor, parameters: tuple[int, ...] = ()) -> None:
+    """All on one device and, as silent conversions hide mistakes, of one dtype.
+
+    Where tensors[0] is of bfloat16, the tensors whose numbers are `parameters` are of float32.
+    """
+    first = tensors[0]
+    for i, tensor in enumerate(tensors[1:], start=1):
+        dtype = float32 if i in parameters and is_bfloat16(first.dtype) else first.dtype
+        for expected, got, fact in ((dtype, tensor.dtype, "dtype"), (first.device, tensor.device, "device")):
+            if expected != got:
+                raise TypeError(
+                    f"{operation}: inputs of {fact} {expected} and {got}; convert one with .to('{expected}')"
+                )
 
 
 def _as_array(data, dtype, device):
@@ -456,7 +459,8 @@ def _as_array(data, dtype, device):
     if not hasattr(data, "dtype"):
         data = _from_lists(data)
         dtype = dtype or (float32 if data.dtype == float64 else None)
-    if getattr(data.dtype, "kind", "O") in NO_NUMBERS:  # another library's dtypes have no kind
+    kind = getattr(data.dtype, "kind", "O")  # another library's dtypes have none
+    if kind in NO_NUMBERS and not (kind == "V" and is_bfloat16(data.dtype)):
         raise TypeError(f"Tensor: expected real numbers, or a NumPy or CuPy array of them, got {reprlib.repr(data)}")
     if device_of(data) == "cpu":
         data = np.asarray(data, dtype, order="C")

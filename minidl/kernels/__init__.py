@@ -14,7 +14,11 @@ from minidl.kernels import cpu
 
 def kernels_for(array) -> ModuleType:
     """The kernels of the device that holds the array."""
-    return cpu if device_of(array) == "cpu" else _cuda()
+    if device_of(array) == "cuda":
+        return _cuda()
+    if array.dtype.kind == "V":  # NumPy's word for what is not its own
+        raise TypeError("bfloat16 is computed with on device 'cuda' only; convert it with .to('float32')")
+    return cpu
 
 
 def device_of(array) -> str:

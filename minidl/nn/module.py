@@ -86,8 +86,11 @@ class Module:
     def to(self, target) -> "Module":
         """Move to a device ('cpu', 'cuda') or convert the floating-point numbers to a dtype; gradients are dropped.
 
-        The parameters get new arrays: make the optimiser afterwards.
+        The parameters get new arrays: make the optimiser afterwards. They stay float32 for computing in bfloat16, as
+        small steps would not change them otherwise: give the model images.to('bfloat16').
         """
+        if str(target) == "bfloat16":
+            raise ValueError("to: parameters stay float32; give the model images.to('bfloat16') to compute in bfloat16")
         if target not in ("cpu", "cuda") and not _is_floating_point(target):
             raise ValueError(f"to: expected 'cpu', 'cuda' or a floating-point dtype, got {target!r}")
         for _, tensor in self.named_tensors(Parameter | Buffer):

@@ -17,6 +17,8 @@ class BatchNorm(Function):
     so their derivatives are part of dL/dx. Saves y for the ReLU alone; the next layer keeps it anyway.
     """
 
+    parameters = 1, 2
+
     @staticmethod
     def forward(ctx, x, weight, bias, residual=None, *, mean, variance, eps: float, relu: bool):
         y = kernels_for(x).batch_norm_apply(x, mean, variance, weight, bias, residual, eps, relu)

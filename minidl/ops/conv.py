@@ -18,8 +18,11 @@ class Conv2d(Function):
     Saves x itself and not its columns, which are KH KW times as large.
     """
 
+    parameters = 1, 2
+
     @staticmethod
     def forward(ctx, x, weight, bias=None, *, stride, padding):
+        weight = weight.astype(x.dtype, copy=False)
         ctx.save(x, weight, stride, padding)
         return kernels_for(x).conv2d_forward(x, weight, bias, stride, padding)
 

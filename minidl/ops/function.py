@@ -39,6 +39,9 @@ class Function:
     None for one that needs no gradient. Neither may write into an array it was given.
     """
 
+    # The inputs, counted from 0, that stay float32 where input 0 is of bfloat16, so that small steps change them.
+    parameters: tuple[int, ...] = ()
+
     @staticmethod
     def forward(ctx: Context, *arrays, **hyperparameters):
         """y, and `ctx.save(...)` of what backward needs."""

@@ -10,8 +10,11 @@ class Linear(Function):
     dL/dX = dL/dY W^T,   dL/dW = X^T dL/dY,   dL/db = the sum of dL/dY over the batch.
     """
 
+    parameters = 1, 2
+
     @staticmethod
     def forward(ctx, x, weight, bias=None):
+        weight = weight.astype(x.dtype, copy=False)
         ctx.save(x, weight)
         return kernels_for(x).linear_forward(x, weight, bias)
 

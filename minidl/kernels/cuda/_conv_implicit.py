@@ -41,12 +41,12 @@ __device__ void move_on(Place& place, index count, index middles, index inners) 
 
 // im2col's matrix: what output pixel (n, i, j) sees of x through tap (u, v, c).
 struct Patches {
-    const stored* x;
+    const stored* numbers;
     index N, H, W, C, OH, OW, KH, KW, PH, PW;
     __device__ const stored* number(Place pixel, Place tap) const {
         index h = pixel.middle * SH + tap.outer - PH, w = pixel.inner * SW + tap.middle - PW;
         bool inside = pixel.outer < N && tap.outer < KH && h >= 0 && h < H && w >= 0 && w < W;
-        return inside ? x + ((pixel.outer * H + h) * W + w) * C + tap.inner : nullptr;
+        return inside ? numbers + ((pixel.outer * H + h) * W + w) * C + tap.inner : nullptr;
     }
     __device__ Place pixel(index number) const { return place_of(number, OH, OW); }
     __device__ Place tap(index number) const { return place_of(number, KW, C); }
@@ -121,7 +121,7 @@ struct GradPatches {{
     static constexpr bool along_depth = true;
     using Line = Place;
     using Step = Place;
-    const stored* grad;
+    const stored* numbers;
     index N, H, W, OH, OW, O, KH, KW, PH, PW;
     __device__ Place line(index number) const {{ return place_of(number, H, W); }}
     __device__ Place step(index number) const {{ return place_of(number, KW, O); }}
@@ -131,7 +131,7 @@ struct GradPatches {{
         index i = pixel.middle + PH - tap.outer, j = pixel.inner + PW - tap.middle;
         bool inside = pixel.outer < N && tap.outer < KH && i >= 0 && j >= 0 && i % SH == 0 && j % SW == 0;
         inside = inside && i / SH < OH && j / SW < OW;
-        return inside ? grad + ((pixel.outer * OH + i / SH) * OW + j / SW) * O + tap.inner : nullptr;
+        return inside ? numbers + ((pixel.outer * OH + i / SH) * OW + j / SW) * O + tap.inner : nullptr;
     }}
 }};
 
@@ -140,14 +140,14 @@ struct TurnedWeight {{
     static constexpr bool along_depth = true;
     using Line = index;
     using Step = Place;
-    const stored* weight;
+    const stored* numbers;
     index C, O, KH, KW;
     __device__ index line(index c) const {{ return c; }}
     __device__ Place step(index number) const {{ return place_of(number, KW, O); }}
     __device__ void advance(Place& tap, int count) const {{ move_on(tap, count, KW, O); }}
     __device__ const stored* at(index c, Place tap) const {{
         bool inside = c < C && tap.outer < KH;
-        return inside ? weight + ((tap.outer * KW + tap.middle) * C + c) * O + tap.inner : nullptr;
+        return inside ? numbers + ((tap.outer * KW + tap.middle) * C + c) * O + tap.inner : nullptr;
     }}
 }};
 

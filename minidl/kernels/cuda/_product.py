@@ -55,16 +55,16 @@ struct alignas(RUN * sizeof(stored)) Run {
     stored numbers[RUN];
 };
 
-// Copy RUN numbers to shared memory, without waiting for them; zeros where `from` is null.
+// Copy RUN numbers to shared memory, without waiting for them; zeros where `from` is null, for which the instruction
+// wants some address in the device's memory all the same.
 template <int RUN>
-__device__ void copy(stored* to, const stored* from) {
+__device__ void copy(stored* to, const stored* from, const stored* any) {
 #if __CUDA_ARCH__ >= 800 && !defined(PLAIN)
     constexpr int bytes = RUN * sizeof(stored);
     if constexpr (bytes >= 4) {
         unsigned int address = (unsigned int)__cvta_generic_to_shared(to);
-        const void* source = from ? (const void*)from : (const void*)to;  // of which no byte is read then
         asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;"
-                     :: "r"(address), "l"(source), "n"(bytes), "r"(from ? bytes : 0) : "memory");
+                     :: "r"(address), "l"(from ? from : any), "n"(bytes), "r"(from ? bytes : 0) : "memory");
         return;
     }
 #endif
@@ -90,7 +90,7 @@ __device__ void wait_for_all_groups_but_one() {
 // What a thread copies to the tiles of an operand, which has
 //   Line line(index)   where a row (or a column) of the product begins in it,
 //   Step step(index)   a position along the depth, which advance(Step, count) moves on,
-//   at(Line, Step)     the address of a number, or null where it is 0.
+//   at(Line, Step)     the address of a number, or null where it is 0; `numbers` is that of the first.
 // Both are found by division once only. RUN numbers are copied at a time: they lie side by side, all or none is 0.
 template <class Operand, int LINES, bool ALONG_DEPTH, int RUN>
 struct Copier {
@@ -119,7 +119,7 @@ struct Copier {
             if (my_row >= T::ROWS) break;
             bool inside = depth < depth_left;
             const stored* from = inside ? operand.at(lines[ALONG_DEPTH ? i : 0], steps[ALONG_DEPTH ? 0 : i]) : nullptr;
-            copy<RUN>(tile.numbers + my_row * T::STRIDE + column, from);
+            copy<RUN>(tile.numbers + my_row * T::STRIDE + column, from, operand.numbers);
         }
         #pragma unroll
         for (int i = 0; i < STEP_COUNT; i++) operand.advance(steps[i], DEPTH);

@@ -1,0 +1,28 @@
+"""The dtypes that tensors have: NumPy's, and bfloat16, for which NumPy needs the package ml_dtypes."""
+
+import numpy as np
+
+float32 = np.dtype("float32")
+float64 = np.dtype("float64")
+int64 = np.dtype("int64")
+
+
+def as_dtype(name) -> np.dtype:
+    """The dtype of that name or type; a TypeError if there is none."""
+    if str(name) != "bfloat16":
+        return np.dtype(name)
+    try:
+        import ml_dtypes
+    except ImportError:
+        raise RuntimeError("dtype 'bfloat16' needs ml_dtypes: pip install ml_dtypes") from None
+    return np.dtype(ml_dtypes.bfloat16)
+
+
+def is_bfloat16(dtype) -> bool:
+    """Whether it is half of a float32: the same range, with 8 bits of its 24 of precision."""
+    return dtype.name == "bfloat16"
+
+
+def is_floating_point(dtype) -> bool:
+    """Whether tensors of it can have gradients."""
+    return dtype.kind == "f" or is_bfloat16(dtype)

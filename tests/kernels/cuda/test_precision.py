@@ -1,0 +1,142 @@
+"""bfloat16 activations with float32 parameters, and TF32 products: layers, losses and whole networks."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import minidl
+from minidl import Tensor, nn
+from minidl.functional import cross_entropy
+from minidl.optim import SGD
+
+# Layers of which every kernel on activations is a part.
+NETWORKS = {
+    "convolution, batch-norm, pooling, dropout and linear": lambda: nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(8, 16, 3, stride=2, padding=1, bias=False),
+        nn.BatchNorm2d(16),
+        nn.ReLU(),
+        nn.Dropout(0.2),
+        nn.GlobalAvgPool(),
+        nn.Linear(16, 4),
+    ),
+    "without batch-norm": lambda: nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1),
+        nn.ReLU(),
+        nn.LocalResponseNorm(),
+        nn.AvgPool2d(2),
+        nn.PadChannels(1, 3),
+        nn.Flatten(),
+        nn.Linear(4 * 4 * 12, 4),
+    ),
+}
+networks = pytest.mark.parametrize("name", NETWORKS)
+
+
+def gradients(make, images, labels, device, dtype):
+    """(loss, {name: dL/dparameter}) in that dtype of the images."""
+    minidl.manual_seed(3)
+    model = make().to(device)
+    loss = cross_entropy(model(Tensor(images, device=device).to(dtype)), labels)
+    loss.backward()
+    return loss.item(), {name: p.grad.numpy() for name, p in model.named_parameters()}
+
+
+@pytest.fixture
+def batch(rng):
+    return rng.standard_normal((6, 8, 8, 3)).astype(np.float32), rng.integers(0, 4, 6)
+
+
+def assert_near(actual, expected, tolerance):
+    """In the direction and in the length of all gradients together."""
+    difference = sum(((actual[name] - expected[name]) ** 2).sum() for name in expected)
+    length = sum((expected[name] ** 2).sum() for name in expected)
+    assert difference**0.5 <= tolerance * length**0.5
+
+
+@networks
+def test_a_network_in_bfloat16_has_nearly_the_gradients_of_float32(name, device, batch):
+    loss, exact = gradients(NETWORKS[name], *batch, "cpu", "float32")
+    rounded_loss, rounded = gradients(NETWORKS[name], *batch, device, "bfloat16")
+    assert rounded_loss == pytest.approx(loss, rel=0.03)
+    assert_near(rounded, exact, 0.15)
+    assert all(grad.dtype == np.float32 for grad in rounded.values())
+
+
+@networks
+def test_a_network_in_tf32_has_nearly_the_gradients_of_float32(name, device, batch):
+    loss, exact = gradients(NETWORKS[name], *batch, "cpu", "float32")
+    with minidl.tf32():
+        rounded_loss, rounded = gradients(NETWORKS[name], *batch, device, "float32")
+    assert rounded_loss == pytest.approx(loss, rel=1e-3)
+    assert_near(rounded, exact, 0.01)
+    assert any((rounded[key] != exact[key]).any() for key in exact)
+
+
+def test_a_residual_block_in_bfloat16_stores_bfloat16(device, rng):
+    bn = nn.BatchNorm2d(4).to(device)
+    x, shortcut = (Tensor(rng.standard_normal((2, 3, 3, 4)), np.float32, device).to("bfloat16") for _ in range(2))
+    y = bn(x, residual=shortcut, relu=True)
+    assert str(y.dtype) == "bfloat16"
+    assert bn.running_mean.dtype == np.float32
+    expected = nn.BatchNorm2d(4)(x.to("cpu").to("float32"), shortcut.to("cpu").to("float32"), relu=True)
+    np.testing.assert_allclose(y.to("float32").numpy(), expected.numpy(), rtol=2**-7, atol=2**-7)
+
+
+def test_training_in_bfloat16_learns(device, batch):
+    images, labels = batch
+    minidl.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.GlobalAvgPool(), nn.Linear(8, 4))
+    model.to(device)
+    optimizer = SGD(model.parameters(), 0.3, momentum=0.9)
+    losses = []
+    for _ in range(12):
+        loss = cross_entropy(model(Tensor(images, device=device).to("bfloat16")), labels)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+
+
+def test_the_nearest_bfloat16_is_stored_and_of_two_the_even_one(kernels, to_device, to_host):
+    """By the kernel that adds, of numbers whose sum has more digits than are kept."""
+    numbers = np.array([1, 1, 1, 3.0, 3.0, -1, 0, np.inf, -np.inf, np.nan], np.float32)
+    added = np.array([2**-8, 2**-7, 1.5 * 2**-8, 2**-7, 3 * 2**-7, -(2**-8), 0, 1, 0, 1], np.float32)
+    a, b = (to_device(array.astype(ml_dtypes.bfloat16)) for array in (numbers, added))
+    expected = (numbers + added).astype(ml_dtypes.bfloat16).astype(np.float32)
+    np.testing.assert_array_equal(to_host(kernels.add(a, b)).astype(np.float32), expected)
+
+
+def test_bfloat16_on_the_cpu_and_bfloat16_parameters_are_refused():
+    x = Tensor(np.ones((1, 2, 2, 3))).to("bfloat16")
+    with pytest.raises(TypeError, match="bfloat16 is computed with on device 'cuda' only"):
+        nn.ReLU()(x)
+    with pytest.raises(ValueError, match="parameters stay float32"):
+        nn.ReLU().to("bfloat16")
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "tf32"])
+def test_a_gpu_without_such_tensor_cores_is_named(dtype, device, monkeypatch):
+    import cupy
+
+    x = Tensor(np.ones((1, 4, 4, 5), np.float32), device=device)
+    conv = nn.Conv2d(5, 3, 3).to(device)
+    launch = pytest.importorskip("minidl.kernels.cuda._launch")
+    launch.CudaKernel.compiled.cache_clear()
+
+    class Turing:
+        compute_capability = "75"
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cupy.cuda, "Device", Turing)
+        with pytest.raises(RuntimeError, match=r"compute capability 8\.0 or more, got 7\.5; use float32"):
+            if dtype == "tf32":
+                with minidl.tf32():
+                    conv(x)
+            else:
+                conv(x.to("bfloat16"))
+    assert np.isfinite(conv(x).numpy()).all()
