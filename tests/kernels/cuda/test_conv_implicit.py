@@ -71,6 +71,31 @@ def test_tf32_agrees_with_the_plain_loops_but_for_the_rounding_of_the_factors(ge
         assert_agrees(geometry, np.dtype(np.float32), 2**-10)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_instructions_of_a_gpu_compute_what_their_plain_twins_compute(dtype, implicit, to_device, to_host, rng):
+    """Of tensor cores, of asynchronous copies and of rounding to TF32; the stand-in runs the twins in both cases."""
+    from minidl.kernels.cuda._launch import CudaKernel
+
+    (x, weight, bias, grad), (stride, padding) = Case(*GEOMETRIES[-1]).draw(rng), GEOMETRIES[-1][2:]
+    x, weight, grad = (array.astype(dtype) for array in (x, weight, grad))
+    run = Runner(implicit, to_device, to_host)
+
+    def results():
+        with tf32():
+            y = run("forward", x, weight, bias.astype(np.float32), stride, padding)
+            return [array.astype(np.float64) for array in (y, *run("backward", grad, x, weight, stride, padding))]
+
+    by_instructions = results()
+    options = CudaKernel.options
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(CudaKernel, "options", lambda *arguments: (*options(*arguments), "-DPLAIN"))
+        CudaKernel.compiled.cache_clear()
+        by_twins = results()
+    CudaKernel.compiled.cache_clear()
+    for ours, twin in zip(by_instructions, by_twins, strict=True):
+        assert_close(ours, twin, 1e-2 if dtype == "bfloat16" else 1e-5)  # a sum in another order may round up, or down
+
+
 def test_the_weights_gradient_is_summed_over_slabs_of_pixels(implicit, to_device, to_host, rng, monkeypatch):
     monkeypatch.setattr(implicit, "LEAST_PIXELS", 10)
     x, weight, _, grad = Case(*GEOMETRIES[0]).draw(rng)
