@@ -28,14 +28,14 @@ sys.path[:0] = [str(ROOT), str(ROOT / "examples"), str(ROOT / "benchmarks")]
 from cifar_data import add_data_options, load_data
 from models.resnet import cifar_resnet
 from train_cifar_resnet import RECIPES, train_step
-from training import error_rate
+from training import Counter, error_rate
 
-from minidl.data import DataLoader
+from minidl.data import IndexLoader
 from minidl.kernels import cpu, reference
 from minidl.kernels.cpu import _conv_im2col, conv
 from minidl.optim import SGD
 
-BATCH, TEST_BATCH = 128, 250
+BATCH = 128
 SIDES = ("fast", "im2col", "loops", "torch_default", "torch_channels_last")
 
 
@@ -46,9 +46,15 @@ class Run:
         self.data, recipe = load_data(args), RECIPES["fast"]
         self.model = cifar_resnet(20, "A", len(self.data.train.classes), seed)
         self.optimizer = SGD(self.model.parameters(), 0.0, 0.9, recipe.weight_decay, nesterov=recipe.nesterov)
-        self.loader = DataLoader(self.data.train, BATCH, shuffle=True, seed=seed, transform=self.data.augment)
+        self.loader = IndexLoader(self.data.train, BATCH, self.data.augment, shuffle=True, seed=seed)
         self.schedule = recipe.schedule(recipe.lr, epochs * len(self.loader))
         self.recipe = recipe
+
+    def step(self, batch) -> float:
+        """The loss of a training step."""
+        counter = Counter("cpu")
+        train_step(self.model, self.optimizer, self.data, counter, batch)
+        return counter.read().loss
 
 
 def im2col_alone() -> None:
@@ -77,8 +83,10 @@ def torch_step(run: Run, layout: str) -> Callable:
     model = torch_twins.twin_of(run.model, torch_twins.cifar_resnet, 20).to(memory_format=memory)
     optimizer = torch.optim.SGD(model.parameters(), 1.0, 0.9, weight_decay=run.recipe.weight_decay, nesterov=True)
 
-    def step(images, labels) -> float:
+    def step(batch) -> float:
         optimizer.param_groups[0]["lr"] = run.optimizer.lr
+        chosen, labels, *draws = batch
+        images = run.data.augment.apply(run.data.train.images, chosen, *draws)
         images = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(memory_format=memory)
         loss = torch.nn.functional.cross_entropy(model(images), torch.from_numpy(labels).long())
         loss.backward()
@@ -92,11 +100,11 @@ def torch_step(run: Run, layout: str) -> Callable:
 def losses(args: argparse.Namespace) -> dict:
     """The losses of the first steps of a side."""
     run = Run(args, args.seeds[0], epochs=10)
-    step = torch_step(run, args.side) if args.side.startswith("torch") else None
+    step = torch_step(run, args.side) if args.side.startswith("torch") else run.step
     found = []
-    for number, (images, labels) in zip(range(args.steps), run.loader, strict=False):
+    for number, batch in zip(range(args.steps), run.loader, strict=False):
         run.optimizer.lr = run.schedule(number) if args.lr is None else args.lr
-        found.append(step(images, labels) if step else train_step(run.model, run.optimizer, images, labels, "cpu")[0])
+        found.append(step(batch))
     return {"losses": found}
 
 
@@ -106,12 +114,10 @@ def accuracy(args: argparse.Namespace) -> dict:
     for seed in args.seeds:
         run = Run(args, seed, args.epochs)
         for epoch in range(args.epochs):
-            for number, (images, labels) in enumerate(run.loader):
+            for number, batch in enumerate(run.loader):
                 run.optimizer.lr = run.schedule(epoch * len(run.loader) + number)
-                train_step(run.model, run.optimizer, images, labels, "cpu")
-        found.append(
-            1 - error_rate(run.model, DataLoader(run.data.test, TEST_BATCH, transform=run.data.prepare), "cpu")
-        )
+                run.step(batch)
+        found.append(1 - error_rate(run.model, run.data))
         print(f"{args.side}, seed {seed}: {found[-1]:.2%}", file=sys.stderr, flush=True)
     return {"accuracies": found}
 

@@ -5,16 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minidl.data import (
-    ArrayDataset,
-    load_cifar10,
-    load_cifar100,
-    make_shapes,
-    normalize,
-    per_pixel_mean,
-    random_crop,
-    random_flip,
-)
+from minidl.data import ArrayDataset, CropAndFlip, load_cifar10, load_cifar100, make_shapes, per_pixel_mean
 
 SHAPES_TRAIN, SHAPES_TEST = 10_000, 2_000
 
@@ -25,22 +16,26 @@ PIXEL_STD = 64.0
 
 @dataclass
 class CifarData:
-    """Training and test images, and how a batch of either becomes the network's input."""
+    """Training and test images, and how a batch of either becomes the network's input.
+
+    `augment` is section 4.2: the per-pixel mean subtracted, a random crop after 4 pixels of padding, or its mirror
+    image. `prepare` is the single view that is tested: nothing but the mean subtracted.
+    """
 
     train: ArrayDataset
     test: ArrayDataset
     test_split: str  # "test", or "validation" for a part of the training images
+    device: str = "cpu"
 
     def __post_init__(self):
-        self.mean = per_pixel_mean(self.train.images)
+        mean = per_pixel_mean(self.train.images)
+        self.augment = CropAndFlip(mean, PIXEL_STD, padding=4)
+        self.prepare = CropAndFlip(mean, PIXEL_STD, padding=0, flip_probability=0)
 
-    def augment(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """Section 4.2: per-pixel mean subtracted, a random crop after 4 pixels of padding, or its mirror image."""
-        return random_flip(random_crop(self.prepare(images, rng), rng, padding=4), rng)
-
-    def prepare(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """The single view that is tested: nothing but the mean subtracted."""
-        return normalize(images, self.mean, PIXEL_STD)
+    def to(self, device: str) -> "CifarData":
+        """Move the images, uint8 as they are (CIFAR-10 has 184 MB of them); itself."""
+        self.train, self.test, self.device = self.train.to(device), self.test.to(device), device
+        return self
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:

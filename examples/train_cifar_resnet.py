@@ -3,6 +3,7 @@
     python examples/train_cifar_resnet.py --epochs 4                             shapes: no download
     python examples/train_cifar_resnet.py --dataset cifar10                      ResNet-20, 10 epochs, one-cycle
     python examples/train_cifar_resnet.py --dataset cifar10 --recipe paper       64,000 iterations, as in the paper
+    python examples/train_cifar_resnet.py --dataset cifar10 --device cuda        all of it on a GPU, the images too
     python examples/train_cifar_resnet.py --dataset cifar10 --depth 56 --shortcut none        a plain network
     python examples/train_cifar_resnet.py --out runs/resnet20 --resume           go on after Ctrl-C
 
@@ -14,14 +15,15 @@ import argparse
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 
 from cifar_data import CifarData, add_data_options, load_data, positive
 from models.resnet import cifar_resnet
 from tqdm import tqdm
-from training import RunFolder, StopRequest, Totals, check_loss, error_rate
+from training import Counter, RunFolder, StopRequest, Totals, check_loss, clock, error_rate
 
 from minidl import Tensor
-from minidl.data import DataLoader
+from minidl.data import IndexLoader
 from minidl.functional import cross_entropy
 from minidl.nn import Module
 from minidl.optim import SGD, MultiStepLR, OneCycleLR
@@ -52,6 +54,9 @@ RECIPES = {
     "fast": Recipe(lr=0.2, schedule=OneCycleLR, weight_decay=5e-4, nesterov=True, epochs=10),
 }
 
+# After how many steps the host looks at the loss. On a GPU it waits for them then, and leaves a gap before the next.
+LOOK_EVERY = {"cpu": 1, "cuda": 50}
+
 # Section 4.2: 110 layers do not start at 0.1; they begin with 0.01 until the training error is below 80 %.
 WARMUP_DEPTH, WARMUP_LR, WARMUP_ERROR = 110, 0.01, 0.80
 
@@ -77,62 +82,70 @@ class Progress:
     """How far a run has come: with the weights and the optimiser's state, all that a checkpoint needs."""
 
     step: int = 0
+    images: int = 0  # of the epochs that are over
     seconds: float = 0.0
+    training_seconds: float = 0.0  # without evaluation
     warming_up: bool = False
     totals: Totals = field(default_factory=Totals)  # of the epoch in progress
+
+    @property
+    def images_per_second(self) -> float:
+        """The speed of the epochs that are over."""
+        return self.images / self.training_seconds if self.images else 0.0
 
 
 def train(model: Module, data: CifarData, args: argparse.Namespace, needs_warmup: bool = False) -> float | None:
     """Train, with a checkpoint and a line of metrics after each epoch; the final test error, or None if interrupted."""
     folder, recipe = RunFolder(args.out, args.resume), RECIPES[args.recipe]
-    loader = DataLoader(data.train, args.batch_size, shuffle=True, seed=args.seed, transform=data.augment)
-    test_loader = DataLoader(data.test, 250, transform=data.prepare)
+    data.to(args.device)  # once: the loader hands out no pixels, but which images to take and how to vary them
+    loader = IndexLoader(data.train, args.batch_size, data.augment, shuffle=True, seed=args.seed)
     total_steps = count_steps(args, recipe, len(loader))
     schedule = recipe.schedule(recipe.lr if args.lr is None else args.lr, total_steps)
     weight_decay = recipe.weight_decay if args.weight_decay is None else args.weight_decay
     optimizer = SGD(model.parameters(), lr=0.0, momentum=0.9, weight_decay=weight_decay, nesterov=recipe.nesterov)
-
-    progress, options = Progress(warming_up=needs_warmup), options_that_matter(args)
-    if args.resume:
-        counters = folder.load(model, optimizer, options)
-        progress = Progress(**counters["progress"] | {"totals": Totals(**counters["progress"]["totals"])})
-        loader.load_state_dict(counters["loader"])
-        folder.forget_after(progress.step)
+    progress = resume(folder, model, optimizer, loader, args) if args.resume else Progress(warming_up=needs_warmup)
+    counter = Counter(args.device)
+    step = partial(train_step, model, optimizer, data, counter)  # of a batch: all that the device does
 
     started, test_error = time.perf_counter() - progress.seconds, None
     with StopRequest() as stop, progress_bar(progress.step, total_steps) as bar:
         while progress.step < total_steps and not stop.asked:
-            for images, labels in loader:
+            counter.start_from(progress.totals)
+            began = time.perf_counter()
+            for batch in loader:
                 optimizer.lr = WARMUP_LR if progress.warming_up else schedule(progress.step)
-                loss, wrong = train_step(model, optimizer, images, labels, args.device)
-                check_loss(loss, progress.step, folder)
+                step(batch)
                 progress.step += 1
-                progress.totals.add(len(labels), loss, wrong)
-                show(bar, progress.totals, args.batch_size)
-                if stop.asked or progress.step == total_steps:
+                epoch_ends = loader.state_dict()["batch"] == 0 or progress.step == total_steps
+                last = epoch_ends or stop.asked
+                if last or progress.step % LOOK_EVERY[args.device] == 0:
+                    look(counter, progress, bar, folder, args.batch_size)
+                if last:
                     break
+            progress.training_seconds += time.perf_counter() - began
+            test_error = error_rate(model, data) if epoch_ends else None
             progress.seconds = round(time.perf_counter() - started, 2)
-            if loader.state_dict()["batch"] == 0 or progress.step == total_steps:  # the end of an epoch, or of the run
-                test_error = error_rate(model, test_loader, args.device)
+            if epoch_ends:
                 epoch = -(-progress.step // len(loader))
                 end_epoch(progress, folder, bar, epoch, optimizer.lr, data.test_split, test_error)
-            folder.save(
-                model, optimizer, {"progress": asdict(progress), "loader": loader.state_dict(), "options": options}
-            )
+            save(folder, model, optimizer, loader, progress, args)
     if progress.step < total_steps:
         print(f"stopped after step {progress.step:,}; nothing is lost: the same command with --resume goes on")
         return None
-    return error_rate(model, test_loader, args.device) if test_error is None else test_error
+    print(f"{progress.images_per_second:,.0f} images/s; {clock(progress.seconds)} to the final error")
+    return error_rate(model, data) if test_error is None else test_error
 
 
-def train_step(model: Module, optimizer: SGD, images, labels, device: str) -> tuple[float, int]:
-    """One step of gradient descent; the loss, and how many images were classified wrongly before it."""
-    logits = model(Tensor(images, device=device))
+def train_step(model: Module, optimizer: SGD, data: CifarData, counter: Counter, batch) -> None:
+    """One step of gradient descent: arrays in, nothing out. On a GPU this only queues what is to be done."""
+    chosen, labels, *draws = Tensor(batch, device=data.device).data
+    images = data.augment.apply(data.train.images, chosen, *draws)
+    logits = model(Tensor(images))
     loss = cross_entropy(logits, labels)
     loss.backward()
     optimizer.step()
     optimizer.zero_grad()
-    return loss.item(), int((logits.argmax(dim=1).numpy() != labels).sum())
+    counter.add(len(labels), loss, (logits.argmax(dim=1).data != labels).sum())
 
 
 def end_epoch(
@@ -145,7 +158,25 @@ def end_epoch(
     folder.append(record)
     bar.write(f"epoch {epoch:3d}   training error {train_error:6.2%}   {split} error {test_error:6.2%}")
     progress.warming_up = progress.warming_up and train_error >= WARMUP_ERROR
+    progress.images += progress.totals.images
     progress.totals = Totals()
+
+
+def save(
+    folder: RunFolder, model: Module, optimizer: SGD, loader: IndexLoader, progress: Progress, args: argparse.Namespace
+) -> None:
+    """Write the checkpoint."""
+    counters = {"progress": asdict(progress), "loader": loader.state_dict(), "options": options_that_matter(args)}
+    folder.save(model, optimizer, counters)
+
+
+def resume(folder: RunFolder, model: Module, optimizer: SGD, loader: IndexLoader, args: argparse.Namespace) -> Progress:
+    """Load the checkpoint; how far the run had come."""
+    counters = folder.load(model, optimizer, options_that_matter(args))
+    progress = Progress(**counters["progress"] | {"totals": Totals(**counters["progress"]["totals"])})
+    loader.load_state_dict(counters["loader"])
+    folder.forget_after(progress.step)
+    return progress
 
 
 def progress_bar(step: int, total_steps: int) -> tqdm:
@@ -154,13 +185,15 @@ def progress_bar(step: int, total_steps: int) -> tqdm:
     return tqdm(total=total_steps, initial=step, bar_format=layout, dynamic_ncols=True)
 
 
-def show(bar: tqdm, totals: Totals, batch_size: int) -> None:
-    """Move the bar by a step, and show how the epoch goes."""
+def look(counter: Counter, progress: Progress, bar: tqdm, folder: RunFolder, batch_size: int) -> None:
+    """Wait for the device, and show how the epoch goes; stop if the loss is no number."""
+    progress.totals = totals = counter.read()
+    check_loss(totals.loss, bar.n, progress.step - 1, folder)
     images_per_second = (bar.format_dict["rate"] or 0) * batch_size
     bar.set_postfix_str(
         f"loss {totals.loss:.3f}, accuracy {1 - totals.error:.1%}, {images_per_second:,.0f} images/s", refresh=False
     )
-    bar.update()
+    bar.update(progress.step - bar.n)
 
 
 def options_that_matter(args: argparse.Namespace) -> dict:

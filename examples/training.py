@@ -6,12 +6,16 @@ import signal
 from dataclasses import dataclass
 from pathlib import Path
 
-from minidl import Tensor, no_grad
+from cifar_data import CifarData
+
+from minidl import Tensor, no_grad, zeros
 from minidl.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
-from minidl.data import DataLoader
+from minidl.data import IndexLoader
 from minidl.files import write_whole
 from minidl.nn import Module
 from minidl.optim import Optimizer
+
+TEST_BATCH = 250  # divides CIFAR's 10,000 test images
 
 
 class RunFolder:
@@ -109,12 +113,6 @@ class Totals:
     loss_sum: float = 0.0
     wrong: int = 0
 
-    def add(self, images: int, loss: float, wrong: int) -> None:
-        """Count a batch: its images, its mean loss, how many were classified wrongly."""
-        self.images += images
-        self.loss_sum += loss * images
-        self.wrong += wrong
-
     @property
     def loss(self) -> float:
         """The mean loss of an image."""
@@ -126,23 +124,51 @@ class Totals:
         return self.wrong / self.images
 
 
-def check_loss(loss: float, step: int, folder: RunFolder) -> None:
-    """Stop if the loss is no number; the last checkpoint, from before, is kept."""
+class Counter:
+    """Adds up the totals on the device: `add` only queues work for a GPU, and whoever wants to `read` waits for it."""
+
+    def __init__(self, device: str):
+        self.images, self.loss_sum, self.wrong = (zeros(dtype="float64", device=device).data for _ in range(3))
+
+    def add(self, images: int, loss: Tensor, wrong) -> None:
+        """Count a batch: its images, its mean loss, how many were classified wrongly."""
+        self.images += images
+        self.loss_sum += loss.data.astype("float64") * images
+        self.wrong += wrong
+
+    def read(self) -> Totals:
+        """What has been counted."""
+        return Totals(int(self.images), float(self.loss_sum), int(self.wrong))
+
+    def start_from(self, totals: Totals) -> None:
+        """Go on from there. The arrays stay the same: a captured step adds to these."""
+        self.images[...], self.loss_sum[...], self.wrong[...] = totals.images, totals.loss_sum, totals.wrong
+
+
+def check_loss(loss: float, first: int, last: int, folder: RunFolder) -> None:
+    """Stop if the mean loss is no number since one of these steps; the last checkpoint, from before, is kept."""
     if not math.isfinite(loss):
+        step = f"step {last}" if first == last else f"one of the steps {first} to {last}"
         kept = (
             f"the last good checkpoint is {folder.checkpoint}" if folder.checkpoint.exists() else "none was saved yet"
         )
-        raise SystemExit(f"error: the loss is {loss} at step {step}; try a lower --lr (a tenth); {kept}")
+        raise SystemExit(f"error: the loss is {loss} at {step}; try a lower --lr (a tenth); {kept}")
 
 
-def error_rate(model: Module, loader: DataLoader, device: str) -> float:
-    """The part of the images that the model classifies wrongly, in evaluation mode."""
+def error_rate(model: Module, data: CifarData) -> float:
+    """The part of the test images that the model classifies wrongly, in evaluation mode."""
     model.eval()
-    wrong = images = 0
+    wrong = zeros(dtype="int64", device=data.device).data
     with no_grad():
-        for batch, labels in loader:
-            predicted = model(Tensor(batch, device=device)).argmax(dim=1).numpy()
-            wrong += int((predicted != labels).sum())
-            images += len(labels)
+        for batch in IndexLoader(data.test, TEST_BATCH, data.prepare):
+            chosen, labels, *draws = Tensor(batch, device=data.device).data
+            logits = model(Tensor(data.prepare.apply(data.test.images, chosen, *draws)))
+            wrong += (logits.argmax(dim=1).data != labels).sum()
     model.train()
-    return wrong / images
+    return int(wrong) / len(data.test)
+
+
+def clock(seconds: float) -> str:
+    """1:05 for 65 seconds, and 61:05 for an hour more."""
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes}:{seconds:02}"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 from safetensors.numpy import load_file
+
+from minidl.checkpoint import read_checkpoint
 
 ROOT = Path(__file__).parents[1]
 TINY = ["--limit-train", "64", "--batch-size", "16"]  # an epoch of four steps
@@ -36,12 +39,17 @@ def metrics(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
+def progress(folder):
+    return read_checkpoint(folder / "checkpoint.safetensors")[1]["progress"]
+
+
 @pytest.mark.parametrize(
     "options", [["--depth", 8], ["--depth", 20, "--shortcut", "none", "--recipe", "paper"]], ids=str
 )
 def test_train_cifar_resnet_runs(tmp_path, options):
     output = run("train_cifar_resnet.py", *options, *TINY, "--iterations", 2, "--out", tmp_path)
     assert f"test error of {options[1]} layers on shapes" in output
+    assert re.search(r"^[\d,]+ images/s; \d+:\d\d to the final error$", output, re.MULTILINE)
     assert metrics(tmp_path)[-1]["step"] == 2
 
 
@@ -68,6 +76,7 @@ def test_a_run_that_was_interrupted_and_resumed_ends_with_the_same_bits(tmp_path
     resnet("--iterations", 10, "--out", tmp_path / "whole")
     stopped = interrupt(tmp_path / "parts", after_step, iterations=10)
     assert "--resume goes on" in stopped
+    before = progress(tmp_path / "parts")
     resnet("--iterations", 10, "--out", tmp_path / "parts", "--resume")
     whole, parts = (load_file(tmp_path / name / "checkpoint.safetensors") for name in ("whole", "parts"))
     assert whole.keys() == parts.keys()
@@ -76,6 +85,9 @@ def test_a_run_that_was_interrupted_and_resumed_ends_with_the_same_bits(tmp_path
         np.testing.assert_array_equal(array, parts[name], err_msg=name)
     for ours, theirs in zip(metrics(tmp_path / "whole"), metrics(tmp_path / "parts"), strict=True):
         assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}
+    after = progress(tmp_path / "parts")
+    assert after["seconds"] > after["training_seconds"] > before["training_seconds"] > 0
+    assert after["images"] == progress(tmp_path / "whole")["images"] == 160
 
 
 def interrupt(folder, after_step, iterations):

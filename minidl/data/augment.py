@@ -5,10 +5,15 @@ The recipe of ResNet's section 4.2 (He et al. 2015), as a `DataLoader` transform
     def augment(images, rng):
         images = normalize(images, mean)  # first, so that the crop pads with the mean image
         return random_flip(random_crop(images, rng, padding=4), rng)
+
+`CropAndFlip(mean, padding=4)` is the same in one go. It keeps the draws apart from the pixels, so that images which lie
+on a GPU are varied there: see `IndexLoader`.
 """
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
+
+from minidl.kernels import device_of, kernels_for, to_device
 
 Statistic = np.ndarray | float
 
@@ -48,6 +53,79 @@ def normalize(images: np.ndarray, mean: Statistic, std: Statistic = 1.0) -> np.n
 def _per_pixel(statistic: Statistic, shape: tuple[int, ...]) -> np.ndarray:
     """The statistic written out to (H, W, C): NumPy is five times slower where only the short last axis matches."""
     return np.ascontiguousarray(np.broadcast_to(statistic, shape), dtype=np.float32)
+
+
+class CropAndFlip:
+    """Images of uint8 normalised, shifted and mirrored at random, on the device that holds them.
+
+    As a transform it is random_flip(random_crop(normalize(images, mean, std), rng, padding), rng), bit for bit. Its two
+    halves are for themselves too: `draw` is done on the host, `apply` wherever the images are.
+
+    Args:
+        mean: as in `normalize`, and so is `std`.
+        std: what is left is divided by it.
+        padding: how far an image is shifted, in pixels along each axis; zeros, the mean image, move in.
+        flip_probability: how often an image is mirrored. With 0, and without padding, nothing is left to chance.
+
+    Raises:
+        ValueError: padding is below 0, or the probability is none.
+    """
+
+    def __init__(self, mean: Statistic, std: Statistic = 1.0, padding: int = 4, flip_probability: float = 0.5) -> None:
+        if padding < 0:
+            raise ValueError(f"CropAndFlip: expected padding >= 0, got {padding}")
+        if not 0 <= flip_probability <= 1:
+            raise ValueError(f"CropAndFlip: expected flip_probability in [0, 1], got {flip_probability}")
+        self.mean, self.std = mean, std
+        self.padding, self.flip_probability = padding, flip_probability
+        self._statistics: dict = {}
+
+    def __call__(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """All images (N, H, W, C) in their order: a transform of `DataLoader`."""
+        return self.apply(images, np.arange(len(images)), *self.draw(rng, len(images)))
+
+    def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        """(tops, lefts, flips) for so many images, int64 (3, count): the corner of each crop, and 1 to mirror it."""
+        corners = rng.integers(0, 2 * self.padding + 1, size=(2, count))
+        return np.vstack([corners, rng.random(count) < self.flip_probability])
+
+    def apply(self, images, chosen, tops, lefts, flips):
+        """images[chosen], varied as drawn: (M, H, W, C) uint8 -> (N, H, W, C) float32, on the device of the images.
+
+        The four arrays (N,) are checked if they are on the host. On a GPU nobody looks at them, as the host would have
+        to wait: an image that does not exist is NaN there.
+        """
+        draws = chosen, tops, lefts, flips
+        self._check(images, draws)
+        device = device_of(images)
+        mean, std = self._written_out(images.shape[1:], device)
+        draws = (to_device(draw, device) for draw in draws)
+        return kernels_for(images).crop_and_flip(images, *draws, mean, std, self.padding)
+
+    def _written_out(self, shape: tuple[int, ...], device: str) -> list:
+        """mean and std for each pixel; made once, as nothing may be copied to a GPU while a graph is captured."""
+        if (shape, device) not in self._statistics:
+            statistics = (_per_pixel(statistic, shape) for statistic in (self.mean, self.std))
+            self._statistics[shape, device] = [to_device(statistic, device) for statistic in statistics]
+        return self._statistics[shape, device]
+
+    def _check(self, images, draws: tuple) -> None:
+        if images.ndim != 4 or images.dtype != np.uint8:
+            raise ValueError(
+                f"CropAndFlip: expected uint8 images (M, H, W, C), got {images.dtype} {images.shape}; "
+                "pass them as they were loaded"
+            )
+        if any(draw.shape != draws[0].shape or draw.ndim != 1 for draw in draws):
+            raise ValueError(
+                "CropAndFlip: expected one number for each image in chosen, tops, lefts and flips, "
+                f"got {', '.join(str(draw.shape) for draw in draws)}"
+            )
+        limits = len(images), 2 * self.padding + 1, 2 * self.padding + 1, 2
+        for name, draw, limit in zip(("chosen", "tops", "lefts", "flips"), draws, limits, strict=True):
+            if device_of(draw) == "cpu" and draw.size and not 0 <= draw.min() <= draw.max() < limit:
+                raise ValueError(
+                    f"CropAndFlip: expected {name} in [0, {limit}), got numbers from {draw.min()} to {draw.max()}"
+                )
 
 
 def per_pixel_mean(images: np.ndarray) -> np.ndarray:

@@ -4,6 +4,8 @@ from typing import Protocol
 
 import numpy as np
 
+from minidl.kernels import to_device
+
 
 class Dataset(Protocol):
     """All that a `DataLoader` asks of a data set; write these two methods and it will load yours."""
@@ -21,7 +23,7 @@ class ArrayDataset:
     `dataset[indices]` is `(images[indices], labels[indices])`: an index array copies, a slice does not.
 
     Args:
-        images: any dtype, uint8 as a rule.
+        images: any dtype, uint8 as a rule; `to("cuda")` has them on the GPU.
         labels: int64, the number of each image's class.
         classes: the names of the classes; labels must then lie below their number.
 
@@ -48,6 +50,10 @@ class ArrayDataset:
     def subset(self, indices: np.ndarray | slice) -> "ArrayDataset":
         """The data set of these images alone; `subset(slice(45_000))` shares memory with this one."""
         return ArrayDataset(*self[indices], self.classes)
+
+    def to(self, device: str) -> "ArrayDataset":
+        """The data set with its images on that device; the labels stay on the host, for the loader to hand out."""
+        return ArrayDataset(to_device(self.images, device), self.labels, self.classes)
 
 
 def _check_arrays(images: np.ndarray, labels: np.ndarray) -> None:

@@ -2,17 +2,23 @@
 
 Randomness is counted, never carried: each draw comes from a fresh generator seeded with (seed, purpose, epoch, batch).
 So the position is two integers, and a loader that has run ahead has used up nothing.
+
+Three ways to a GPU. `DataLoader` gives pixels on the host, and `Tensor(images, device="cuda")` copies them. For a data
+set that lies on the GPU, `IndexLoader` gives only what is to be done there. What is too large for it comes through a
+`DeviceLoader`, batch by batch, while the GPU works on the one before.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
 
 import numpy as np
 
-from minidl.data.dataset import Dataset
+from minidl.data.augment import CropAndFlip
+from minidl.data.dataset import ArrayDataset, Dataset
+from minidl.kernels.copy_ring import CopyRing
 
 Batch = tuple[np.ndarray, np.ndarray]
 Transform = Callable[[np.ndarray, np.random.Generator], np.ndarray]
@@ -63,12 +69,12 @@ class DataLoader:
     def _check(self) -> None:
         for name, least in (("batch_size", 1), ("seed", 0), ("prefetch", 0)):
             if getattr(self, name) < least:
-                raise ValueError(f"DataLoader: {name} must be {least} or more, got {getattr(self, name)}")
+                raise ValueError(f"{type(self).__name__}: {name} must be {least} or more, got {getattr(self, name)}")
         if len(self.dataset) == 0:
-            raise ValueError("DataLoader: the data set is empty")
+            raise ValueError(f"{type(self).__name__}: the data set is empty")
         if len(self) == 0:
             raise ValueError(
-                f"DataLoader: drop_last leaves no batch: {len(self.dataset)} images are fewer than "
+                f"{type(self).__name__}: drop_last leaves no batch: {len(self.dataset)} images are fewer than "
                 f"batch_size {self.batch_size}: lower it, or pass drop_last=False"
             )
 
@@ -103,8 +109,8 @@ class DataLoader:
         """
         if state["epoch"] < 0 or not 0 <= state["batch"] < len(self):
             raise ValueError(
-                f"DataLoader.load_state_dict: no batch {state['batch']} of epoch {state['epoch']}: an epoch has "
-                f"{len(self)} batches: was the position saved with another batch_size or data set?"
+                f"{type(self).__name__}.load_state_dict: no batch {state['batch']} of epoch {state['epoch']}: "
+                f"an epoch has {len(self)} batches: was the position saved with another batch_size or data set?"
             )
         self._epoch, self._batch = state["epoch"], state["batch"]
 
@@ -122,6 +128,69 @@ class DataLoader:
     def _generator(self, purpose: int, epoch: int, number: int = 0) -> np.random.Generator:
         # Always four words: NumPy pads shorter seeds with zeros, so [1] and [1, 0] would be the same seed.
         return np.random.default_rng([self.seed, purpose, epoch, number])
+
+
+class IndexLoader(DataLoader):
+    """Batches without pixels, for images that stay where they are: what a step picks and varies its own images by.
+
+    A batch is one array, int64 (5, N): a column for each image, with the rows chosen, labels, tops, lefts and flips. It
+    is a few kilobytes, which one copy takes to a GPU:
+
+        for batch in IndexLoader(dataset, 128, augment, shuffle=True):
+            chosen, labels, *draws = Tensor(batch, device="cuda").data
+            images = augment.apply(dataset.images, chosen, *draws)
+
+    They are, bit for bit, the batches of a DataLoader with the same numbers whose transform is `augment`.
+    """
+
+    def __init__(
+        self,
+        dataset: ArrayDataset,
+        batch_size: int,
+        augment: CropAndFlip,
+        shuffle: bool = False,
+        seed: int = 0,
+        drop_last: bool = False,
+    ) -> None:
+        # Nothing is loaded ahead: a batch takes less time than handing it over from another thread.
+        super().__init__(dataset, batch_size, shuffle, seed, augment, drop_last, prefetch=0)
+
+    def _load(self, order: np.ndarray, epoch: int, number: int) -> np.ndarray:
+        chosen = order[number * self.batch_size :][: self.batch_size]
+        draws = self.transform.draw(self._generator(TRANSFORM, epoch, number), len(chosen))
+        return np.vstack([chosen, self.dataset.labels[chosen], draws])
+
+
+class DeviceLoader:
+    """The batches of a loader on a device; on 'cpu' they pass through as they are.
+
+    A batch is copied when it is asked for: the step before it has been queued by then, and while the GPU works on that,
+    the copy runs on a stream of its own, out of pinned memory. So nothing is taken from the loader before it is wanted,
+    and the loader's position, where it has one, counts what was handed out. (Nothing overlaps where each step makes the
+    host wait for it, as `loss.item()` does.)
+
+    The arrays keep their dtype: uint8 images travel as bytes. Their memory is used again: a batch lasts until the next
+    one is asked for.
+
+    Args:
+        loader: gives tuples of arrays, as `DataLoader` does; whatever it raises is raised here.
+        device: 'cpu' or 'cuda'.
+    """
+
+    def __init__(self, loader: Iterable[Batch], device: str) -> None:
+        if device not in ("cpu", "cuda"):
+            raise ValueError(f"DeviceLoader: expected device 'cpu' or 'cuda', got {device!r}")
+        self.loader = loader
+        self._ring = CopyRing() if device == "cuda" else None
+
+    def __len__(self) -> int:
+        """Batches in a whole epoch."""
+        return len(self.loader)
+
+    def __iter__(self) -> Iterator[tuple]:
+        """The loader's batches, in its order."""
+        for batch in self.loader:
+            yield batch if self._ring is None else self._ring.copy(batch)
 
 
 def _map_ahead(function: Callable[[int], Batch], numbers: range, ahead: int) -> Iterator[Batch]:

@@ -27,6 +27,7 @@ __all__ = [
     "conv2d_backward_weight",
     "conv2d_backward_x",
     "conv2d_forward",
+    "crop_and_flip",
     "cross_entropy_backward",
     "cross_entropy_forward",
     "dropout_backward",
@@ -473,6 +474,26 @@ def pad_channels_backward(grad, before, after):
     for c in range(grad_x.shape[-1]):
         grad_x[..., c] = grad[..., before + c]
     return grad_x
+
+
+# ---- augmentation: what becomes of an image before the network sees it -----------------------------------------------
+
+
+def crop_and_flip(images, chosen, tops, lefts, flips, mean, std, padding):
+    """y[n, i, j] = (x[h, w] - mean[h, w]) / std[h, w] with x = images[chosen[n]], and 0 where (h, w) lies outside of x:
+
+        h = i + tops[n] - padding,    w = j + lefts[n] - padding,    with W - 1 - j in the place of j where flips[n].
+
+    Tops and lefts lie in [0, 2 padding]; `padding` leaves the image where it is. y has the dtype of mean and std.
+    """
+    _, height, width, _ = images.shape
+    y = np.zeros((len(chosen), *images.shape[1:]), mean.dtype)
+    for n, i, j in np.ndindex(y.shape[:3]):
+        h = i + tops[n] - padding
+        w = (width - 1 - j if flips[n] else j) + lefts[n] - padding
+        if 0 <= h < height and 0 <= w < width:
+            y[n, i, j] = (images[chosen[n], h, w] - mean[h, w]) / std[h, w]
+    return y
 
 
 # ---- updates: the only kernels that write into their arguments -------------------------------------------------------

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minidl.data import channel_mean_std, normalize, per_pixel_mean, random_crop, random_flip
+from minidl.data import CropAndFlip, channel_mean_std, normalize, per_pixel_mean, random_crop, random_flip
 
 
 def rng(seed=0):
@@ -127,3 +127,84 @@ def test_channel_statistics_are_exact_where_32_bits_overflow():
     mean, std = channel_mean_std(np.full((70_000, 2, 2, 3), 255, np.uint8))
     np.testing.assert_array_equal(mean, np.full(3, 255, np.float32))
     np.testing.assert_array_equal(std, np.zeros(3, np.float32))
+
+
+# CropAndFlip
+
+
+@settings(max_examples=40)
+@given(
+    shape=st.tuples(*(st.integers(1, 6) for _ in range(4))),
+    padding=st.integers(0, 4),
+    statistics=st.sampled_from([(128, 64), (np.arange(1, 361).reshape(6, 5, 12), 1.5), (0.1, np.full(1, 3.7))]),
+    seed=st.integers(0, 99),
+)
+def test_crop_and_flip_as_a_transform_has_the_bits_of_the_three_functions(shape, padding, statistics, seed):
+    images = some_images(*shape)
+    mean, std = (np.resize(each, shape[1:]) if np.ndim(each) == 3 else each for each in statistics)
+    draws = rng(seed)
+    expected = random_flip(random_crop(normalize(images, mean, std), draws, padding), draws)
+    assert CropAndFlip(mean, std, padding)(images, rng(seed)).tobytes() == expected.tobytes()
+
+
+def test_what_is_drawn_on_the_host_is_applied_where_the_images_are(to_device, to_host):
+    images, mean = some_images(50), rng(3).uniform(0, 255, (6, 5, 3))
+    augment, chosen = CropAndFlip(mean, 64.0), rng(4).permutation(50)[:20]
+    draws = augment.draw(rng(5), 20)
+    expected = augment(images[chosen], rng(5))
+    for place in (to_device, lambda draw: draw):  # the draws may be on the device already, or not yet
+        y = augment.apply(to_device(images), *map(place, (chosen, *draws)))
+        assert type(y) is type(to_device(images))
+        assert to_host(y).tobytes() == expected.tobytes()
+
+
+def test_draws_are_whole_numbers_one_column_for_each_image():
+    draws = CropAndFlip(0.0, padding=2).draw(rng(), 1000)
+    assert (draws.shape, draws.dtype) == ((3, 1000), np.int64)
+    tops, lefts, flips = draws
+    assert set(tops) == set(lefts) == set(range(5))
+    assert set(flips) == {0, 1}
+
+
+def test_without_padding_and_flips_an_image_is_normalised_and_no_more():
+    images = some_images()
+    plain = CropAndFlip(100.0, 2.0, padding=0, flip_probability=0)(images, rng())
+    np.testing.assert_array_equal(plain, normalize(images, 100.0, 2.0))
+
+
+def test_flip_probability_1_mirrors_every_image():
+    images = some_images()
+    mirrored = CropAndFlip(0.0, padding=0, flip_probability=1)(images, rng())
+    np.testing.assert_array_equal(mirrored, images[:, :, ::-1])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"padding": -1}, "expected padding >= 0, got -1"),
+        ({"flip_probability": 50}, r"expected flip_probability in \[0, 1\], got 50"),
+    ],
+)
+def test_a_crop_and_flip_that_cannot_be_is_an_error(arguments, message):
+    with pytest.raises(ValueError, match=f"^CropAndFlip: {message}"):
+        CropAndFlip(0.0, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"images": some_images(dtype=np.float32)}, r"expected uint8 images .*, got float32 \(8, 6, 5, 3\); pass them"),
+        ({"images": some_images()[0]}, r"expected uint8 images .*, got uint8 \(6, 5, 3\)"),
+        ({"chosen": [0, 8]}, r"expected chosen in \[0, 8\), got numbers from 0 to 8"),
+        ({"chosen": [-1, 2]}, r"expected chosen in \[0, 8\), got numbers from -1 to 2"),
+        ({"tops": [0, 9]}, r"expected tops in \[0, 9\), got numbers from 0 to 9"),
+        ({"lefts": [-1, 0]}, r"expected lefts in \[0, 9\), got numbers from -1 to 0"),
+        ({"flips": [0, 2]}, r"expected flips in \[0, 2\), got numbers from 0 to 2"),
+        ({"flips": [0, 1, 1]}, r"one number for each image .*, got \(2,\), \(2,\), \(2,\), \(3,\)"),
+    ],
+)
+def test_draws_that_do_not_fit_the_images_are_an_error(changes, message):
+    arguments = {"images": some_images(), "chosen": [7, 0], "tops": [8, 0], "lefts": [0, 4], "flips": [1, 0]}
+    arguments = {name: np.asarray(value) for name, value in (arguments | changes).items()}
+    with pytest.raises(ValueError, match=f"^CropAndFlip: .*{message}"):
+        CropAndFlip(0.0).apply(**arguments)

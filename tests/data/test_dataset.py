@@ -44,6 +44,15 @@ def test_a_subset_by_indices_holds_exactly_those():
     np.testing.assert_array_equal(subset.labels, some_labels()[[5, 2]])
 
 
+def test_on_a_device_the_images_are_there_and_the_labels_at_hand(device, to_device, to_host):
+    dataset = ArrayDataset(some_images(), some_labels(), ("a", "b", "c")).to(device)
+    assert type(dataset.images) is type(to_device(some_images()))
+    assert (len(dataset), dataset.classes) == (6, ("a", "b", "c"))
+    images, labels = dataset[np.array([4, 0])]
+    np.testing.assert_array_equal(to_host(images), some_images()[[4, 0]], strict=True)
+    np.testing.assert_array_equal(labels, [1, 0])
+
+
 def test_as_many_labels_as_images_are_required():
     with pytest.raises(ValueError, match=r"one label per image expected, got labels \(5,\) for 6 images"):
         ArrayDataset(some_images(6), some_labels(5))

@@ -77,6 +77,13 @@ def activation_workloads():
     yield "pad_channels_backward", grad, 16, 16
 
 
+def augment_workloads():
+    images, chosen = rng.integers(0, 256, (50, *SHAPE[1:]), np.uint8), rng.integers(0, 50, 40)
+    tops, lefts = rng.integers(0, 9, (2, 40))
+    mean, std = draw(*SHAPE[1:]), 1 + draw(*SHAPE[1:]) ** 2
+    yield "crop_and_flip", images, chosen, tops, lefts, rng.random(40) < 0.5, mean, std, 4
+
+
 def loss_workloads():
     logits, grad = draw(2, ROWS, CLASSES)
     labels = rng.integers(0, CLASSES, ROWS)
@@ -104,6 +111,7 @@ FAMILIES = [
     pool_workloads,
     batch_norm_workloads,
     activation_workloads,
+    augment_workloads,
     loss_workloads,
     update_workloads,
 ]

@@ -90,6 +90,14 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # noqa: N801 - CuPy's name
         """A copy for the host."""
         return self._host.copy()
 
+    def set(self, arr: np.ndarray, stream=None) -> None:
+        """A copy from the host, of the same shape and dtype; done at once, whatever the stream."""
+        if not isinstance(arr, np.ndarray):
+            raise TypeError("Only numpy.ndarray can be set to cupy.ndarray")
+        if (self.dtype, self.shape) != (arr.dtype, arr.shape):
+            raise ValueError(f"Shape or dtype mismatch: {self.dtype} {self.shape} and {arr.dtype} {arr.shape}")
+        self._host[...] = arr
+
     def __array__(self, dtype=None, copy=None):
         raise TypeError(
             "Implicit conversion to a NumPy array is not allowed. Please use `.get()` to construct a NumPy array "

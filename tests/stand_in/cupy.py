@@ -143,6 +143,25 @@ class cuda:  # noqa: N801 - CuPy's name
         def synchronize(self) -> None:
             pass
 
+        def wait_event(self, event: "cuda.Event") -> None:
+            pass
+
+    class Event:
+        """What it stands for has happened already."""
+
+        def __init__(self, block: bool = False, disable_timing: bool = False):
+            pass
+
+        def record(self, stream: "cuda.Stream | None" = None) -> None:
+            pass
+
+        def synchronize(self) -> None:
+            pass
+
+    @staticmethod
+    def alloc_pinned_memory(size: int) -> bytearray:
+        return bytearray(size)
+
     @staticmethod
     def get_current_stream() -> Stream:
         return cuda.Stream()

@@ -1,6 +1,7 @@
 """The kernels on the CPU, in NumPy. Files that begin with an underscore are private to this device."""
 
 from minidl.kernels.cpu.activation import add, relu_backward, relu_forward
+from minidl.kernels.cpu.augment import crop_and_flip
 from minidl.kernels.cpu.batch_norm import (
     batch_norm_apply,
     batch_norm_backward,
@@ -37,6 +38,7 @@ __all__ = [
     "conv2d_backward_weight",
     "conv2d_backward_x",
     "conv2d_forward",
+    "crop_and_flip",
     "cross_entropy_backward",
     "cross_entropy_forward",
     "dropout_backward",

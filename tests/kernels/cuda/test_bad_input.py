@@ -57,3 +57,13 @@ def test_what_moved_to_the_gpu_and_back_is_the_same(device, rng):
         np.testing.assert_array_equal(after[name], array)
     images = rng.standard_normal((2, 3))
     assert minidl.Tensor(images, device=device).to("cpu").numpy().tolist() == images.tolist()
+
+
+def test_an_image_that_does_not_exist_is_nan_and_the_others_are_right(kernels, to_device, to_host):
+    """Nobody asks the GPU for its numbers, which would take as long as a step; and it reads nothing but the images."""
+    zeros, ones = np.zeros(4, np.int64), np.ones((2, 2, 3), np.float32)
+    images, chosen = np.full((5, 2, 2, 3), 7, np.uint8), np.array([-1, 0, 4, 5])
+    arrays = map(to_device, (images, chosen, zeros, zeros, zeros, ones, ones))
+    y = to_host(kernels.crop_and_flip(*arrays, 0))
+    assert np.isnan(y[[0, 3]]).all()
+    assert (y[1:3] == 6).all()
