@@ -7,6 +7,7 @@ from minidl.checkpoint import load_checkpoint, save_checkpoint
 from minidl.creation import arange, ones, randn, zeros
 from minidl.dtypes import float32, float64, int64
 from minidl.functional import cat, maximum, stack, where
+from minidl.graph import cuda_graph
 from minidl.kernels.cpu._parallel import get_num_threads, set_num_threads
 from minidl.kernels.precision import tf32
 from minidl.ops.function import Function

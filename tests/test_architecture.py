@@ -30,6 +30,7 @@ MAY_IMPORT = {
     "creation": {"tensor", "random", "dtypes"},
     "testing": {"tensor", "autograd"},
     "functional": {"tensor", "ops", "kernels", "dtypes"},
+    "graph": {"tensor", "kernels"},
     "nn": {"functional", "tensor", "random"},
     "optim": {"nn", "tensor", "kernels"},
     "checkpoint": {"optim", "nn", "tensor", "files"},

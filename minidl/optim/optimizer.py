@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from minidl.kernels.recording import is_recording
 from minidl.nn.module import Module
 from minidl.tensor import Parameter, Tensor
 
@@ -34,6 +35,8 @@ class Optimizer:
     def lr(self, value: float) -> None:
         if not value >= 0:
             raise ValueError(f"{type(self).__name__}: expected a learning rate >= 0, got {value}")
+        if is_recording():
+            raise RuntimeError("lr: set inside a recorded step it would stay as it is now; set it before the step")
         self._lr[...] = value
 
     def zero_grad(self) -> None:

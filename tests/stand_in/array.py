@@ -5,7 +5,7 @@ import operator
 
 import numpy as np
 
-from tests.stand_in import memory
+from tests.stand_in import capture, memory
 
 COMPARISONS = {np.equal, np.not_equal, np.less, np.less_equal, np.greater, np.greater_equal}
 
@@ -35,10 +35,25 @@ def on_device(function):
 
     @functools.wraps(function)
     def call(*args, **kwargs):
-        result = function(*map(to_host, args), **{name: to_host(value) for name, value in kwargs.items()})
-        return kwargs["out"] if isinstance(kwargs.get("out"), ndarray) else to_device(result)
+        hosts, named = [to_host(arg) for arg in args], {name: to_host(value) for name, value in kwargs.items()}
+        compute = functools.partial(function, *hosts, **named)
+        if isinstance(kwargs.get("out"), ndarray):
+            capture.do(compute)
+            return kwargs["out"]
+        return to_device(computed_later(compute, hosts) if capture.is_capturing() else compute())
 
     return call
+
+
+def computed_later(compute, inputs):
+    """An array with the shape and the dtype of what will be computed into it, or a view of what is there already."""
+    with np.errstate(all="ignore"):  # of numbers that nobody has computed yet
+        result = compute()
+    is_view = any(isinstance(host, np.ndarray) and np.may_share_memory(result, host) for host in inputs)
+    if isinstance(result, np.ndarray | np.generic) and not is_view:
+        result = np.array(result)
+        capture.do(lambda: np.copyto(result, compute()))
+    return result
 
 
 def method(name: str):
@@ -54,6 +69,7 @@ def number(convert):
     """The only number of an array as a number of Python's."""
 
     def call(self):
+        capture.refuse("reading a number")
         if self.size != 1:
             raise TypeError(f"only arrays of one element can be converted to Python scalars, got shape {self.shape}")
         return convert(self._host.item())
@@ -65,6 +81,8 @@ def as_index(index):
     """CuPy copies NumPy's arrays to the device if they are indices."""
     if isinstance(index, tuple):
         return tuple(map(as_index, index))
+    if isinstance(index, np.ndarray):
+        capture.refuse("a copy from the host")
     return index._host if isinstance(index, ndarray) else index
 
 
@@ -88,10 +106,12 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # noqa: N801 - CuPy's name
 
     def get(self) -> np.ndarray:
         """A copy for the host."""
+        capture.refuse("a copy to the host")
         return self._host.copy()
 
     def set(self, arr: np.ndarray, stream=None) -> None:
         """A copy from the host, of the same shape and dtype; done at once, whatever the stream."""
+        capture.refuse("a copy from the host")
         if not isinstance(arr, np.ndarray):
             raise TypeError("Only numpy.ndarray can be set to cupy.ndarray")
         if (self.dtype, self.shape) != (arr.dtype, arr.shape):
@@ -105,15 +125,18 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # noqa: N801 - CuPy's name
         )
 
     def item(self):
+        capture.refuse("reading a number")
         return self._host.item()
 
     def tolist(self):
+        capture.refuse("a copy to the host")
         return self._host.tolist()
 
     __float__, __int__, __bool__ = number(float), number(int), number(bool)
     __index__ = number(operator.index)
 
     def __repr__(self) -> str:
+        capture.refuse("a copy to the host")
         return f"stand_in.{self._host!r}"
 
     def __format__(self, spec: str) -> str:
@@ -124,10 +147,12 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # noqa: N801 - CuPy's name
     def __array_ufunc__(self, ufunc, method, *inputs, out=None, **kwargs):
         if method == "at":
             array, index, *values = inputs
-            ufunc.at(to_host(array), as_index(index), *map(to_host, values))
+            capture.do(lambda: ufunc.at(to_host(array), as_index(index), *map(to_host, values)))
             return None
         if method != "__call__":
             return NotImplemented
+        if ufunc is np.matmul and capture.is_capturing():
+            raise NotImplementedError(capture.NO_CUBLAS)
         if ufunc in COMPARISONS:  # to which NumPy hands its scalars as arrays: numpy/numpy#12142
             inputs = [x.item() if isinstance(x, np.ndarray) and not x.ndim else x for x in inputs]
         if out is not None:
@@ -161,10 +186,12 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # noqa: N801 - CuPy's name
     # -- parts ---------------------------------------------------------------------------------------------------------
 
     def __getitem__(self, index) -> "ndarray":
-        return to_device(self._host[as_index(index)])
+        index = as_index(index)
+        return on_device(lambda host: host[index])(self)
 
     def __setitem__(self, index, value) -> None:
-        self._host[as_index(index)] = to_host(value)
+        index, value = as_index(index), to_host(value)
+        capture.do(lambda: operator.setitem(self._host, index, value))
 
     def __iter__(self):
         return (self[i] for i in range(len(self)))
@@ -175,7 +202,7 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # noqa: N801 - CuPy's name
     argmax, argmin = method("argmax"), method("argmin")
     argsort, take = method("argsort"), method("take")
     astype, view = method("astype"), method("view")
-    clip, fill, repeat = method("clip"), method("fill"), method("repeat")
+    clip, repeat = method("clip"), method("repeat")
     cumsum, max, mean, min = method("cumsum"), method("max"), method("mean"), method("min")
     prod, std, sum, var = method("prod"), method("std"), method("sum"), method("var")
     ravel, reshape, squeeze = method("ravel"), method("reshape"), method("squeeze")
@@ -184,4 +211,9 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # noqa: N801 - CuPy's name
     def copy(self, order: str = "C") -> "ndarray":
         if order != "C":
             raise NotImplementedError("the stand-in copies in C order only")
-        return ndarray(memory.copy(self._host))
+        result = ndarray(memory.allocate(self.shape, self.dtype))
+        result[...] = self
+        return result
+
+    def fill(self, value) -> None:
+        self[...] = value

@@ -4,7 +4,7 @@ import contextlib
 
 import numpy as np
 
-from tests.stand_in import memory
+from tests.stand_in import capture, memory
 from tests.stand_in.array import ndarray, on_device
 from tests.stand_in.kernel import RawKernel  # noqa: F401 - one of the names
 
@@ -40,7 +40,7 @@ def empty_like(a: ndarray, dtype=None, shape=None) -> ndarray:
     shape_of_a, dtype = a.shape, a.dtype if dtype is None else dtype
     if shape is not None:
         return empty(shape, dtype)
-    order = sorted(range(a.ndim), key=lambda axis: -abs(a.strides[axis]))
+    order = sorted(range(a.ndim), key=lambda axis: -np.abs(a.strides[axis]))
     return empty([shape_of_a[axis] for axis in order], dtype).transpose(np.argsort(order).tolist())
 
 
@@ -60,6 +60,9 @@ def ones_like(a: ndarray, dtype=None, shape=None) -> ndarray:
 
 def array(obj, dtype=None) -> ndarray:
     """A copy, which may come from the host."""
+    if isinstance(obj, ndarray):
+        return obj.astype(obj.dtype if dtype is None else dtype).copy()
+    capture.refuse("a copy from the host")
     return ndarray(memory.copy(np.asarray(obj._host if isinstance(obj, ndarray) else obj, dtype)))
 
 
@@ -93,13 +96,41 @@ square, subtract, tanh, where, isnan = map(on_device, (np.square, np.subtract, n
 isfinite, logical_and, negative = map(on_device, (np.isfinite, np.logical_and, np.negative))
 sum, max, min, mean, argmax = map(on_device, (np.sum, np.max, np.min, np.mean, np.argmax))
 amax, amin, all, any, var = map(on_device, (np.amax, np.amin, np.all, np.any, np.var))
-matmul, dot, tensordot, take = map(on_device, (np.matmul, np.dot, np.tensordot, np.take))
+take = on_device(np.take)
 broadcast_to, concatenate, moveaxis, pad = map(on_device, (np.broadcast_to, np.concatenate, np.moveaxis, np.pad))
 ravel, repeat, reshape, roll, split = map(on_device, (np.ravel, np.repeat, np.reshape, np.roll, np.split))
 squeeze, stack, tile, transpose, flip = map(on_device, (np.squeeze, np.stack, np.tile, np.transpose, np.flip))
 expand_dims, swapaxes, cumsum = map(on_device, (np.expand_dims, np.swapaxes, np.cumsum))
 
+
+def by_cublas(function):
+    """A product of matrices, which CuPy does not capture."""
+
+    def call(*args, **kwargs):
+        if capture.is_capturing():
+            raise NotImplementedError(capture.NO_CUBLAS)
+        return on_device(function)(*args, **kwargs)
+
+    call.__name__ = function.__name__
+    return call
+
+
+matmul, dot, tensordot = map(by_cublas, (np.matmul, np.dot, np.tensordot))
+
 # -- the device --------------------------------------------------------------------------------------------------------
+
+
+class MemoryPool:
+    """Nothing is kept here for later."""
+
+    def malloc(self, size: int) -> None:
+        pass
+
+    def used_bytes(self) -> int:
+        return 0
+
+    def total_bytes(self) -> int:
+        return 0
 
 
 class cuda:  # noqa: N801 - CuPy's name
@@ -127,24 +158,15 @@ class cuda:  # noqa: N801 - CuPy's name
 
     class Device:
         compute_capability = "90"
+        mem_info = 2**30, 2**30  # bytes: free, and in all
 
         def __init__(self, device: int = 0):
             self.id = device
 
         def synchronize(self) -> None:
-            pass
+            capture.refuse("waiting for the device")
 
-    class Stream(contextlib.nullcontext):
-        """Everything is done when the call returns."""
-
-        def __init__(self, non_blocking: bool = False):
-            super().__init__(self)
-
-        def synchronize(self) -> None:
-            pass
-
-        def wait_event(self, event: "cuda.Event") -> None:
-            pass
+    Stream, Graph = capture.Stream, capture.Graph
 
     class Event:
         """What it stands for has happened already."""
@@ -156,25 +178,22 @@ class cuda:  # noqa: N801 - CuPy's name
             pass
 
         def synchronize(self) -> None:
-            pass
+            capture.refuse("waiting for the device")
 
     @staticmethod
     def alloc_pinned_memory(size: int) -> bytearray:
         return bytearray(size)
 
     @staticmethod
-    def get_current_stream() -> Stream:
-        return cuda.Stream()
+    def get_current_stream() -> capture.Stream:
+        return capture.current_stream()
 
+    MemoryPool = MemoryPool
 
-class MemoryPool:
-    """Nothing is kept here for later."""
-
-    def used_bytes(self) -> int:
-        return 0
-
-    def total_bytes(self) -> int:
-        return 0
+    @staticmethod
+    def using_allocator(allocator) -> contextlib.AbstractContextManager:
+        """There is one memory, and no choice."""
+        return contextlib.nullcontext()
 
 
 def get_default_memory_pool() -> MemoryPool:
