@@ -26,15 +26,17 @@ class CifarData:
     test: ArrayDataset
     test_split: str  # "test", or "validation" for a part of the training images
     device: str = "cpu"
+    dtype: str = "float32"  # of the network's input, and so of what it computes
 
     def __post_init__(self):
         mean = per_pixel_mean(self.train.images)
         self.augment = CropAndFlip(mean, PIXEL_STD, padding=4)
         self.prepare = CropAndFlip(mean, PIXEL_STD, padding=0, flip_probability=0)
 
-    def to(self, device: str) -> "CifarData":
+    def to(self, device: str, dtype: str = "float32") -> "CifarData":
         """Move the images, uint8 as they are (CIFAR-10 has 184 MB of them); itself."""
         self.train, self.test, self.device = self.train.to(device), self.test.to(device), device
+        self.dtype = "float32" if dtype == "tf32" else dtype  # TF32 is a way to multiply float32
         return self
 
 

@@ -3,7 +3,7 @@
     python examples/train_cifar_resnet.py --epochs 4                             shapes: no download
     python examples/train_cifar_resnet.py --dataset cifar10                      ResNet-20, 10 epochs, one-cycle
     python examples/train_cifar_resnet.py --dataset cifar10 --recipe paper       64,000 iterations, as in the paper
-    python examples/train_cifar_resnet.py --dataset cifar10 --device cuda        all of it on a GPU, the images too
+    python examples/train_cifar_resnet.py --dataset cifar10 --device cuda --dtype bfloat16        all of it on a GPU
     python examples/train_cifar_resnet.py --dataset cifar10 --depth 56 --shortcut none        a plain network
     python examples/train_cifar_resnet.py --out runs/resnet20 --resume           go on after Ctrl-C
 
@@ -20,9 +20,19 @@ from functools import partial
 from cifar_data import CifarData, add_data_options, load_data, positive
 from models.resnet import cifar_resnet
 from tqdm import tqdm
-from training import Counter, RunFolder, StopRequest, Totals, check_loss, clock, error_rate
+from training import (
+    Counter,
+    RunFolder,
+    StopRequest,
+    Totals,
+    check_dtype,
+    check_loss,
+    clock,
+    computing,
+    error_rate,
+)
 
-from minidl import Tensor
+from minidl import Tensor, cuda_graph
 from minidl.data import IndexLoader
 from minidl.functional import cross_entropy
 from minidl.nn import Module
@@ -54,6 +64,11 @@ RECIPES = {
     "fast": Recipe(lr=0.2, schedule=OneCycleLR, weight_decay=5e-4, nesterov=True, epochs=10),
 }
 
+DTYPES = "float32", "tf32", "bfloat16"
+
+# What --resume may change.
+NO_MATTER = "out", "resume", "data_dir", "device", "dtype"
+
 # After how many steps the host looks at the loss. On a GPU it waits for them then, and leaves a gap before the next.
 LOOK_EVERY = {"cpu": 1, "cuda": 50}
 
@@ -65,6 +80,9 @@ def add_training_options(parser: argparse.ArgumentParser, lr: float | None = Non
     """The options that do not depend on the network; `lr` is the default rate, the recipe's own if None."""
     add_data_options(parser)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument(
+        "--dtype", choices=DTYPES, default="float32", help="of activations and products; all but float32 need cuda"
+    )
     parser.add_argument("--recipe", choices=RECIPES, default="fast", help="default: fast")
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--epochs", type=positive, metavar="N")
@@ -97,7 +115,7 @@ class Progress:
 def train(model: Module, data: CifarData, args: argparse.Namespace, needs_warmup: bool = False) -> float | None:
     """Train, with a checkpoint and a line of metrics after each epoch; the final test error, or None if interrupted."""
     folder, recipe = RunFolder(args.out, args.resume), RECIPES[args.recipe]
-    data.to(args.device)  # once: the loader hands out no pixels, but which images to take and how to vary them
+    data.to(args.device, args.dtype)  # once: the loader hands out which images to take and how to vary them, no pixels
     loader = IndexLoader(data.train, args.batch_size, data.augment, shuffle=True, seed=args.seed)
     total_steps = count_steps(args, recipe, len(loader))
     schedule = recipe.schedule(recipe.lr if args.lr is None else args.lr, total_steps)
@@ -106,6 +124,7 @@ def train(model: Module, data: CifarData, args: argparse.Namespace, needs_warmup
     progress = resume(folder, model, optimizer, loader, args) if args.resume else Progress(warming_up=needs_warmup)
     counter = Counter(args.device)
     step = partial(train_step, model, optimizer, data, counter)  # of a batch: all that the device does
+    replay = cuda_graph(step) if args.device == "cuda" else step
 
     started, test_error = time.perf_counter() - progress.seconds, None
     with StopRequest() as stop, progress_bar(progress.step, total_steps) as bar:
@@ -114,7 +133,7 @@ def train(model: Module, data: CifarData, args: argparse.Namespace, needs_warmup
             began = time.perf_counter()
             for batch in loader:
                 optimizer.lr = WARMUP_LR if progress.warming_up else schedule(progress.step)
-                step(batch)
+                (replay if batch.shape[1] == args.batch_size else step)(batch)  # the last batch may be smaller
                 progress.step += 1
                 epoch_ends = loader.state_dict()["batch"] == 0 or progress.step == total_steps
                 last = epoch_ends or stop.asked
@@ -140,7 +159,7 @@ def train_step(model: Module, optimizer: SGD, data: CifarData, counter: Counter,
     """One step of gradient descent: arrays in, nothing out. On a GPU this only queues what is to be done."""
     chosen, labels, *draws = Tensor(batch, device=data.device).data
     images = data.augment.apply(data.train.images, chosen, *draws)
-    logits = model(Tensor(images))
+    logits = model(Tensor(images).to(data.dtype))
     loss = cross_entropy(logits, labels)
     loss.backward()
     optimizer.step()
@@ -198,7 +217,7 @@ def look(counter: Counter, progress: Progress, bar: tqdm, folder: RunFolder, bat
 
 def options_that_matter(args: argparse.Namespace) -> dict:
     """The options that a run cannot change when it is resumed."""
-    return {name: value for name, value in vars(args).items() if name not in ("out", "resume", "data_dir", "device")}
+    return {name: value for name, value in vars(args).items() if name not in NO_MATTER}
 
 
 def count_steps(args: argparse.Namespace, recipe: Recipe, steps_per_epoch: int) -> int:
@@ -216,12 +235,14 @@ def main() -> None:
     add_training_options(parser)
     args = parser.parse_args()
     try:
+        check_dtype(args)
         data = load_data(args)
         model = cifar_resnet(args.depth, args.shortcut, len(data.train.classes), args.seed).to(args.device)
     except (ValueError, RuntimeError, OSError) as problem:
         parser.error(str(problem))
     needs_warmup = args.recipe == "paper" and args.depth >= WARMUP_DEPTH
-    error = train(model, data, args, needs_warmup)
+    with computing(args):
+        error = train(model, data, args, needs_warmup)
     if error is not None:
         print(f"{data.test_split} error of {args.depth} layers on {args.dataset}: {error:.2%}")
         if args.dataset == "cifar10" and args.shortcut == "A" and args.depth in PAPER_ERROR:

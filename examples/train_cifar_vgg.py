@@ -12,6 +12,7 @@ import argparse
 from cifar_data import load_data
 from models.vgg import CONFIGS, vgg
 from train_cifar_resnet import add_training_options, train
+from training import check_dtype, computing
 
 from minidl.nn import Module
 
@@ -24,12 +25,14 @@ def main() -> None:
     add_training_options(parser, lr=0.05)
     args = parser.parse_args()
     try:
+        check_dtype(args)
         data = load_data(args)
         model: Module = vgg(args.config, args.batch_norm, len(data.train.classes), image_size=32, seed=args.seed)
         model.to(args.device)
     except (ValueError, RuntimeError, OSError) as problem:
         parser.error(str(problem))
-    error = train(model, data, args)
+    with computing(args):
+        error = train(model, data, args)
     if error is not None:
         print(f"{data.test_split} error of VGG-{args.config} on {args.dataset}: {error:.2%}")
 

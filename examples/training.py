@@ -1,14 +1,17 @@
 """What the training scripts share: the folder of a run, stopping without losing anything, and measuring the error."""
 
+import argparse
+import contextlib
 import json
 import math
 import signal
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from cifar_data import CifarData
 
-from minidl import Tensor, no_grad, zeros
+from minidl import Tensor, explain_out_of_memory, no_grad, tf32, zeros
 from minidl.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
 from minidl.data import IndexLoader
 from minidl.files import write_whole
@@ -162,10 +165,27 @@ def error_rate(model: Module, data: CifarData) -> float:
     with no_grad():
         for batch in IndexLoader(data.test, TEST_BATCH, data.prepare):
             chosen, labels, *draws = Tensor(batch, device=data.device).data
-            logits = model(Tensor(data.prepare.apply(data.test.images, chosen, *draws)))
+            images = data.prepare.apply(data.test.images, chosen, *draws)
+            logits = model(Tensor(images).to(data.dtype))
             wrong += (logits.argmax(dim=1).data != labels).sum()
     model.train()
     return int(wrong) / len(data.test)
+
+
+def check_dtype(args: argparse.Namespace) -> None:
+    """A ValueError where the device does not have the dtype."""
+    if args.dtype != "float32" and args.device == "cpu":
+        raise ValueError(f"--dtype {args.dtype} needs --device cuda; a CPU computes in float32")
+
+
+@contextlib.contextmanager
+def computing(args: argparse.Namespace) -> Iterator[None]:
+    """Multiply as --dtype says; and where the memory does not do, say which --batch-size would."""
+    try:
+        with tf32() if args.dtype == "tf32" else contextlib.nullcontext(), explain_out_of_memory(args.batch_size):
+            yield
+    except MemoryError as problem:
+        raise SystemExit(f"error: {problem}; give a smaller --batch-size") from None
 
 
 def clock(seconds: float) -> str:

@@ -9,6 +9,7 @@ from minidl.dtypes import float32, float64, int64
 from minidl.functional import cat, maximum, stack, where
 from minidl.graph import cuda_graph
 from minidl.kernels.cpu._parallel import get_num_threads, set_num_threads
+from minidl.kernels.memory import explain_out_of_memory
 from minidl.kernels.precision import tf32
 from minidl.ops.function import Function
 from minidl.random import fork_rng, manual_seed

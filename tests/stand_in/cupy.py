@@ -126,11 +126,19 @@ class MemoryPool:
     def malloc(self, size: int) -> None:
         pass
 
+    def free_all_blocks(self) -> None:
+        pass
+
     def used_bytes(self) -> int:
         return 0
 
     def total_bytes(self) -> int:
         return 0
+
+
+class OutOfMemoryError(MemoryError):
+    def __init__(self, size: int, total: int):
+        super().__init__(f"Out of memory allocating {size:,} bytes (allocated so far: {total:,} bytes).")
 
 
 class cuda:  # noqa: N801 - CuPy's name
@@ -189,6 +197,9 @@ class cuda:  # noqa: N801 - CuPy's name
         return capture.current_stream()
 
     MemoryPool = MemoryPool
+
+    class memory:  # noqa: N801
+        OutOfMemoryError = OutOfMemoryError
 
     @staticmethod
     def using_allocator(allocator) -> contextlib.AbstractContextManager:

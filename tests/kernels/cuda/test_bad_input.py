@@ -67,3 +67,28 @@ def test_an_image_that_does_not_exist_is_nan_and_the_others_are_right(kernels, t
     y = to_host(kernels.crop_and_flip(*arrays, 0))
     assert np.isnan(y[[0, 3]]).all()
     assert (y[1:3] == 6).all()
+
+
+def test_out_of_memory_says_what_was_asked_and_which_batch_would_fit(x, monkeypatch):
+    import cupy
+
+    class Small:
+        """A device of 1 GiB, of which 3/4 are free before a step and 1/4 when it fails."""
+
+        free = iter([768, 256])
+
+        @property
+        def mem_info(self):
+            return next(self.free) * 2**20, 2**30
+
+    def fail(*_):
+        raise cupy.cuda.memory.OutOfMemoryError(512 * 2**20, 0)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cupy.cuda, "Device", Small)
+        patch.setattr("minidl.functional.apply", fail)
+        asked = r"asked for 0\.5 GiB more with 0\.2 GiB free of 1\.0 GiB"
+        wanted = asked + "; 64 images need 1\\.0 GiB or more, so at most 48 fit"
+        with pytest.raises(MemoryError, match=wanted), minidl.explain_out_of_memory(64):
+            relu(x)
+    assert relu(x).numpy().sum() == 96

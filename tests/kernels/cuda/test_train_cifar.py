@@ -11,7 +11,7 @@ from cifar_data import CifarData
 from models.resnet import cifar_resnet
 from safetensors.numpy import load_file
 from train_cifar_resnet import train, train_step
-from training import Counter, error_rate
+from training import Counter, computing, error_rate
 
 from minidl import Tensor
 from minidl.data import IndexLoader, make_shapes
@@ -25,7 +25,7 @@ def data():
 def run(folder, device, **changes):
     """Two epochs of ResNet-8; its metrics and what its checkpoint holds."""
     options = {"recipe": "paper", "epochs": 2, "iterations": None, "batch_size": 16, "lr": 0.05, "weight_decay": None}
-    options |= {"seed": 0, "out": folder, "resume": False, "device": device}
+    options |= {"seed": 0, "out": folder, "resume": False, "device": device, "dtype": "float32"}
     train(cifar_resnet(8).to(device), data(), Namespace(**options | changes))
     metrics = [json.loads(line) | {"seconds": 0} for line in (folder / "metrics.jsonl").read_text().splitlines()]
     arrays = load_file(folder / "checkpoint.safetensors")
@@ -40,6 +40,17 @@ def test_a_run_ends_as_on_the_cpu_and_says_how_fast_it_was(tmp_path, device, cap
         assert record["train_loss"] == pytest.approx(other["train_loss"], rel=0.02)
         assert record["train_error"] == pytest.approx(other["train_error"], abs=0.1)  # of 40 images
     assert "images/s; 0:" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("dtype", ["tf32", "bfloat16"])
+def test_a_run_with_rounded_products_begins_alike(dtype, tmp_path, device):
+    short = {"epochs": None, "iterations": 1}
+    exact, _ = run(tmp_path / "exact", device, **short)
+    with computing(Namespace(dtype=dtype, device=device, batch_size=16)):
+        rounded, _ = run(tmp_path / "rounded", device, dtype=dtype, **short)
+    for record, other in zip(rounded, exact, strict=True):
+        assert record["train_loss"] == pytest.approx(other["train_loss"], rel=0.05)
+        assert record["train_loss"] != other["train_loss"]
 
 
 def test_when_the_host_looks_at_the_loss_changes_nothing(tmp_path, device, monkeypatch):

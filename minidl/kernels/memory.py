@@ -1,0 +1,37 @@
+"""The memory of a GPU."""
+
+import contextlib
+import re
+import sys
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def explain_out_of_memory(batch_size: int) -> Iterator[None]:
+    """Where a GPU's memory does not do for steps on so many images, a MemoryError says how many would fit.
+
+    What a step takes is nearly proportional to its images, and what was there before it, as parameters, is not.
+    """
+    cupy = sys.modules.get("cupy")
+    if cupy is None:
+        yield
+        return
+    cupy.get_default_memory_pool().free_all_blocks()  # what is kept for later is free, too
+    free_before, total = cupy.cuda.Device().mem_info
+    try:
+        yield
+    except cupy.cuda.memory.OutOfMemoryError as error:
+        free, _ = cupy.cuda.Device().mem_info
+        digits = re.search(r"allocating ([\d,]+) bytes", str(error))
+        asked = int(digits[1].replace(",", "")) if digits else 0
+        needed = max(free_before - free + asked, 1)  # at least, as the step was not over
+        fitting = min(batch_size * free_before // needed, batch_size - 1)
+        raise MemoryError(
+            f"out of memory on the GPU: asked for {_gigabytes(asked)} more with {_gigabytes(free)} free of "
+            f"{_gigabytes(total)}; {batch_size} images need {_gigabytes(needed)} or more, so "
+            + (f"at most {fitting} fit" if fitting > 0 else "not one fits")
+        ) from error
+
+
+def _gigabytes(count: int) -> str:
+    return f"{count / 2**30:,.1f} GiB"
