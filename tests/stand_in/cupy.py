@@ -1,6 +1,7 @@
 """The names of CuPy that minidl uses. What is missing here is refused: add what a kernel needs, if CuPy has it."""
 
 import contextlib
+import time
 
 import numpy as np
 
@@ -183,10 +184,14 @@ class cuda:  # noqa: N801 - CuPy's name
             pass
 
         def record(self, stream: "cuda.Stream | None" = None) -> None:
-            pass
+            self.seconds = time.perf_counter()
 
         def synchronize(self) -> None:
             capture.refuse("waiting for the device")
+
+    @staticmethod
+    def get_elapsed_time(start: Event, end: Event) -> float:
+        return 1000 * (end.seconds - start.seconds)
 
     @staticmethod
     def alloc_pinned_memory(size: int) -> bytearray:
