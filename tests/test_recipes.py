@@ -15,7 +15,7 @@ from minidl.data import make_shapes
 def options(tmp_path, **changes):
     options = {"recipe": "paper", "epochs": 3, "iterations": None, "batch_size": 32, "lr": None, "weight_decay": None}
     options |= {"seed": 0, "out": tmp_path, "resume": False, "device": "cpu"}
-    return Namespace(**options | changes)
+    return Namespace(**options | {"dtype": "float32"} | changes)
 
 
 def test_the_papers_learning_rate_falls_at_32k_and_48k_of_64k_iterations():
