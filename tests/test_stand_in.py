@@ -108,6 +108,11 @@ def test_an_array_like_a_transposed_one_is_transposed():
     assert cupy.empty_like(cupy.zeros((2, 3)).T).strides == cupy.zeros((2, 3)).T.strides
 
 
+def test_an_array_like_another_takes_an_empty_shape_for_none():
+    assert cupy.zeros_like(device(1, 2), shape=()).shape == (2,)  # unlike NumPy's
+    assert cupy.zeros_like(device(1, 2), shape=(1,)).shape == (1,)
+
+
 def test_what_is_made_contiguous_gets_a_dimension():
     assert cupy.ascontiguousarray(cupy.zeros(())).shape == (1,)  # in CuPy as in NumPy
 

@@ -22,7 +22,8 @@ class Optimizer:
         self.parameters = [parameter for group in groups for parameter in group["params"]]
         _check(type(self).__name__, groups, self.parameters)
         self._weight_decays = [group.get("weight_decay", weight_decay) for group in groups for _ in group["params"]]
-        self._lr = np.zeros_like(self.parameters[0].data, dtype=np.float64, shape=())
+        # CuPy takes shape=() for none given.
+        self._lr = np.zeros_like(self.parameters[0].data, dtype=np.float64, shape=(1,)).reshape(())
         self.lr = lr
 
     @property

@@ -36,12 +36,12 @@ def ones(shape, dtype=float) -> ndarray:
 
 
 def empty_like(a: ndarray, dtype=None, shape=None) -> ndarray:
-    """As CuPy's, an array with a's order of strides, if no shape is given."""
-    shape_of_a, dtype = a.shape, a.dtype if dtype is None else dtype
-    if shape is not None:
+    """As CuPy's, an array with a's order of strides, if no shape is given; and CuPy takes () for none given."""
+    dtype = a.dtype if dtype is None else dtype
+    if shape:
         return empty(shape, dtype)
     order = sorted(range(a.ndim), key=lambda axis: -abs(a.strides[axis]))
-    return empty([shape_of_a[axis] for axis in order], dtype).transpose(np.argsort(order).tolist())
+    return empty([a.shape[axis] for axis in order], dtype).transpose(np.argsort(order).tolist())
 
 
 def full_like(a: ndarray, fill_value, dtype=None, shape=None) -> ndarray:
