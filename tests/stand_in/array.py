@@ -5,8 +5,9 @@ import operator
 
 import numpy as np
 
-from tests.stand_in import memory
+from tests.stand_in import memory, stream
 
+CUBLAS = {np.matmul, np.dot, np.tensordot}
 COMPARISONS = {np.equal, np.not_equal, np.less, np.less_equal, np.greater, np.greater_equal}
 
 
@@ -35,10 +36,37 @@ def on_device(function):
 
     @functools.wraps(function)
     def call(*args, **kwargs):
-        result = function(*map(to_host, args), **{name: to_host(value) for name, value in kwargs.items()})
-        return kwargs["out"] if isinstance(kwargs.get("out"), ndarray) else to_device(result)
+        if function in CUBLAS and stream.is_capturing():
+            raise NotImplementedError("calling cuBLAS API during stream capture is currently unsupported")
+        on_host = functools.partial(function, *to_host(args), **{name: to_host(kwargs[name]) for name in kwargs})
+        if isinstance(kwargs.get("out"), ndarray):
+            stream.run(on_host)
+            return kwargs["out"]
+        return to_device(compute(on_host))
 
     return call
+
+
+def compute(on_host: functools.partial):
+    """The result; in a capture an array of garbage, which gets its numbers when the graph is launched.
+
+    A view of an argument is one at once. To know the shape NumPy is asked in a capture too, though of garbage.
+    """
+    if not stream.is_capturing():
+        return on_host()
+    with np.errstate(all="ignore"):
+        result = on_host()
+    if isinstance(result, list) or is_view(result, on_host.args):
+        return result
+    result = np.asarray(result)
+    result[...] = np.frombuffer(bytes([memory.GARBAGE]) * result.itemsize, result.dtype)[0]
+    stream.run(lambda: np.copyto(result, on_host()))
+    return result
+
+
+def is_view(result, arguments: tuple) -> bool:
+    """Whether it lies in the memory of one of the arguments."""
+    return any(isinstance(x, np.ndarray) and np.may_share_memory(result, x) for x in arguments)
 
 
 def method(name: str):
@@ -56,15 +84,19 @@ def number(convert):
     def call(self):
         if self.size != 1:
             raise TypeError(f"only arrays of one element can be converted to Python scalars, got shape {self.shape}")
-        return convert(self._host.item())
+        return convert(self.item())
 
     return call
 
 
 def as_index(index):
-    """CuPy copies NumPy's arrays to the device if they are indices."""
+    """CuPy copies NumPy's arrays and lists to the device if they are indices, and waits to count a mask's places."""
     if isinstance(index, tuple):
         return tuple(map(as_index, index))
+    if isinstance(index, np.ndarray | list):
+        stream.refuse_in_capture("H2D transfers")
+    if isinstance(index, ndarray) and index.dtype == np.bool_:
+        stream.refuse_in_capture("synchronous API calls")
     return index._host if isinstance(index, ndarray) else index
 
 
@@ -81,7 +113,15 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # noqa: N801 - CuPy's name
 
     def get(self) -> np.ndarray:
         """A copy for the host."""
+        stream.refuse_in_capture("D2H transfers")
         return self._host.copy()
+
+    def set(self, arr: np.ndarray) -> None:
+        """Copy an array from the host."""
+        stream.refuse_in_capture("H2D transfers")
+        if (arr.shape, arr.dtype) != (self.shape, self.dtype):
+            raise ValueError(f"{arr.dtype} {arr.shape} cannot be set to {self.dtype} {self.shape}")
+        self._host[...] = arr
 
     def __array__(self, dtype=None, copy=None):
         raise TypeError(
@@ -90,26 +130,26 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # noqa: N801 - CuPy's name
         )
 
     def item(self):
-        return self._host.item()
+        return self.get().item()
 
     def tolist(self):
-        return self._host.tolist()
+        return self.get().tolist()
 
     __float__, __int__, __bool__ = number(float), number(int), number(bool)
     __index__ = number(operator.index)
 
     def __repr__(self) -> str:
-        return f"stand_in.{self._host!r}"
+        return f"stand_in.{self.get()!r}"
 
     def __format__(self, spec: str) -> str:
-        return format(self._host.item() if not self.ndim else self._host, spec)
+        return format(self.get() if self.ndim else self.item(), spec)
 
     # -- NumPy's functions ---------------------------------------------------------------------------------------------
 
     def __array_ufunc__(self, ufunc, method, *inputs, out=None, **kwargs):
         if method == "at":
             array, index, *values = inputs
-            ufunc.at(to_host(array), as_index(index), *map(to_host, values))
+            stream.run(functools.partial(ufunc.at, to_host(array), as_index(index), *map(to_host, values)))
             return None
         if method != "__call__":
             return NotImplemented
@@ -145,10 +185,13 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # noqa: N801 - CuPy's name
     # -- parts ---------------------------------------------------------------------------------------------------------
 
     def __getitem__(self, index) -> "ndarray":
-        return to_device(self._host[as_index(index)])
+        return to_device(compute(functools.partial(operator.getitem, self._host, as_index(index))))
 
     def __setitem__(self, index, value) -> None:
-        self._host[as_index(index)] = to_host(value)
+        stream.run(functools.partial(operator.setitem, self._host, as_index(index), to_host(value)))
+
+    def fill(self, value) -> None:
+        self[...] = value
 
     def __iter__(self):
         return (self[i] for i in range(len(self)))
@@ -159,7 +202,7 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # noqa: N801 - CuPy's name
     argmax, argmin = method("argmax"), method("argmin")
     argsort, take = method("argsort"), method("take")
     astype, view = method("astype"), method("view")
-    clip, fill, repeat = method("clip"), method("fill"), method("repeat")
+    clip, repeat = method("clip"), method("repeat")
     cumsum, max, mean, min = method("cumsum"), method("max"), method("mean"), method("min")
     prod, std, sum, var = method("prod"), method("std"), method("sum"), method("var")
     ravel, reshape, squeeze = method("ravel"), method("reshape"), method("squeeze")
@@ -168,4 +211,6 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # noqa: N801 - CuPy's name
     def copy(self, order: str = "C") -> "ndarray":
         if order != "C":
             raise NotImplementedError("the stand-in copies in C order only")
-        return ndarray(memory.copy(self._host))
+        result = ndarray(memory.allocate(self.shape, self.dtype))
+        result[...] = self
+        return result

@@ -1,10 +1,8 @@
 """The names of CuPy that minidl uses. What is missing here is refused: add what a kernel needs, if CuPy has it."""
 
-import contextlib
-
 import numpy as np
 
-from tests.stand_in import memory
+from tests.stand_in import memory, stream
 from tests.stand_in.array import ndarray, on_device
 from tests.stand_in.kernel import RawKernel  # noqa: F401 - one of the names
 
@@ -40,7 +38,7 @@ def empty_like(a: ndarray, dtype=None, shape=None) -> ndarray:
     dtype = a.dtype if dtype is None else dtype
     if shape:
         return empty(shape, dtype)
-    order = sorted(range(a.ndim), key=lambda axis: -abs(a.strides[axis]))
+    order = np.argsort(-np.abs(a.strides), kind="stable").tolist()
     return empty([a.shape[axis] for axis in order], dtype).transpose(np.argsort(order).tolist())
 
 
@@ -59,8 +57,22 @@ def ones_like(a: ndarray, dtype=None, shape=None) -> ndarray:
 
 
 def array(obj, dtype=None) -> ndarray:
-    """A copy, which may come from the host."""
-    return ndarray(memory.copy(np.asarray(obj._host if isinstance(obj, ndarray) else obj, dtype)))
+    """A copy, which may come from the host; a number comes as an argument of the kernel that fills the array."""
+    if isinstance(obj, ndarray):
+        result = empty(obj.shape, obj.dtype if dtype is None else dtype)
+        result[...] = obj
+        return result
+    numbers = np.array(obj, dtype)
+    if numbers.ndim:
+        stream.refuse_in_capture("H2D transfers")
+    return _computed(numbers)
+
+
+def _computed(numbers: np.ndarray) -> ndarray:
+    """An array that a kernel fills with these numbers."""
+    result = empty(numbers.shape, numbers.dtype)
+    stream.run(lambda: np.copyto(result._host, numbers))
+    return result
 
 
 def asarray(a, dtype=None) -> ndarray:
@@ -78,7 +90,7 @@ def ascontiguousarray(a: ndarray, dtype=None) -> ndarray:
 
 
 def arange(*args, dtype=None) -> ndarray:
-    return array(np.arange(*args, dtype=dtype))
+    return _computed(np.arange(*args, dtype=dtype))
 
 
 def asnumpy(a) -> np.ndarray:
@@ -102,12 +114,44 @@ expand_dims, swapaxes, cumsum = map(on_device, (np.expand_dims, np.swapaxes, np.
 # -- the device --------------------------------------------------------------------------------------------------------
 
 
+class MemoryPool:
+    """Nothing is kept here for later; it counts what it gave."""
+
+    def __init__(self):
+        self.bytes = 0
+
+    def malloc(self, size: int) -> memory.Memory:
+        self.bytes += size
+        return memory.Memory(size)
+
+    def free_all_blocks(self) -> None:
+        self.bytes = 0
+
+    def used_bytes(self) -> int:
+        return self.bytes
+
+    def total_bytes(self) -> int:
+        return self.bytes
+
+
+DEFAULT_POOL = MemoryPool()
+
+
+def get_default_memory_pool() -> MemoryPool:
+    return DEFAULT_POOL
+
+
 class cuda:  # noqa: N801 - CuPy's name
-    """What is asked about a GPU."""
+    """What is asked about a GPU, and of it."""
+
+    Event, Graph, MemoryPool, Stream = stream.Event, stream.Graph, MemoryPool, stream.Stream
+    get_current_stream = staticmethod(stream.get_current_stream)
+    using_allocator = staticmethod(memory.using_allocator)
+    alloc_pinned_memory = bytearray
 
     class runtime:  # noqa: N801
-        class CUDARuntimeError(RuntimeError):
-            pass
+        CUDARuntimeError = stream.CUDARuntimeError
+        deviceSynchronize = staticmethod(stream.synchronize)  # noqa: N815
 
         @staticmethod
         def getDeviceCount() -> int:  # noqa: N802
@@ -121,10 +165,6 @@ class cuda:  # noqa: N801 - CuPy's name
         def driverGetVersion() -> int:  # noqa: N802
             return 0
 
-        @staticmethod
-        def deviceSynchronize() -> None:  # noqa: N802
-            pass
-
     class Device:
         compute_capability = "90"
 
@@ -132,31 +172,4 @@ class cuda:  # noqa: N801 - CuPy's name
             self.id = device
 
         def synchronize(self) -> None:
-            pass
-
-    class Stream(contextlib.nullcontext):
-        """Everything is done when the call returns."""
-
-        def __init__(self, non_blocking: bool = False):
-            super().__init__(self)
-
-        def synchronize(self) -> None:
-            pass
-
-    @staticmethod
-    def get_current_stream() -> Stream:
-        return cuda.Stream()
-
-
-class MemoryPool:
-    """Nothing is kept here for later."""
-
-    def used_bytes(self) -> int:
-        return 0
-
-    def total_bytes(self) -> int:
-        return 0
-
-
-def get_default_memory_pool() -> MemoryPool:
-    return MemoryPool()
+            stream.synchronize()

@@ -7,7 +7,7 @@ import threading
 
 import numpy as np
 
-from tests.stand_in import compiler, memory
+from tests.stand_in import compiler, memory, stream
 from tests.stand_in.array import ndarray
 
 ORDERS = {"ascending": 0, "descending": 1}
@@ -56,6 +56,9 @@ class RawKernel:
         if len(args) != len(self.parameters):
             raise TypeError(f"{self.name}: expected {len(self.parameters)} arguments, got {len(args)}")
         values = [_value(self.name, i, pair) for i, pair in enumerate(zip(args, self.parameters, strict=True))]
+        stream.run(functools.partial(self._run, grid, block, args, values))
+
+    def _run(self, grid: tuple, block: tuple, args: tuple, values: list[np.ndarray]) -> None:
         addresses = (ctypes.c_void_p * len(values))(*(value.ctypes.data for value in values))
         with ONE_AT_A_TIME:
             error = compiler.runtime().stand_in_run(
