@@ -3,6 +3,7 @@
 from minidl import data, functional, nn, optim
 from minidl._malloc import keep_freed_memory
 from minidl.autograd import is_grad_enabled, no_grad
+from minidl.capture import CapturedStep, cuda_graph
 from minidl.checkpoint import load_checkpoint, save_checkpoint
 from minidl.creation import arange, ones, randn, zeros
 from minidl.functional import cat, maximum, stack, where

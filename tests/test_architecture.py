@@ -27,6 +27,7 @@ MAY_IMPORT = {
     "ops": {"kernels"},
     "tensor": {"kernels", "ops", "autograd"},
     "creation": {"tensor", "random"},
+    "capture": {"tensor", "kernels", "random"},
     "testing": {"tensor", "autograd"},
     "functional": {"tensor", "ops", "kernels"},
     "nn": {"functional", "tensor", "random"},

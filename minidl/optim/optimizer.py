@@ -4,6 +4,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from minidl.kernels import is_capturing
 from minidl.nn.module import Module
 from minidl.tensor import Parameter, Tensor
 
@@ -35,6 +36,11 @@ class Optimizer:
     def lr(self, value: float) -> None:
         if not value >= 0:
             raise ValueError(f"{type(self).__name__}: expected a learning rate >= 0, got {value}")
+        if is_capturing(self._lr):
+            raise RuntimeError(
+                f"{type(self).__name__}.lr: set inside a captured step, it would be {value} in every step; "
+                "set it before the step"
+            )
         self._lr[...] = value
 
     def zero_grad(self) -> None:
