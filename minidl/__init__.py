@@ -3,11 +3,11 @@
 from minidl import data, functional, nn, optim
 from minidl._malloc import keep_freed_memory
 from minidl.autograd import is_grad_enabled, no_grad
+from minidl.capture import CapturedStep, cuda_graph
 from minidl.checkpoint import load_checkpoint, save_checkpoint
 from minidl.creation import arange, ones, randn, zeros
 from minidl.dtypes import float32, float64, int64
 from minidl.functional import cat, maximum, stack, where
-from minidl.graph import cuda_graph
 from minidl.kernels.cpu._parallel import get_num_threads, set_num_threads
 from minidl.kernels.memory import explain_out_of_memory
 from minidl.kernels.precision import tf32

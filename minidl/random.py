@@ -16,9 +16,14 @@ def manual_seed(seed: int) -> None:
     _thread.state = (int(seed), 0)
 
 
+def draws_so_far() -> tuple[int, int]:
+    """(this thread's seed, how many draws were made from it)."""
+    return getattr(_thread, "state", (0, 0))
+
+
 def next_draw() -> tuple[int, int]:
     """(seed, number of the draw), and counts on."""
-    seed, number = getattr(_thread, "state", (0, 0))
+    seed, number = draws_so_far()
     _thread.state = (seed, number + 1)
     return seed, number
 
@@ -31,7 +36,7 @@ def next_generator() -> np.random.Generator:
 @contextlib.contextmanager
 def fork_rng(seed: int) -> Iterator[None]:
     """Draw from that seed inside the `with` block, and go on afterwards as if nothing had been drawn."""
-    before = getattr(_thread, "state", (0, 0))
+    before = draws_so_far()
     manual_seed(seed)
     try:
         yield

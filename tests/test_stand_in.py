@@ -108,6 +108,11 @@ def test_an_array_like_a_transposed_one_is_transposed():
     assert cupy.empty_like(cupy.zeros((2, 3)).T).strides == cupy.zeros((2, 3)).T.strides
 
 
+def test_an_array_like_another_takes_an_empty_shape_for_none():
+    assert cupy.zeros_like(device(1, 2), shape=()).shape == (2,)  # unlike NumPy's
+    assert cupy.zeros_like(device(1, 2), shape=(1,)).shape == (1,)
+
+
 def test_what_is_made_contiguous_gets_a_dimension():
     assert cupy.ascontiguousarray(cupy.zeros(())).shape == (1,)  # in CuPy as in NumPy
 
@@ -264,3 +269,137 @@ def test_the_threads_of_a_warp_exchange_numbers(shuffle, expected, order):
     with stand_in.order(order):
         kernel("copy", COPY % source)((1,), (64,), (x, y, np.int32(32)))
     np.testing.assert_array_equal(y.get(), np.where(np.arange(64) < 32, expected(lane), 0))
+
+
+# -- graphs ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def capturing():
+    """The current stream, which captures."""
+    with cupy.cuda.Stream(non_blocking=True) as stream:
+        stream.begin_capture()
+        yield stream
+        if stream.is_capturing():
+            stream.end_capture()
+
+
+X = device(4, 1, 9, 16).reshape(2, 2)
+ROWS = device(1, 0, 1, dtype=np.int64)
+
+
+def counted(x):
+    y = cupy.zeros((2, 2))
+    y[0] = 5
+    y[1] += x[0]
+    y *= 2
+    y[:, 1].fill(7)
+    return y
+
+
+def gathered(x):
+    y = cupy.zeros((2, 2), np.float32)
+    np.add.at(y, ROWS, x[ROWS])
+    return y
+
+
+@pytest.mark.parametrize(
+    "compute",
+    [
+        lambda x: x + 2,
+        lambda x: np.exp(-x.T),
+        lambda x: np.where(x > 3, x, 0).sum(axis=0, keepdims=True),
+        lambda x: x.max(),
+        lambda x: x.reshape(4)[1:].copy(),
+        lambda x: np.broadcast_to(x.sum(), (3, 2)),
+        lambda x: cupy.concatenate([x, x.astype(np.float64)]),
+        lambda x: cupy.split(x * 2, 2)[1],
+        lambda x: cupy.multiply(x, x, out=cupy.empty_like(x)),
+        lambda x: cupy.array(x) * cupy.asarray(np.float32(2)) + cupy.arange(2, dtype=np.float32),
+        lambda x: x[ROWS] + np.ones_like(x[ROWS]),
+        counted,
+        gathered,
+    ],
+)
+def test_a_graph_computes_at_every_launch(compute):
+    x = X.copy()
+    with cupy.cuda.Stream(non_blocking=True) as stream:
+        stream.begin_capture()
+        y = compute(x)
+        graph = stream.end_capture()
+    for _ in range(2):
+        expected = compute(x)
+        assert y.get().tobytes() != expected.get().tobytes()
+        graph.launch()
+        assert (y.dtype, y.strides, y.get().tolist()) == (expected.dtype, expected.strides, expected.get().tolist())
+        x += 1
+
+
+@runs_kernels
+def test_a_captured_kernel_runs_when_the_graph_is_launched(capturing):
+    x, y = cupy.empty(2, np.float32), cupy.empty(2, np.float32)
+    kernel("copy", COPY % "y[threadIdx.x] = x[threadIdx.x];")((1,), (2,), (x, y, np.int32(2)))
+    graph = capturing.end_capture()
+    assert np.isnan(y.get()).all()
+    x.set(np.array([3, 4], np.float32))
+    graph.launch()
+    assert y.get().tolist() == [3, 4]
+
+
+def test_what_is_a_view_is_one_in_a_capture_too(capturing):
+    for view in (X.reshape(4), X.T, X[1:], X[0], np.broadcast_to(X, (3, 2, 2)), X.astype(np.float32, copy=False)):
+        assert np.shares_memory(view._host, X._host)
+    assert capturing.end_capture().operations == []
+
+
+@pytest.mark.parametrize(
+    ("copy", "message"),
+    [
+        (lambda x: x.get(), "D2H"),
+        (lambda x: x[0, 0].item(), "D2H"),
+        (lambda x: float(x[0, 0]), "D2H"),
+        (lambda x: bool(x[0, 0] > 1), "D2H"),
+        (lambda x: f"{x}", "D2H"),
+        (lambda x: print(x), "D2H"),
+        (lambda x: cupy.asarray(np.ones(1)), "H2D"),
+        (lambda x: cupy.array([1, 2]), "H2D"),
+        (lambda x: x.set(np.ones((2, 2), np.float32)), "H2D"),
+        (lambda x: x[[0, 1]], "H2D"),
+        (lambda x: assign(x[np.array([0, 1])], 1), "H2D"),
+        (lambda x: x[x > 1], "synchronous"),
+        (lambda x: x @ x, "cuBLAS"),
+        (lambda x: cupy.matmul(x, x, out=x), "cuBLAS"),
+    ],
+)
+def test_what_cannot_be_captured_is_refused_and_the_capture_goes_on(capturing, copy, message):
+    x = X.copy()
+    with pytest.raises(RuntimeError, match=message):
+        copy(x)
+    capturing.end_capture().launch()
+    copy(x)  # which nothing forbids any more
+
+
+def test_waiting_spoils_a_capture(capturing):
+    with pytest.raises(cupy.cuda.runtime.CUDARuntimeError, match="cudaErrorStreamCaptureUnsupported"):
+        cupy.cuda.Device().synchronize()
+    with pytest.raises(cupy.cuda.runtime.CUDARuntimeError, match="cudaErrorStreamCaptureInvalidated"):
+        capturing.end_capture()
+    assert not capturing.is_capturing()
+    capturing.synchronize()
+
+
+def test_only_a_stream_that_waits_for_no_other_captures():
+    with pytest.raises(RuntimeError, match="non_blocking=True"):
+        cupy.cuda.Stream().begin_capture()
+    with pytest.raises(cupy.cuda.runtime.CUDARuntimeError, match="cudaErrorIllegalState"):
+        cupy.cuda.get_current_stream().end_capture()
+
+
+def test_memory_comes_from_the_pool_in_use():
+    pool = cupy.cuda.MemoryPool()
+    with cupy.cuda.using_allocator(pool.malloc):
+        cupy.zeros(1000)
+    assert pool.total_bytes() >= 8000
+    before = pool.total_bytes()
+    cupy.zeros(1000)
+    assert pool.total_bytes() == before

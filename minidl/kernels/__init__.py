@@ -36,6 +36,19 @@ def to_device(array, device: str):
     return array.get() if device == "cpu" else _cupy().asarray(array)
 
 
+def is_capturing(array) -> bool:
+    """Whether what is done with the array now is captured in a CUDA graph, and not executed."""
+    return device_of(array) == "cuda" and _cupy().cuda.get_current_stream().is_capturing()
+
+
+def cuda_graphs() -> ModuleType:
+    """What captures work on device 'cuda' and launches it again."""
+    _cupy()  # says what is missing
+    from minidl.kernels.cuda import graph  # on first use, as it needs CuPy
+
+    return graph
+
+
 @functools.cache
 def _cuda() -> ModuleType:
     from minidl.kernels import cuda  # on first use, as it needs CuPy

@@ -1,5 +1,7 @@
 """The same numbers in another arrangement. Every result is C-contiguous: what the shape says is what memory holds."""
 
+import math
+
 import numpy as np
 
 from minidl.ops.function import Function
@@ -45,7 +47,7 @@ class GetItem(Function):
     @staticmethod
     def backward(ctx, grad):
         shape, index = ctx.saved
-        grad_x = np.zeros_like(grad, shape=shape)
+        grad_x = np.zeros_like(grad, shape=(math.prod(shape),)).reshape(shape)  # CuPy takes () for no shape given
         if _is_basic(index):
             grad_x[index] = grad
         else:

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from minidl.kernels.recording import is_recording
+from minidl.kernels import is_capturing
 from minidl.nn.module import Module
 from minidl.tensor import Parameter, Tensor
 
@@ -23,7 +23,8 @@ class Optimizer:
         self.parameters = [parameter for group in groups for parameter in group["params"]]
         _check(type(self).__name__, groups, self.parameters)
         self._weight_decays = [group.get("weight_decay", weight_decay) for group in groups for _ in group["params"]]
-        self._lr = np.zeros_like(self.parameters[0].data, dtype=np.float64, shape=())
+        # CuPy takes shape=() for none given.
+        self._lr = np.zeros_like(self.parameters[0].data, dtype=np.float64, shape=(1,)).reshape(())
         self.lr = lr
 
     @property
@@ -35,8 +36,11 @@ class Optimizer:
     def lr(self, value: float) -> None:
         if not value >= 0:
             raise ValueError(f"{type(self).__name__}: expected a learning rate >= 0, got {value}")
-        if is_recording():
-            raise RuntimeError("lr: set inside a recorded step it would stay as it is now; set it before the step")
+        if is_capturing(self._lr):
+            raise RuntimeError(
+                f"{type(self).__name__}.lr: set inside a captured step, it would be {value} in every step; "
+                "set it before the step"
+            )
         self._lr[...] = value
 
     def zero_grad(self) -> None:

@@ -52,6 +52,7 @@ CASES = [
     same_in_both("permute, counted from the end", lambda x: x.permute(-1, 0, -2), (2, 3, 4), is_linear=True),
     same_in_both("T", lambda x: x.T, (2, 3), is_linear=True),
     *(taken(name, index) for name, index in INDICES.items()),
+    same_in_both("a scalar with None", lambda x: x[None], (), is_linear=True),
     concatenated(0, (1, 3), (2, 3), (4, 3)),
     concatenated(-1, (2, 1, 3), (2, 1, 1)),
     concatenated(1, (2, 3)),

@@ -5,8 +5,10 @@ import operator
 
 import numpy as np
 
-from tests.stand_in import capture, memory
+from tests.stand_in import memory, stream
+from tests.stand_in.stream import refuse_in_capture
 
+CUBLAS = {np.matmul, np.dot, np.tensordot}
 COMPARISONS = {np.equal, np.not_equal, np.less, np.less_equal, np.greater, np.greater_equal}
 
 
@@ -35,25 +37,37 @@ def on_device(function):
 
     @functools.wraps(function)
     def call(*args, **kwargs):
-        hosts, named = [to_host(arg) for arg in args], {name: to_host(value) for name, value in kwargs.items()}
-        compute = functools.partial(function, *hosts, **named)
+        if function in CUBLAS and stream.is_capturing():
+            raise NotImplementedError("calling cuBLAS API during stream capture is currently unsupported")
+        on_host = functools.partial(function, *to_host(args), **{name: to_host(kwargs[name]) for name in kwargs})
         if isinstance(kwargs.get("out"), ndarray):
-            capture.do(compute)
+            stream.run(on_host)
             return kwargs["out"]
-        return to_device(computed_later(compute, hosts) if capture.is_capturing() else compute())
+        return to_device(compute(on_host))
 
     return call
 
 
-def computed_later(compute, inputs):
-    """An array with the shape and the dtype of what will be computed into it, or a view of what is there already."""
-    with np.errstate(all="ignore"):  # of numbers that nobody has computed yet
-        result = compute()
-    is_view = any(isinstance(host, np.ndarray) and np.may_share_memory(result, host) for host in inputs)
-    if isinstance(result, np.ndarray | np.generic) and not is_view:
-        result = np.array(result)
-        capture.do(lambda: np.copyto(result, compute()))
+def compute(on_host: functools.partial):
+    """The result; in a capture an array of garbage, which gets its numbers when the graph is launched.
+
+    A view of an argument is one at once. To know the shape NumPy is asked in a capture too, though of garbage.
+    """
+    if not stream.is_capturing():
+        return on_host()
+    with np.errstate(all="ignore"):
+        result = on_host()
+    if isinstance(result, list) or is_view(result, on_host.args):
+        return result
+    result = np.asarray(result)
+    result[...] = np.frombuffer(bytes([memory.GARBAGE]) * result.itemsize, result.dtype)[0]
+    stream.run(lambda: np.copyto(result, on_host()))
     return result
+
+
+def is_view(result, arguments: tuple) -> bool:
+    """Whether it lies in the memory of one of the arguments."""
+    return any(isinstance(x, np.ndarray) and np.may_share_memory(result, x) for x in arguments)
 
 
 def method(name: str):
@@ -69,20 +83,21 @@ def number(convert):
     """The only number of an array as a number of Python's."""
 
     def call(self):
-        capture.refuse("reading a number")
         if self.size != 1:
             raise TypeError(f"only arrays of one element can be converted to Python scalars, got shape {self.shape}")
-        return convert(self._host.item())
+        return convert(self.item())
 
     return call
 
 
 def as_index(index):
-    """CuPy copies NumPy's arrays to the device if they are indices."""
+    """CuPy copies NumPy's arrays and lists to the device if they are indices, and waits to count a mask's places."""
     if isinstance(index, tuple):
         return tuple(map(as_index, index))
-    if isinstance(index, np.ndarray):
-        capture.refuse("a copy from the host")
+    if isinstance(index, np.ndarray | list):
+        refuse_in_capture("H2D transfers")
+    if isinstance(index, ndarray) and index.dtype == np.bool_:
+        refuse_in_capture("synchronous API calls")
     return index._host if isinstance(index, ndarray) else index
 
 
@@ -106,16 +121,16 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # noqa: N801 - CuPy's name
 
     def get(self) -> np.ndarray:
         """A copy for the host."""
-        capture.refuse("a copy to the host")
+        refuse_in_capture("D2H transfers")
         return self._host.copy()
 
-    def set(self, arr: np.ndarray, stream=None) -> None:
-        """A copy from the host, of the same shape and dtype; done at once, whatever the stream."""
-        capture.refuse("a copy from the host")
+    def set(self, arr: np.ndarray, stream: object = None) -> None:
+        """Copy an array from the host; done at once, whatever the stream."""
+        refuse_in_capture("H2D transfers")
         if not isinstance(arr, np.ndarray):
             raise TypeError("Only numpy.ndarray can be set to cupy.ndarray")
-        if (self.dtype, self.shape) != (arr.dtype, arr.shape):
-            raise ValueError(f"Shape or dtype mismatch: {self.dtype} {self.shape} and {arr.dtype} {arr.shape}")
+        if (arr.shape, arr.dtype) != (self.shape, self.dtype):
+            raise ValueError(f"{arr.dtype} {arr.shape} cannot be set to {self.dtype} {self.shape}")
         self._host[...] = arr
 
     def __array__(self, dtype=None, copy=None):
@@ -125,34 +140,29 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # noqa: N801 - CuPy's name
         )
 
     def item(self):
-        capture.refuse("reading a number")
-        return self._host.item()
+        return self.get().item()
 
     def tolist(self):
-        capture.refuse("a copy to the host")
-        return self._host.tolist()
+        return self.get().tolist()
 
     __float__, __int__, __bool__ = number(float), number(int), number(bool)
     __index__ = number(operator.index)
 
     def __repr__(self) -> str:
-        capture.refuse("a copy to the host")
-        return f"stand_in.{self._host!r}"
+        return f"stand_in.{self.get()!r}"
 
     def __format__(self, spec: str) -> str:
-        return format(self._host.item() if not self.ndim else self._host, spec)
+        return format(self.get() if self.ndim else self.item(), spec)
 
     # -- NumPy's functions ---------------------------------------------------------------------------------------------
 
     def __array_ufunc__(self, ufunc, method, *inputs, out=None, **kwargs):
         if method == "at":
             array, index, *values = inputs
-            capture.do(lambda: ufunc.at(to_host(array), as_index(index), *map(to_host, values)))
+            stream.run(functools.partial(ufunc.at, to_host(array), as_index(index), *map(to_host, values)))
             return None
         if method != "__call__":
             return NotImplemented
-        if ufunc is np.matmul and capture.is_capturing():
-            raise NotImplementedError(capture.NO_CUBLAS)
         if ufunc in COMPARISONS:  # to which NumPy hands its scalars as arrays: numpy/numpy#12142
             inputs = [x.item() if isinstance(x, np.ndarray) and not x.ndim else x for x in inputs]
         if out is not None:
@@ -186,12 +196,13 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # noqa: N801 - CuPy's name
     # -- parts ---------------------------------------------------------------------------------------------------------
 
     def __getitem__(self, index) -> "ndarray":
-        index = as_index(index)
-        return on_device(lambda host: host[index])(self)
+        return to_device(compute(functools.partial(operator.getitem, self._host, as_index(index))))
 
     def __setitem__(self, index, value) -> None:
-        index, value = as_index(index), to_host(value)
-        capture.do(lambda: operator.setitem(self._host, index, value))
+        stream.run(functools.partial(operator.setitem, self._host, as_index(index), to_host(value)))
+
+    def fill(self, value) -> None:
+        self[...] = value
 
     def __iter__(self):
         return (self[i] for i in range(len(self)))
@@ -214,6 +225,3 @@ class ndarray(np.lib.mixins.NDArrayOperatorsMixin):  # noqa: N801 - CuPy's name
         result = ndarray(memory.allocate(self.shape, self.dtype))
         result[...] = self
         return result
-
-    def fill(self, value) -> None:
-        self[...] = value

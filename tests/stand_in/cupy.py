@@ -1,11 +1,8 @@
 """The names of CuPy that minidl uses. What is missing here is refused: add what a kernel needs, if CuPy has it."""
 
-import contextlib
-import time
-
 import numpy as np
 
-from tests.stand_in import capture, memory
+from tests.stand_in import memory, stream
 from tests.stand_in.array import ndarray, on_device
 from tests.stand_in.kernel import RawKernel  # noqa: F401 - one of the names
 
@@ -37,12 +34,12 @@ def ones(shape, dtype=float) -> ndarray:
 
 
 def empty_like(a: ndarray, dtype=None, shape=None) -> ndarray:
-    """As CuPy's, an array with a's order of strides, if no shape is given."""
-    shape_of_a, dtype = a.shape, a.dtype if dtype is None else dtype
-    if shape is not None:
+    """As CuPy's, an array with a's order of strides, if no shape is given; and CuPy takes () for none given."""
+    dtype = a.dtype if dtype is None else dtype
+    if shape:
         return empty(shape, dtype)
-    order = sorted(range(a.ndim), key=lambda axis: -np.abs(a.strides[axis]))
-    return empty([shape_of_a[axis] for axis in order], dtype).transpose(np.argsort(order).tolist())
+    order = np.argsort(-np.abs(a.strides), kind="stable").tolist()
+    return empty([a.shape[axis] for axis in order], dtype).transpose(np.argsort(order).tolist())
 
 
 def full_like(a: ndarray, fill_value, dtype=None, shape=None) -> ndarray:
@@ -60,11 +57,22 @@ def ones_like(a: ndarray, dtype=None, shape=None) -> ndarray:
 
 
 def array(obj, dtype=None) -> ndarray:
-    """A copy, which may come from the host."""
+    """A copy, which may come from the host; a number comes as an argument of the kernel that fills the array."""
     if isinstance(obj, ndarray):
-        return obj.astype(obj.dtype if dtype is None else dtype).copy()
-    capture.refuse("a copy from the host")
-    return ndarray(memory.copy(np.asarray(obj._host if isinstance(obj, ndarray) else obj, dtype)))
+        result = empty(obj.shape, obj.dtype if dtype is None else dtype)
+        result[...] = obj
+        return result
+    numbers = np.array(obj, dtype)
+    if numbers.ndim:
+        stream.refuse_in_capture("H2D transfers")
+    return _computed(numbers)
+
+
+def _computed(numbers: np.ndarray) -> ndarray:
+    """An array that a kernel fills with these numbers."""
+    result = empty(numbers.shape, numbers.dtype)
+    stream.run(lambda: np.copyto(result._host, numbers))
+    return result
 
 
 def asarray(a, dtype=None) -> ndarray:
@@ -82,7 +90,7 @@ def ascontiguousarray(a: ndarray, dtype=None) -> ndarray:
 
 
 def arange(*args, dtype=None) -> ndarray:
-    return array(np.arange(*args, dtype=dtype))
+    return _computed(np.arange(*args, dtype=dtype))
 
 
 def asnumpy(a) -> np.ndarray:
@@ -97,44 +105,40 @@ square, subtract, tanh, where, isnan = map(on_device, (np.square, np.subtract, n
 isfinite, logical_and, negative = map(on_device, (np.isfinite, np.logical_and, np.negative))
 sum, max, min, mean, argmax = map(on_device, (np.sum, np.max, np.min, np.mean, np.argmax))
 amax, amin, all, any, var = map(on_device, (np.amax, np.amin, np.all, np.any, np.var))
-take = on_device(np.take)
+matmul, dot, tensordot, take = map(on_device, (np.matmul, np.dot, np.tensordot, np.take))
 broadcast_to, concatenate, moveaxis, pad = map(on_device, (np.broadcast_to, np.concatenate, np.moveaxis, np.pad))
 ravel, repeat, reshape, roll, split = map(on_device, (np.ravel, np.repeat, np.reshape, np.roll, np.split))
 squeeze, stack, tile, transpose, flip = map(on_device, (np.squeeze, np.stack, np.tile, np.transpose, np.flip))
 expand_dims, swapaxes, cumsum = map(on_device, (np.expand_dims, np.swapaxes, np.cumsum))
 
-
-def by_cublas(function):
-    """A product of matrices, which CuPy does not capture."""
-
-    def call(*args, **kwargs):
-        if capture.is_capturing():
-            raise NotImplementedError(capture.NO_CUBLAS)
-        return on_device(function)(*args, **kwargs)
-
-    call.__name__ = function.__name__
-    return call
-
-
-matmul, dot, tensordot = map(by_cublas, (np.matmul, np.dot, np.tensordot))
-
 # -- the device --------------------------------------------------------------------------------------------------------
 
 
 class MemoryPool:
-    """Nothing is kept here for later."""
+    """Nothing is kept here for later; it counts what it gave."""
 
-    def malloc(self, size: int) -> None:
-        pass
+    def __init__(self):
+        self.bytes = 0
+
+    def malloc(self, size: int) -> memory.Memory:
+        self.bytes += size
+        return memory.Memory(size)
 
     def free_all_blocks(self) -> None:
-        pass
+        self.bytes = 0
 
     def used_bytes(self) -> int:
-        return 0
+        return self.bytes
 
     def total_bytes(self) -> int:
-        return 0
+        return self.bytes
+
+
+DEFAULT_POOL = MemoryPool()
+
+
+def get_default_memory_pool() -> MemoryPool:
+    return DEFAULT_POOL
 
 
 class OutOfMemoryError(MemoryError):
@@ -143,11 +147,20 @@ class OutOfMemoryError(MemoryError):
 
 
 class cuda:  # noqa: N801 - CuPy's name
-    """What is asked about a GPU."""
+    """What is asked about a GPU, and of it."""
+
+    Event, Graph, MemoryPool, Stream = stream.Event, stream.Graph, MemoryPool, stream.Stream
+    get_current_stream = staticmethod(stream.get_current_stream)
+    get_elapsed_time = staticmethod(stream.get_elapsed_time)
+    using_allocator = staticmethod(memory.using_allocator)
+    alloc_pinned_memory = bytearray
+
+    class memory:  # noqa: N801
+        OutOfMemoryError = OutOfMemoryError
 
     class runtime:  # noqa: N801
-        class CUDARuntimeError(RuntimeError):
-            pass
+        CUDARuntimeError = stream.CUDARuntimeError
+        deviceSynchronize = staticmethod(stream.synchronize)  # noqa: N815
 
         @staticmethod
         def getDeviceCount() -> int:  # noqa: N802
@@ -161,10 +174,6 @@ class cuda:  # noqa: N801 - CuPy's name
         def driverGetVersion() -> int:  # noqa: N802
             return 0
 
-        @staticmethod
-        def deviceSynchronize() -> None:  # noqa: N802
-            pass
-
     class Device:
         compute_capability = "90"
         mem_info = 2**30, 2**30  # bytes: free, and in all
@@ -173,44 +182,4 @@ class cuda:  # noqa: N801 - CuPy's name
             self.id = device
 
         def synchronize(self) -> None:
-            capture.refuse("waiting for the device")
-
-    Stream, Graph = capture.Stream, capture.Graph
-
-    class Event:
-        """What it stands for has happened already."""
-
-        def __init__(self, block: bool = False, disable_timing: bool = False):
-            pass
-
-        def record(self, stream: "cuda.Stream | None" = None) -> None:
-            self.seconds = time.perf_counter()
-
-        def synchronize(self) -> None:
-            capture.refuse("waiting for the device")
-
-    @staticmethod
-    def get_elapsed_time(start: Event, end: Event) -> float:
-        return 1000 * (end.seconds - start.seconds)
-
-    @staticmethod
-    def alloc_pinned_memory(size: int) -> bytearray:
-        return bytearray(size)
-
-    @staticmethod
-    def get_current_stream() -> capture.Stream:
-        return capture.current_stream()
-
-    MemoryPool = MemoryPool
-
-    class memory:  # noqa: N801
-        OutOfMemoryError = OutOfMemoryError
-
-    @staticmethod
-    def using_allocator(allocator) -> contextlib.AbstractContextManager:
-        """There is one memory, and no choice."""
-        return contextlib.nullcontext()
-
-
-def get_default_memory_pool() -> MemoryPool:
-    return MemoryPool()
+            stream.synchronize()

@@ -7,7 +7,7 @@ import threading
 
 import numpy as np
 
-from tests.stand_in import capture, compiler, memory
+from tests.stand_in import compiler, memory, stream
 from tests.stand_in.array import ndarray
 
 ORDERS = {"ascending": 0, "descending": 1}
@@ -56,7 +56,7 @@ class RawKernel:
         if len(args) != len(self.parameters):
             raise TypeError(f"{self.name}: expected {len(self.parameters)} arguments, got {len(args)}")
         values = [_value(self.name, i, pair) for i, pair in enumerate(zip(args, self.parameters, strict=True))]
-        capture.do(lambda: self._run(grid, block, args, values))
+        stream.run(functools.partial(self._run, grid, block, args, values))
 
     def _run(self, grid: tuple, block: tuple, args: tuple, values: list[np.ndarray]) -> None:
         addresses = (ctypes.c_void_p * len(values))(*(value.ctypes.data for value in values))

@@ -1,4 +1,9 @@
-"""A recorded step does what an ordinary one does, bit for bit, and what cannot be recorded is refused."""
+"""A captured step does what an eager one does, bit for bit; and what would be frozen in a graph is an error."""
+
+import importlib
+import re
+import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +14,7 @@ from minidl import Tensor, nn
 from minidl.functional import cross_entropy
 from minidl.optim import SGD, Adam
 
-CALLS = 5  # two ordinary ones, one that records, and two replays
+README = (Path(__file__).parents[3] / "README.md").read_text(encoding="utf-8")
 
 
 def small_network():
@@ -18,123 +23,336 @@ def small_network():
         nn.BatchNorm2d(4),
         nn.ReLU(),
         nn.MaxPool2d(2),
-        nn.Dropout(0.3),
+        nn.Dropout(0.5),
         nn.Flatten(),
-        nn.Linear(4 * 4 * 4, 4),
+        nn.Linear(64, 10),
     )
 
 
+NETWORKS = {"every kind of layer": small_network, "ResNet-8": lambda: cifar_resnet(8)}
 OPTIMIZERS = {
-    "SGD": lambda parameters: SGD(parameters, 0.1, momentum=0.9, weight_decay=1e-3),
+    "SGD": lambda parameters: SGD(parameters, 0.1, momentum=0.9, weight_decay=1e-2, nesterov=True),
     "Adam": lambda parameters: Adam(parameters, 0.01),
 }
 
 
-@pytest.fixture
-def batches(rng):
-    """Images and labels for each call."""
-    images = rng.standard_normal((CALLS, 4, 8, 8, 3)).astype(np.float32)
-    return list(zip(images, rng.integers(0, 4, (CALLS, 4)), strict=True))
+class Training:
+    """A network, an optimiser, and a step of it."""
 
+    def __init__(self, device, network="every kind of layer", optimizer="SGD"):
+        minidl.manual_seed(0)
+        self.model = NETWORKS[network]().to(device)
+        self.optimizer = OPTIMIZERS[optimizer](self.model.parameters())
 
-def make_step(model, optimizer):
-    def train_step(images, labels):
-        loss = cross_entropy(model(images), labels)
+    def step(self, images, labels):
+        logits = self.model(images)
+        loss = cross_entropy(logits, labels)
         loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        return loss
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss, logits
 
-    return train_step
-
-
-def train(make, optimizer, batches, device, recorded, dtype="float32"):
-    """(losses, everything that training has changed)."""
-    minidl.manual_seed(1)
-    model = make().to(device)
-    optimizer = OPTIMIZERS[optimizer](model.parameters())
-    step = make_step(model, optimizer)
-    step = minidl.cuda_graph(step) if recorded else step
-    losses = []
-    for number, (images, labels) in enumerate(batches):
-        optimizer.lr = 0.1 / (1 + number)
-        losses.append(step(Tensor(images, device=device).to(dtype), Tensor(labels, device=device).data))
-    return [loss.item() for loss in losses], model.state_dict() | optimizer.state_dict()
+    def state(self):
+        """Whatever a step changes."""
+        tensors = dict([*self.model.named_parameters(), *self.model.named_buffers()])  # with dropout's counters
+        return {name: tensor.numpy() for name, tensor in tensors.items()} | self.optimizer.state_dict()
 
 
+@pytest.fixture
+def training(device):
+    return Training(device)
+
+
+@pytest.fixture
+def graph(kernels):
+    return importlib.import_module("minidl.kernels.cuda.graph")
+
+
+def batches(count, device="cpu", size=8):
+    """Images as tensors and labels as arrays."""
+    rng = np.random.default_rng(0)
+    images = [rng.standard_normal((2, size, size, 3), np.float32) for _ in range(count)]
+    labels = [rng.integers(10, size=2) for _ in range(count)]
+    return [(Tensor(x, device=device), Tensor(y, device=device).data) for x, y in zip(images, labels, strict=True)]
+
+
+def captured(training, calls=3):
+    """A step that has been captured."""
+    step = minidl.cuda_graph(training.step)
+    for images, labels in batches(calls):
+        step(images, labels)
+    return step
+
+
+# -- a captured step is a step -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("source", ["cpu", "cuda"])
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_recorded_run_is_an_ordinary_one_bit_for_bit(optimizer, dtype, device, batches):
-    ordinary, expected = train(small_network, optimizer, batches, device, recorded=False, dtype=dtype)
-    recorded, state = train(small_network, optimizer, batches, device, recorded=True, dtype=dtype)
-    assert recorded == ordinary
-    assert len(set(recorded)) == CALLS
-    for key, array in expected.items():
-        assert state[key].tobytes() == array.tobytes(), key
+@pytest.mark.parametrize("network", NETWORKS)
+def test_captured_steps_have_the_bits_of_eager_ones(network, optimizer, source, device):
+    """Losses, weights, running statistics, the optimiser's state, dropout's counters; the learning rate changes."""
+    eager, other = Training(device, network, optimizer), Training(device, network, optimizer)
+    step = minidl.cuda_graph(other.step)
+    for number, (images, labels) in enumerate(batches(5, source)):
+        eager.optimizer.lr = other.optimizer.lr = 0.1 / (number + 1)
+        expected = eager.step(images.to(device), labels)
+        for ours, theirs in zip(step(images, labels), expected, strict=True):
+            assert ours.numpy().tobytes() == theirs.numpy().tobytes(), number
+    state = other.state()
+    for name, array in eager.state().items():
+        assert array.tobytes() == state[name].tobytes(), name
 
 
-def test_a_recorded_resnet_is_an_ordinary_one_bit_for_bit(device, batches):
-    ordinary, expected = train(lambda: cifar_resnet(8, "A", 4), "SGD", batches[:4], device, recorded=False)
-    recorded, state = train(lambda: cifar_resnet(8, "A", 4), "SGD", batches[:4], device, recorded=True)
-    assert recorded == ordinary
-    for key, array in expected.items():
-        assert state[key].tobytes() == array.tobytes(), key
+def test_a_capture_executes_nothing_by_itself(training, graph):
+    (images, labels), *_ = batches(1, "cuda")
+    work = graph.Graph()
+    work.run(lambda: training.step(images, labels))
+    before = training.state()
+    work.capture(lambda: training.step(images, labels))
+    assert all(array.tobytes() == before[name].tobytes() for name, array in training.state().items())
+    work.launch()
+    assert any(array.tobytes() != before[name].tobytes() for name, array in training.state().items())
 
 
-def test_inputs_may_come_from_the_host_and_outputs_stay_as_they_are(device):
-    double = minidl.cuda_graph(lambda x, y: (x + x, y, None))
-    results = [double(Tensor(np.full(3, number, np.float32)), np.arange(2) + number) for number in range(CALLS)]
-    for number, (x, y, nothing) in enumerate(results):
-        np.testing.assert_array_equal(x.numpy(), np.full(3, 2 * number))
-        np.testing.assert_array_equal(Tensor(y).numpy(), np.arange(2) + number)
-        assert nothing is None
-        assert x.device == "cuda"
+def test_what_is_computed_lies_in_a_pool_of_its_own(training, graph):
+    (images, labels), *_ = batches(1, "cuda")
+    work = graph.Graph()
+    work.run(lambda: training.step(images, labels))
+    assert work.pool.total_bytes() > images.data.nbytes
 
 
-def test_another_shape_is_refused_and_the_graph_still_works(device, to_device):
-    double = minidl.cuda_graph(lambda x: x + x)
-    for _ in range(3):
-        double(to_device(np.ones(3)))
-    with pytest.raises(ValueError, match=r"expected inputs like .*, float64 \(3,\), got float64 \(2,\); .*call .step"):
-        double(to_device(np.ones(2)))
-    with pytest.raises(ValueError, match="got float32"):
-        double(to_device(np.ones(3, np.float32)))
-    with pytest.raises(TypeError, match="expected tensors or arrays as inputs, got int"):
-        double(3)
-    assert Tensor(double.step(to_device(np.ones(2)))).numpy().tolist() == [2, 2]
-    assert Tensor(double(to_device(np.full(3, 4.0)))).numpy().tolist() == [8, 8, 8]
+def test_the_memory_is_given_back_with_the_graph(training, graph):
+    (images, labels), *_ = batches(1, "cuda")
+    work = graph.Graph()
+    work.run(lambda: training.step(images, labels))
+    pool, before = work.pool, work.pool.total_bytes()
+    del work
+    assert pool.total_bytes() < before
 
 
-UNRECORDABLE = {
-    "reading a number": lambda x: x * x.sum().item(),
-    "a copy to the host": lambda x: Tensor(x.numpy(), device="cuda"),
-    "a copy from the host": lambda x: x + Tensor(np.ones(3, np.float32), device="cuda"),
-    "cuBLAS": lambda x: x.reshape(1, 3) @ x.reshape(3, 1),
+def test_outputs_are_copies_without_a_graph_behind_them(training):
+    step = minidl.cuda_graph(training.step)
+    results = [step(images, labels)[0] for images, labels in batches(5)]
+    assert not any(loss.requires_grad for loss in results)
+    assert len({loss.item() for loss in results}) == 5
+
+
+def test_a_step_may_return_nothing_or_nested_tuples_and_take_constants(device):
+    total = Tensor(np.zeros(2, np.float32), device=device)
+
+    def add(x, sign, scale):
+        total.data[...] += x.data * (scale if sign == "plus" else -scale)
+        return (x * 2, (x, total)) if sign == "plus" else None
+
+    plus, minus = minidl.cuda_graph(add), minidl.cuda_graph(add)
+    for number in range(4):
+        x = Tensor([1.0, number], device=device)
+        doubled, (same, sums) = plus(x, "plus", 2)
+        np.testing.assert_array_equal(doubled.numpy(), [2, 2 * number])
+        np.testing.assert_array_equal(same.numpy(), [1, number])
+        assert minus(x, "minus", 1) is None
+    np.testing.assert_array_equal(sums.numpy(), [5, 9])
+    np.testing.assert_array_equal(total.numpy(), [4, 6])
+
+
+def test_evaluation_is_captured_too(training, device):
+    training.model.eval()
+
+    @minidl.no_grad()
+    def predict(images):
+        return training.model(images)
+
+    step = minidl.cuda_graph(predict)
+    for images, _ in batches(4):
+        assert step(images).numpy().tobytes() == predict(images.to(device)).numpy().tobytes()
+
+
+def test_the_function_itself_takes_a_smaller_batch(training, device):
+    step = captured(training)
+    images, labels = batches(1, device)[0]
+    before = training.state()["0.weight"]
+    loss, _ = step.function(images[:1], labels[:1])
+    assert np.isfinite(loss.item())
+    assert (training.state()["0.weight"] != before).any()
+
+
+def test_the_host_waits_before_it_writes_to_pinned_memory_again(graph, to_host):
+    buffer, seen = graph.InputBuffer((2,), np.dtype(np.float32)), []
+    buffer.copied = types.SimpleNamespace(
+        synchronize=lambda: seen.append(buffer.pinned.tolist()), record=lambda stream: seen.append("recorded")
+    )
+    buffer.fill(np.array([1, 2], np.float32))
+    buffer.fill(np.array([3, 4], np.float32))
+    assert seen[1:] == ["recorded", [1, 2], "recorded"]
+    assert to_host(buffer.array).tolist() == [3, 4]
+
+
+# -- what cannot be captured -------------------------------------------------------------------------------------------
+
+CANNOT = {
+    "a number read": lambda training, loss: loss.item(),
+    "an array read": lambda training, loss: loss.numpy(),
+    "a condition": lambda training, loss: loss > 1 or None,
+    "data from the host": lambda training, loss: Tensor([1.0, 2.0], device="cuda"),
+    "a product by cuBLAS": lambda training, loss: loss.reshape(1, 1) @ loss.reshape(1, 1),
+    "the learning rate set": lambda training, loss: setattr(training.optimizer, "lr", 0.5),
+    "the learning rate read": lambda training, loss: training.optimizer.lr,
+    "random numbers": lambda training, loss: loss * minidl.randn().item(),
+    "a layer made": lambda training, loss: nn.Dropout(0.5).to("cuda")(loss),
+    "clipping": lambda training, loss: minidl.optim.clip_grad_norm_(training.model.parameters(), 1.0),
 }
 
 
-@pytest.mark.parametrize("what", UNRECORDABLE)
-def test_what_cannot_be_recorded_is_refused_and_the_process_goes_on(what, device):
-    graph, x = minidl.cuda_graph(UNRECORDABLE[what]), Tensor(np.arange(3, dtype=np.float32), device=device)
-    ordinary = [graph(x), graph(x)]
+@pytest.mark.parametrize("what", CANNOT)
+def test_what_cannot_be_captured_is_an_error_and_the_process_goes_on(what, training, device):
+    def train_step(images, labels):
+        loss = cross_entropy(training.model(images), labels)
+        loss.backward()
+        CANNOT[what](training, loss)
+        training.optimizer.step()
+        training.optimizer.zero_grad()
+
+    step = minidl.cuda_graph(train_step)
+    (images, labels), *_ = batches(1)
+    step(images, labels)
+    step(images, labels)
+    before = training.state()
     for _ in range(2):
-        with pytest.raises(RuntimeError, match=r"cuda_graph: the step cannot be recorded: .*Read numbers"):
-            graph(x)
-    again = UNRECORDABLE[what](x)
-    np.testing.assert_array_equal(again.numpy(), ordinary[0].numpy())
+        with pytest.raises(RuntimeError, match=r"cuda_graph: the step cannot be captured: .*; read numbers after the"):
+            step(images, labels)
+    assert all(array.tobytes() == before[name].tobytes() for name, array in training.state().items())
+    training.optimizer.zero_grad()
+    train_step(images.to(device), labels)  # eagerly
+    captured(training)
 
 
-def test_a_learning_rate_set_inside_the_step_is_refused(device):
-    weight = minidl.Parameter(Tensor(np.ones(3, np.float32), device=device))
-    optimizer = SGD([weight], 0.1)
+def test_a_spoilt_capture_ends_too(training, graph):
+    cupy = graph.cupy
 
-    def step(x):
-        optimizer.lr = 0.2
-        return x
+    def wait(images, labels):
+        training.step(images, labels)
+        cupy.cuda.get_current_stream().synchronize()
 
-    graph, x = minidl.cuda_graph(step), Tensor(np.ones(3), device=device)
-    graph(x), graph(x)
-    with pytest.raises(RuntimeError, match="lr: set inside a recorded step"):
-        graph(x)
-    optimizer.lr = 0.3
-    assert optimizer.lr == 0.3
+    step = minidl.cuda_graph(wait)
+    (images, labels), *_ = batches(1)
+    step(images, labels)
+    step(images, labels)
+    with pytest.raises(RuntimeError, match="cannot be captured: cudaErrorStreamCaptureUnsupported"):
+        step(images, labels)
+    training.optimizer.zero_grad()
+    captured(training)
+
+
+def test_another_error_comes_as_it_is(training):
+    def fail(images, labels):
+        training.step(images, labels)
+        if fail.now:
+            raise KeyError("mine")
+
+    fail.now = False
+    step = minidl.cuda_graph(fail)
+    (images, labels), *_ = batches(1)
+    step(images, labels)
+    step(images, labels)
+    fail.now = True
+    with pytest.raises(KeyError, match="mine"):
+        step(images, labels)
+    fail.now = False
+    training.optimizer.zero_grad()
+    step(images, labels)
+
+
+def test_setting_the_learning_rate_inside_is_explained(training):
+    def train_step(images, labels):
+        training.optimizer.lr = 0.25
+        training.step(images, labels)
+
+    step = minidl.cuda_graph(train_step)
+    (images, labels), *_ = batches(1)
+    step(images, labels)
+    step(images, labels)
+    with pytest.raises(RuntimeError, match=r"SGD\.lr: set inside a captured step, it would be 0\.25 in every step"):
+        step(images, labels)
+
+
+# -- arguments and outputs ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda images, labels: (images[:1], labels[:1]),
+        lambda images, labels: (images.to("float64"), labels),
+        lambda images, labels: (images.numpy(), labels),
+        lambda images, labels: (images,),
+    ],
+)
+@pytest.mark.parametrize("calls", [1, 3])
+def test_other_arguments_than_the_first_are_refused(change, calls, training):
+    step = captured(training, calls)
+    (images, labels), *_ = batches(1)
+    expected = r"expected the arguments \(Tensor \(2, 8, 8, 3\) float32, array \(2,\) int64\) of the first call, got \("
+    with pytest.raises(ValueError, match=expected + r".*\); call step\.function\(\.\.\.\)"):
+        step(*change(images, labels))
+    step(images, labels)
+
+
+def test_a_constant_must_stay_the_same(device):
+    step = minidl.cuda_graph(lambda x, scale: x * scale)
+    x = Tensor([1.0], device=device)
+    step(x, 2)
+    for other in (3, 2.0, None):
+        with pytest.raises(ValueError, match=r"got \(Tensor \(1,\) float32, .*; call step\.function"):
+            step(x, other)
+
+
+def test_the_first_call_that_succeeds_decides(device):
+    step = minidl.cuda_graph(lambda x: x.reshape(2))
+    with pytest.raises(ValueError, match="reshape"):
+        step(Tensor([1.0, 2.0, 3.0]))
+    assert [step(Tensor([1.0, 2.0])).shape for _ in range(4)] == [(2,)] * 4
+
+
+@pytest.mark.parametrize("argument", [[1, 2], {"x": 1}, nn.ReLU()])
+def test_an_argument_of_another_kind_is_refused(argument, device):
+    with pytest.raises(TypeError, match="expected tensors, arrays, numbers and strings as arguments, got"):
+        minidl.cuda_graph(lambda x: None)(argument)
+
+
+def test_an_argument_that_requires_grad_is_refused(device):
+    with pytest.raises(ValueError, match=r"an argument requires grad.*pass argument\.detach\(\)"):
+        minidl.cuda_graph(lambda x: None)(Tensor([1.0], device=device, requires_grad=True))
+
+
+@pytest.mark.parametrize("output", [1.5, [1], {"loss": 1}])
+def test_an_output_of_another_kind_is_refused(output, device):
+    with pytest.raises(TypeError, match="expected the step to return a Tensor, a tuple of Tensors or None, got"):
+        minidl.cuda_graph(lambda: output)()
+
+
+def test_a_step_on_the_cpu_is_refused(device):
+    with pytest.raises(ValueError, match=r"expected the step to compute on device 'cuda'.*model\.to\('cuda'\)"):
+        minidl.cuda_graph(lambda: Tensor([1.0]))()
+    with pytest.raises(TypeError, match=r"conv2d: inputs of device cuda and cpu"):
+        captured(Training("cpu"), calls=1)
+
+
+# -- README ------------------------------------------------------------------------------------------------------------
+
+
+def test_what_readme_shows_runs(training):
+    (program,) = re.findall(r"```py\n(.*?)```", README, re.DOTALL)
+    names = {
+        "minidl": minidl,
+        "cross_entropy": cross_entropy,
+        "model": training.model,
+        "optimizer": training.optimizer,
+        "schedule": lambda number: 0.1 / (number + 1),
+        "loader": [(images.numpy(), labels) for images, labels in batches(4)],
+        "Tensor": Tensor,
+    }
+    before = training.state()["0.weight"]
+    exec(program, names)
+    assert (training.state()["0.weight"] != before).any()
+    assert np.isfinite(names["loss"].item())
