@@ -1,5 +1,6 @@
 """A captured step does what an eager one does, bit for bit; and what would be frozen in a graph is an error."""
 
+import contextlib
 import importlib
 import re
 import types
@@ -102,6 +103,24 @@ def test_captured_steps_have_the_bits_of_eager_ones(network, optimizer, source, 
     state = other.state()
     for name, array in eager.state().items():
         assert array.tobytes() == state[name].tobytes(), name
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "tf32"])
+def test_captured_steps_with_rounded_products_have_the_bits_of_eager_ones(dtype, device):
+    eager, other = Training(device), Training(device)
+
+    def step_of(training):
+        def step(images, labels):
+            with minidl.tf32() if dtype == "tf32" else contextlib.nullcontext():
+                return training.step(images.to("bfloat16") if dtype == "bfloat16" else images, labels)
+
+        return step
+
+    step = minidl.cuda_graph(step_of(other))
+    for images, labels in batches(4, "cuda"):
+        expected = step_of(eager)(images, labels)
+        for ours, theirs in zip(step(images, labels), expected, strict=True):
+            assert ours.numpy().tobytes() == theirs.numpy().tobytes()
 
 
 def test_a_capture_executes_nothing_by_itself(training, graph):
