@@ -49,6 +49,7 @@ __all__ = [
     "pad_channels_forward",
     "relu_backward",
     "relu_forward",
+    "scatter_add",
     "sgd_update",
     "softmax_backward",
     "softmax_forward",
@@ -474,6 +475,14 @@ def pad_channels_backward(grad, before, after):
     for c in range(grad_x.shape[-1]):
         grad_x[..., c] = grad[..., before + c]
     return grad_x
+
+
+def scatter_add(grad, positions, shape):
+    """y of that shape, flattened: y[p] is the sum of the numbers of grad whose position is p."""
+    y = np.zeros(math.prod(shape), grad.dtype)
+    for number, position in zip(grad.ravel(), positions.ravel(), strict=True):
+        y[position] += number
+    return y.reshape(shape)
 
 
 # ---- augmentation: what becomes of an image before the network sees it -----------------------------------------------

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 
+from minidl.kernels import kernels_for
 from minidl.ops.function import Function
 
 
@@ -47,11 +48,12 @@ class GetItem(Function):
     @staticmethod
     def backward(ctx, grad):
         shape, index = ctx.saved
-        grad_x = np.zeros_like(grad, shape=(math.prod(shape),)).reshape(shape)  # CuPy takes () for no shape given
-        if _is_basic(index):
-            grad_x[index] = grad
-        else:
-            np.add.at(grad_x, index, grad)  # an index array may name one place several times
+        size = math.prod(shape)
+        if not _is_basic(index):  # an index array may name one place several times
+            positions = np.arange(size, like=grad).reshape(shape)[index]
+            return kernels_for(grad).scatter_add(grad, positions, shape)
+        grad_x = np.zeros_like(grad, shape=(size,)).reshape(shape)  # CuPy takes () for no shape given
+        grad_x[index] = grad
         return grad_x
 
 

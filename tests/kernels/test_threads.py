@@ -74,6 +74,7 @@ def activation_workloads():
     yield "local_response_norm_forward", x, 5, 0.1, 0.75, 2.0
     yield "local_response_norm_backward", grad, x, y, 1 + x**2, 5, 0.1, 0.75
     yield "pad_channels_forward", x, 32, 32
+    yield "scatter_add", x, np.arange(x.size).reshape(x.shape) // 3, x.shape
     yield "pad_channels_backward", grad, 16, 16
 
 

@@ -22,6 +22,7 @@ from minidl.kernels.cuda.pool import (
     max_pool2d_backward,
     max_pool2d_forward,
 )
+from minidl.kernels.cuda.scatter import scatter_add
 from minidl.kernels.cuda.softmax import log_softmax_backward, log_softmax_forward, softmax_backward, softmax_forward
 from minidl.kernels.cuda.update import adam_update, sgd_update, update_running_statistics
 
@@ -60,6 +61,7 @@ __all__ = [
     "pad_channels_forward",
     "relu_backward",
     "relu_forward",
+    "scatter_add",
     "sgd_update",
     "softmax_backward",
     "softmax_forward",
