@@ -343,6 +343,10 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path, help="where to write the record")
     args = parser.parse_args()
+    try:
+        Tensor(0.0, device="cuda")
+    except RuntimeError as problem:
+        parser.error(str(problem))
     result = {"device": device(), "records": []}
     for name in args.models:
         result["records"].append(measure(name, args.batch or WORKLOADS.get(name, 32), args))
