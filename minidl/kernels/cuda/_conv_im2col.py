@@ -1,4 +1,7 @@
-"""Convolution as one matrix product, by cuBLAS, a few images at a time so that their columns fit the workspace."""
+"""Convolution as one matrix product, by cuBLAS, a few images at a time so that their columns fit the workspace.
+
+Not chosen for any shape (see `conv.py`): benchmarks/gpu.py compares it with the product that is.
+"""
 
 import cupy
 

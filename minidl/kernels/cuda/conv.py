@@ -1,4 +1,8 @@
-"""Convolution as a product whose patches are never copied, for all shapes."""
+"""Convolution as a product whose patches are never copied, for all shapes.
+
+By im2col and cuBLAS it is `_conv_im2col`, which CuPy cannot capture in a graph; a captured step is to have the bits of
+an eager one, so that neither uses it.
+"""
 
 from minidl.kernels.cuda import _conv_implicit
 
