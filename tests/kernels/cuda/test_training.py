@@ -56,3 +56,23 @@ def test_two_runs_give_the_same_bits(optimizer, device):
     _, second = train(NETWORKS["ResNet-8, option A"], device, OPTIMIZERS[optimizer])
     for key, array in first.items():
         assert array.tobytes() == second[key].tobytes(), key
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_a_checkpoint_moves_from_device_to_device(optimizer, device, tmp_path):
+    def make(place, seed):
+        minidl.manual_seed(seed)
+        model = NETWORKS["ResNet-8, option A"]().to(place)
+        return model, OPTIMIZERS[optimizer](model.parameters())
+
+    ours = make(device, 0)
+    for parameter in ours[0].parameters():
+        parameter.grad = parameter.detach() * 0.1
+    ours[1].step()
+    expected = ours[0].state_dict() | ours[1].state_dict()
+    for place in ("cpu", device):  # there, and back from there
+        minidl.save_checkpoint(tmp_path / "checkpoint", *ours, {"place": place})
+        ours = make(place, 1)
+        assert minidl.load_checkpoint(tmp_path / "checkpoint", *ours) == {"place": place}
+        for name, array in (ours[0].state_dict() | ours[1].state_dict()).items():
+            np.testing.assert_array_equal(array, expected[name], err_msg=name)
