@@ -32,6 +32,7 @@ MAY_IMPORT = {
     "testing": {"tensor", "autograd"},
     "functional": {"tensor", "ops", "kernels", "dtypes"},
     "nn": {"functional", "tensor", "random"},
+    "features": {"nn", "tensor"},
     "optim": {"nn", "tensor", "kernels"},
     "checkpoint": {"optim", "nn", "tensor", "files"},
     "__main__": {"_malloc"},

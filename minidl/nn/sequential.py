@@ -21,7 +21,7 @@ class Sequential(Module):
         """The last module's output of ... of the first one's of x; a ReLU after a BatchNorm2d is taken in its pass."""
         pairs = zip(self.modules, [*self.modules[1:], None], strict=True)
         for module, following in pairs:
-            if type(module) is BatchNorm2d and type(following) is ReLU:  # a subclass may compute something else
+            if _are_plain(module, following):
                 x = module(x, relu=True)
                 next(pairs)
             else:
@@ -33,3 +33,9 @@ class Sequential(Module):
 
     def __len__(self) -> int:
         return len(self.modules)
+
+
+def _are_plain(batch_norm: Module, relu: Module | None) -> bool:
+    """Whether they are these two, and not a subclass or with a `forward` of their own, which may do something else."""
+    are_these = type(batch_norm) is BatchNorm2d and type(relu) is ReLU
+    return are_these and "forward" not in vars(batch_norm) and "forward" not in vars(relu)
