@@ -169,3 +169,16 @@ def test_train_cifar_resnet_runs_on_the_real_images(tmp_path, real_cifar10):
         "--dataset", "cifar10", "--data-dir", real_cifar10, "--iterations", 2, "--holdout", "--out", tmp_path
     )
     assert "validation error" in output
+
+
+def test_a_linear_classifier_is_fitted_on_the_features_of_a_trained_network(tmp_path):
+    resnet("--epochs", 1, "--out", tmp_path)
+    options = "--depth", 8, "--limit-train", 200, "--epochs", 20
+    weights = tmp_path / "checkpoint.safetensors"
+    output = run("transfer.py", "--weights", weights, "--layer", "layer2.0.conv1", *options)
+    found = re.search(r"training accuracy (\d+\.\d+)%, test accuracy (\d+\.\d+)%", output)
+    assert float(found[1]) > 20  # of ten classes
+    assert "an untrained network" in run("transfer.py", "--random-init", *options)
+    assert "has no layer 'layer9'" in run(
+        "transfer.py", "--weights", weights, "--layer", "layer9", *options, fails=True
+    )
