@@ -5,9 +5,9 @@
     python examples/transfer.py --random-init --dataset shapes                 what an untrained network's are worth
     python examples/transfer.py --weights FILE --layer layer2 --dataset cifar100
 
-Expect (a ResNet-20 trained for 10 epochs on CIFAR-10, 20 seconds on two CPU cores): 49 % of the shapes right, and 15 % with an
-untrained network. The features are the mean over the pixels of what one layer of the network computes (--layer, any name that
-`model.named_modules()` gives). VGG's paper does so with its last hidden layer, appendix B.
+Expect (a ResNet-20 trained for 10 epochs on CIFAR-10, 15 seconds on two CPU cores): 49 % of the test shapes right, 28 %
+on layer2, and 15 % with an untrained network. The features are the mean over the pixels of what one layer computes
+(--layer, any name that `model.named_modules()` gives). VGG's paper does so with its last hidden layer, appendix B.
 """
 
 import argparse
