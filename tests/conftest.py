@@ -67,7 +67,7 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if "torch" in item.fixturenames:
             item.add_marker("against_torch")
-        if "real_cifar10" in item.fixturenames:
+        if {"real_cifar10", "imagenet_sample"} & set(item.fixturenames):
             item.add_marker("real_data")
 
 
@@ -103,6 +103,15 @@ def real_cifar10(tmp_path_factory):
         pytest.skip(f"needs the CIFAR-10 files beside {unpack}")
     folder = tmp_path_factory.mktemp("cifar10")
     subprocess.run([sys.executable, unpack, folder], check=True, stdout=subprocess.DEVNULL)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def imagenet_sample():
+    """A folder with photographs of ImageNet, one folder per class. Skipped where there is none."""
+    folder = Path(__file__).parents[2] / "shared" / "data" / "imagenet-sample"
+    if not folder.exists():
+        pytest.skip(f"needs the photographs in {folder}")
     return folder
 
 

@@ -3,16 +3,26 @@
 from minidl.data.augment import CropAndFlip, channel_mean_std, normalize, per_pixel_mean, random_crop, random_flip
 from minidl.data.cifar import load_cifar10, load_cifar100
 from minidl.data.dataset import ArrayDataset, Dataset
+from minidl.data.images import BrokenImageError, ImageFolder, ImageLoader, read_image
 from minidl.data.loader import DataLoader, DeviceLoader, IndexLoader
 from minidl.data.shapes import make_shapes
+from minidl.data.views import RESNET_SIDES, VGG_SIDES, CentreView, ColourComponents, TrainingView
 
 __all__ = [
+    "RESNET_SIDES",
+    "VGG_SIDES",
     "ArrayDataset",
+    "BrokenImageError",
+    "CentreView",
+    "ColourComponents",
     "CropAndFlip",
     "DataLoader",
     "Dataset",
     "DeviceLoader",
+    "ImageFolder",
+    "ImageLoader",
     "IndexLoader",
+    "TrainingView",
     "channel_mean_std",
     "load_cifar10",
     "load_cifar100",
@@ -21,4 +31,5 @@ __all__ = [
     "per_pixel_mean",
     "random_crop",
     "random_flip",
+    "read_image",
 ]

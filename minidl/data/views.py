@@ -1,0 +1,135 @@
+"""What a network sees of a photograph: scaled, cropped, mirrored, its colours shifted, as VGG and ResNet were trained.
+
+Simonyan and Zisserman (2014), section 3.1, and He et al. (2015), section 3.4, differ in two numbers and in the mean:
+
+    TrainingView(VGG_SIDES, mean=statistics.mean, colours=statistics.colours)
+    TrainingView(RESNET_SIDES, mean=statistics.mean_image, colours=statistics.colours)
+
+where `statistics = measure_images(...)`. A view without mean and colours is uint8, a quarter of the bytes.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from minidl.data.augment import Statistic, normalize
+from minidl.data.images import read_image
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+VGG_SIDES = (256, 512)
+RESNET_SIDES = (256, 480)
+
+
+def draw_side(sides: int | tuple[int, int], rng: np.random.Generator) -> int:
+    """A whole number from the first to the last of `sides`, all equally likely; a single one is what it is."""
+    return sides if isinstance(sides, int) else int(rng.integers(sides[0], sides[1] + 1))
+
+
+def crop_at_random(image: "Image", size: int, rng: np.random.Generator) -> "Image":
+    """A square of `size` x `size` pixels of the image; every place in it is equally likely."""
+    left, top = (int(rng.integers(0, side - size + 1)) for side in image.size)
+    return image.crop((left, top, left + size, top + size))
+
+
+def crop_centre(image: "Image", size: int) -> "Image":
+    """The square of `size` x `size` pixels in the middle; an odd pixel is left over at the right and below."""
+    left, top = ((side - size) // 2 for side in image.size)
+    return image.crop((left, top, left + size, top + size))
+
+
+def mirror_at_random(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The image (H, W, C) or, with probability 1/2, its mirror image, left to right."""
+    return pixels[:, ::-1] if rng.random() < 0.5 else pixels
+
+
+class ColourComponents(NamedTuple):
+    """The principal components of the colours of a set of images, for pixels in 0..1, the largest first.
+
+    The columns of `eigenvectors` (3, 3) and their `eigenvalues` (3,) are those of the covariance of (red, green, blue).
+    """
+
+    eigenvalues: np.ndarray
+    eigenvectors: np.ndarray
+
+    @classmethod
+    def of(cls, covariance: np.ndarray) -> "ColourComponents":
+        """Those of a covariance (3, 3) of pixels in 0..255. A vector's largest part is positive: one answer of two."""
+        eigenvalues, eigenvectors = np.linalg.eigh(covariance / 255**2)  # ascending
+        largest = np.abs(eigenvectors).argmax(axis=0)
+        signs = np.sign(eigenvectors[largest, range(3)])
+        return cls(eigenvalues[::-1].copy(), (eigenvectors * signs)[:, ::-1].copy())
+
+    def draw(self, rng: np.random.Generator, std: float = 0.1) -> np.ndarray:
+        """255 sum_i alpha_i lambda_i p_i, alpha_i ~ N(0, std^2): what is added to red, green and blue in 0..255, (3,).
+
+        Krizhevsky et al. (2012), section 4.1, for eigenvalues lambda_i and eigenvectors p_i. The paper gives no unit of
+        the pixels, and lambda_i has its square: for pixels in 0..1 the first component shifts them by about 4 of 255,
+        for pixels in 0..255 it would be by 900, more than a pixel can be.
+        """
+        alpha = std * rng.standard_normal(3)
+        return 255 * self.eigenvectors @ (alpha * self.eigenvalues)
+
+
+class TrainingView:
+    """A crop of the photograph at a random scale and place, mirrored or not, its colours shifted, the mean subtracted.
+
+    Args:
+        shorter_side: of the photograph, in pixels, when the crop is taken: a number, or the least and the largest.
+        size: height and width of the crop.
+        mean: as in `normalize`: per channel (3,), per pixel (size, size, 3), or None to leave the pixels as they are.
+        colours: the components of the colour shift, or None to leave the colours as they are.
+
+    Raises:
+        ValueError: the crop is larger than the photograph may be, or the sides are not in order.
+    """
+
+    def __init__(
+        self,
+        shorter_side: int | tuple[int, int],
+        size: int = 224,
+        mean: Statistic | None = None,
+        colours: ColourComponents | None = None,
+    ) -> None:
+        _check_sides("TrainingView", shorter_side, size)
+        self.shorter_side, self.size, self.mean, self.colours = shorter_side, size, mean, colours
+
+    def __call__(self, path: str | Path, rng: np.random.Generator) -> np.ndarray:
+        """(size, size, 3): uint8 where neither a mean nor colours were given, else float32 that may leave 0..255."""
+        image = read_image(path, draw_side(self.shorter_side, rng))
+        pixels = mirror_at_random(np.asarray(crop_at_random(image, self.size, rng)), rng)
+        if self.colours is None:
+            return _subtract(pixels, self.mean)
+        mean = 0.0 if self.mean is None else self.mean
+        return _subtract(pixels, mean - self.colours.draw(rng))
+
+
+class CentreView:
+    """The crop in the middle of the photograph, the mean subtracted: nothing is left to chance.
+
+    Arguments and errors as `TrainingView`. 256 and 224 are what Krizhevsky et al. (2012), section 2, began with.
+    """
+
+    def __init__(self, shorter_side: int = 256, size: int = 224, mean: Statistic | None = None) -> None:
+        _check_sides("CentreView", shorter_side, size)
+        self.shorter_side, self.size, self.mean = shorter_side, size, mean
+
+    def __call__(self, path: str | Path, rng: np.random.Generator | None = None) -> np.ndarray:
+        """(size, size, 3): uint8 where no mean was given, else float32."""
+        image = crop_centre(read_image(path, self.shorter_side), self.size)
+        return _subtract(np.asarray(image), self.mean)
+
+
+def _subtract(pixels: np.ndarray, mean: Statistic | None) -> np.ndarray:
+    return pixels if mean is None else normalize(pixels[None], mean)[0]
+
+
+def _check_sides(name: str, shorter_side: int | tuple[int, int], size: int) -> None:
+    least, largest = (shorter_side, shorter_side) if isinstance(shorter_side, int) else shorter_side
+    if not 1 <= size <= least <= largest:
+        raise ValueError(
+            f"{name}: expected 1 <= size <= shorter_side, a number or (least, largest), "
+            f"got size {size} and shorter_side {shorter_side}"
+        )

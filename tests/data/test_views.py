@@ -1,0 +1,150 @@
+from collections import Counter
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from minidl.data import RESNET_SIDES, VGG_SIDES, CentreView, ColourComponents, TrainingView, normalize, read_image
+from minidl.data.views import crop_at_random, crop_centre, draw_side, mirror_at_random
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+def coordinates(width, height):
+    """An image whose red is x, whose green is y."""
+    y, x = np.mgrid[:height, :width]
+    return Image.fromarray(np.stack([x, y, 0 * x], axis=-1).astype(np.uint8))
+
+
+@pytest.fixture
+def path(tmp_path):
+    """A photograph, 90 x 60, in which no pixel is another's mirror image."""
+    coordinates(90, 60).save(tmp_path / "photograph.png")
+    return tmp_path / "photograph.png"
+
+
+# -- the parts ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sides", [VGG_SIDES, RESNET_SIDES])
+def test_all_scales_are_equally_likely_and_both_ends_occur(sides):
+    generator, (least, largest) = rng(), sides
+    drawn = np.array([draw_side(sides, generator) for _ in range(20_000)])
+    assert (drawn.min(), drawn.max()) == sides
+    count = largest - least + 1
+    assert abs(drawn.mean() - (least + largest) / 2) < 5 * count / np.sqrt(12 * 20_000)
+    quarters = np.histogram(drawn, np.linspace(least, largest + 1, 5))[0] / 20_000
+    np.testing.assert_allclose(quarters, 0.25, atol=0.02)
+
+
+def test_one_scale_is_no_draw():
+    generator = rng()
+    assert draw_side(256, generator) == 256
+    assert generator.random() == rng().random()
+
+
+def test_the_papers_draw_their_scales_from_these_ranges():
+    """Simonyan and Zisserman (2014), section 3.1; He et al. (2015), section 3.4."""
+    assert VGG_SIDES == (256, 512)
+    assert RESNET_SIDES == (256, 480)
+
+
+def test_all_crops_are_equally_likely_and_are_crops():
+    generator, image = rng(), coordinates(7, 6)
+    places = Counter()
+    for _ in range(6000):
+        crop = np.asarray(crop_at_random(image, 5, generator))
+        left, top, _ = crop[0, 0].tolist()
+        np.testing.assert_array_equal(crop, np.asarray(image)[top : top + 5, left : left + 5])
+        places[left, top] += 1
+    assert sorted(places) == [(left, top) for left in range(3) for top in range(2)]
+    assert max(abs(count - 1000) for count in places.values()) < 150  # five standard deviations
+
+
+@pytest.mark.parametrize(("width", "height", "corner"), [(10, 8, (3, 2)), (11, 8, (3, 2)), (4, 9, (0, 2))])
+def test_the_centre_is_as_far_from_both_edges(width, height, corner):
+    crop = np.asarray(crop_centre(coordinates(width, height), 4))
+    assert crop.shape == (4, 4, 3)
+    assert tuple(crop[0, 0, :2].tolist()) == corner
+
+
+def test_half_of_the_images_are_mirrored_left_to_right():
+    generator, pixels = rng(), np.asarray(coordinates(3, 2))
+    lefts = [mirror_at_random(pixels, generator)[:, 0, 0].tolist() for _ in range(2000)]
+    assert all(left in ([0, 0], [2, 2]) for left in lefts)
+    assert abs(lefts.count([2, 2]) - 1000) < 112  # five standard deviations
+
+
+# -- colours -----------------------------------------------------------------------------------------------------------
+
+COVARIANCE = np.array([[4900.0, 4500, 4000], [4500, 4700, 4300], [4000, 4300, 5000]])  # of about a photograph's size
+
+
+def test_the_components_are_those_of_pixels_in_0_to_1_the_largest_first():
+    eigenvalues, eigenvectors = ColourComponents.of(COVARIANCE)
+    np.testing.assert_allclose(eigenvectors @ np.diag(eigenvalues) @ eigenvectors.T, COVARIANCE / 255**2)
+    np.testing.assert_allclose(eigenvectors.T @ eigenvectors, np.eye(3), atol=1e-12)
+    assert eigenvalues[0] > eigenvalues[1] > eigenvalues[2] > 0
+    assert (eigenvectors[:, 0] > 0).all()  # red, green and blue rise and fall together
+    assert (np.abs(eigenvectors).max(axis=0) == eigenvectors.max(axis=0)).all()
+
+
+def test_the_colour_shift_has_the_covariance_of_krizhevsky():
+    """Sum_i alpha_i lambda_i p_i, alpha_i ~ N(0, 0.1^2): its covariance is 0.1^2 times that of the pixels, squared."""
+    generator, components = rng(), ColourComponents.of(COVARIANCE)
+    shifts = np.array([components.draw(generator) for _ in range(20_000)])
+    assert shifts.shape == (20_000, 3)
+    expected = 255**2 * 0.1**2 * np.linalg.matrix_power(COVARIANCE / 255**2, 2)
+    np.testing.assert_allclose(np.cov(shifts.T), expected, rtol=0.05)  # five of 1 % each: sqrt(2 / 20,000)
+    assert (np.abs(shifts.mean(axis=0)) < 5 * np.sqrt(np.diag(expected) / 20_000)).all()
+    assert 1 < shifts.std() < 10  # of 255: to be seen, but not to hide the photograph
+
+
+# -- whole views -------------------------------------------------------------------------------------------------------
+
+
+def test_a_training_view_is_scaled_cropped_and_mirrored_in_this_order_of_draws(path):
+    view, generator = TrainingView((40, 60), 32), rng(5)
+    image = read_image(path, draw_side((40, 60), generator))
+    expected = mirror_at_random(np.asarray(crop_at_random(image, 32, generator)), generator)
+    np.testing.assert_array_equal(view(path, rng(5)), expected)
+    assert expected.dtype == np.uint8
+    assert len({view(path, rng(seed)).tobytes() for seed in range(20)}) == 20
+
+
+def test_the_colour_shift_is_the_same_for_all_pixels_and_leaves_the_range_of_bytes(path):
+    components = ColourComponents.of(np.diag([255.0**2 * 100, 0, 0]))  # 2,500 in red
+    plain, shifted = (TrainingView(60, 32, colours=colours)(path, rng(5)) for colours in (None, components))
+    shift = shifted - plain
+    assert shifted.dtype == np.float32
+    np.testing.assert_allclose(shift[..., 0], shift[0, 0, 0], rtol=1e-5)
+    assert np.abs(shift[..., 0]).min() > 255
+    np.testing.assert_allclose(shift[..., 1:], 0, atol=1e-5)
+
+
+@pytest.mark.parametrize("mean", [np.array([1.0, 2, 3]), np.arange(32 * 32 * 3.0).reshape(32, 32, 3), 128.0])
+def test_the_mean_of_channels_or_pixels_is_subtracted_last(path, mean):
+    """Also of a mirrored image: the mean image stays as it is."""
+    components = ColourComponents.of(COVARIANCE)
+    for seed in range(4):
+        plain, shifted = (TrainingView(60, 32, colours=colours)(path, rng(seed)) for colours in (None, components))
+        np.testing.assert_array_equal(TrainingView(60, 32, mean)(path, rng(seed)), normalize(plain[None], mean)[0])
+        both = TrainingView(60, 32, mean, components)(path, rng(seed))
+        np.testing.assert_allclose(both, shifted - mean, atol=1e-3)
+        assert both.dtype == np.float32
+
+
+def test_a_centre_view_is_the_middle_of_the_scaled_photograph(path):
+    expected = np.asarray(crop_centre(read_image(path, 40), 32))
+    np.testing.assert_array_equal(CentreView(40, 32)(path), expected)
+    np.testing.assert_array_equal(CentreView(40, 32, mean=128.0)(path, rng()), expected.astype(np.float32) - 128)
+
+
+@pytest.mark.parametrize(("sides", "size"), [(223, 224), ((200, 256), 224), ((480, 256), 224), (256, 0)])
+def test_a_crop_larger_than_the_photograph_is_an_error(sides, size):
+    with pytest.raises(ValueError, match=r"TrainingView: expected 1 <= size <= shorter_side"):
+        TrainingView(sides, size)
+    with pytest.raises(ValueError, match=r"CentreView: expected 1 <= size <= shorter_side"):
+        CentreView(sides, size)
