@@ -189,5 +189,5 @@ def test_the_classifier_of_transfer_learns_what_is_linear():
     labels = rng.integers(0, 3, 300)
     features = rng.standard_normal((300, 5)).astype(np.float32)
     features[np.arange(300), labels] += 6
-    classifier = transfer.fit(features[:200], labels[:200], classes=3, epochs=20, seed=0)
+    classifier = transfer.fit(features[:200], labels[:200], classes=3, epochs=200, seed=0)
     assert transfer.accuracy(classifier, features[200:], labels[200:]) > 0.95
