@@ -14,6 +14,7 @@ from minidl.kernels.memory import explain_out_of_memory
 from minidl.kernels.precision import tf32
 from minidl.ops.function import Function
 from minidl.random import fork_rng, manual_seed
+from minidl.recomputation import once, recompute
 from minidl.tensor import Buffer, Parameter, Tensor, apply, matmul
 from minidl.testing import gradcheck
 

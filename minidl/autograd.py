@@ -58,21 +58,27 @@ class Node:
 
 
 def backward(root: Node | Leaf, grad, add: Callable = operator.add) -> None:
-    """Add dL/d(leaf) to `leaf.grad` for every leaf that root was computed from; `grad` is dL/d(root).
+    """Add dL/d(leaf) to `leaf.grad` for every leaf that root was computed from; `grad` is dL/d(root)."""
+    for leaf, grad_leaf in gradients(root, grad, add):
+        leaf.finish(grad_leaf)
+
+
+def gradients(root: Node | Leaf, grad, add: Callable = operator.add) -> Iterator[tuple[Leaf, object]]:
+    """(leaf, dL/d(leaf)) for every leaf that root was computed from, each as soon as it is known.
 
     Gradients that meet at a place are summed by `add`, into a new array, as each may belong to others too.
     A place is visited when all its consumers have been, so its gradient is complete and is used once. This is Kahn's
     topological sort (1962): no recursion, however deep the network, and a leaf is finished as soon as its last
     consumer is, not at the end. What a node saved is freed as soon as it was used.
     """
-    waiting = _count_consumers(root)
+    waiting = count_consumers(root)
     pending = {root: grad}
     ready = [root]
     while ready:
         place = ready.pop()
         grad = pending.pop(place, None)  # None: every consumer said that it does not depend on this place
         if isinstance(place, Leaf):
-            place.finish(grad)
+            yield place, grad
             continue
         grads = (None,) * len(place.inputs) if grad is None else place.input_grads(grad)
         for source, contribution in zip(place.inputs, grads, strict=True):
@@ -85,7 +91,7 @@ def backward(root: Node | Leaf, grad, add: Callable = operator.add) -> None:
                 ready.append(source)
 
 
-def _count_consumers(root: Node | Leaf) -> Counter:
+def count_consumers(root: Node | Leaf) -> Counter:
     """How many gradients each place below root will be sent. An error comes here, before any gradient is added."""
     waiting = Counter()
     found = [root]
@@ -116,8 +122,15 @@ def is_grad_enabled() -> bool:
 @contextlib.contextmanager
 def no_grad() -> Iterator[None]:
     """Record nothing inside the `with` block (or the decorated function), in this thread only."""
+    with set_grad_enabled(False):
+        yield
+
+
+@contextlib.contextmanager
+def set_grad_enabled(enabled: bool) -> Iterator[None]:
+    """Record inside the `with` block, or do not, whatever was so before; in this thread only."""
     before = is_grad_enabled()
-    _thread.grad_enabled = False
+    _thread.grad_enabled = enabled
     try:
         yield
     finally:

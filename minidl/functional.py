@@ -22,6 +22,7 @@ from minidl.ops.pad import PadChannels
 from minidl.ops.pool import AvgPool2d, GlobalAvgPool, MaxPool2d
 from minidl.ops.shape import Cat
 from minidl.ops.softmax import LogSoftmax, Softmax
+from minidl.recomputation import once
 from minidl.tensor import Tensor, apply, apply_broadcast, check_alike, check_tensors
 
 Pair = int | tuple[int, int]
@@ -220,9 +221,10 @@ def batch_norm(
     if not training:
         if running_mean is None or running_var is None:
             raise ValueError("batch_norm: evaluation (training=False) needs running_mean and running_var")
-        mean, variance = running_mean.data.copy(), running_var.data.copy()  # they go on changing before backward
+        # Copies, as they go on changing before backward.
+        mean, variance = once(lambda: (running_mean.data.copy(), running_var.data.copy()))
     else:
-        mean, variance = _statistics(x, running_mean, running_var, momentum)
+        mean, variance = once(lambda: _statistics(x, running_mean, running_var, momentum))
     function = BatchNorm if training else FixedBatchNorm
     tensors = _present(x, weight, bias, residual)
     return apply(function, *tensors, mean=mean, variance=variance, eps=float(eps), relu=relu)

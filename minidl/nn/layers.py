@@ -8,6 +8,7 @@ from minidl.nn import init
 from minidl.nn.layout import ConvWeight, LinearWeight
 from minidl.nn.module import Module
 from minidl.random import next_draw
+from minidl.recomputation import once
 from minidl.tensor import Buffer, Parameter, Tensor
 
 
@@ -178,9 +179,12 @@ class Dropout(Module):
         """x with some numbers dropped, or x itself in evaluation."""
         if not self.training or self.probability == 0:
             return x
-        y = F.dropout(x, self.probability, self.key.data)
+        return F.dropout(x, self.probability, once(self._next_key))
+
+    def _next_key(self):
+        key = self.key.data.copy()
         self.key.data[2] += 1
-        return y
+        return key
 
     def extra_repr(self) -> str:
         """The probability."""

@@ -1,0 +1,138 @@
+"""A part of a network that keeps nothing for its backward pass, and is computed again when that comes."""
+
+import contextlib
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from functools import partial
+
+from minidl.autograd import Leaf, Node, count_consumers, gradients, is_grad_enabled, set_grad_enabled
+from minidl.kernels import kernels_for
+from minidl.tensor import Tensor, check_tensors
+
+
+def recompute(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
+    """function(*inputs), of which only the inputs are kept: backward computes it again, and then walks back through it.
+
+        for block in blocks:
+            x = minidl.recompute(block, x)
+
+    Backward needs what forward computed, so the memory of a training step grows with the number of layers L. Cut
+    the network into parts of k layers: L / k inputs are kept, and during backward the k layers of one part,
+
+        memory(k) = L / k + k,   least at k = sqrt(L), where it is 2 sqrt(L);
+
+    the price is a second forward pass, about a third more time. Chen, Xu, Zhang, Guestrin 2016, "Training deep nets
+    with sublinear memory cost" (arXiv 1604.06174), section 4. Parts may stand within parts.
+
+    The gradients, of the inputs and of the parameters inside, are those without `recompute`, bit for bit (where three
+    or more meet at an input, they may be summed in another order). Running statistics change once, and dropout draws
+    the same mask: see `once`. What the function reads must be in backward as it was in forward: parameters, training
+    or evaluation, `tf32`.
+
+    Raises TypeError unless the inputs and the output are tensors, and RuntimeError if the function depends on a tensor
+    that was computed outside and is no input, or keeps one that it computed itself, or does something else the second
+    time.
+    """
+    check_tensors("recompute", *inputs)
+    if not is_grad_enabled():
+        return function(*inputs)
+    copies = [Tensor(x.data, requires_grad=x.requires_grad) for x in inputs]  # the same memory, another place
+    values = []
+    with _once_through(partial(_note, values, _current_once())):
+        array, leaves = _first_run(function, copies)
+    y = Tensor(array)
+    if leaves:
+        outside = {copy._place: x._place for copy, x in zip(copies, inputs, strict=True)}
+        sources = tuple(outside.get(leaf, leaf) for leaf in leaves)
+        y._place = Node("recompute", partial(_backward, function, copies, values, leaves), sources)
+    return y
+
+
+def _first_run(function: Callable, inputs: list[Tensor]) -> tuple:
+    """The output's array, and the leaves that it was computed from: the graph that tells them dies here.
+
+    So the leaves become inputs of one node, and a parameter that several parts share is finished once, with its whole
+    gradient. The graph costs no memory that backward would not need later, for one part at a time.
+    """
+    y = function(*inputs)
+    check_tensors("recompute", y)
+    if y._place is None:
+        return y.data, []
+    array, places = y.data, [y._place, *count_consumers(y._place)]
+    leaves = [place for place in places if isinstance(place, Leaf)]
+    nodes = [weakref.ref(place) for place in places if isinstance(place, Node)]
+    del y, places
+    alive = [node.name for node in (reference() for reference in nodes) if node is not None]
+    if alive:
+        raise RuntimeError(
+            f"recompute: expected tensors that are computed inside and die there, but one from {alive[0]} is held "
+            "outside; give it to recompute(function, ...) as an input, or use its detach()"
+        )
+    return array, leaves
+
+
+def _backward(function: Callable, inputs: list[Tensor], values: list, leaves: list[Leaf], grad) -> tuple:
+    """dL/d(leaf) for each of the leaves, through a graph that lives no longer than this call."""
+    remaining = iter(values)
+    with set_grad_enabled(True), _once_through(partial(_repeat, remaining)):
+        root = function(*inputs)._place
+    found = {} if root is None else dict(gradients(root, grad, kernels_for(grad).add))
+    if next(remaining, _NOTHING) is not _NOTHING or not found.keys() <= set(leaves):
+        raise _changed()
+    return tuple(found.get(leaf) for leaf in leaves)
+
+
+# -- what must not be done twice ---------------------------------------------------------------------------------------
+
+_thread = threading.local()
+_NOTHING = object()  # in place of a result: all others, None too, may be one
+
+
+def once(compute: Callable[[], object]):
+    """compute(); but where `recompute` runs a function the second time, what compute() gave the first time.
+
+    For what a layer does besides computing its output: batch-norm updates its running statistics, dropout counts its
+    steps. The results are kept until backward, so they should be small::
+
+        key = minidl.once(self.next_key)
+    """
+    return _current_once()(compute)
+
+
+def _current_once() -> Callable:
+    return getattr(_thread, "once", _call)
+
+
+def _call(compute: Callable):
+    return compute()
+
+
+def _note(values: list, once: Callable, compute: Callable):
+    """Kept for the second run. A part within a part that is run again asks the outer one's `once`."""
+    values.append(once(compute))
+    return values[-1]
+
+
+def _repeat(remaining: Iterator, compute: Callable):
+    value = next(remaining, _NOTHING)
+    if value is _NOTHING:
+        raise _changed()
+    return value
+
+
+@contextlib.contextmanager
+def _once_through(function: Callable) -> Iterator[None]:
+    before = _current_once()
+    _thread.once = function
+    try:
+        yield
+    finally:
+        _thread.once = before
+
+
+def _changed() -> RuntimeError:
+    return RuntimeError(
+        "recompute: expected the function to do in backward what it did in forward, but it went another way; let it "
+        "depend on its inputs and on parameters alone, and change no module between forward and backward"
+    )
