@@ -11,7 +11,10 @@
 Modules have torchvision's names. Images are (N, H, W, 3).
 """
 
+import math
+
 from minidl import Tensor, fork_rng
+from minidl.functional import conv2d, global_avg_pool
 from minidl.nn import (
     BatchNorm2d,
     Conv2d,
@@ -48,6 +51,31 @@ class VGG(Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, H, W, 3) -> (N, num_classes)."""
         return self.classifier(self.flatten(self.features(x)))
+
+
+class DenseVGG(Module):
+    """A VGG for images of any size: its fully connected layers are convolutions (section 3.2, "dense" testing).
+
+    What the first of them saw of an image was side x side pixels of 512 channels, so its weight is a kernel of that
+    size; those of the others are 1x1. The class scores are averaged over all places. The parameters are the VGG's.
+    """
+
+    def __init__(self, network: VGG):
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, H, W, 3) -> (N, num_classes); an image of the size that the VGG is for has one place."""
+        x = self.network.features(x)
+        for layer in self.network.classifier.modules:
+            x = convolve(layer, x) if isinstance(layer, Linear) else layer(x)
+        return global_avg_pool(x)
+
+
+def convolve(layer: Linear, x: Tensor) -> Tensor:
+    """A linear layer at every place of (N, H, W, C): (side * side * C, O) is a kernel (side, side, C, O)."""
+    inputs, outputs = layer.weight.shape
+    side = math.isqrt(inputs // x.shape[3])
+    return conv2d(x, layer.weight.reshape(side, side, x.shape[3], outputs), layer.bias)
 
 
 def convolution(in_channels: int, entry: int | str, batch_norm: bool) -> list[Module]:

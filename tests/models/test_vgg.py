@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-from models.vgg import CONFIGS, vgg
+from models.vgg import CONFIGS, DenseVGG, vgg
 
 import minidl
-from minidl import Tensor
+from minidl import Tensor, no_grad
 from tests.models.compare import assert_equals_its_twin, without_dropout
 from tests.models.counting import count_conv_parameters, count_macs, count_parameters, no_draws
 
@@ -175,3 +175,29 @@ WRONG = {
 def test_networks_that_do_not_exist_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         vgg(**arguments)
+
+
+@pytest.mark.parametrize("image_size", [32, 64, 224])
+def test_dense_scores_of_an_image_of_the_usual_size_are_those_of_the_network(image_size, rng):
+    network = vgg("A", num_classes=5, image_size=image_size).eval()
+    images = Tensor(rng.standard_normal((1, image_size, image_size, 3)), "float32")
+    with no_grad():
+        expected, dense = network(images).numpy(), DenseVGG(network)(images).numpy()
+    np.testing.assert_allclose(dense, expected, rtol=1e-4, atol=1e-4 * abs(expected).max())
+
+
+def test_dense_scores_of_a_larger_image_are_the_mean_over_its_places(rng):
+    network = vgg("A", num_classes=5, image_size=64).eval()
+    with no_grad():
+        images = Tensor(rng.standard_normal((2, 96, 128, 3)), "float32")
+        features = network.features(images)  # (2, 3, 4, 512): 2 x 3 places of 2 x 2
+        places = [features[:, i : i + 2, j : j + 2].reshape(2, 2 * 2 * 512) for i in range(2) for j in range(3)]
+        expected = np.mean([network.classifier(place).numpy() for place in places], axis=0)
+        dense = DenseVGG(network)(images).numpy()
+    assert dense.shape == (2, 5)
+    np.testing.assert_allclose(dense, expected, rtol=1e-4, atol=1e-4 * abs(expected).max())
+
+
+def test_a_dense_network_has_the_parameters_of_the_network():
+    network = vgg("A", num_classes=5, image_size=64)
+    assert set(map(id, DenseVGG(network).parameters())) == set(map(id, network.parameters()))
