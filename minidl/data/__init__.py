@@ -3,6 +3,7 @@
 from minidl.data.augment import CropAndFlip, channel_mean_std, normalize, per_pixel_mean, random_crop, random_flip
 from minidl.data.cifar import load_cifar10, load_cifar100
 from minidl.data.dataset import ArrayDataset, Dataset
+from minidl.data.image_statistics import ImageStatistics, measure_images
 from minidl.data.images import BrokenImageError, ImageFolder, ImageLoader, read_image
 from minidl.data.loader import DataLoader, DeviceLoader, IndexLoader
 from minidl.data.shapes import make_shapes
@@ -21,12 +22,14 @@ __all__ = [
     "DeviceLoader",
     "ImageFolder",
     "ImageLoader",
+    "ImageStatistics",
     "IndexLoader",
     "TrainingView",
     "channel_mean_std",
     "load_cifar10",
     "load_cifar100",
     "make_shapes",
+    "measure_images",
     "normalize",
     "per_pixel_mean",
     "random_crop",

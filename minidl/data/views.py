@@ -66,8 +66,8 @@ class ColourComponents(NamedTuple):
         """255 sum_i alpha_i lambda_i p_i, alpha_i ~ N(0, std^2): what is added to red, green and blue in 0..255, (3,).
 
         Krizhevsky et al. (2012), section 4.1, for eigenvalues lambda_i and eigenvectors p_i. The paper gives no unit of
-        the pixels, and lambda_i has its square: for pixels in 0..1 the first component shifts them by about 4 of 255,
-        for pixels in 0..255 it would be by 900, more than a pixel can be.
+        the pixels, and lambda_i has its square: for pixels in 0..1 the first component (lambda = 0.2) shifts
+        them by about 5 of 255; for pixels in 0..255 it would be by 1,200, more than a pixel can be.
         """
         alpha = std * rng.standard_normal(3)
         return 255 * self.eigenvectors @ (alpha * self.eigenvalues)

@@ -1,0 +1,135 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minidl.data import (
+    BrokenImageError,
+    CentreView,
+    ColourComponents,
+    ImageFolder,
+    ImageLoader,
+    TrainingView,
+    image_statistics,
+    measure_images,
+)
+from tests.data.test_images import break_file, encode, make_folder, picture
+
+SIZES = {"shorter_side": 32, "size": 24}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return ImageFolder(make_folder(tmp_path / "train"))
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """One entry for each pass over the images."""
+    made = []
+    measure = image_statistics._measure
+    monkeypatch.setattr(image_statistics, "_measure", lambda loader: made.append(loader) or measure(loader))
+    return made
+
+
+def crops(folder):
+    view = CentreView(**SIZES)
+    return np.stack([view(path) for path in folder.paths]).astype(np.float64)
+
+
+def test_the_statistics_are_those_of_the_pixels_of_all_centre_crops(folder, tmp_path):
+    statistics = measure_images(folder, tmp_path / "mean.npz", **SIZES)
+    images = crops(folder)
+    np.testing.assert_array_equal(statistics.mean_image, images.mean(axis=0).astype(np.float32))
+    np.testing.assert_allclose(statistics.mean, images.mean(axis=(0, 1, 2)), rtol=1e-6)
+    covariance = np.cov(images.reshape(-1, 3).T, bias=True)
+    np.testing.assert_allclose(statistics.covariance, covariance, rtol=1e-9)
+    for ours, expected in zip(statistics.colours, ColourComponents.of(covariance), strict=True):
+        np.testing.assert_allclose(ours, expected, atol=1e-9)
+    assert (statistics.mean_image.dtype, statistics.mean.dtype) == (np.float32, np.float32)
+
+
+def test_neither_threads_nor_the_size_of_the_batches_change_a_bit(folder):
+    def measured(batch_size, threads):
+        return image_statistics._measure(ImageLoader(folder, batch_size, CentreView(**SIZES), threads=threads))
+
+    expected = measured(12, 1)
+    for other in (measured(5, 1), measured(1, 3)):
+        np.testing.assert_array_equal(other.mean_image, expected.mean_image)
+        np.testing.assert_array_equal(other.covariance, expected.covariance)
+
+
+def test_the_images_are_read_once_and_then_the_file(folder, tmp_path, passes):
+    cache = tmp_path / "not" / "there" / "mean.npz"
+    first, second = (measure_images(folder, cache, **SIZES) for _ in range(2))
+    assert len(passes) == 1
+    np.testing.assert_array_equal(first.mean_image, second.mean_image)
+    np.testing.assert_array_equal(first.covariance, second.covariance)
+
+
+def test_a_folder_that_moves_keeps_its_statistics(folder, tmp_path, passes):
+    measure_images(folder, tmp_path / "mean.npz", **SIZES)
+    moved = folder.root.rename(tmp_path / "elsewhere")
+    measure_images(ImageFolder(moved), tmp_path / "mean.npz", **SIZES)
+    assert len(passes) == 1
+
+
+def add(folder):
+    (folder.root / folder.classes[0] / "new.JPEG").write_bytes(encode(picture(50, 50)))
+
+
+def remove(folder):
+    Path(folder.paths[3]).unlink()
+
+
+def change(folder):
+    Path(folder.paths[3]).write_bytes(encode(picture(50, 50, seed=99)))
+
+
+def rename(folder):
+    Path(folder.paths[3]).rename(folder.paths[3].replace("_3", "_33"))
+
+
+@pytest.mark.parametrize("edit", [add, remove, change, rename])
+def test_the_images_are_read_again_when_the_folder_has_changed(folder, tmp_path, passes, edit):
+    measure_images(folder, tmp_path / "mean.npz", **SIZES)
+    edit(folder)
+    folder = ImageFolder(folder.root)
+    statistics = measure_images(folder, tmp_path / "mean.npz", **SIZES)
+    assert len(passes) == 2
+    np.testing.assert_array_equal(statistics.mean_image, crops(folder).mean(axis=0).astype(np.float32))
+
+
+@pytest.mark.parametrize("numbers", [{"shorter_side": 40, "size": 24}, {"shorter_side": 32, "size": 28}])
+def test_the_images_are_read_again_for_other_sizes(folder, tmp_path, passes, numbers):
+    measure_images(folder, tmp_path / "mean.npz", **SIZES)
+    assert measure_images(folder, tmp_path / "mean.npz", **numbers).mean_image.shape == (numbers["size"],) * 2 + (3,)
+    assert len(passes) == 2
+
+
+def test_a_broken_image_leaves_no_file_unless_it_is_to_be_skipped(folder, tmp_path):
+    break_file(folder.root / folder.classes[1] / "n01443537_2.JPEG")
+    with pytest.raises(BrokenImageError, match="n01443537_2"):
+        measure_images(folder, tmp_path / "mean.npz", **SIZES)
+    assert not (tmp_path / "mean.npz").exists()
+    with pytest.warns(RuntimeWarning, match="n01443537_2"):
+        statistics = measure_images(folder, tmp_path / "mean.npz", **SIZES, skip_broken=True)
+    replaced = ImageFolder(folder.root)
+    replaced.paths[6] = replaced.paths[7]
+    np.testing.assert_array_equal(statistics.mean_image, crops(replaced).mean(axis=0).astype(np.float32))
+
+
+def test_the_training_views_of_a_whole_set_have_a_mean_of_about_zero(folder, tmp_path):
+    statistics = measure_images(folder, tmp_path / "mean.npz", **SIZES)
+    for mean in (statistics.mean, statistics.mean_image):
+        views = TrainingView((32, 40), 24, mean, statistics.colours)
+        epochs = [images for loader in [ImageLoader(folder, 12, views)] for _ in range(20) for images, _ in loader]
+        assert np.abs(np.mean(epochs, axis=(0, 1, 2, 3))).max() < 6  # of 255
+
+
+def test_real_photographs_have_the_colours_that_are_known_of_imagenet(imagenet_sample, tmp_path):
+    """(123.68, 116.78, 103.94) is the mean that the networks of VGG were published with."""
+    statistics = measure_images(ImageFolder(imagenet_sample), tmp_path / "mean.npz")
+    np.testing.assert_allclose(statistics.mean, [123.68, 116.78, 103.94], atol=12)
+    assert (statistics.colours.eigenvectors[:, 0] > 0.5).all()  # bright or dark, before any colour
+    assert 0.1 < statistics.colours.eigenvalues[0] < 0.25
