@@ -106,6 +106,14 @@ def interrupt(folder, after_step, iterations):
     return output.decode()
 
 
+def test_recomputing_changes_no_bit_of_a_run(tmp_path):
+    resnet("--depth", 14, "--epochs", 1, "--out", tmp_path / "kept")
+    resnet("--depth", 14, "--epochs", 1, "--recompute", "--out", tmp_path / "recomputed")
+    kept, recomputed = (load_file(tmp_path / name / "checkpoint.safetensors") for name in ("kept", "recomputed"))
+    assert kept.keys() == recomputed.keys()
+    assert all(array.tobytes() == recomputed[name].tobytes() for name, array in kept.items())
+
+
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_checkpoint(tmp_path):
     resnet("--iterations", 4, "--out", tmp_path)
     before = (tmp_path / "checkpoint.safetensors").read_bytes()
