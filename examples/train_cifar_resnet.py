@@ -5,6 +5,7 @@
     python examples/train_cifar_resnet.py --dataset cifar10 --recipe paper       64,000 iterations, as in the paper
     python examples/train_cifar_resnet.py --dataset cifar10 --device cuda --dtype bfloat16        all of it on a GPU
     python examples/train_cifar_resnet.py --dataset cifar10 --depth 56 --shortcut none        a plain network
+    python examples/train_cifar_resnet.py --dataset cifar10 --depth 1202 --recompute          in 1 GiB instead of 11
     python examples/train_cifar_resnet.py --out runs/resnet20 --resume           go on after Ctrl-C
 
 Expect (two CPU cores): 96 % of the shapes right after 4 epochs and two minutes; 87 % of CIFAR-10 after 10 epochs of the
@@ -67,7 +68,7 @@ RECIPES = {
 DTYPES = "float32", "tf32", "bfloat16"
 
 # What --resume may change.
-NO_MATTER = "out", "resume", "data_dir", "device", "dtype"
+NO_MATTER = "out", "resume", "data_dir", "device", "dtype", "recompute"
 
 # After how many steps the host looks at the loss. On a GPU it waits for them then, and leaves a gap before the next.
 LOOK_EVERY = {"cpu": 1, "cuda": 50}
@@ -232,12 +233,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--depth", type=int, default=20, help="6n + 2: 20, 32, 44, 56, 110, 1202; default: 20")
     parser.add_argument("--shortcut", choices=("A", "B", "C", "none"), default="A", help="none: a plain network")
+    parser.add_argument("--recompute", action="store_true", help="less memory, a third more time, the same bits")
     add_training_options(parser)
     args = parser.parse_args()
     try:
         check_dtype(args)
         data = load_data(args)
-        model = cifar_resnet(args.depth, args.shortcut, len(data.train.classes), args.seed).to(args.device)
+        classes = len(data.train.classes)
+        model = cifar_resnet(args.depth, args.shortcut, classes, args.seed, args.recompute).to(args.device)
     except (ValueError, RuntimeError, OSError) as problem:
         parser.error(str(problem))
     needs_warmup = args.recipe == "paper" and args.depth >= WARMUP_DEPTH

@@ -227,3 +227,16 @@ def test_the_sides_are_compared_step_by_step(capsys):
     assert lines[0] == "fast and im2col: largest relative difference 5.0e-01"
     assert lines[1] == "fast and loops: largest relative difference 0.0e+00"
     assert lines[-1].startswith("torch_default and torch_channels_last:")
+
+
+# -- recompute.py ------------------------------------------------------------------------------------------------------
+
+
+def test_recompute_measures_both_sides_and_their_losses_agree():
+    command = [sys.executable, BENCHMARKS / "recompute.py", "--depth", "14", "--batch", "2"]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    first, second = (line.split() for line in done.stdout.splitlines())
+    assert (first[1], second[1]) == ("with", "without")
+    assert first[-1] == second[-1]  # the loss
+    assert all(float(line[3]) > 0 and float(line[5]) > 0 for line in (first, second))

@@ -8,12 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+import degradation as degradation_example
 import numpy as np
 import pytest
 import transfer
+from models.resnet import cifar_resnet
 from PIL import Image
 from safetensors.numpy import load_file
 
+from minidl import Tensor
 from minidl.checkpoint import read_checkpoint
 
 ROOT = Path(__file__).parents[1]
@@ -105,6 +108,78 @@ def interrupt(folder, after_step, iterations):
         output, _ = process.communicate(timeout=120)
         assert process.returncode == 0
     return output.decode()
+
+
+def test_recomputing_changes_no_bit_of_a_run(tmp_path):
+    resnet("--depth", 14, "--epochs", 1, "--out", tmp_path / "kept")
+    resnet("--depth", 14, "--epochs", 1, "--recompute", "--out", tmp_path / "recomputed")
+    kept, recomputed = (load_file(tmp_path / name / "checkpoint.safetensors") for name in ("kept", "recomputed"))
+    assert kept.keys() == recomputed.keys()
+    assert all(array.tobytes() == recomputed[name].tobytes() for name, array in kept.items())
+
+
+def degradation(folder, *options, **expectation):
+    return run("degradation.py", "--depths", 8, 14, *TINY, "--out", folder, *options, **expectation)
+
+
+def test_degradation_trains_both_kinds_and_draws_them(tmp_path):
+    output = degradation(tmp_path, "--budget", 3)
+    assert "degradation.png" in output
+    with Image.open(tmp_path / "degradation.png") as picture:
+        assert picture.size == (1100, 1100)
+    for name, layers in (("plain-8", 7), ("residual-8", 7), ("plain-14", 13), ("residual-14", 13)):
+        records = metrics(tmp_path / name)
+        assert [record["step"] for record in records] == [1, 2, 3]
+        assert len(records[-1]["gradients"]) == layers
+        assert all(norm > 0 for norm in records[-1]["gradients"])
+
+
+def test_degradation_that_was_interrupted_and_resumed_ends_with_the_same_bits(tmp_path):
+    options = ["--depths", 8, *TINY, "--budget", 4]
+    run("degradation.py", *options, "--out", tmp_path / "whole")
+    every_step = os.environ | {"TQDM_MININTERVAL": "0"}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "bufsize": 0}
+    stopped = command("degradation.py", *options, "--out", tmp_path / "parts")
+    with subprocess.Popen(stopped, env=every_step, cwd=ROOT, **pipes) as process:
+        shown = b""
+        while b" 2/4" not in shown:
+            shown += process.stderr.read(1)
+            assert process.poll() is None, shown
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=120)
+    assert b"the same command goes on" in output
+    assert not (tmp_path / "parts" / "residual-8").exists()
+    run("degradation.py", *options, "--out", tmp_path / "parts")
+    for name in ("plain-8", "residual-8"):
+        whole, parts = (load_file(tmp_path / run / name / "checkpoint.safetensors") for run in ("whole", "parts"))
+        assert all(array.tobytes() == parts[key].tobytes() for key, array in whole.items())
+        assert metrics(tmp_path / "whole" / name) == metrics(tmp_path / "parts" / name)
+
+
+def test_a_budget_of_time_is_turned_into_iterations_once(tmp_path):
+    degradation(tmp_path, "--budget", "1s")
+    iterations = int((tmp_path / "iterations.txt").read_text())
+    assert iterations == metrics(tmp_path / "plain-8")[-1]["step"] >= 1
+    degradation(tmp_path, "--budget", "1h")
+    assert int((tmp_path / "iterations.txt").read_text()) == iterations
+    assert "expected iterations or a time" in degradation(tmp_path, "--budget", "soon", fails=True)
+
+
+@pytest.mark.parametrize("kind", degradation_example.KINDS)
+def test_the_responses_are_those_of_the_networks_own_forward_pass(kind, rng):
+    model = cifar_resnet(14, degradation_example.KINDS[kind])
+    images = Tensor(rng.standard_normal((4, 32, 32, 3), np.float32))
+    deviations, logits = degradation_example.responses(model, images)
+    assert len(deviations) == 13 and all(deviation > 0 for deviation in deviations)
+    np.testing.assert_allclose(logits.numpy(), model.eval()(images).numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_measuring_gradients_leaves_the_network_as_it_was(rng):
+    model = cifar_resnet(8)
+    before = model.state_dict()
+    norms = degradation_example.gradient_norms(model, Tensor(rng.random((4, 32, 32, 3), np.float32)), np.arange(4))
+    assert len(norms) == 7
+    assert all(array.tobytes() == before[name].tobytes() for name, array in model.state_dict().items())
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_checkpoint(tmp_path):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from models import resnet
 from models.resnet import BasicBlock, cifar_resnet, imagenet_resnet
 
 import minidl
@@ -244,6 +245,31 @@ def test_images_of_other_sizes_pass_through(size, monkeypatch):
     model = imagenet_resnet(18, num_classes=3).eval()
     with minidl.no_grad():
         assert model(Tensor(np.zeros((1, size, size, 3), np.float32))).shape == (1, 3)
+
+
+# -- recomputed --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("depth", [8, 14, 32], ids=lambda depth: f"{(depth - 2) // 6} blocks")
+def test_a_recomputed_network_has_the_names_and_the_bits_of_the_other(depth, rng):
+    images, labels = Tensor(rng.standard_normal((2, 32, 32, 3), np.float32)), np.array([3, 7])
+
+    def step(recompute):
+        model = cifar_resnet(depth, recompute=recompute)
+        loss = cross_entropy(model(images), labels)
+        loss.backward()
+        gradients = [(name, parameter.grad.numpy().tobytes()) for name, parameter in model.named_parameters()]
+        return loss.item(), gradients, [(name, array.tobytes()) for name, array in model.state_dict().items()]
+
+    assert step(True) == step(False)
+
+
+def test_a_recomputed_stage_keeps_the_input_of_each_group_of_a_square_root(monkeypatch):
+    no_draws(monkeypatch)
+    parts = []
+    monkeypatch.setattr(resnet, "recompute", lambda part, x: parts.append(len(part)) or part(x))
+    cifar_resnet(68, recompute=True)(Tensor(np.zeros((2, 32, 32, 3), np.float32)))
+    assert parts == [3, 3, 3, 2] * 3
 
 
 # -- how they are made -------------------------------------------------------------------------------------------------
