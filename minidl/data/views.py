@@ -8,16 +8,14 @@ Simonyan and Zisserman (2014), section 3.1, and He et al. (2015), section 3.4, d
 where `statistics = measure_images(...)`. A view without mean and colours is uint8, a quarter of the bytes.
 """
 
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from minidl.data.augment import Statistic, normalize
-from minidl.data.images import read_image
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from minidl.data.images import Box, read_image
 
 VGG_SIDES = (256, 512)
 RESNET_SIDES = (256, 480)
@@ -28,16 +26,16 @@ def draw_side(sides: int | tuple[int, int], rng: np.random.Generator) -> int:
     return sides if isinstance(sides, int) else int(rng.integers(sides[0], sides[1] + 1))
 
 
-def crop_at_random(image: "Image", size: int, rng: np.random.Generator) -> "Image":
-    """A square of `size` x `size` pixels of the image; every place in it is equally likely."""
-    left, top = (int(rng.integers(0, side - size + 1)) for side in image.size)
-    return image.crop((left, top, left + size, top + size))
+def random_box(sides: tuple[int, int], size: int, rng: np.random.Generator) -> Box:
+    """(left, top, right, bottom) of a crop; every place in an image of (width, height) `sides` is equally likely."""
+    left, top = (int(rng.integers(0, side - size + 1)) for side in sides)
+    return left, top, left + size, top + size
 
 
-def crop_centre(image: "Image", size: int) -> "Image":
-    """The square of `size` x `size` pixels in the middle; an odd pixel is left over at the right and below."""
-    left, top = ((side - size) // 2 for side in image.size)
-    return image.crop((left, top, left + size, top + size))
+def centre_box(sides: tuple[int, int], size: int) -> Box:
+    """The same of the crop in the middle; an odd pixel is left over at the right and below."""
+    left, top = ((side - size) // 2 for side in sides)
+    return left, top, left + size, top + size
 
 
 def mirror_at_random(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -98,8 +96,9 @@ class TrainingView:
 
     def __call__(self, path: str | Path, rng: np.random.Generator) -> np.ndarray:
         """(size, size, 3): uint8 where neither a mean nor colours were given, else float32 that may leave 0..255."""
-        image = read_image(path, draw_side(self.shorter_side, rng))
-        pixels = mirror_at_random(np.asarray(crop_at_random(image, self.size, rng)), rng)
+        shorter_side = draw_side(self.shorter_side, rng)
+        crop = read_image(path, shorter_side, partial(random_box, size=self.size, rng=rng))
+        pixels = mirror_at_random(np.asarray(crop), rng)
         if self.colours is None:
             return _subtract(pixels, self.mean)
         mean = 0.0 if self.mean is None else self.mean
@@ -118,8 +117,8 @@ class CentreView:
 
     def __call__(self, path: str | Path, rng: np.random.Generator | None = None) -> np.ndarray:
         """(size, size, 3): uint8 where no mean was given, else float32."""
-        image = crop_centre(read_image(path, self.shorter_side), self.size)
-        return _subtract(np.asarray(image), self.mean)
+        crop = read_image(path, self.shorter_side, partial(centre_box, size=self.size))
+        return _subtract(np.asarray(crop), self.mean)
 
 
 def _subtract(pixels: np.ndarray, mean: Statistic | None) -> np.ndarray:

@@ -155,6 +155,24 @@ def test_decoding_at_half_the_size_changes_the_image_little(tmp_path, monkeypatc
     assert_close(small, read(tmp_path, content, 256), tolerance=1)
 
 
+@pytest.mark.parametrize("shorter_side", [24, 31, 48, 71])
+@pytest.mark.parametrize("corner", ["first", "last"])
+def test_a_crop_that_is_scaled_alone_is_that_of_the_scaled_photograph(tmp_path, shorter_side, corner):
+    noise = np.random.default_rng(0).integers(0, 256, (48, 67, 3), dtype=np.uint8)  # shifts would be seen
+    content = encode(Image.fromarray(noise), "PNG")
+    whole = np.asarray(read(tmp_path, content, shorter_side))
+    height, width, _ = whole.shape
+    left, top = (0, 0) if corner == "first" else (width - 20, height - 20)
+    crop = read_image(tmp_path / "one.JPEG", shorter_side, lambda size: (left, top, left + 20, top + 20))
+    np.testing.assert_allclose(np.asarray(crop), whole[top : top + 20, left : left + 20], atol=2)
+
+
+@pytest.mark.parametrize("shorter_side", range(30, 60))
+def test_no_crop_reaches_out_of_the_photograph_by_rounding(tmp_path, shorter_side):
+    (tmp_path / "one.JPEG").write_bytes(encode(picture(67, 47)))
+    assert read_image(tmp_path / "one.JPEG", shorter_side, lambda size: (1, 1, *size)).size[1] == shorter_side - 1
+
+
 @pytest.mark.parametrize("mode", ["L", "CMYK", "P", "RGBA", "LA", "1"])
 def test_every_kind_of_colour_becomes_rgb(tmp_path, mode):
     image = picture(64, 48).convert(mode)
