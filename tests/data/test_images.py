@@ -206,6 +206,15 @@ def test_a_broken_file_is_an_error_that_names_it(tmp_path):
         read_image(tmp_path / "two.JPEG", 32)
 
 
+def test_a_lack_of_memory_is_not_taken_for_a_broken_file(tmp_path, monkeypatch):
+    def no_memory(file):
+        raise MemoryError
+
+    monkeypatch.setattr(Image, "open", no_memory)
+    with pytest.raises(MemoryError):
+        read(tmp_path, b"")
+
+
 # -- the loader --------------------------------------------------------------------------------------------------------
 
 

@@ -115,6 +115,9 @@ def test_the_colour_shift_is_the_same_for_all_pixels_and_leaves_the_range_of_byt
     assert shifted.dtype == np.float32
     np.testing.assert_allclose(shift[..., 0], shift[0, 0, 0], rtol=1e-5)
     assert np.abs(shift[..., 0]).min() > 255
+    generator = rng(5)
+    random_box((90, 60), 32, generator), generator.random()  # what is drawn before it
+    np.testing.assert_allclose(shift[0, 0], components.draw(generator), rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(shift[..., 1:], 0, atol=1e-5)
 
 
