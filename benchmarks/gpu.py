@@ -218,22 +218,30 @@ def measure_kernels(step: Callable) -> list[dict]:
 
 def seconds_of(work: Callable) -> float:
     """Of what it queues, on the device."""
+    from minidl.kernels.cuda.graph import Graph
+
+    graph = Graph()
+    graph.run(work)  # compiled, and its memory taken
+    graph.capture(lambda: [work() for _ in range(REPEATS)])
+    return seconds_between_events(graph.launch) / REPEATS
+
+
+def seconds_without_graph(work: Callable) -> float:
+    """The same for cuBLAS, which cannot be captured: long enough for the host's part not to count."""
+    return seconds_between_events(lambda: [work() for _ in range(REPEATS)]) / REPEATS
+
+
+def seconds_between_events(work: Callable) -> float:
+    """That the device takes for what it queues, the second time."""
     import cupy
 
-    cupy.cuda.Device().synchronize()  # another stream made what it reads
-    with cupy.cuda.Stream(non_blocking=True) as stream:
-        work()  # compiled, and its memory taken
-        stream.begin_capture()
-        for _ in range(REPEATS):
-            work()
-        graph = stream.end_capture()
-        start, end = cupy.cuda.Event(), cupy.cuda.Event()
-        graph.launch()
-        start.record()
-        graph.launch()
-        end.record()
-        end.synchronize()
-    return cupy.cuda.get_elapsed_time(start, end) / 1000 / REPEATS
+    start, end = cupy.cuda.Event(), cupy.cuda.Event()
+    work()
+    start.record()
+    work()
+    end.record()
+    end.synchronize()
+    return cupy.cuda.get_elapsed_time(start, end) / 1000
 
 
 def bytes_of(arguments: tuple) -> int:
@@ -280,20 +288,6 @@ def measure_convolution(shape: tuple[int, ...]) -> list[dict]:
         lines.append({"way": way} | {name: flops / time / 1e12 for name, time in seconds.items()})
         cupy.get_default_memory_pool().free_all_blocks()
     return lines
-
-
-def seconds_without_graph(work: Callable) -> float:
-    """The same for cuBLAS, which cannot be captured: long enough for the host's part not to count."""
-    import cupy
-
-    work()
-    start, end = cupy.cuda.Event(), cupy.cuda.Event()
-    start.record()
-    for _ in range(REPEATS):
-        work()
-    end.record()
-    end.synchronize()
-    return cupy.cuda.get_elapsed_time(start, end) / 1000 / REPEATS
 
 
 def device() -> dict[str, str]:

@@ -13,6 +13,7 @@ from threadpoolctl import threadpool_info
 
 import minidl
 from minidl._malloc import keep_freed_memory
+from minidl.cpus import available_cpus
 
 AVX512 = {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
 AVX2 = {"avx2", "fma"}
@@ -30,7 +31,7 @@ def main() -> None:
         "minidl": minidl.__version__,
         "Python": platform.python_version(),
         "NumPy": np.__version__,
-        "CPU": describe_cpu(cpuinfo, usable_cpus()),
+        "CPU": describe_cpu(cpuinfo, available_cpus()),
         "BLAS": describe_blas(libraries),
         "threads": describe_threads(minidl.get_num_threads(), os.environ),
         "CuPy": describe_cupy(),
@@ -49,11 +50,6 @@ def read_cpuinfo() -> str:
     """What Linux says of the CPUs; nothing elsewhere."""
     path = Path("/proc/cpuinfo")
     return path.read_text() if path.exists() else ""
-
-
-def usable_cpus() -> int:
-    """How many CPUs this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def cpu_field(cpuinfo: str, name: str) -> str:

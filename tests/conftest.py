@@ -4,6 +4,7 @@ On 'stand-in' the CUDA kernels run on the CPU, compiled by g++; minidl takes it 
 """
 
 import functools
+import gc
 import subprocess
 import sys
 import zlib
@@ -93,6 +94,15 @@ def kernels(to_device):
 def rng(request):
     """A random generator of the test's own: its numbers change neither with the other tests nor with their order."""
     return np.random.default_rng(zlib.crc32(request.node.name.encode()))
+
+
+@pytest.fixture
+def no_garbage_collector():
+    """What lives on, lives because something refers to it."""
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
 
 
 @pytest.fixture(scope="session")

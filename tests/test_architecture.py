@@ -20,11 +20,12 @@ TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in [*FILES, 
 MAY_IMPORT = {
     "_malloc": set(),
     "autograd": set(),
+    "cpus": set(),
     "dtypes": set(),
     "files": set(),
     "random": set(),
-    "kernels": set(),
-    "data": {"files", "kernels"},
+    "kernels": {"cpus"},
+    "data": {"files", "kernels", "cpus"},
     "ops": {"kernels"},
     "tensor": {"kernels", "ops", "autograd", "dtypes"},
     "creation": {"tensor", "random", "dtypes"},
@@ -36,7 +37,7 @@ MAY_IMPORT = {
     "features": {"nn", "tensor"},
     "optim": {"nn", "tensor", "kernels"},
     "checkpoint": {"optim", "nn", "tensor", "files"},
-    "__main__": {"_malloc"},
+    "__main__": {"_malloc", "cpus"},
 }
 READING_PATH = [
     "autograd.py",

@@ -1,6 +1,5 @@
 """What is held between forward and backward, and that nothing is held longer: with the garbage collector off."""
 
-import gc
 import tracemalloc
 import weakref
 
@@ -11,35 +10,14 @@ from models.resnet import cifar_resnet
 import minidl
 from minidl import Function, Tensor
 from minidl.functional import cross_entropy
+from tests.watched import Watched
 
 MIB = 2**20
 # (measured) 46.1 MiB; the bound is 10 % above. Edges that hold tensors instead of places would hold 82.6.
 HELD_AFTER_FORWARD = 50.7 * MIB
 
 
-@pytest.fixture(autouse=True)
-def _no_garbage_collector():
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
-
-
-class Watched(Function):
-    """y = 2 x, with a large array saved that tests can hold a weak reference to."""
-
-    saved = None
-
-    @staticmethod
-    def forward(ctx, x):
-        array = np.zeros(1000)
-        Watched.saved = weakref.ref(array)
-        ctx.save(array)
-        return 2 * x
-
-    @staticmethod
-    def backward(ctx, grad):
-        return 2 * grad
+pytestmark = pytest.mark.usefixtures("no_garbage_collector")
 
 
 @pytest.fixture

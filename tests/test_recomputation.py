@@ -1,6 +1,5 @@
 """Parts of a network that are computed twice: the same bits, less memory, and nothing else that shows."""
 
-import gc
 import tracemalloc
 import weakref
 from functools import partial
@@ -10,39 +9,17 @@ import pytest
 from models.resnet import BasicBlock
 
 import minidl
-from minidl import Function, Tensor, nn, recompute
+from minidl import Tensor, nn, recompute
 from minidl.functional import cross_entropy
+from tests.watched import Watched
 
 SHAPE = 4, 8, 8, 16
 BLOCKS = 9
 
 
-class Twice(Function):
-    """y = 2 x, with an array saved that tests can hold a weak reference to."""
+twice = partial(minidl.apply, Watched)
 
-    saved = None
-
-    @staticmethod
-    def forward(ctx, x):
-        array = np.zeros(1000)
-        Twice.saved = weakref.ref(array)
-        ctx.save(array)
-        return 2 * x
-
-    @staticmethod
-    def backward(ctx, grad):
-        return 2 * grad
-
-
-twice = partial(minidl.apply, Twice)
-
-
-@pytest.fixture(autouse=True)
-def _no_garbage_collector():
-    gc.collect()
-    gc.disable()
-    yield
-    gc.enable()
+pytestmark = pytest.mark.usefixtures("no_garbage_collector")
 
 
 @pytest.fixture
@@ -194,17 +171,17 @@ def test_a_parameter_of_several_parts_is_finished_once_with_its_whole_gradient(d
 def test_nothing_that_was_saved_inside_outlives_forward_or_backward():
     x = Tensor([1.0], requires_grad=True)
     y = recompute(twice, x)
-    first = Twice.saved
+    first = Watched.saved
     assert first() is None
     y.backward()
-    assert Twice.saved is not first and Twice.saved() is None
+    assert Watched.saved is not first and Watched.saved() is None
 
 
 def test_what_was_recomputed_for_one_part_is_freed_before_the_next_one_is():
     alive = []
 
     def part(x):
-        alive.append(Twice.saved is not None and Twice.saved() is not None)
+        alive.append(Watched.saved is not None and Watched.saved() is not None)
         return twice(x)
 
     x = Tensor([1.0], requires_grad=True)
@@ -317,7 +294,7 @@ def test_a_tensor_that_is_kept_inside_would_keep_the_graph_and_is_an_error(devic
         kept.append(twice(x))
         return kept[-1] + 1
 
-    with pytest.raises(RuntimeError, match=r"from Twice is held outside.*detach"):
+    with pytest.raises(RuntimeError, match=r"from Watched is held outside.*detach"):
         recompute(part, Tensor([1.0], device=device, requires_grad=True))
 
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from minidl.cpus import available_cpus
 from minidl.data.loader import Batch, DataLoader
 
 if TYPE_CHECKING:
@@ -226,7 +227,7 @@ class ImageLoader(DataLoader):
         skip_broken: bool = False,
     ) -> None:
         self.view = view
-        self.threads = _cores() if threads is None else threads
+        self.threads = available_cpus() if threads is None else threads
         self.skip_broken = skip_broken
         self.broken: list[str] = []
         self._noting = threading.Lock()
@@ -238,7 +239,7 @@ class ImageLoader(DataLoader):
             raise ValueError(f"ImageLoader: threads must be 1 or more, got {self.threads}")
 
     def _load(self, order: np.ndarray, epoch: int, number: int) -> Batch:
-        chosen = order[number * self.batch_size :][: self.batch_size].tolist()
+        chosen = self._rows(order, number).tolist()
         # New threads for each batch: they cost as much as a hundredth of an image, and leave nobody to send away.
         with ThreadPoolExecutor(self.threads, thread_name_prefix="ImageLoader") as threads:
             views, found = zip(*threads.map(partial(self._view_of, epoch), chosen), strict=True)
@@ -262,8 +263,3 @@ class ImageLoader(DataLoader):
             if path not in self.broken:
                 self.broken.append(path)
                 warnings.warn(f"ImageLoader: skipped: {error}", RuntimeWarning, stacklevel=2)
-
-
-def _cores() -> int:
-    """Those that this process may use, where the system tells."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -119,11 +119,15 @@ class DataLoader:
         return self._generator(SHUFFLE, epoch).permutation(count) if self.shuffle else np.arange(count)
 
     def _load(self, order: np.ndarray, epoch: int, number: int) -> Batch:
-        start = number * self.batch_size
-        images, labels = self.dataset[order[start : start + self.batch_size]]
+        images, labels = self.dataset[self._rows(order, number)]
         if self.transform is not None:
             images = self.transform(images, self._generator(TRANSFORM, epoch, number))
         return images, labels
+
+    def _rows(self, order: np.ndarray, number: int) -> np.ndarray:
+        """The indices of the images in a batch."""
+        start = number * self.batch_size
+        return order[start : start + self.batch_size]
 
     def _generator(self, purpose: int, epoch: int, number: int = 0) -> np.random.Generator:
         # Always four words: NumPy pads shorter seeds with zeros, so [1] and [1, 0] would be the same seed.
@@ -156,7 +160,7 @@ class IndexLoader(DataLoader):
         super().__init__(dataset, batch_size, shuffle, seed, augment, drop_last, prefetch=0)
 
     def _load(self, order: np.ndarray, epoch: int, number: int) -> np.ndarray:
-        chosen = order[number * self.batch_size :][: self.batch_size]
+        chosen = self._rows(order, number)
         draws = self.transform.draw(self._generator(TRANSFORM, epoch, number), len(chosen))
         return np.vstack([chosen, self.dataset.labels[chosen], draws])
 

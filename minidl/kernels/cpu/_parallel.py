@@ -17,10 +17,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-
-def available_cpus() -> int:
-    """How many CPUs this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+from minidl.cpus import available_cpus
 
 
 def set_num_threads(number: int) -> None:

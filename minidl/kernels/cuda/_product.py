@@ -20,8 +20,14 @@ from minidl.kernels.precision import tf32_is_on
 TILE_ROWS, THREADS = 128, 256
 LARGEST_COPY = 16  # bytes that one instruction brings to shared memory
 
-TILES = """
-constexpr int THREADS = 256, TILE_ROWS = 128;
+TILES = (
+    f"constexpr int THREADS = {THREADS}, TILE_ROWS = {TILE_ROWS};\n"
+    + """
+// Instructions that only a GPU has are used where it has them, unless a test asks for their plain twins.
+#if __CUDA_ARCH__ >= 800 && !defined(PLAIN)
+#define HAS_INSTRUCTIONS
+#endif
+
 constexpr int DEPTH = 64 / sizeof(stored);  // numbers along the depth that a tile holds
 constexpr int BESIDE = 16 / sizeof(stored), BELOW = 8;  // unused numbers, for which see Tile
 
@@ -59,7 +65,7 @@ struct alignas(RUN * sizeof(stored)) Run {
 // wants some address in the device's memory all the same.
 template <int RUN>
 __device__ void copy(stored* to, const stored* from, const stored* any) {
-#if __CUDA_ARCH__ >= 800 && !defined(PLAIN)
+#ifdef HAS_INSTRUCTIONS
     constexpr int bytes = RUN * sizeof(stored);
     if constexpr (bytes >= 4) {
         unsigned int address = (unsigned int)__cvta_generic_to_shared(to);
@@ -75,14 +81,14 @@ __device__ void copy(stored* to, const stored* from, const stored* any) {
 
 // What has been copied since the last call becomes a group.
 __device__ void end_group_of_copies() {
-#if __CUDA_ARCH__ >= 800 && !defined(PLAIN)
+#ifdef HAS_INSTRUCTIONS
     asm volatile("cp.async.commit_group;" ::: "memory");
 #endif
 }
 
 // Wait until all groups but the last have arrived.
 __device__ void wait_for_all_groups_but_one() {
-#if __CUDA_ARCH__ >= 800 && !defined(PLAIN)
+#ifdef HAS_INSTRUCTIONS
     asm volatile("cp.async.wait_group 1;" ::: "memory");
 #endif
 }
@@ -127,6 +133,7 @@ struct Copier {
     }
 };
 """
+)
 
 PRODUCT = """
 // y[row * columns + column] = bias[column] + sum over first <= k < end of a(row, k) b(k, column), for one tile. The

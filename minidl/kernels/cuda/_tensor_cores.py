@@ -14,7 +14,7 @@ constexpr int WORDS = 16;  // in a line of a tile
 // The nearest number of TF32: 13 bits of the mantissa become 0.
 __device__ unsigned int to_tf32(float value) {
     unsigned int bits = __float_as_uint(value);
-#if __CUDA_ARCH__ >= 800 && !defined(PLAIN)
+#ifdef HAS_INSTRUCTIONS
     asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(value));
 #else
     bool finite = (bits & 0x7F800000) != 0x7F800000;
@@ -49,7 +49,7 @@ __device__ float word_product(unsigned int a, unsigned int b) {
 // sums += a b, by all 32 threads of a warp. Thread 4 g + t holds, of a, words t and t + 4 of rows g and g + 8; of b,
 // words t and t + 4 of column g; and of the sums rows g and g + 8 in columns 2 t and 2 t + 1.
 __device__ void mma(float (&sums)[4], const unsigned int (&a)[4], const unsigned int (&b)[2]) {
-#if __CUDA_ARCH__ >= 800 && !defined(PLAIN)
+#ifdef HAS_INSTRUCTIONS
     if constexpr (PACKED)
         MMA("m16n8k16.row.col.f32.bf16.bf16.f32");
     else

@@ -1,0 +1,8 @@
+"""The CPUs of the machine."""
+
+import os
+
+
+def available_cpus() -> int:
+    """How many CPUs this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
