@@ -7,7 +7,17 @@ from minidl.data.image_statistics import ImageStatistics, measure_images
 from minidl.data.images import BrokenImageError, ImageFolder, ImageLoader, read_image
 from minidl.data.loader import DataLoader, DeviceLoader, IndexLoader
 from minidl.data.shapes import make_shapes
-from minidl.data.views import RESNET_SIDES, VGG_SIDES, CentreView, ColourComponents, TrainingView
+from minidl.data.views import (
+    RESNET_SIDES,
+    VGG_SIDES,
+    CentreView,
+    ColourComponents,
+    CropsView,
+    TrainingView,
+    WholeView,
+    corner_boxes,
+    grid_boxes,
+)
 
 __all__ = [
     "RESNET_SIDES",
@@ -17,6 +27,7 @@ __all__ = [
     "CentreView",
     "ColourComponents",
     "CropAndFlip",
+    "CropsView",
     "DataLoader",
     "Dataset",
     "DeviceLoader",
@@ -25,7 +36,10 @@ __all__ = [
     "ImageStatistics",
     "IndexLoader",
     "TrainingView",
+    "WholeView",
     "channel_mean_std",
+    "corner_boxes",
+    "grid_boxes",
     "load_cifar10",
     "load_cifar100",
     "make_shapes",

@@ -5,9 +5,12 @@ Simonyan and Zisserman (2014), section 3.1, and He et al. (2015), section 3.4, d
     TrainingView(VGG_SIDES, mean=statistics.mean, colours=statistics.colours)
     TrainingView(RESNET_SIDES, mean=statistics.mean_image, colours=statistics.colours)
 
-where `statistics = measure_images(...)`. A view without mean and colours is uint8, a quarter of the bytes.
+where `statistics = measure_images(...)`. A view without mean, std and colours is uint8, a quarter of the bytes.
+
+What a network is tested on is one view (`CentreView`) or several of the same photograph (`CropsView`, `WholeView`).
 """
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -36,6 +39,19 @@ def centre_box(sides: tuple[int, int], size: int) -> Box:
     """The same of the crop in the middle; an odd pixel is left over at the right and below."""
     left, top = ((side - size) // 2 for side in sides)
     return left, top, left + size, top + size
+
+
+def corner_boxes(sides: tuple[int, int], size: int) -> list[Box]:
+    """The four corners and the centre of the square in the middle (Krizhevsky et al. 2012, sections 2 and 4.1)."""
+    left, top, right, bottom = centre_box(sides, min(sides))
+    corners = [(x, y, x + size, y + size) for y in (top, bottom - size) for x in (left, right - size)]
+    return [*corners, centre_box(sides, size)]
+
+
+def grid_boxes(sides: tuple[int, int], size: int, number: int = 5) -> list[Box]:
+    """number x number places, evenly from edge to edge, row by row (Simonyan and Zisserman 2014, section 3.2)."""
+    lefts, tops = (np.linspace(0, side - size, number).round().astype(int).tolist() for side in sides)
+    return [(left, top, left + size, top + size) for top in tops for left in lefts]
 
 
 def mirror_at_random(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -79,6 +95,7 @@ class TrainingView:
         size: height and width of the crop.
         mean: as in `normalize`: per channel (3,), per pixel (size, size, 3), or None to leave the pixels as they are.
         colours: the components of the colour shift, or None to leave the colours as they are.
+        std: as `mean`: what is divided by; the papers do not divide.
 
     Raises:
         ValueError: the crop is larger than the photograph may be, or the sides are not in order.
@@ -90,19 +107,20 @@ class TrainingView:
         size: int = 224,
         mean: Statistic | None = None,
         colours: ColourComponents | None = None,
+        std: Statistic | None = None,
     ) -> None:
         _check_sides("TrainingView", shorter_side, size)
-        self.shorter_side, self.size, self.mean, self.colours = shorter_side, size, mean, colours
+        self.shorter_side, self.size, self.mean, self.colours, self.std = shorter_side, size, mean, colours, std
 
     def __call__(self, path: str | Path, rng: np.random.Generator) -> np.ndarray:
-        """(size, size, 3): uint8 where neither a mean nor colours were given, else float32 that may leave 0..255."""
+        """(size, size, 3): uint8 where no mean, std or colours were given, else float32."""
         shorter_side = draw_side(self.shorter_side, rng)
         crop = read_image(path, shorter_side, partial(random_box, size=self.size, rng=rng))
         pixels = mirror_at_random(np.asarray(crop), rng)
         if self.colours is None:
-            return _subtract(pixels, self.mean)
+            return _scale(pixels, self.mean, self.std)
         mean = 0.0 if self.mean is None else self.mean
-        return _subtract(pixels, mean - self.colours.draw(rng))
+        return _scale(pixels, mean - self.colours.draw(rng), self.std)
 
 
 class CentreView:
@@ -111,18 +129,75 @@ class CentreView:
     Arguments and errors as `TrainingView`. 256 and 224 are what Krizhevsky et al. (2012), section 2, began with.
     """
 
-    def __init__(self, shorter_side: int = 256, size: int = 224, mean: Statistic | None = None) -> None:
+    def __init__(
+        self,
+        shorter_side: int = 256,
+        size: int = 224,
+        mean: Statistic | None = None,
+        std: Statistic | None = None,
+    ) -> None:
         _check_sides("CentreView", shorter_side, size)
-        self.shorter_side, self.size, self.mean = shorter_side, size, mean
+        self.shorter_side, self.size, self.mean, self.std = shorter_side, size, mean, std
 
     def __call__(self, path: str | Path, rng: np.random.Generator | None = None) -> np.ndarray:
-        """(size, size, 3): uint8 where no mean was given, else float32."""
+        """(size, size, 3): uint8 where no mean or std was given, else float32."""
         crop = read_image(path, self.shorter_side, partial(centre_box, size=self.size))
-        return _subtract(np.asarray(crop), self.mean)
+        return _scale(np.asarray(crop), self.mean, self.std)
 
 
-def _subtract(pixels: np.ndarray, mean: Statistic | None) -> np.ndarray:
-    return pixels if mean is None else normalize(pixels[None], mean)[0]
+class CropsView:
+    """Several crops of a photograph, and their mirror images: what "10-crop" and "multi-crop" testing average over.
+
+        CropsView(corner_boxes)             10: four corners and the centre (Krizhevsky et al. 2012)
+        CropsView(grid_boxes)               50: 5 x 5 places (Simonyan and Zisserman 2014, at three scales: 150)
+
+    Args:
+        boxes: `boxes((width, height), size) -> [(left, top, right, bottom), ...]` of the scaled photograph.
+
+    The others, and the errors, are those of `TrainingView`.
+    """
+
+    def __init__(
+        self,
+        boxes: Callable[[tuple[int, int], int], list[Box]],
+        shorter_side: int = 256,
+        size: int = 224,
+        mean: Statistic | None = None,
+        std: Statistic | None = None,
+    ) -> None:
+        _check_sides("CropsView", shorter_side, size)
+        self.boxes, self.shorter_side, self.size, self.mean, self.std = boxes, shorter_side, size, mean, std
+
+    def __call__(self, path: str | Path, rng: np.random.Generator | None = None) -> np.ndarray:
+        """(2 B, size, size, 3): the B crops, and then their mirror images; uint8 or float32 as `CentreView`."""
+        photograph = read_image(path, self.shorter_side)
+        pixels, boxes = np.asarray(photograph), self.boxes(photograph.size, self.size)
+        crops = np.stack([pixels[top:bottom, left:right] for left, top, right, bottom in boxes])
+        return _scale(np.concatenate([crops, crops[:, :, ::-1]]), self.mean, self.std)
+
+
+class WholeView:
+    """The whole photograph and its mirror image, for networks that take any size: "dense" testing.
+
+    Simonyan and Zisserman (2014), section 3.2. The mean is one for all pixels, as photographs differ in size.
+    """
+
+    def __init__(self, shorter_side: int, mean: Statistic | None = None, std: Statistic | None = None) -> None:
+        self.shorter_side, self.mean, self.std = shorter_side, mean, std
+
+    def __call__(self, path: str | Path, rng: np.random.Generator | None = None) -> np.ndarray:
+        """(2, H, W, 3), of which the smaller is shorter_side; uint8 or float32 as `CentreView`."""
+        pixels = np.asarray(read_image(path, self.shorter_side))
+        return _scale(np.stack([pixels, pixels[:, ::-1]]), self.mean, self.std)
+
+
+def _scale(pixels: np.ndarray, mean: Statistic | None, std: Statistic | None) -> np.ndarray:
+    """(pixels - mean) / std of an image or of several; as they are, in uint8, where neither was given."""
+    if mean is None and std is None:
+        return pixels
+    images = pixels if pixels.ndim == 4 else pixels[None]
+    scaled = normalize(images, 0.0 if mean is None else mean, 1.0 if std is None else std)
+    return scaled.reshape(pixels.shape)
 
 
 def _check_sides(name: str, shorter_side: int | tuple[int, int], size: int) -> None:

@@ -1,10 +1,23 @@
 from collections import Counter
+from functools import partial
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from minidl.data import RESNET_SIDES, VGG_SIDES, CentreView, ColourComponents, TrainingView, normalize, read_image
+from minidl.data import (
+    RESNET_SIDES,
+    VGG_SIDES,
+    CentreView,
+    ColourComponents,
+    CropsView,
+    TrainingView,
+    WholeView,
+    corner_boxes,
+    grid_boxes,
+    normalize,
+    read_image,
+)
 from minidl.data.views import centre_box, draw_side, mirror_at_random, random_box
 
 
@@ -62,6 +75,22 @@ def test_all_crops_are_equally_likely():
 def test_the_centre_is_as_far_from_both_edges(sides, corner):
     left, top = corner
     assert centre_box(sides, 4) == (left, top, left + 4, top + 4)
+
+
+def test_the_five_boxes_are_the_corners_and_the_centre_of_the_square_in_the_middle():
+    square = [(0, 0, 224, 224), (32, 0, 256, 224), (0, 32, 224, 256), (32, 32, 256, 256), (16, 16, 240, 240)]
+    assert corner_boxes((256, 256), 224) == square
+    wide = [(left + 64, top, right + 64, bottom) for left, top, right, bottom in square]
+    assert corner_boxes((384, 256), 224) == wide
+
+
+def test_the_grid_reaches_from_edge_to_edge_in_equal_steps():
+    boxes = grid_boxes((264, 304), 224)
+    assert len(set(boxes)) == 25
+    assert sorted({left for left, *_ in boxes}) == [0, 10, 20, 30, 40]
+    assert sorted({top for _, top, *_ in boxes}) == [0, 20, 40, 60, 80]
+    assert all((right - left, bottom - top) == (224, 224) for left, top, right, bottom in boxes)
+    assert boxes[-1][2:] == (264, 304)
 
 
 def test_half_of_the_images_are_mirrored_left_to_right():
@@ -140,9 +169,49 @@ def test_a_centre_view_is_the_middle_of_the_scaled_photograph(path):
     np.testing.assert_array_equal(CentreView(40, 32, mean=128.0)(path, rng()), view.astype(np.float32) - 128)
 
 
+@pytest.mark.parametrize(("boxes", "count"), [(corner_boxes, 10), (grid_boxes, 50)])
+def test_several_crops_are_those_of_the_scaled_photograph_and_then_their_mirror_images(path, boxes, count):
+    photograph = read_image(path, 40)
+    crops = CropsView(boxes, 40, 32)(path)
+    assert (crops.shape, crops.dtype) == ((count, 32, 32, 3), np.uint8)
+    for crop, mirrored, box in zip(crops[: count // 2], crops[count // 2 :], boxes(photograph.size, 32), strict=True):
+        np.testing.assert_array_equal(crop, np.asarray(photograph.crop(box)))
+        np.testing.assert_array_equal(mirrored, crop[:, ::-1])
+
+
+def test_the_whole_photograph_comes_with_its_mirror_image(path):
+    whole = WholeView(40)(path)
+    assert (whole.shape, whole.dtype) == ((2, 40, 60, 3), np.uint8)
+    np.testing.assert_array_equal(whole[0], np.asarray(read_image(path, 40)))
+    np.testing.assert_array_equal(whole[1], whole[0, :, ::-1])
+
+
+VIEWS = {
+    "training": partial(TrainingView, 40, 32),
+    "centre": partial(CentreView, 40, 32),
+    "crops": partial(CropsView, corner_boxes, 40, 32),
+    "whole": partial(WholeView, 40),
+}
+
+
+@pytest.mark.parametrize("name", VIEWS)
+def test_every_view_subtracts_the_mean_and_divides_by_the_standard_deviation(path, name):
+    """Either, or both; nothing at all leaves the bytes as they are."""
+    mean, std = np.array([1.0, 2, 3]), np.array([4.0, 5, 6])
+    plain = VIEWS[name]()(path, rng())
+    assert plain.dtype == np.uint8
+    for options in ({"mean": mean}, {"std": std}, {"mean": mean, "std": std}):
+        view = VIEWS[name](**options)(path, rng())
+        expected = (plain - options.get("mean", 0.0)) / options.get("std", 1.0)
+        assert view.dtype == np.float32
+        np.testing.assert_allclose(view, expected, rtol=1e-6)
+
+
 @pytest.mark.parametrize(("sides", "size"), [(223, 224), ((200, 256), 224), ((480, 256), 224), (256, 0)])
 def test_a_crop_larger_than_the_photograph_is_an_error(sides, size):
     with pytest.raises(ValueError, match=r"TrainingView: expected 1 <= size <= shorter_side"):
         TrainingView(sides, size)
     with pytest.raises(ValueError, match=r"CentreView: expected 1 <= size <= shorter_side"):
         CentreView(sides, size)
+    with pytest.raises(ValueError, match=r"CropsView: expected 1 <= size <= shorter_side"):
+        CropsView(corner_boxes, sides, size)
