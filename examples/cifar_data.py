@@ -4,6 +4,7 @@ import argparse
 from dataclasses import dataclass
 
 import numpy as np
+from models.config import NetworkConfig
 
 from minidl.data import ArrayDataset, CropAndFlip, load_cifar10, load_cifar100, make_shapes, per_pixel_mean
 
@@ -29,15 +30,23 @@ class CifarData:
     dtype: str = "float32"  # of the network's input, and so of what it computes
 
     def __post_init__(self):
-        mean = per_pixel_mean(self.train.images)
-        self.augment = CropAndFlip(mean, PIXEL_STD, padding=4)
-        self.prepare = CropAndFlip(mean, PIXEL_STD, padding=0, flip_probability=0)
+        self.mean = per_pixel_mean(self.train.images)
+        self.augment = CropAndFlip(self.mean, PIXEL_STD, padding=4)
+        self.prepare = CropAndFlip(self.mean, PIXEL_STD, padding=0, flip_probability=0)
 
     def to(self, device: str, dtype: str = "float32") -> "CifarData":
         """Move the images, uint8 as they are (CIFAR-10 has 184 MB of them); itself."""
         self.train, self.test, self.device = self.train.to(device), self.test.to(device), device
         self.dtype = "float32" if dtype == "tf32" else dtype  # TF32 is a way to multiply float32
         return self
+
+    def config(self, builder: str, **arguments) -> NetworkConfig:
+        """Of a network for these images."""
+        classes = self.train.classes
+        size = self.train.images.shape[1]
+        return NetworkConfig(
+            builder, arguments | {"num_classes": len(classes)}, classes, size, size, self.mean, PIXEL_STD
+        )
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:

@@ -19,7 +19,6 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 
 from cifar_data import CifarData, add_data_options, load_data, positive
-from models.resnet import cifar_resnet
 from tqdm import tqdm
 from training import (
     Counter,
@@ -113,15 +112,14 @@ class Progress:
         return self.images / self.training_seconds if self.images else 0.0
 
 
-def train(model: Module, data: CifarData, args: argparse.Namespace, needs_warmup: bool = False) -> float | None:
+def train(
+    model: Module, data: CifarData, folder: RunFolder, args: argparse.Namespace, needs_warmup: bool = False
+) -> float | None:
     """Train, with a checkpoint and a line of metrics after each epoch; the final test error, or None if interrupted."""
-    folder, recipe = RunFolder(args.out, args.resume), RECIPES[args.recipe]
     data.to(args.device, args.dtype)  # once: the loader hands out which images to take and how to vary them, no pixels
     loader = IndexLoader(data.train, args.batch_size, data.augment, shuffle=True, seed=args.seed)
-    total_steps = count_steps(args, recipe, len(loader))
-    schedule = recipe.schedule(recipe.lr if args.lr is None else args.lr, total_steps)
-    weight_decay = recipe.weight_decay if args.weight_decay is None else args.weight_decay
-    optimizer = SGD(model.parameters(), lr=0.0, momentum=0.9, weight_decay=weight_decay, nesterov=recipe.nesterov)
+    total_steps = count_steps(args, len(loader))
+    schedule, optimizer = make_schedule(args, total_steps), make_optimizer(model, args)
     progress = resume(folder, model, optimizer, loader, args) if args.resume else Progress(warming_up=needs_warmup)
     counter = Counter(args.device)
     step = partial(train_step, model, optimizer, data, counter)  # of a batch: all that the device does
@@ -221,8 +219,22 @@ def options_that_matter(args: argparse.Namespace) -> dict:
     return {name: value for name, value in vars(args).items() if name not in NO_MATTER}
 
 
-def count_steps(args: argparse.Namespace, recipe: Recipe, steps_per_epoch: int) -> int:
+def make_schedule(args: argparse.Namespace, total_steps: int) -> Callable[[int], float]:
+    """The learning rate of each step: the recipe's, from the rate of the options if they give one."""
+    recipe = RECIPES[args.recipe]
+    return recipe.schedule(recipe.lr if args.lr is None else args.lr, total_steps)
+
+
+def make_optimizer(model: Module, args: argparse.Namespace) -> SGD:
+    """The recipe's, with the weight decay of the options if they give one."""
+    recipe = RECIPES[args.recipe]
+    weight_decay = recipe.weight_decay if args.weight_decay is None else args.weight_decay
+    return SGD(model.parameters(), lr=0.0, momentum=0.9, weight_decay=weight_decay, nesterov=recipe.nesterov)
+
+
+def count_steps(args: argparse.Namespace, steps_per_epoch: int) -> int:
     """The length of the run: what the options say, else what the recipe says."""
+    recipe = RECIPES[args.recipe]
     if args.iterations is not None or args.epochs is not None:
         return args.iterations if args.iterations is not None else args.epochs * steps_per_epoch
     return recipe.iterations or recipe.epochs * steps_per_epoch
@@ -239,13 +251,14 @@ def main() -> None:
     try:
         check_dtype(args)
         data = load_data(args)
-        classes = len(data.train.classes)
-        model = cifar_resnet(args.depth, args.shortcut, classes, args.seed, args.recompute).to(args.device)
+        config = data.config("cifar_resnet", depth=args.depth, shortcut=args.shortcut)
+        model = config.build(seed=args.seed, recompute=args.recompute).to(args.device)
     except (ValueError, RuntimeError, OSError) as problem:
         parser.error(str(problem))
     needs_warmup = args.recipe == "paper" and args.depth >= WARMUP_DEPTH
+    folder = RunFolder(args.out, args.resume, config)
     with computing(args):
-        error = train(model, data, args, needs_warmup)
+        error = train(model, data, folder, args, needs_warmup)
     if error is not None:
         print(f"{data.test_split} error of {args.depth} layers on {args.dataset}: {error:.2%}")
         if args.dataset == "cifar10" and args.shortcut == "A" and args.depth in PAPER_ERROR:

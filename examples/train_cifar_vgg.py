@@ -10,11 +10,9 @@ unless --no-batch-norm says otherwise: a VGG of 16 layers hardly starts to learn
 import argparse
 
 from cifar_data import load_data
-from models.vgg import CONFIGS, vgg
+from models.vgg import CONFIGS
 from train_cifar_resnet import add_training_options, train
-from training import check_dtype, computing
-
-from minidl.nn import Module
+from training import RunFolder, check_dtype, computing
 
 
 def main() -> None:
@@ -27,12 +25,13 @@ def main() -> None:
     try:
         check_dtype(args)
         data = load_data(args)
-        model: Module = vgg(args.config, args.batch_norm, len(data.train.classes), image_size=32, seed=args.seed)
-        model.to(args.device)
+        config = data.config("vgg", config=args.config, batch_norm=args.batch_norm, image_size=32)
+        model = config.build(seed=args.seed).to(args.device)
     except (ValueError, RuntimeError, OSError) as problem:
         parser.error(str(problem))
+    folder = RunFolder(args.out, args.resume, config)
     with computing(args):
-        error = train(model, data, args)
+        error = train(model, data, folder, args)
     if error is not None:
         print(f"{data.test_split} error of VGG-{args.config} on {args.dataset}: {error:.2%}")
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cifar_data import CifarData
+from models.config import NetworkConfig
 
 from minidl import Tensor, explain_out_of_memory, no_grad, tf32, zeros
 from minidl.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
@@ -22,10 +23,13 @@ TEST_BATCH = 250  # divides CIFAR's 10,000 test images
 
 
 class RunFolder:
-    """DIR/checkpoint.safetensors, DIR/metrics.jsonl (a line for each epoch) and DIR/curves.png."""
+    """DIR/checkpoint.safetensors, DIR/metrics.jsonl (a line for each epoch) and DIR/curves.png.
 
-    def __init__(self, path: str | Path, resume: bool):
-        self.path = Path(path)
+    With a `config` the checkpoint says of which network it is, which is all that scripts need to use it.
+    """
+
+    def __init__(self, path: str | Path, resume: bool, config: NetworkConfig | None = None):
+        self.path, self.config = Path(path), config
         self.checkpoint = self.path / "checkpoint.safetensors"
         self.metrics = self.path / "metrics.jsonl"
         if resume and not self.checkpoint.exists():
@@ -38,7 +42,11 @@ class RunFolder:
 
     def save(self, model: Module, optimizer: Optimizer, counters: dict) -> None:
         """Replace the checkpoint."""
-        save_checkpoint(self.checkpoint, model, optimizer, counters)
+        if self.config is None:
+            save_checkpoint(self.checkpoint, model, optimizer, counters)
+        else:
+            counters = counters | {"network": self.config.to_json()}
+            save_checkpoint(self.checkpoint, model, optimizer, counters, self.config.arrays())
 
     def load(self, model: Module, optimizer: Optimizer, options: dict) -> dict:
         """The counters of the checkpoint, which must have been made with the same options."""

@@ -1,8 +1,9 @@
 """Checkpoints: everything that a run depends on, in one safetensors file that is whole or not there.
 
 The model's weights stand under PyTorch's names and in PyTorch's layouts, so any reader of safetensors can use them.
-What else the run needs has a "/" in its name: "optimizer/velocity.0", and "buffer/..." for the buffers that are no
-weights. Numbers and words are JSON in the file's header.
+What else the run needs has a "/" in its name: "optimizer/velocity.0", "buffer/..." for the buffers that are no
+weights, "extra/..." for what a script adds, as the mean that it subtracts from the images. Numbers and words are JSON
+in the file's header.
 """
 
 import json
@@ -17,15 +18,23 @@ from minidl.tensor import Buffer
 
 
 def save_checkpoint(
-    path: str | Path, model: Module, optimizer: Optimizer | None = None, counters: dict | None = None
+    path: str | Path,
+    model: Module,
+    optimizer: Optimizer | None = None,
+    counters: dict | None = None,
+    extra: dict[str, np.ndarray] | None = None,
 ) -> None:
-    """Write the model, the optimiser's state and the counters, any JSON, to a temporary file, and rename it to path."""
+    """Write the model, the optimiser's state, the counters, any JSON, and extra arrays to one file.
+
+    It is a temporary file first, which is then renamed to path. `read_checkpoint` gives all of it back.
+    """
     from safetensors.numpy import save
 
     arrays = model.state_dict()
     arrays |= {f"buffer/{name}": buffer.numpy().copy() for name, buffer in _unsaved_buffers(model)}
     if optimizer is not None:
         arrays |= {f"optimizer/{name}": array for name, array in optimizer.state_dict().items()}
+    arrays |= {f"extra/{name}": np.asarray(array) for name, array in (extra or {}).items()}
     write_whole(Path(path), save(arrays, metadata={"counters": json.dumps(counters or {})}))
 
 

@@ -6,6 +6,7 @@ import safetensors.numpy
 
 import minidl
 from minidl import Tensor, load_checkpoint, nn, save_checkpoint
+from minidl.checkpoint import read_checkpoint
 from minidl.files import write_whole
 from minidl.functional import cross_entropy
 from minidl.optim import SGD, Adam
@@ -64,6 +65,16 @@ def test_a_file_of_weights_alone_loads_too(tmp_path):
     safetensors.numpy.save_file(model.state_dict(), tmp_path / "weights")
     assert load_checkpoint(tmp_path / "weights", other) == {}
     np.testing.assert_array_equal(model[0].weight.numpy(), other[0].weight.numpy())
+
+
+def test_extra_arrays_come_back_and_are_no_weights(tmp_path):
+    model = make_model()
+    mean = np.arange(3, dtype=np.float32)
+    save_checkpoint(tmp_path / "checkpoint", model, extra={"mean": mean, "scale": np.float32(64)})
+    arrays, _ = read_checkpoint(tmp_path / "checkpoint")
+    np.testing.assert_array_equal(arrays["extra/mean"], mean)
+    assert arrays["extra/scale"] == 64
+    load_checkpoint(tmp_path / "checkpoint", make_model())
 
 
 def test_a_truncated_checkpoint_is_an_error_that_names_it_and_loads_nothing(tmp_path):
