@@ -7,7 +7,17 @@ import pytest
 import train_cifar_resnet
 from cifar_data import CifarData
 from models.resnet import cifar_resnet
-from train_cifar_resnet import PAPER_ERROR, RECIPES, WARMUP_DEPTH, WARMUP_ERROR, WARMUP_LR, count_steps, train
+from train_cifar_resnet import (
+    PAPER_ERROR,
+    RECIPES,
+    WARMUP_DEPTH,
+    WARMUP_ERROR,
+    WARMUP_LR,
+    count_steps,
+    make_schedule,
+    train,
+)
+from training import RunFolder
 
 from minidl.data import make_shapes
 
@@ -20,8 +30,9 @@ def options(tmp_path, **changes):
 
 def test_the_papers_learning_rate_falls_at_32k_and_48k_of_64k_iterations():
     recipe = RECIPES["paper"]
-    steps = count_steps(Namespace(iterations=None, epochs=None), recipe, steps_per_epoch=391)
-    rate = recipe.schedule(recipe.lr, steps)
+    args = options(".", epochs=None)
+    steps = count_steps(args, steps_per_epoch=391)
+    rate = make_schedule(args, steps)
     assert steps == 64_000
     assert [rate(step) for step in (0, 31_999)] == [0.1, 0.1]
     assert [rate(step) for step in (32_000, 47_999)] == pytest.approx([0.01, 0.01])
@@ -45,7 +56,8 @@ def test_the_warm_up_ends_with_the_epoch_whose_training_error_is_low_enough(
     shapes = make_shapes(64)
     seen = []
     monkeypatch.setattr(train_cifar_resnet, "end_epoch", note_rate(train_cifar_resnet.end_epoch, seen), raising=True)
-    train(cifar_resnet(8), CifarData(shapes, shapes, "test"), options(tmp_path, epochs=4), needs_warmup=True)
+    folder = RunFolder(tmp_path, resume=False)
+    train(cifar_resnet(8), CifarData(shapes, shapes, "test"), folder, options(tmp_path, epochs=4), needs_warmup=True)
     assert seen[:2] == pytest.approx(rates)
 
 
