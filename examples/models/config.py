@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from minidl.checkpoint import load_checkpoint, read_checkpoint
-from minidl.data import CentreView
+from minidl.data import CentreView, read_names
 from minidl.nn import Module
 from models.resnet import IMAGENET_BLOCKS, cifar_resnet, imagenet_resnet
 from models.vgg import CONFIGS, vgg
@@ -23,6 +23,7 @@ BUILDERS = {builder.__name__: builder for builder in (cifar_resnet, imagenet_res
 # The networks of the two papers by the names that scripts take: how each is built.
 IMAGENET_MODELS = {
     **{f"vgg-{config}": ("vgg", {"config": config}) for config in CONFIGS},
+    **{f"vgg-{config}-bn": ("vgg", {"config": config, "batch_norm": True}) for config in CONFIGS},
     **{f"resnet{depth}": ("imagenet_resnet", {"depth": depth}) for depth in IMAGENET_BLOCKS},
     **{f"plain{depth}": ("imagenet_resnet", {"depth": depth, "shortcut": "none"}) for depth in IMAGENET_BLOCKS},
 }
@@ -78,6 +79,26 @@ def read_config(path: str | Path) -> NetworkConfig | None:
         return None
     fields = counters["network"] | {"mean": arrays["extra/mean"], "std": arrays["extra/std"]}
     return NetworkConfig(**fields | {"classes": tuple(fields["classes"])})  # JSON made a list of it
+
+
+def torchvision_config(model: str, weights: str | Path, names: str | Path | None = None) -> NetworkConfig:
+    """For weights of a network in IMAGENET_MODELS that do not say more: images as torchvision's networks want them.
+
+    `names` is a file as for `minidl.data.read_names`, with a line for each class, in the order of their WordNet ids.
+    """
+    builder, arguments = IMAGENET_MODELS[model]
+    arrays, _ = read_checkpoint(weights)
+    last = "classifier.6.bias" if builder == "vgg" else "fc.bias"
+    if last not in arrays:
+        raise ValueError(f"--model {model}: {weights} holds no such network, as there is no {last} in it")
+    count = len(arrays[last])
+    classes = tuple(f"class {number}" for number in range(count))
+    if names is not None:
+        classes = tuple(name for _, name in sorted(read_names(names).items()))
+    if len(classes) != count:
+        raise ValueError(f"--names: expected {count} classes as in {weights}, got {len(classes)} in {names}")
+    arguments = arguments | {"num_classes": count}
+    return NetworkConfig(builder, arguments, classes, 256, 224, TORCHVISION_MEAN, TORCHVISION_STD)
 
 
 def load_network(path: str | Path, otherwise: NetworkConfig | None = None) -> tuple[Module, NetworkConfig]:

@@ -4,7 +4,7 @@ from minidl.data.augment import CropAndFlip, channel_mean_std, normalize, per_pi
 from minidl.data.cifar import load_cifar10, load_cifar100
 from minidl.data.dataset import ArrayDataset, Dataset
 from minidl.data.image_statistics import ImageStatistics, measure_images
-from minidl.data.images import BrokenImageError, ImageFolder, ImageLoader, read_image
+from minidl.data.images import BrokenImageError, ImageFolder, ImageLoader, image_files, read_image, read_names
 from minidl.data.loader import DataLoader, DeviceLoader, IndexLoader
 from minidl.data.shapes import make_shapes
 from minidl.data.views import (
@@ -40,6 +40,7 @@ __all__ = [
     "channel_mean_std",
     "corner_boxes",
     "grid_boxes",
+    "image_files",
     "load_cifar10",
     "load_cifar100",
     "make_shapes",
@@ -49,4 +50,5 @@ __all__ = [
     "random_crop",
     "random_flip",
     "read_image",
+    "read_names",
 ]

@@ -56,11 +56,11 @@ def test_weights_from_elsewhere_need_a_config(config, tmp_path):
 
 
 def test_the_networks_of_both_papers_have_names():
-    expected = {"vgg-A", "vgg-A-LRN", "vgg-B", "vgg-C", "vgg-D", "vgg-E"}
+    expected = {f"vgg-{config}{norm}" for config in ("A", "A-LRN", "B", "C", "D", "E") for norm in ("", "-bn")}
     expected |= {f"{kind}{depth}" for kind in ("resnet", "plain") for depth in (18, 34, 50, 101, 152)}
     assert expected == IMAGENET_MODELS.keys()
     for builder, arguments in IMAGENET_MODELS.values():
         assert builder in BUILDERS
-        assert arguments.keys() <= {"config", "depth", "shortcut"}
+        assert arguments.keys() <= {"config", "batch_norm", "depth", "shortcut"}
     builder, arguments = IMAGENET_MODELS["plain18"]
     assert BUILDERS[builder](**arguments, num_classes=2).layer2[0].is_plain

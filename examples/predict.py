@@ -1,0 +1,117 @@
+"""Show photographs to a trained network: its best guesses for each, and how sure it is.
+
+    python examples/predict.py --weights runs/latest/checkpoint.safetensors --images photo.jpg pictures/
+    python examples/predict.py --weights FILE --images pictures/ --out guesses.png        and draw them
+    python examples/predict.py --weights FILE --model resnet18 --names LOC_synset_mapping.txt --images pictures/
+
+Checkpoints of the training scripts say which network they are for. Files of weights from elsewhere, under torchvision's
+names, need --model, and their images are normalised as torchvision does.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+from models.config import IMAGENET_MODELS, NetworkConfig, load_network, torchvision_config
+from tqdm import tqdm
+
+from minidl import Tensor, no_grad
+from minidl.data import BrokenImageError, image_files, read_image
+from minidl.functional import softmax
+from minidl.nn import Module
+
+BATCH = 16  # photographs at a time
+Guesses = list[tuple[str, float]]  # (class, probability), the likeliest first
+
+
+def find_images(places: list[str]) -> list[Path]:
+    """The files that were named, and the image files of the folders that were."""
+    return [Path(path) for place in places for path in (image_files(place) if Path(place).is_dir() else [place])]
+
+
+def predict(
+    model: Module, config: NetworkConfig, paths: list[Path], top: int = 5, device: str = "cpu"
+) -> dict[Path, Guesses]:
+    """For each photograph the classes that are most likely. One that cannot be read is named, and left out."""
+    view, guesses = config.view(), {}
+    for start in tqdm(range(0, len(paths), BATCH), disable=len(paths) <= BATCH, unit="batch"):
+        pixels = {}
+        for path in paths[start : start + BATCH]:
+            try:
+                pixels[path] = view(path)
+            except (BrokenImageError, OSError) as problem:
+                print(f"left out: {problem}", file=sys.stderr)
+        if pixels:
+            rows = probabilities(model, Tensor(np.stack(list(pixels.values())), device=device))
+            guesses |= {path: best(row, config.classes, top) for path, row in zip(pixels, rows, strict=True)}
+    return guesses
+
+
+def probabilities(model: Module, images: Tensor) -> np.ndarray:
+    """(N, H, W, 3) -> (N, classes)."""
+    with no_grad():
+        return softmax(model(images), dim=1).numpy()
+
+
+def best(row: np.ndarray, classes: tuple[str, ...], top: int) -> Guesses:
+    """The `top` likeliest classes."""
+    order = np.argsort(-row, kind="stable")[:top]
+    return [(classes[i], float(row[i])) for i in order]
+
+
+def draw(guesses: dict[Path, Guesses], path: Path) -> None:
+    """Each photograph with a bar for each of its guesses."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(
+        len(guesses), 2, figsize=(8, 1.9 * len(guesses)), dpi=100, squeeze=False, width_ratios=(1, 2)
+    )
+    for (photograph, found), (left, right) in zip(guesses.items(), axes, strict=True):
+        left.imshow(np.asarray(read_image(photograph, shorter_side=224)))
+        left.set_axis_off()
+        names, heights = [name.partition(",")[0] for name, _ in found], [probability for _, probability in found]
+        places = range(len(found))
+        right.barh(places, heights, color="lightskyblue", height=0.7)
+        right.set(yticks=[], xticks=[], xlim=(0, 1), ylim=(len(found) - 0.5, -0.5))
+        for place, name, probability in zip(places, names, heights, strict=True):
+            right.text(0.02, place, f"{name}   {probability:.1%}", va="center", fontsize=10)
+        right.spines[:].set_visible(False)
+        right.set_title(photograph.name, fontsize=9, loc="left")
+    figure.tight_layout()
+    figure.savefig(path)
+    pyplot.close(figure)
+
+
+def main() -> None:
+    """Read the options, load the network, print and draw what it says."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--weights", required=True, metavar="FILE", help="a checkpoint, or weights from elsewhere")
+    parser.add_argument("--images", required=True, nargs="+", metavar="PATH", help="files, or folders of them")
+    parser.add_argument("--model", choices=IMAGENET_MODELS, metavar="NAME", help=f"one of {', '.join(IMAGENET_MODELS)}")
+    parser.add_argument("--names", metavar="FILE", help="for --model: a line 'n01440764 tench, Tinca tinca' per class")
+    parser.add_argument("--top", type=int, default=5, metavar="N", help="guesses for each image; default: 5")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="draw them, as PNG, PDF or SVG")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    args = parser.parse_args()
+    try:
+        config = args.model and torchvision_config(args.model, args.weights, args.names)
+        model, config = load_network(args.weights, config)
+        guesses = predict(model.to(args.device), config, find_images(args.images), args.top, args.device)
+        for path, found in guesses.items():
+            print(path, *(f"{probability:9.1%}  {name}" for name, probability in found), sep="\n")
+        if args.out and guesses:
+            draw(guesses, args.out)
+    except ImportError:
+        parser.error("--out draws with matplotlib, which is not installed: pip install matplotlib")
+    except (ValueError, RuntimeError, OSError) as problem:
+        parser.error(str(problem))
+    if not guesses:
+        sys.exit("error: no photograph could be read")
+
+
+if __name__ == "__main__":
+    main()

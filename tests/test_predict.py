@@ -1,0 +1,111 @@
+"""examples/predict.py: a trained network's guesses, on the terminal and drawn."""
+
+import re
+import sys
+
+import numpy as np
+import predict
+import pytest
+from models.config import NetworkConfig, torchvision_config
+from models.resnet import imagenet_resnet
+from PIL import Image
+
+from minidl import save_checkpoint
+from minidl.data import normalize
+
+CLASSES = ("cat, house cat", "dog", "bird", "fish", "cow", "ant")
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """Of an untrained network that knows the mean of its images."""
+    arguments = {"depth": 8, "num_classes": len(CLASSES)}
+    mean = np.array([120.0, 110, 100], np.float32)
+    config = NetworkConfig("cifar_resnet", arguments, CLASSES, shorter_side=36, size=32, mean=mean, std=64.0)
+    save_checkpoint(tmp_path / "weights", config.build(seed=3), None, {"network": config.to_json()}, config.arrays())
+    return tmp_path / "weights"
+
+
+@pytest.fixture
+def photographs(tmp_path, rng):
+    """A folder with two photographs of different sizes."""
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    for name, shape in (("a.png", (40, 60, 3)), ("b.jpg", (50, 36, 3))):
+        Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).save(folder / name)
+    return folder
+
+
+def run(monkeypatch, capsys, *options):
+    """(exit status, stdout, stderr) of the script."""
+    monkeypatch.setattr(sys, "argv", ["predict.py", *map(str, options)])
+    try:
+        predict.main()
+        status = 0
+    except SystemExit as end:
+        status = end.code
+    return status, *capsys.readouterr()
+
+
+def test_it_prints_the_five_likeliest_classes_with_their_probabilities(weights, photographs, monkeypatch, capsys):
+    status, output, _ = run(monkeypatch, capsys, "--weights", weights, "--images", photographs)
+    assert status == 0
+    model, config = predict.load_network(weights)
+    lines = iter(output.splitlines())
+    for name in ("a.png", "b.jpg"):
+        path = photographs / name
+        assert next(lines) == str(path)
+        with Image.open(path) as image:
+            scaled = image.convert("RGB").resize((54, 36) if name == "a.png" else (36, 50), Image.Resampling.BILINEAR)
+        left, top = (scaled.width - 32) // 2, (scaled.height - 32) // 2
+        pixels = np.asarray(scaled.crop((left, top, left + 32, top + 32)))[None]
+        logits = model(predict.Tensor(normalize(pixels, config.mean, 64.0))).numpy()[0].astype(np.float64)
+        expected = np.exp(logits) / np.exp(logits).sum()
+        for i in np.argsort(-expected)[:5]:
+            percent, guess = re.fullmatch(r" *([\d.]+)%  (.*)", next(lines)).groups()
+            assert guess == CLASSES[i]
+            assert float(percent) == pytest.approx(100 * expected[i], abs=0.3)  # the crop is scaled within 2 of 255
+    assert not list(lines)
+
+
+def test_a_picture_has_a_row_for_each_photograph(weights, photographs, monkeypatch, capsys, tmp_path):
+    options = ["--weights", weights, "--images", photographs / "a.png", photographs / "b.jpg", "--top", 2]
+    status, output, _ = run(monkeypatch, capsys, *options, "--out", tmp_path / "guesses.png")
+    assert status == 0
+    assert len(output.splitlines()) == 2 * (1 + 2)
+    with Image.open(tmp_path / "guesses.png") as picture:
+        assert picture.size == (800, 380)
+
+
+def test_what_cannot_be_read_is_named_and_left_out(weights, photographs, monkeypatch, capsys):
+    (photographs / "c.jpg").write_text("no image")
+    options = ["--weights", weights, "--images", photographs, photographs / "missing.png"]
+    status, output, errors = run(monkeypatch, capsys, *options)
+    assert status == 0
+    assert output.count("%") == 2 * 5
+    assert f"left out: read_image: {photographs / 'c.jpg'}" in errors
+    assert "missing.png" in errors
+    status, output, _ = run(monkeypatch, capsys, "--weights", weights, "--images", photographs / "c.jpg")
+    assert (status, output) == ("error: no photograph could be read", "")
+
+
+def test_weights_from_elsewhere_need_the_name_of_their_network(photographs, monkeypatch, capsys, tmp_path):
+    save_checkpoint(tmp_path / "w", imagenet_resnet(18, num_classes=3, seed=1))
+    (tmp_path / "names").write_text("n3 owl\nn1 tench, Tinca tinca\nn2 toad\n")
+    plain = ["--weights", tmp_path / "w", "--images", photographs / "a.png"]
+    status, _, errors = run(monkeypatch, capsys, *plain)
+    assert status == 2
+    assert "name it with --model" in errors
+    status, output, _ = run(monkeypatch, capsys, *plain, "--model", "resnet18")
+    assert status == 0
+    assert sorted(re.findall(r"class \d", output)) == ["class 0", "class 1", "class 2"]
+    _, output, _ = run(monkeypatch, capsys, *plain, "--model", "resnet18", "--names", tmp_path / "names")
+    assert "tench, Tinca tinca" in output
+    assert torchvision_config("resnet18", tmp_path / "w", tmp_path / "names").classes[0] == "tench, Tinca tinca"
+    status, _, errors = run(monkeypatch, capsys, *plain, "--model", "vgg-D")
+    assert status == 2
+    assert "holds no such network, as there is no classifier.6.bias" in errors
+    (tmp_path / "names").write_text("n1 tench\n")
+    status, _, errors = run(monkeypatch, capsys, *plain, "--model", "resnet18", "--names", tmp_path / "names")
+    assert status == 2
+    assert "expected 3 classes" in errors
