@@ -40,13 +40,11 @@ class CifarData:
         self.dtype = "float32" if dtype == "tf32" else dtype  # TF32 is a way to multiply float32
         return self
 
-    def config(self, builder: str, **arguments) -> NetworkConfig:
+    def config(self, name: str, builder: str, **arguments) -> NetworkConfig:
         """Of a network for these images."""
-        classes = self.train.classes
-        size = self.train.images.shape[1]
-        return NetworkConfig(
-            builder, arguments | {"num_classes": len(classes)}, classes, size, size, self.mean, PIXEL_STD
-        )
+        names, size = self.train.classes, self.train.images.shape[1]
+        arguments |= {"num_classes": len(names)}
+        return NetworkConfig(name, builder, arguments, names, names, size, size, self.mean, PIXEL_STD)
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:

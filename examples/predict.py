@@ -44,7 +44,7 @@ def predict(
                 print(f"left out: {problem}", file=sys.stderr)
         if pixels:
             rows = probabilities(model, Tensor(np.stack(list(pixels.values())), device=device))
-            guesses |= {path: best(row, config.classes, top) for path, row in zip(pixels, rows, strict=True)}
+            guesses |= {path: best(row, config.names, top) for path, row in zip(pixels, rows, strict=True)}
     return guesses
 
 
@@ -54,10 +54,10 @@ def probabilities(model: Module, images: Tensor) -> np.ndarray:
         return softmax(model(images), dim=1).numpy()
 
 
-def best(row: np.ndarray, classes: tuple[str, ...], top: int) -> Guesses:
+def best(row: np.ndarray, names: tuple[str, ...], top: int) -> Guesses:
     """The `top` likeliest classes."""
     order = np.argsort(-row, kind="stable")[:top]
-    return [(classes[i], float(row[i])) for i in order]
+    return [(names[i], float(row[i])) for i in order]
 
 
 def draw(guesses: dict[Path, Guesses], path: Path) -> None:

@@ -251,7 +251,8 @@ def main() -> None:
     try:
         check_dtype(args)
         data = load_data(args)
-        config = data.config("cifar_resnet", depth=args.depth, shortcut=args.shortcut)
+        name = f"{'plain' if args.shortcut == 'none' else 'resnet'}{args.depth}"
+        config = data.config(name, "cifar_resnet", depth=args.depth, shortcut=args.shortcut)
         model = config.build(seed=args.seed, recompute=args.recompute).to(args.device)
     except (ValueError, RuntimeError, OSError) as problem:
         parser.error(str(problem))

@@ -25,7 +25,7 @@ def main() -> None:
     try:
         check_dtype(args)
         data = load_data(args)
-        config = data.config("vgg", config=args.config, batch_norm=args.batch_norm, image_size=32)
+        config = data.config(f"vgg-{args.config}", "vgg", config=args.config, batch_norm=args.batch_norm, image_size=32)
         model = config.build(seed=args.seed).to(args.device)
     except (ValueError, RuntimeError, OSError) as problem:
         parser.error(str(problem))

@@ -13,15 +13,17 @@ from PIL import Image
 from minidl import save_checkpoint
 from minidl.data import normalize
 
-CLASSES = ("cat, house cat", "dog", "bird", "fish", "cow", "ant")
+NAMES = ("cat, house cat", "dog", "bird", "fish", "cow", "ant")
 
 
 @pytest.fixture
 def weights(tmp_path):
     """Of an untrained network that knows the mean of its images."""
-    arguments = {"depth": 8, "num_classes": len(CLASSES)}
+    arguments = {"depth": 8, "num_classes": len(NAMES)}
     mean = np.array([120.0, 110, 100], np.float32)
-    config = NetworkConfig("cifar_resnet", arguments, CLASSES, shorter_side=36, size=32, mean=mean, std=64.0)
+    config = NetworkConfig(
+        "resnet8", "cifar_resnet", arguments, NAMES, None, shorter_side=36, size=32, mean=mean, std=64.0
+    )
     save_checkpoint(tmp_path / "weights", config.build(seed=3), None, {"network": config.to_json()}, config.arrays())
     return tmp_path / "weights"
 
@@ -63,7 +65,7 @@ def test_it_prints_the_five_likeliest_classes_with_their_probabilities(weights, 
         expected = np.exp(logits) / np.exp(logits).sum()
         for i in np.argsort(-expected)[:5]:
             percent, guess = re.fullmatch(r" *([\d.]+)%  (.*)", next(lines)).groups()
-            assert guess == CLASSES[i]
+            assert guess == NAMES[i]
             assert float(percent) == pytest.approx(100 * expected[i], abs=0.3)  # the crop is scaled within 2 of 255
     assert not list(lines)
 
@@ -101,7 +103,9 @@ def test_weights_from_elsewhere_need_the_name_of_their_network(photographs, monk
     assert sorted(re.findall(r"class \d", output)) == ["class 0", "class 1", "class 2"]
     _, output, _ = run(monkeypatch, capsys, *plain, "--model", "resnet18", "--names", tmp_path / "names")
     assert "tench, Tinca tinca" in output
-    assert torchvision_config("resnet18", tmp_path / "w", tmp_path / "names").classes[0] == "tench, Tinca tinca"
+    config = torchvision_config("resnet18", tmp_path / "w", tmp_path / "names")
+    assert config.names == ("tench, Tinca tinca", "toad", "owl")
+    assert config.classes == ("n1", "n2", "n3")
     status, _, errors = run(monkeypatch, capsys, *plain, "--model", "vgg-D")
     assert status == 2
     assert "holds no such network, as there is no classifier.6.bias" in errors

@@ -4,10 +4,10 @@ The training scripts write it into the checkpoint, so a script that uses the net
 
     model, config = load_network("runs/latest/checkpoint.safetensors")
     view = config.view()                                        a photograph's path -> what the network is shown
-    config.classes[model(Tensor(view(path)[None])).argmax(dim=1).item()]
+    config.names[model(Tensor(view(path)[None])).argmax(dim=1).item()]
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -38,18 +38,22 @@ class NetworkConfig:
     """The network that a file of weights is for.
 
     Attributes:
+        name: of the network, for people: resnet50, vgg-D.
         builder: the function that builds it, a key of BUILDERS.
         arguments: of that function.
-        classes: what people call the classes, in the order of the logits.
+        names: what people call the classes, in the order of the logits.
+        classes: the names of their folders, WordNet ids for ImageNet; None where the file of weights does not tell.
         shorter_side: of a photograph, in pixels, when its middle is cut out.
         size: of what is cut out.
         mean: what is subtracted from pixels in 0..255: (3,) or (size, size, 3).
         std: what the rest is divided by: (3,) or a number.
     """
 
+    name: str
     builder: str
     arguments: dict
-    classes: tuple[str, ...]
+    names: tuple[str, ...]
+    classes: tuple[str, ...] | None
     shorter_side: int
     size: int
     mean: np.ndarray
@@ -77,8 +81,8 @@ def read_config(path: str | Path) -> NetworkConfig | None:
     arrays, counters = read_checkpoint(path)
     if "network" not in counters:
         return None
-    fields = counters["network"] | {"mean": arrays["extra/mean"], "std": arrays["extra/std"]}
-    return NetworkConfig(**fields | {"classes": tuple(fields["classes"])})  # JSON made a list of it
+    fields = {name: tuple(value) if isinstance(value, list) else value for name, value in counters["network"].items()}
+    return NetworkConfig(**fields, mean=arrays["extra/mean"], std=arrays["extra/std"])
 
 
 def torchvision_config(model: str, weights: str | Path, names: str | Path | None = None) -> NetworkConfig:
@@ -86,19 +90,27 @@ def torchvision_config(model: str, weights: str | Path, names: str | Path | None
 
     `names` is a file as for `minidl.data.read_names`, with a line for each class, in the order of their WordNet ids.
     """
-    builder, arguments = IMAGENET_MODELS[model]
     arrays, _ = read_checkpoint(weights)
-    last = "classifier.6.bias" if builder == "vgg" else "fc.bias"
+    last = "classifier.6.bias" if model.startswith("vgg") else "fc.bias"
     if last not in arrays:
         raise ValueError(f"--model {model}: {weights} holds no such network, as there is no {last} in it")
-    count = len(arrays[last])
-    classes = tuple(f"class {number}" for number in range(count))
-    if names is not None:
-        classes = tuple(name for _, name in sorted(read_names(names).items()))
-    if len(classes) != count:
-        raise ValueError(f"--names: expected {count} classes as in {weights}, got {len(classes)} in {names}")
-    arguments = arguments | {"num_classes": count}
-    return NetworkConfig(builder, arguments, classes, 256, 224, TORCHVISION_MEAN, TORCHVISION_STD)
+    config = standard_config(model, len(arrays[last]))
+    if names is None:
+        return config
+    name_of = dict(sorted(read_names(names).items()))
+    if len(name_of) != len(config.names):
+        raise ValueError(
+            f"--names: expected {len(config.names)} classes as in {weights}, got {len(name_of)} in {names}"
+        )
+    return replace(config, names=tuple(name_of.values()), classes=tuple(name_of))
+
+
+def standard_config(model: str, num_classes: int = 1000) -> NetworkConfig:
+    """A network of IMAGENET_MODELS whose classes nobody named, with torchvision's normalisation of images."""
+    builder, arguments = IMAGENET_MODELS[model]
+    names = tuple(f"class {number}" for number in range(num_classes))
+    arguments = arguments | {"num_classes": num_classes}
+    return NetworkConfig(model, builder, arguments, names, None, 256, 224, TORCHVISION_MEAN, TORCHVISION_STD)
 
 
 def load_network(path: str | Path, otherwise: NetworkConfig | None = None) -> tuple[Module, NetworkConfig]:

@@ -13,6 +13,8 @@ Modules have torchvision's names. Images are (N, H, W, 3).
 
 import math
 
+import numpy as np
+
 from minidl import Tensor, fork_rng
 from minidl.functional import conv2d, global_avg_pool
 from minidl.nn import (
@@ -116,6 +118,29 @@ def make_classifier(side: int, num_classes: int) -> Sequential:
 def make_small_classifier(num_classes: int) -> Sequential:
     """For 32x32 images, of which the features leave one pixel: dropout and one linear layer."""
     return Sequential(Dropout(0.5), Linear(512, num_classes))
+
+
+def start_from_a(network: VGG, weights_of_a: dict[str, np.ndarray]) -> None:
+    """Copy net A's first four convolutions and its fully connected layers into a deeper net (section 3.1).
+
+    The paper does not say which layers of the deeper net these become. They fit where the channels do: A's 64, 128, 256
+    and 256 are the first convolution of stages 1 and 2, and the first two of stage 3.
+    """
+    ours = network.state_dict()
+    wanted = ["features.0", *(f"features.{i}" for i in (3, 6, 8)), *(f"classifier.{i}" for i in (0, 3, 6))]
+    missing = [name for name in wanted if f"{name}.weight" not in weights_of_a]
+    if missing:
+        raise ValueError(f"start_from_a: expected the weights of VGG-A, got none of its layer {missing[0]}")
+    convolutions = [name for name, layer in network.named_modules() if isinstance(layer, Conv2d)]
+    shapes = [weights_of_a[f"{name}.weight"].shape for name in wanted[:4]]
+    places = []
+    for shape in shapes:
+        fitting = [name for name in convolutions if ours[f"{name}.weight"].shape == shape and name not in places]
+        places.append(fitting[0])
+    for theirs, place in zip(wanted, [*places, *wanted[4:]], strict=True):
+        for part in ("weight", "bias"):
+            ours[f"{place}.{part}"] = weights_of_a[f"{theirs}.{part}"]
+    network.load_state_dict(ours)
 
 
 def vgg(config: str, batch_norm: bool = False, num_classes: int = 1000, image_size: int = 224, seed: int = 0) -> VGG:

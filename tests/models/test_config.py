@@ -14,7 +14,9 @@ MEAN = np.random.default_rng(0).uniform(0, 255, (32, 32, 3)).astype(np.float32)
 @pytest.fixture
 def config():
     arguments = {"depth": 8, "shortcut": "B", "num_classes": 3}
-    return NetworkConfig("cifar_resnet", arguments, ("cat", "dog", "bird"), 32, 32, MEAN, 64.0)
+    return NetworkConfig(
+        "resnet8", "cifar_resnet", arguments, ("cat", "dog", "bird"), ("n1", "n2", "n3"), 32, 32, MEAN, 64.0
+    )
 
 
 @pytest.fixture
@@ -29,7 +31,7 @@ def test_the_network_comes_back_with_all_that_is_needed_to_use_it(config, saved)
     path, model = saved
     again, found = load_network(path)
     assert found.to_json() == config.to_json()
-    assert found.classes == ("cat", "dog", "bird")
+    assert (found.names, found.classes) == (("cat", "dog", "bird"), ("n1", "n2", "n3"))
     np.testing.assert_array_equal(found.mean, MEAN)
     assert found.std == 64
     images = Tensor(np.random.default_rng(1).standard_normal((2, 32, 32, 3), np.float32))

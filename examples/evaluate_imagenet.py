@@ -1,0 +1,223 @@
+"""Test networks on photographs in the ways of the VGG and ResNet papers, beside the errors that these report.
+
+    python examples/evaluate_imagenet.py --data imagenet --weights runs/D/checkpoint.safetensors --mode dense
+    python examples/evaluate_imagenet.py --data imagenet --weights FILE --mode multicrop --scales 256 384 512
+    python examples/evaluate_imagenet.py --data imagenet --weights D.safetensors E.safetensors --mode dense+multicrop
+    python examples/evaluate_imagenet.py --data imagenet --weights resnet34.safetensors --model resnet34 --mode 10crop
+    python examples/evaluate_imagenet.py --data imagenet --model vgg-A --random-init --mode center
+
+    center      the middle of the photograph
+    10crop      its four corners and its middle, and their mirror images (Krizhevsky et al. 2012)
+    multicrop   5 x 5 crops at each scale, and their mirror images (VGG, section 3.2)
+    dense       the whole photograph and its mirror image, the class scores averaged over all places; VGG's fully
+                connected layers become convolutions, a ResNet averages its features anyhow
+
+The probabilities (softmax) of all views, scales and networks are averaged. Several files of --weights are an ensemble.
+--scales are the shorter sides of the photographs: 256, 384 and 512 for multicrop, else the one it was validated at.
+Files that do not say which network they are for (torchvision's) need --model.
+"""
+
+import argparse
+import time
+from collections.abc import Iterator
+
+import numpy as np
+from cifar_data import positive
+from imagenet_data import add_data_options, image_folder, top_errors
+from models.config import IMAGENET_MODELS, NetworkConfig, load_network, standard_config, torchvision_config
+from models.vgg import VGG, DenseVGG
+from predict import probabilities
+from tqdm import tqdm
+from train_cifar_resnet import DTYPES
+from training import check_dtype, computing
+
+from minidl import Tensor
+from minidl.data import (
+    CentreView,
+    CropsView,
+    DeviceLoader,
+    ImageFolder,
+    ImageLoader,
+    WholeView,
+    corner_boxes,
+    grid_boxes,
+)
+from minidl.data.images import View
+from minidl.nn import Module
+
+MODES = "center", "10crop", "multicrop", "dense", "dense+multicrop"
+VGG_SCALES = [256, 384, 512]
+
+# What the papers report for ILSVRC-2012's validation set: (network, mode) -> [(how, top-1, top-5 error in per cent)].
+# VGG: tables 3, 4 and 5; S is the side that was trained on, Q the one of the test. ResNet: tables 2, 3 and 4.
+PAPER_ERRORS = {
+    ("vgg-A", "dense"): [("S = Q = 256", 29.6, 10.4)],
+    ("vgg-A-LRN", "dense"): [("S = Q = 256", 29.7, 10.5)],
+    ("vgg-B", "dense"): [("S = Q = 256", 28.7, 9.9), ("Q = 224, 256, 288", 28.2, 9.6)],
+    ("vgg-C", "dense"): [
+        ("S = Q = 256", 28.1, 9.4),
+        ("S = Q = 384", 28.1, 9.3),
+        ("S in [256; 512], Q = 384", 27.3, 8.8),
+        ("S in [256; 512], Q = 256, 384, 512", 26.3, 8.2),
+    ],
+    ("vgg-D", "dense"): [
+        ("S = Q = 256", 27.0, 8.8),
+        ("S = Q = 384", 26.8, 8.7),
+        ("S in [256; 512], Q = 384", 25.6, 8.1),
+        ("S in [256; 512], Q = 256, 384, 512", 24.8, 7.5),
+    ],
+    ("vgg-E", "dense"): [
+        ("S = Q = 256", 27.3, 9.0),
+        ("S = Q = 384", 26.9, 8.7),
+        ("S in [256; 512], Q = 384", 25.5, 8.0),
+        ("S in [256; 512], Q = 256, 384, 512", 24.8, 7.5),
+    ],
+    ("vgg-D", "dense+multicrop"): [("S in [256; 512]", 24.4, 7.2)],
+    ("vgg-E", "dense+multicrop"): [("S in [256; 512]", 24.4, 7.1)],
+    ("vgg-D + vgg-E", "dense+multicrop"): [("S in [256; 512]", 23.7, 6.8)],
+    ("plain18", "10crop"): [("", 27.94, None)],
+    ("plain34", "10crop"): [("", 28.54, 10.02)],
+    ("resnet18", "10crop"): [("shortcut A", 27.88, None)],
+    ("resnet34", "10crop"): [("shortcut A", 25.03, 7.76), ("shortcut B", 24.52, 7.46), ("shortcut C", 24.19, 7.40)],
+    ("resnet50", "10crop"): [("", 22.85, 6.71)],
+    ("resnet101", "10crop"): [("", 21.75, 6.05)],
+    ("resnet152", "10crop"): [("", 21.43, 5.71)],
+    ("resnet34", "dense"): [("5 scales, shortcut B", 21.84, 5.71), ("5 scales, shortcut C", 21.53, 5.60)],
+    ("resnet50", "dense"): [("Q = 224, 256, 384, 480, 640", 20.74, 5.25)],
+    ("resnet101", "dense"): [("Q = 224, 256, 384, 480, 640", 19.87, 4.60)],
+    ("resnet152", "dense"): [("Q = 224, 256, 384, 480, 640", 19.38, 4.49)],
+}
+
+
+def passes(model: Module, config: NetworkConfig, mode: str, scales: list[int]) -> Iterator[tuple[Module, View, int]]:
+    """(network, view, images in a view) of each pass over the photographs that a way of testing needs."""
+    for part in mode.split("+"):
+        for scale in scales:
+            yield one_pass(model, config, part, scale)
+
+
+def scales_of(config: NetworkConfig, mode: str) -> list[int]:
+    """Where the options do not say: VGG's three for multi-crop, which make 150 crops, else the network's own."""
+    return VGG_SCALES if "multicrop" in mode else [config.shorter_side]
+
+
+def one_pass(model: Module, config: NetworkConfig, mode: str, scale: int) -> tuple[Module, View, int]:
+    """The pass at one scale; see the modes above."""
+    crop = {"shorter_side": scale, "size": config.size, "mean": config.mean, "std": config.std}
+    if mode == "center":
+        return model, CentreView(**crop), 1
+    if mode == "10crop":
+        return model, CropsView(corner_boxes, **crop), 10
+    if mode == "multicrop":
+        return model, CropsView(grid_boxes, **crop), 50
+    mean = config.mean.mean(axis=(0, 1)) if config.mean.ndim == 3 else config.mean  # photographs differ in size
+    return DenseVGG(model) if isinstance(model, VGG) else model, WholeView(scale, mean, config.std), 2
+
+
+def evaluate(
+    networks: list[tuple[Module, NetworkConfig]], folder: ImageFolder, args: argparse.Namespace
+) -> tuple[np.ndarray, np.ndarray]:
+    """The probabilities (N, classes) of all photographs, averaged over all passes of all networks; and the labels."""
+    total, labels, count = 0.0, None, 0
+    for model, config in networks:
+        model.to(args.device)
+        for network, view, views in passes(model, config, args.mode, args.scales or scales_of(config, args.mode)):
+            # Photographs of whole size differ in it, so each is a batch of its own.
+            size = 1 if isinstance(view, WholeView) else max(1, args.batch_size // views)
+            loader = ImageLoader(folder, size, view, threads=args.threads, skip_broken=args.skip_broken)
+            scores, labels = run_pass(network, loader, args)
+            total, count = total + scores, count + 1
+        model.to("cpu")
+    return total / count, labels
+
+
+def run_pass(network: Module, loader: ImageLoader, args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
+    """The probabilities of each photograph, the mean of those of its views; and the labels."""
+    scores, labels = [], []
+    side = loader.view.shorter_side
+    for views, classes in tqdm(DeviceLoader(loader, args.device), f"{args.mode}, side {side}", unit="batch"):
+        images = Tensor(views.reshape(-1, *views.shape[-3:]))  # (N, views, H, W, 3) -> (N * views, H, W, 3)
+        rows = probabilities(network, images.to("bfloat16" if args.dtype == "bfloat16" else "float32"))
+        scores.append(rows.astype(np.float32).reshape(len(views), -1, rows.shape[1]).mean(axis=1))
+        labels.append(Tensor(classes).numpy().copy())  # the loader uses the memory again
+    return np.concatenate(scores), np.concatenate(labels)
+
+
+def load_networks(args: argparse.Namespace) -> list[tuple[Module, NetworkConfig]]:
+    """Those of --weights, or an untrained one."""
+    if args.random_init:
+        if args.model is None:
+            raise ValueError("--random-init: expected --model, to know which network")
+        config = standard_config(args.model)
+        return [(config.build(seed=args.seed).eval(), config)]
+    return [
+        load_network(path, args.model and torchvision_config(args.model, path, args.names)) for path in args.weights
+    ]
+
+
+def validation_folder(networks: list[tuple[Module, NetworkConfig]], args: argparse.Namespace) -> ImageFolder:
+    """The photographs, labelled as the networks were trained."""
+    known = [config.classes for _, config in networks if config.classes is not None]
+    if any(classes != known[0] for classes in known):
+        raise ValueError("--weights: the networks of an ensemble must know the same classes in the same order")
+    folder = image_folder(args, "val", known[0] if known else None)
+    expected = len(networks[0][1].names)
+    if not known and not args.random_init and len(folder.classes) != expected:
+        raise ValueError(
+            f"--data: expected the {expected} classes that {args.weights[0]} is for, got {len(folder.classes)}, and it "
+            "does not say which these are; pass --names with a line for each"
+        )
+    return folder
+
+
+def paper_lines(name: str, mode: str) -> list[str]:
+    """What the paper reports for the network: in this mode, or else in the others."""
+    same = {key: rows for key, rows in PAPER_ERRORS.items() if key == (name, mode)}
+    others = {key: rows for key, rows in PAPER_ERRORS.items() if key[0] == name}
+    return [
+        f"    {key[1]}{', ' * bool(how)}{how}: top-1 {top1} %" + (f", top-5 {top5} %" if top5 else "")
+        for key, rows in (same or others).items()
+        for how, top1, top5 in rows
+    ]
+
+
+def report(networks: list, scores: np.ndarray, labels: np.ndarray, seconds: float, args: argparse.Namespace) -> None:
+    """Our errors, and the paper's."""
+    name = " + ".join(sorted(config.name for _, config in networks))
+    top1, top5 = top_errors(scores, labels)
+    print(f"{name}, {args.mode}: top-1 error {top1:.2%}, top-5 {top5:.2%} of {len(labels):,} photographs")
+    print(f"{1000 * seconds / len(labels):,.0f} ms for each photograph")
+    lines = paper_lines(name, args.mode)
+    print("the paper's, on the 50,000 of ILSVRC-2012:" if lines else "the papers report nothing for it")
+    print(*lines, sep="\n")
+
+
+def main() -> None:
+    """Read the options, test, and compare."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_data_options(parser)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--weights", nargs="+", metavar="FILE", help="checkpoints or weights; several are an ensemble")
+    source.add_argument("--random-init", action="store_true", help="an untrained --model")
+    parser.add_argument("--model", choices=IMAGENET_MODELS, metavar="NAME", help=", ".join(IMAGENET_MODELS))
+    parser.add_argument("--mode", choices=MODES, default="center", help="default: center")
+    parser.add_argument("--scales", type=positive, nargs="+", metavar="Q", help="shorter sides; default: see above")
+    parser.add_argument("--batch-size", type=positive, default=50, metavar="N", help="views at a time; default: 50")
+    parser.add_argument("--seed", type=int, default=0, help="of --random-init")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="all but float32 need cuda")
+    args = parser.parse_args()
+    try:
+        check_dtype(args)
+        networks = load_networks(args)
+        folder = validation_folder(networks, args)
+        start = time.perf_counter()
+        with computing(args):
+            scores, labels = evaluate(networks, folder, args)
+    except (ValueError, RuntimeError, OSError) as problem:
+        parser.error(str(problem))
+    report(networks, scores, labels, time.perf_counter() - start, args)
+
+
+if __name__ == "__main__":
+    main()

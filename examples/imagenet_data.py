@@ -1,0 +1,31 @@
+"""The data of the ImageNet scripts: DIR/train/<wnid>/*.JPEG and DIR/val/<wnid>/*.JPEG, any number of classes."""
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+
+from minidl.data import ImageFolder
+
+
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    """--data, --names, --skip-broken, --threads."""
+    parser.add_argument("--data", required=True, metavar="DIR", help="holds train/<wnid>/*.JPEG and val/<wnid>/*.JPEG")
+    parser.add_argument("--names", metavar="FILE", help="a line 'n01440764 tench, Tinca tinca' for each class")
+    parser.add_argument("--skip-broken", action="store_true", help="go on without files that cannot be decoded")
+    parser.add_argument("--threads", type=int, metavar="N", help="that decode; default: as many as there are cores")
+
+
+def image_folder(args: argparse.Namespace, split: str, classes: tuple[str, ...] | None = None) -> ImageFolder:
+    """DIR/train or DIR/val, labelled as `classes` say."""
+    return ImageFolder(Path(args.data, split), args.names, classes)
+
+
+def top_errors(scores: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    """(top-1, top-5): the part of the images whose class has not the highest score, is not among the highest five.
+
+    Of equal scores the first class has the higher one. Scores are (N, classes), labels (N,).
+    """
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :5]  # nan comes last
+    right = best == labels[:, None]
+    return float(1 - right[:, 0].mean()), float(1 - right.any(axis=1).mean())

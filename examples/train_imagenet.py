@@ -1,0 +1,351 @@
+"""Train VGG or ResNet on photographs, as in their papers (Simonyan and Zisserman 2014, He et al. 2015).
+
+    python examples/train_imagenet.py --data imagenet --model resnet50                        He's recipe, batch 256
+    python examples/train_imagenet.py --data imagenet --model resnet50 --micro-batch 32       the same in less memory
+    python examples/train_imagenet.py --data imagenet --model vgg-A --out runs/A              Simonyan's recipe
+    python examples/train_imagenet.py --data imagenet --model vgg-D --init-from runs/A/checkpoint.safetensors
+    python examples/train_imagenet.py --data imagenet --model vgg-D --sides 384 --lr 1e-3 --init-from FILE_OF_SIDE_256
+    python examples/train_imagenet.py ... --out runs/A --resume                               go on after Ctrl-C
+
+`--data DIR` holds train/<wnid>/*.JPEG and val/<wnid>/*.JPEG. Any number of classes will do: a handful of photographs is
+learnt by heart in minutes on a CPU; the 1.28 million of ILSVRC-2012 are for a GPU. DIR of --out gets metrics.jsonl,
+curves.png and a checkpoint after each epoch and every 1,000 steps. `evaluate_imagenet.py` tests it as the papers do.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from functools import partial
+
+import numpy as np
+from cifar_data import positive
+from imagenet_data import add_data_options, image_folder, top_errors
+from models.config import IMAGENET_MODELS, NetworkConfig
+from models.vgg import start_from_a
+from train_cifar_resnet import DTYPES, progress_bar
+from training import Counter, RunFolder, StopRequest, Totals, check_dtype, check_loss, clock, computing
+
+from minidl import Tensor, fork_rng, no_grad
+from minidl.checkpoint import read_checkpoint
+from minidl.data import (
+    CentreView,
+    DeviceLoader,
+    ImageFolder,
+    ImageLoader,
+    ImageStatistics,
+    TrainingView,
+    measure_images,
+)
+from minidl.functional import cross_entropy
+from minidl.nn import Module
+from minidl.nn.init import he_normal, normal, xavier_normal
+from minidl.optim import SGD, ReduceLROnPlateau
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a paper trained.
+
+    Attributes:
+        lr: to begin with; it is divided by 10 whenever the validation error stops falling.
+        falls: how often at most.
+        weight_decay: of the weights, and, if `decays_all`, of biases and batch-norm too.
+        epochs: 370,000 and 600,000 iterations of 256 images, from 1.28 million.
+        sides: a photograph's shorter side is drawn between these, in pixels, before it is cropped.
+        validation_side: the shorter side of what is validated, of which the centre is taken.
+        per_pixel_mean: what is subtracted: the mean of each pixel, or that of red, green and blue.
+    """
+
+    lr: float
+    falls: int
+    weight_decay: float
+    decays_all: bool
+    epochs: int
+    sides: tuple[int, int]
+    validation_side: int
+    per_pixel_mean: bool
+
+
+RECIPES = {
+    "vgg": Recipe(0.01, 3, 5e-4, False, 74, (256, 256), 256, False),  # section 3.1
+    "resnet": Recipe(0.1, 3, 1e-4, True, 120, (256, 480), 256, True),  # section 3.4
+}
+
+# The weights of a convolution or a linear layer of VGG before training. Simonyan and Zisserman drew them from a normal
+# distribution "with variance 10^-2", and found after submission that Glorot and Bengio's needs no net A to start from.
+INITIALISATIONS: dict[str, Callable[[tuple[int, ...]], np.ndarray]] = {
+    "he": he_normal,
+    "glorot": xavier_normal,
+    "simonyan": partial(normal, std=0.1),
+}
+
+NO_MATTER = ("data", "names", "threads", "out", "resume", "device", "dtype", "init_from", "statistics", "micro_batch")
+LOOK_EVERY = {"cpu": 1, "cuda": 20}  # steps between the host's looks at the loss, for which a GPU waits
+SAVE_EVERY = 1000  # steps
+
+
+@dataclass
+class Progress:
+    """How far a run has come."""
+
+    step: int = 0
+    seconds: float = 0.0
+    totals: Totals = field(default_factory=Totals)  # of the epoch in progress
+
+
+@dataclass
+class Run:
+    """All that a checkpoint keeps of a run, and where it is kept."""
+
+    model: Module
+    optimizer: SGD
+    plateau: ReduceLROnPlateau
+    loader: ImageLoader
+    counter: Counter
+    folder: RunFolder
+    options: dict
+    progress: Progress
+
+    def save(self) -> None:
+        """Write the checkpoint."""
+        counters = {"progress": asdict(self.progress), "loader": self.loader.state_dict()}
+        counters |= {"plateau": self.plateau.state_dict(), "options": self.options}
+        self.folder.save(self.model, self.optimizer, counters)
+
+    def resume(self) -> None:
+        """Go on from the checkpoint."""
+        counters = self.folder.load(self.model, self.optimizer, self.options)
+        self.loader.load_state_dict(counters["loader"])
+        self.plateau.load_state_dict(counters["plateau"])
+        progress = counters["progress"]
+        self.progress = Progress(**progress | {"totals": Totals(**progress["totals"])})
+        self.folder.forget_after(self.progress.step)
+
+
+def train(run: Run, validation: ImageLoader, args: argparse.Namespace) -> bool:
+    """Train to the end, with a checkpoint and a line of metrics after each epoch; False if it was interrupted."""
+    progress, counter = run.progress, run.counter
+    total_steps = args.iterations or args.epochs * len(run.loader)
+    started = time.perf_counter() - progress.seconds
+    with StopRequest() as stop, progress_bar(progress.step, total_steps) as bar:
+        while progress.step < total_steps and not stop.asked:
+            run.optimizer.lr = run.plateau.lr
+            counter.start_from(progress.totals)
+            for images, labels in DeviceLoader(run.loader, args.device):
+                train_step(run.model, run.optimizer, images, labels, counter, args)
+                progress.step += 1
+                epoch_ends = run.loader.state_dict()["batch"] == 0 or progress.step == total_steps
+                saves = epoch_ends or stop.asked or progress.step % SAVE_EVERY == 0
+                if saves or progress.step % LOOK_EVERY[args.device] == 0:
+                    look(run, bar)
+                    progress.seconds = round(time.perf_counter() - started, 2)
+                if saves and not epoch_ends:
+                    run.save()
+                if epoch_ends or stop.asked:
+                    break
+            if epoch_ends:
+                end_epoch(run, validation, bar, args)
+    return progress.step == total_steps
+
+
+def train_step(model: Module, optimizer: SGD, images, labels, counter: Counter, args: argparse.Namespace) -> None:
+    """One step of gradient descent, in parts of at most --micro-batch images, whose gradients add up.
+
+    The loss of the batch is the mean over its images, so each part counts by its share of them. Batch-norm takes its
+    statistics of each part, as in the papers, where each GPU had one.
+    """
+    for start in range(0, len(labels), args.micro_batch):
+        part = slice(start, start + args.micro_batch)
+        logits = model(to_input(images[part], args))
+        loss = cross_entropy(logits, labels[part])
+        (loss * (len(labels[part]) / len(labels))).backward()
+        counter.add(len(labels[part]), loss.detach(), (logits.argmax(dim=1).data != labels[part]).sum())
+    optimizer.step()
+    optimizer.zero_grad()
+
+
+def to_input(images, args: argparse.Namespace) -> Tensor:
+    """An array of images as the network's input, in the dtype that is to be computed in."""
+    return Tensor(images).to("bfloat16" if args.dtype == "bfloat16" else "float32")
+
+
+def end_epoch(run: Run, validation: ImageLoader, bar, args: argparse.Namespace) -> None:
+    """Validate, lower the learning rate where that does not fall any more, note it all, and count anew."""
+    top1, top5 = validate(run.model, validation, args)
+    progress, lr = run.progress, run.plateau.lr
+    epoch = -(-progress.step // len(run.loader))
+    record = {"epoch": epoch, "step": progress.step, "lr": lr, "train_loss": progress.totals.loss}
+    record |= {"train_error": progress.totals.error, "test_error": top1, "top5_error": top5}
+    run.folder.append(record | {"split": "validation", "seconds": progress.seconds})
+    bar.write(
+        f"epoch {epoch:3d}   lr {lr:g}   training error {progress.totals.error:6.2%}   "
+        f"validation error {top1:6.2%}, top-5 {top5:6.2%}"
+    )
+    run.plateau.report(top1)
+    progress.totals = Totals()
+    run.save()
+
+
+def validate(model: Module, loader: ImageLoader, args: argparse.Namespace) -> tuple[float, float]:
+    """(top-1, top-5) error on the centre crops."""
+    scores, labels = [], []
+    model.eval()
+    with no_grad():
+        for images, classes in DeviceLoader(loader, args.device):
+            scores.append(model(to_input(images, args)).to("float32").numpy())
+            labels.append(Tensor(classes).numpy().copy())  # the loader uses the memory again
+    model.train()
+    return top_errors(np.concatenate(scores), np.concatenate(labels))
+
+
+def look(run: Run, bar) -> None:
+    """Wait for the device, and show how the epoch goes; stop if the loss is no number."""
+    progress = run.progress
+    progress.totals = totals = run.counter.read()
+    check_loss(totals.loss, bar.n, progress.step - 1, run.folder)
+    images_per_second = (bar.format_dict["rate"] or 0) * run.loader.batch_size
+    bar.set_postfix_str(
+        f"loss {totals.loss:.3f}, accuracy {1 - totals.error:.1%}, {images_per_second:,.0f} images/s", False
+    )
+    bar.update(progress.step - bar.n)
+
+
+# -- what a run is made of ---------------------------------------------------------------------------------------------
+
+
+def make_config(folder: ImageFolder, statistics: ImageStatistics, args: argparse.Namespace) -> NetworkConfig:
+    """Of the network that the options ask for."""
+    builder, arguments = IMAGENET_MODELS[args.model]
+    arguments = arguments | {"num_classes": len(folder.classes)}
+    if builder == "vgg":
+        arguments["image_size"] = args.size
+    else:
+        arguments = {"shortcut": args.shortcut, "variant": args.variant} | arguments  # a plain net has its own
+    mean = statistics.mean_image if RECIPES[args.recipe].per_pixel_mean else statistics.mean
+    return NetworkConfig(
+        args.model, builder, arguments, folder.names, folder.classes, args.validation_side, args.size, mean
+    )
+
+
+def make_network(config: NetworkConfig, args: argparse.Namespace) -> Module:
+    """Before training: random, or with the weights of --init-from where these fit."""
+    model = config.build(seed=args.seed)
+    if config.builder == "vgg":
+        initialise(model, INITIALISATIONS[args.init], args.seed)
+    if args.init_from:
+        arrays, _ = read_checkpoint(args.init_from)
+        weights = {name: array for name, array in arrays.items() if "/" not in name}
+        if config.builder == "vgg" and weights.keys() != model.state_dict().keys():
+            start_from_a(model, weights)
+        else:
+            model.load_state_dict(weights)
+    return model.to(args.device)
+
+
+def make_optimizer(model: Module, recipe: Recipe, args: argparse.Namespace) -> SGD:
+    """Momentum 0.9, and the paper's weight decay."""
+    weights = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+    others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
+    groups = [{"params": weights}, {"params": others, "weight_decay": recipe.weight_decay * recipe.decays_all}]
+    return SGD(groups, args.lr, momentum=0.9, weight_decay=recipe.weight_decay)
+
+
+def initialise(model: Module, draw: Callable[[tuple[int, ...]], np.ndarray], seed: int) -> None:
+    """Draw the weights of all convolutions and linear layers anew; biases are 0."""
+    with fork_rng(seed):
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.data[...] = draw(parameter.shape)
+
+
+def make_run(data: ImageFolder, args: argparse.Namespace) -> Run:
+    """A run before its first step, or where --resume goes on."""
+    recipe = RECIPES[args.recipe]
+    statistics = measure_images(data, args.statistics, max(256, args.size), args.size, args.threads, args.skip_broken)
+    config = make_config(data, statistics, args)
+    model = make_network(config, args)
+    view = TrainingView(tuple(args.sides), args.size, config.mean, statistics.colours)
+    loader = ImageLoader(
+        data, args.batch_size, view, True, args.seed, threads=args.threads, skip_broken=args.skip_broken
+    )
+    plateau = ReduceLROnPlateau(args.lr, patience=args.patience, min_lr=args.lr * 0.1**recipe.falls)
+    options = {name: value for name, value in vars(args).items() if name not in NO_MATTER}
+    folder, optimizer = RunFolder(args.out, args.resume, config), make_optimizer(model, recipe, args)
+    run = Run(model, optimizer, plateau, loader, Counter(args.device), folder, options, Progress())
+    if args.resume:
+        run.resume()
+    return run
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """All options; what depends on the recipe is filled in by `fill_in`."""
+    add_data_options(parser)
+    parser.add_argument("--model", required=True, choices=IMAGENET_MODELS, metavar="NAME")
+    parser.add_argument("--recipe", choices=RECIPES, help="default: the one of the model's paper")
+    parser.add_argument("--shortcut", choices=("A", "B", "C"), default="B", help="of a ResNet; default: B")
+    parser.add_argument("--variant", choices=("he2015", "torchvision"), default="he2015", help="see models/resnet.py")
+    parser.add_argument("--init", choices=INITIALISATIONS, default="glorot", help="of a VGG; default: glorot")
+    parser.add_argument("--init-from", metavar="FILE", help="weights to begin with: the same network's, or VGG-A's")
+    parser.add_argument("--sides", type=positive, nargs="+", metavar="S", help="shorter side, or its least and largest")
+    parser.add_argument("--validation-side", type=positive, metavar="Q", help="the shorter side when validating")
+    parser.add_argument("--size", type=positive, default=224, metavar="N", help="of the crops; default: 224")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--epochs", type=positive, metavar="N")
+    length.add_argument("--iterations", type=positive, metavar="N")
+    parser.add_argument("--batch-size", type=positive, default=256, metavar="N", help="default: 256")
+    parser.add_argument("--micro-batch", type=positive, metavar="N", help="images at a time; default: all of the batch")
+    parser.add_argument("--lr", type=float, help="default: the recipe's")
+    parser.add_argument(
+        "--patience", type=int, default=5, metavar="N", help="epochs without a new best before lr falls"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of weights, order and views; default: 0")
+    parser.add_argument("--statistics", default="runs/imagenet.npz", metavar="FILE", help="keeps the mean and colours")
+    parser.add_argument("--out", default="runs/imagenet", metavar="DIR", help="default: runs/imagenet")
+    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="all but float32 need cuda")
+
+
+def fill_in(args: argparse.Namespace) -> None:
+    """What the options leave open is as in the paper."""
+    args.recipe = args.recipe or ("vgg" if args.model.startswith("vgg") else "resnet")
+    recipe = RECIPES[args.recipe]
+    sides = args.sides or recipe.sides
+    args.sides = [min(sides), max(sides)]
+    if args.validation_side is None:  # in VGG's paper the middle of the range that was trained on
+        args.validation_side = sum(args.sides) // 2 if args.recipe == "vgg" else recipe.validation_side
+    args.lr = recipe.lr if args.lr is None else args.lr
+    args.epochs = args.epochs or recipe.epochs
+    args.micro_batch = args.micro_batch or args.batch_size
+
+
+def main() -> None:
+    """Read the options, build the network, train it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_options(parser)
+    args = parser.parse_args()
+    fill_in(args)
+    try:
+        check_dtype(args)
+        data = image_folder(args, "train")
+        run = make_run(data, args)
+        view = CentreView(args.validation_side, args.size, run.folder.config.mean)
+        validation = ImageLoader(
+            image_folder(args, "val", data.classes), 64, view, threads=args.threads, skip_broken=args.skip_broken
+        )
+    except (ValueError, RuntimeError, OSError) as problem:
+        parser.error(str(problem))
+    with computing(args):
+        finished = train(run, validation, args)
+    if not finished:
+        print(f"stopped after step {run.progress.step:,}; nothing is lost: the same command with --resume goes on")
+        return
+    last = run.folder.records()[-1]
+    errors = f"{last['test_error']:.2%}, top-5 {last['top5_error']:.2%}"
+    print(f"validation error of {args.model}: {errors}, after {clock(last['seconds'])}")
+    print(f"now: evaluate_imagenet.py --data {args.data} --weights {run.folder.checkpoint} --mode dense")
+
+
+if __name__ == "__main__":
+    main()
