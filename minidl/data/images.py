@@ -133,7 +133,8 @@ class BrokenImageError(ValueError):
 def read_image(path: str | Path, shorter_side: int, crop: Callable[[tuple[int, int]], Box] | None = None) -> "Image":
     """The photograph upright, in RGB, scaled so that its shorter side has this many pixels, its proportions kept.
 
-    Grey, CMYK and palette images become RGB, transparency is dropped, and a camera's note of how it was held is obeyed.
+    Grey, CMYK and palette images become RGB, of 16 bits the upper 8 count, transparency is dropped, and a camera's note
+    of how it was held is obeyed.
     A JPEG much larger than asked for is decoded at 1/2, 1/4 or 1/8 of its size, never below what is asked for. The rest
     is done by a bilinear filter as wide as the new pixels are apart (the papers name none).
 
@@ -166,6 +167,8 @@ def _decode(content: bytes, shorter_side: int) -> "Image":
     image = Image.open(io.BytesIO(content))
     image.draft("RGB", (shorter_side, shorter_side))
     ImageOps.exif_transpose(image, in_place=True)  # decodes; in place, as the copy would be a waste
+    if image.mode.startswith("I"):  # grey of 16 bits: a conversion by Pillow would cut it off at 255
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")  # a palette with transparency has no other way to RGB without a warning
     return image if image.mode == "RGB" else image.convert("RGB")

@@ -182,6 +182,14 @@ def test_every_kind_of_colour_becomes_rgb(tmp_path, mode):
     assert_close(result, image.convert("RGB"))
 
 
+@pytest.mark.parametrize("kind", ["PNG", "TIFF"])
+def test_grey_of_16_bits_keeps_its_upper_8(tmp_path, kind):
+    """Pillow's own conversion cuts off at 255: nearly all would be white."""
+    ramp = np.broadcast_to(np.arange(64, dtype=np.uint16) * 1024, (48, 64))
+    image = read(tmp_path, encode(Image.fromarray(np.ascontiguousarray(ramp)), kind), 48)
+    np.testing.assert_array_equal(np.asarray(image), np.repeat((ramp >> 8)[..., None], 3, axis=2))
+
+
 def test_a_palette_with_transparency_becomes_rgb_without_a_warning(tmp_path):
     image = picture(64, 48).quantize(16)
     result = read(tmp_path, encode(image, "PNG", transparency=bytes(range(0, 256, 16))), 48)
