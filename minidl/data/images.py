@@ -101,7 +101,7 @@ def _check_known(root: Path, folders: dict[str, Path], classes: tuple[str, ...])
 def _image_files(folder: Path) -> list[str]:
     """Paths in the order of their names; as strings, since 1.3 million Paths take three times the memory."""
     with os.scandir(folder) as entries:
-        files = sorted(entry.path for entry in entries if _is_image(entry.name))
+        files = sorted(entry.path for entry in entries if _is_image(entry.name) and not entry.is_dir())
     if not files:
         raise ValueError(f"ImageFolder: no image in {folder} ({', '.join(SUFFIXES)}); remove the folder or fill it")
     return files

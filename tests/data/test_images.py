@@ -83,6 +83,13 @@ def test_what_is_hidden_or_no_image_is_passed_over(root):
     assert len(ImageFolder(root)) == 12
 
 
+def test_a_folder_that_is_called_like_an_image_is_passed_over_and_a_link_that_leads_nowhere_is_not(root):
+    (root / WNIDS[0] / "thumbnails.jpg").mkdir()
+    assert len(ImageFolder(root)) == 12
+    (root / WNIDS[0] / "lost.jpg").symlink_to(root / "nowhere")
+    assert len(ImageFolder(root)) == 13  # an error when it is read: an image is missing
+
+
 def test_classes_get_their_names_from_a_file_with_a_line_for_each(root, tmp_path):
     names = tmp_path / "LOC_synset_mapping.txt"
     names.write_text(
