@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import numpy as np
@@ -71,6 +72,15 @@ def test_a_folder_that_moves_keeps_its_statistics(folder, tmp_path, passes):
     measure_images(folder, tmp_path / "mean.npz", **SIZES)
     moved = folder.root.rename(tmp_path / "elsewhere")
     measure_images(ImageFolder(moved), tmp_path / "mean.npz", **SIZES)
+    assert len(passes) == 1
+
+
+def test_the_name_of_a_file_may_be_any_bytes(folder, tmp_path, passes):
+    """Latin-1, say: such a name is no UTF-8."""
+    path = Path(os.fsdecode(os.fsencode(folder.root / folder.classes[0]) + b"/\xfc.JPEG"))
+    path.write_bytes(encode(picture(50, 50)))
+    for _ in range(2):
+        measure_images(ImageFolder(folder.root), tmp_path / "mean.npz", **SIZES)
     assert len(passes) == 1
 
 
