@@ -31,8 +31,8 @@ def recompute(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     or evaluation, `tf32`.
 
     Raises TypeError unless the inputs and the output are tensors, and RuntimeError if the function depends on a tensor
-    that was computed outside and is no input, or keeps one that it computed itself, or does something else the second
-    time.
+    that was computed outside and is no input, or keeps one that it computed itself, or is seen to do something else the
+    second time.
     """
     check_tensors("recompute", *inputs)
     if not is_grad_enabled():
@@ -76,11 +76,18 @@ def _backward(function: Callable, inputs: list[Tensor], values: list, leaves: li
     """dL/d(leaf) for each of the leaves, through a graph that lives no longer than this call."""
     remaining = iter(values)
     with set_grad_enabled(True), _once_through(partial(_repeat, remaining)):
-        root = function(*inputs)._place
-    found = {} if root is None else dict(gradients(root, grad, kernels_for(grad).add))
-    if next(remaining, _NOTHING) is not _NOTHING or not found.keys() <= set(leaves):
+        root = _root(function(*inputs), grad.shape)
+    found = dict(gradients(root, grad, kernels_for(grad).add))
+    if next(remaining, _NOTHING) is not _NOTHING or found.keys() != set(leaves):
         raise _changed()
-    return tuple(found.get(leaf) for leaf in leaves)
+    return tuple(found[leaf] for leaf in leaves)
+
+
+def _root(y: Tensor, shape: tuple[int, ...]) -> Node | Leaf:
+    """Where the output of the second run was computed: it is held no longer than that takes."""
+    if not isinstance(y, Tensor) or y.shape != shape or y._place is None:
+        raise _changed()
+    return y._place
 
 
 # -- what must not be done twice ---------------------------------------------------------------------------------------
