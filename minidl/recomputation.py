@@ -26,9 +26,9 @@ def recompute(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     with sublinear memory cost" (arXiv 1604.06174), section 4. Parts may stand within parts.
 
     The gradients, of the inputs and of the parameters inside, are those without `recompute`, bit for bit (where three
-    or more meet at an input, they may be summed in another order). Running statistics change once, and dropout draws
-    the same mask: see `once`. What the function reads must be in backward as it was in forward: parameters, training
-    or evaluation, `tf32`.
+    or more meet at an input, they may be summed in another order). Running statistics change once, and dropout and
+    `minidl.randn` draw the same numbers: see `once`. What the function reads must be in backward as it was in forward:
+    parameters, training or evaluation, `tf32`, and random numbers of NumPy's own.
 
     Raises TypeError unless the inputs and the output are tensors, and RuntimeError if the function depends on a tensor
     that was computed outside and is no input, or keeps one that it computed itself, or is seen to do something else the

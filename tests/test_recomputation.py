@@ -360,6 +360,16 @@ def test_once_is_a_call_elsewhere_and_is_not_repeated_in_backward(device):
     assert x.grad.item() == 2
 
 
+def test_random_numbers_drawn_inside_are_the_same_in_backward(device):
+    """Noise on the weights, say."""
+    x = Tensor(np.ones(5), device=device, requires_grad=True)
+    y = recompute(lambda x: x * minidl.randn(5, dtype=np.float64, device=device), x)
+    drawn = minidl.random.draws_so_far()
+    y.sum().backward()
+    np.testing.assert_array_equal(x.grad.numpy(), y.numpy())
+    assert minidl.random.draws_so_far() == drawn
+
+
 def test_what_once_remembers_may_be_none(device):
     x = Tensor([1.0], device=device, requires_grad=True)
     recompute(lambda x: x * 2 if minidl.once(lambda: None) is None else x, x).backward()
