@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 
 from minidl.nn.module import Module
+from minidl.recomputation import keep_all
 from minidl.tensor import Tensor
 
 
@@ -16,6 +17,8 @@ def watch(model: Module, *names: str) -> Iterator[dict[str, Tensor]]:
         with minidl.watch(model, "layer1.0.bn1", "layer3") as outputs:
             model(images)
         outputs["layer3"].shape
+
+    Meanwhile `recompute` keeps everything, as outputs from inside of it would have no gradient otherwise.
     """
     outputs: dict[str, Tensor] = {}
 
@@ -36,8 +39,8 @@ def watch(model: Module, *names: str) -> Iterator[dict[str, Tensor]]:
 class FeatureExtractor(Module):
     """A network up to one of its layers: FeatureExtractor(resnet, "layer3")(images) is what `layer3` computes.
 
-    The layers behind it are not computed. Its parameters are the network's; for features that stay as they are, call
-    it in evaluation mode and inside no_grad().
+    The layers behind it are not computed, and `recompute` keeps everything. Its parameters are the network's; for
+    features that stay as they are, call it in evaluation mode and inside no_grad().
     """
 
     def __init__(self, model: Module, layer: str):
@@ -86,7 +89,8 @@ def _replaced_forward(layer: Module, forward: Callable) -> Iterator[None]:
     before = vars(layer).get("forward")
     layer.forward = forward
     try:
-        yield
+        with keep_all():  # a tensor from inside of what is recomputed has no way back to what came before
+            yield
     finally:
         if before is None:
             del layer.forward

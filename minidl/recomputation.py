@@ -10,6 +10,8 @@ from minidl.autograd import Leaf, Node, count_consumers, gradients, is_grad_enab
 from minidl.kernels import kernels_for
 from minidl.tensor import Tensor, check_tensors
 
+_thread = threading.local()
+
 
 def recompute(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     """function(*inputs), of which only the inputs are kept: backward computes it again, and then walks back through it.
@@ -35,7 +37,7 @@ def recompute(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     second time.
     """
     check_tensors("recompute", *inputs)
-    if not is_grad_enabled():
+    if not is_grad_enabled() or getattr(_thread, "keeping_all", False):
         return function(*inputs)
     copies = [Tensor(x.data, requires_grad=x.requires_grad) for x in inputs]  # the same memory, another place
     values = []
@@ -47,6 +49,17 @@ def recompute(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         sources = tuple(outside.get(leaf, leaf) for leaf in leaves)
         y._place = Node("recompute", partial(_backward, function, copies, values, leaves), sources)
     return y
+
+
+@contextlib.contextmanager
+def keep_all() -> Iterator[None]:
+    """Within it, `recompute` simply calls the function: for who takes tensors out of its inside, as `watch` does."""
+    before = getattr(_thread, "keeping_all", False)
+    _thread.keeping_all = True
+    try:
+        yield
+    finally:
+        _thread.keeping_all = before
 
 
 def _first_run(function: Callable, inputs: list[Tensor]) -> tuple:
@@ -92,7 +105,6 @@ def _root(y: Tensor, shape: tuple[int, ...]) -> Node | Leaf:
 
 # -- what must not be done twice ---------------------------------------------------------------------------------------
 
-_thread = threading.local()
 _NOTHING = object()  # in place of a result: all others, None too, may be one
 
 

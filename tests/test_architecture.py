@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "creation": {"recomputation", "tensor", "random", "dtypes"},
     "functional": {"recomputation", "tensor", "ops", "kernels", "dtypes"},
     "nn": {"functional", "recomputation", "tensor", "random"},
-    "features": {"nn", "tensor"},
+    "features": {"nn", "recomputation", "tensor"},
     "optim": {"nn", "tensor", "kernels"},
     "checkpoint": {"optim", "nn", "tensor", "files"},
     "__main__": {"_malloc", "cpus"},
