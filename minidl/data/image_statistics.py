@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,7 +60,8 @@ def measure_images(
         skip_broken: go on without the files that cannot be decoded.
 
     Raises:
-        BrokenImageError: a file cannot be decoded.
+        BrokenImageError: an image cannot be decoded.
+        ValueError: `cache` is a file of another kind.
     """
     fingerprint = _fingerprint(folder, shorter_side, size)
     statistics = _load(Path(cache), fingerprint)
@@ -99,10 +101,15 @@ def _load(cache: Path, fingerprint: str) -> ImageStatistics | None:
     """What the file holds, if it is of these images."""
     if not cache.exists():
         return None
-    with np.load(cache) as arrays:
-        if str(arrays["fingerprint"]) != fingerprint:
-            return None
-        return ImageStatistics(arrays["mean_image"], arrays["covariance"])
+    try:
+        with np.load(io.BytesIO(cache.read_bytes())) as arrays:  # NumPy leaves a file open that is no archive
+            if str(arrays["fingerprint"]) != fingerprint:
+                return None
+            return ImageStatistics(arrays["mean_image"], arrays["covariance"])
+    except (EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"measure_images: expected a file of its own making, got {cache} ({error}); remove it, or name another"
+        ) from error
 
 
 def _save(cache: Path, fingerprint: str, statistics: ImageStatistics) -> None:
