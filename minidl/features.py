@@ -50,15 +50,17 @@ class FeatureExtractor(Module):
     def forward(self, x: Tensor) -> Tensor:
         """The output of the layer's first call."""
         layer = find_layer(self.model, self.layer)
-        compute = layer.forward
+        compute, call = layer.forward, object()
 
         def compute_and_leave(*inputs, **options):
-            raise _Reached(compute(*inputs, **options))
+            raise _Reached(call, compute(*inputs, **options))
 
         with _replaced_forward(layer, compute_and_leave):
             try:
                 self.model(x)
             except _Reached as reached:
+                if reached.call is not call:
+                    raise  # it is for an extractor around this one
                 return reached.output
         raise RuntimeError(f"FeatureExtractor: the network does not use its layer {self.layer!r}; name another one")
 
@@ -68,10 +70,10 @@ class FeatureExtractor(Module):
 
 
 class _Reached(Exception):  # noqa: N818 - no error: the way out of the layers around
-    """Carries a layer's output past the layers behind it."""
+    """Carries a layer's output past the layers behind it, to the call of the extractor that wants it."""
 
-    def __init__(self, output: Tensor):
-        self.output = output
+    def __init__(self, call: object, output: Tensor):
+        self.call, self.output = call, output
 
 
 def find_layer(model: Module, name: str) -> Module:

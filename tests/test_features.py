@@ -77,6 +77,13 @@ def test_gradients_flow_through_features(chain, images):
     assert chain[4].weight.grad is None
 
 
+@pytest.mark.parametrize("layer", ["0.0", "0"])
+def test_an_extractor_may_take_features_from_inside_of_another(layer, images, device):
+    model = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), nn.GlobalAvgPool()).to(device)
+    outer = FeatureExtractor(FeatureExtractor(model, "0"), f"model.{layer}")
+    np.testing.assert_array_equal(outer(images).numpy(), FeatureExtractor(model, layer)(images).numpy())
+
+
 def gradients(model):
     found = {name: parameter.grad for name, parameter in model.named_parameters()}
     return {name: grad.numpy().tobytes() for name, grad in found.items() if grad is not None}
