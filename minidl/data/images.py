@@ -162,9 +162,12 @@ def read_image(path: str | Path, shorter_side: int, crop: Callable[[tuple[int, i
 
 
 def _decode(content: bytes, shorter_side: int) -> "Image":
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
-    image = Image.open(io.BytesIO(content))
+    try:
+        image = Image.open(io.BytesIO(content))
+    except UnidentifiedImageError:
+        raise ValueError("damaged at its beginning, or no image") from None  # Pillow's message is about a BytesIO
     image.draft("RGB", (shorter_side, shorter_side))
     ImageOps.exif_transpose(image, in_place=True)  # decodes; in place, as the copy would be a waste
     if image.mode.startswith("I"):  # grey of 16 bits: a conversion by Pillow would cut it off at 255

@@ -215,8 +215,8 @@ def test_a_photograph_stands_as_the_camera_was_held(tmp_path, orientation, metho
 def test_a_broken_file_is_an_error_that_names_it(tmp_path):
     whole = encode(picture(64, 48))
     for content in (whole[:-200], whole[:10], b"", b"no image at all", encode(picture(64, 48), "PNG")[:-50]):
-        with pytest.raises(BrokenImageError, match=r"read_image: .*one\.JPEG cannot be decoded \(.*; replace it"):
-            read(tmp_path, content)
+        with pytest.raises(BrokenImageError, match=r"read_image: .*one\.JPEG cannot be decoded \([^<]*; replace it"):
+            read(tmp_path, content)  # no "<_io.BytesIO object at ...>"
     with pytest.raises(FileNotFoundError, match="two"):
         read_image(tmp_path / "two.JPEG", 32)
 
