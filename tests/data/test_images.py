@@ -130,7 +130,7 @@ def read(tmp_path, content, shorter_side=32):
 
 
 def assert_close(image, expected, tolerance=4):
-    """The largest difference of a value that is not an edge effect: the mean is what a wrong colour would change."""
+    """In the mean, which a wrong colour or place would change, and what a filter does at an edge hardly does."""
     difference = np.abs(np.asarray(image, dtype=float) - np.asarray(expected, dtype=float))
     assert difference.mean() < tolerance, difference.mean()
 
