@@ -3,7 +3,8 @@
 import numpy as np
 
 from minidl.dtypes import float32
-from minidl.random import next_generator
+from minidl.random import next_draw
+from minidl.recomputation import once
 from minidl.tensor import Tensor
 
 
@@ -19,7 +20,8 @@ def ones(*shape: int, dtype=float32, device: str = "cpu", requires_grad: bool = 
 
 def randn(*shape: int, dtype=float32, device: str = "cpu", requires_grad: bool = False) -> Tensor:
     """A tensor of that shape, drawn from N(0, 1); `manual_seed` decides the draws."""
-    draws = next_generator().standard_normal(_shape(shape), np.dtype(dtype).type)
+    generator = np.random.default_rng(once(next_draw))
+    draws = generator.standard_normal(_shape(shape), np.dtype(dtype).type)
     return Tensor(draws, device=device, requires_grad=requires_grad)
 
 

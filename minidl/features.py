@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 
 from minidl.nn.module import Module
+from minidl.recomputation import keep_all
 from minidl.tensor import Tensor
 
 
@@ -16,6 +17,8 @@ def watch(model: Module, *names: str) -> Iterator[dict[str, Tensor]]:
         with minidl.watch(model, "layer1.0.bn1", "layer3") as outputs:
             model(images)
         outputs["layer3"].shape
+
+    Meanwhile `recompute` keeps everything, as outputs from inside of it would have no gradient otherwise.
     """
     outputs: dict[str, Tensor] = {}
 
@@ -36,8 +39,8 @@ def watch(model: Module, *names: str) -> Iterator[dict[str, Tensor]]:
 class FeatureExtractor(Module):
     """A network up to one of its layers: FeatureExtractor(resnet, "layer3")(images) is what `layer3` computes.
 
-    The layers behind it are not computed. Its parameters are the network's; for features that stay as they are, call
-    it in evaluation mode and inside no_grad().
+    The layers behind it are not computed, and `recompute` keeps everything. Its parameters are the network's; for
+    features that stay as they are, call it in evaluation mode and inside no_grad().
     """
 
     def __init__(self, model: Module, layer: str):
@@ -47,15 +50,17 @@ class FeatureExtractor(Module):
     def forward(self, x: Tensor) -> Tensor:
         """The output of the layer's first call."""
         layer = find_layer(self.model, self.layer)
-        compute = layer.forward
+        compute, call = layer.forward, object()
 
         def compute_and_leave(*inputs, **options):
-            raise _Reached(compute(*inputs, **options))
+            raise _Reached(call, compute(*inputs, **options))
 
         with _replaced_forward(layer, compute_and_leave):
             try:
                 self.model(x)
             except _Reached as reached:
+                if reached.call is not call:
+                    raise  # it is for an extractor around this one
                 return reached.output
         raise RuntimeError(f"FeatureExtractor: the network does not use its layer {self.layer!r}; name another one")
 
@@ -65,10 +70,10 @@ class FeatureExtractor(Module):
 
 
 class _Reached(Exception):  # noqa: N818 - no error: the way out of the layers around
-    """Carries a layer's output past the layers behind it."""
+    """Carries a layer's output past the layers behind it, to the call of the extractor that wants it."""
 
-    def __init__(self, output: Tensor):
-        self.output = output
+    def __init__(self, call: object, output: Tensor):
+        self.call, self.output = call, output
 
 
 def find_layer(model: Module, name: str) -> Module:
@@ -86,7 +91,8 @@ def _replaced_forward(layer: Module, forward: Callable) -> Iterator[None]:
     before = vars(layer).get("forward")
     layer.forward = forward
     try:
-        yield
+        with keep_all():  # a tensor from inside of what is recomputed has no way back to what came before
+            yield
     finally:
         if before is None:
             del layer.forward

@@ -10,6 +10,8 @@ from minidl.autograd import Leaf, Node, count_consumers, gradients, is_grad_enab
 from minidl.kernels import kernels_for
 from minidl.tensor import Tensor, check_tensors
 
+_thread = threading.local()
+
 
 def recompute(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     """function(*inputs), of which only the inputs are kept: backward computes it again, and then walks back through it.
@@ -26,16 +28,16 @@ def recompute(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     with sublinear memory cost" (arXiv 1604.06174), section 4. Parts may stand within parts.
 
     The gradients, of the inputs and of the parameters inside, are those without `recompute`, bit for bit (where three
-    or more meet at an input, they may be summed in another order). Running statistics change once, and dropout draws
-    the same mask: see `once`. What the function reads must be in backward as it was in forward: parameters, training
-    or evaluation, `tf32`.
+    or more meet at an input, they may be summed in another order). Running statistics change once, and dropout and
+    `minidl.randn` draw the same numbers: see `once`. What the function reads must be in backward as it was in forward:
+    parameters, training or evaluation, `tf32`, and random numbers of NumPy's own.
 
     Raises TypeError unless the inputs and the output are tensors, and RuntimeError if the function depends on a tensor
-    that was computed outside and is no input, or keeps one that it computed itself, or does something else the second
-    time.
+    that was computed outside and is no input, or keeps one that it computed itself, or is seen to do something else the
+    second time.
     """
     check_tensors("recompute", *inputs)
-    if not is_grad_enabled():
+    if not is_grad_enabled() or getattr(_thread, "keeping_all", False):
         return function(*inputs)
     copies = [Tensor(x.data, requires_grad=x.requires_grad) for x in inputs]  # the same memory, another place
     values = []
@@ -47,6 +49,17 @@ def recompute(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         sources = tuple(outside.get(leaf, leaf) for leaf in leaves)
         y._place = Node("recompute", partial(_backward, function, copies, values, leaves), sources)
     return y
+
+
+@contextlib.contextmanager
+def keep_all() -> Iterator[None]:
+    """Within it, `recompute` simply calls the function: for who takes tensors out of its inside, as `watch` does."""
+    before = getattr(_thread, "keeping_all", False)
+    _thread.keeping_all = True
+    try:
+        yield
+    finally:
+        _thread.keeping_all = before
 
 
 def _first_run(function: Callable, inputs: list[Tensor]) -> tuple:
@@ -76,16 +89,22 @@ def _backward(function: Callable, inputs: list[Tensor], values: list, leaves: li
     """dL/d(leaf) for each of the leaves, through a graph that lives no longer than this call."""
     remaining = iter(values)
     with set_grad_enabled(True), _once_through(partial(_repeat, remaining)):
-        root = function(*inputs)._place
-    found = {} if root is None else dict(gradients(root, grad, kernels_for(grad).add))
-    if next(remaining, _NOTHING) is not _NOTHING or not found.keys() <= set(leaves):
+        root = _root(function(*inputs), grad.shape)
+    found = dict(gradients(root, grad, kernels_for(grad).add))
+    if next(remaining, _NOTHING) is not _NOTHING or found.keys() != set(leaves):
         raise _changed()
-    return tuple(found.get(leaf) for leaf in leaves)
+    return tuple(found[leaf] for leaf in leaves)
+
+
+def _root(y: Tensor, shape: tuple[int, ...]) -> Node | Leaf:
+    """Where the output of the second run was computed: it is held no longer than that takes."""
+    if not isinstance(y, Tensor) or y.shape != shape or y._place is None:
+        raise _changed()
+    return y._place
 
 
 # -- what must not be done twice ---------------------------------------------------------------------------------------
 
-_thread = threading.local()
 _NOTHING = object()  # in place of a result: all others, None too, may be one
 
 

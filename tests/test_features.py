@@ -6,6 +6,7 @@ from models.resnet import cifar_resnet
 from models.vgg import vgg
 
 from minidl import FeatureExtractor, Tensor, nn, no_grad, watch
+from minidl.autograd import Node, count_consumers
 
 
 @pytest.fixture
@@ -59,8 +60,8 @@ def test_layers_inside_the_networks_of_the_papers(make, size, layer, shape, devi
 def test_what_is_watched_changes_no_number_and_nothing_stays_behind(chain, images):
     before = {name: tensor.numpy().copy() for name, tensor in chain.named_buffers()}
     plain = chain(images)
-    for _, buffer in chain.named_buffers():
-        buffer.data[...] = Tensor(before.pop(next(iter(before))), device=buffer.device).data
+    for name, buffer in chain.named_buffers():
+        buffer.data[...] = Tensor(before[name], device=buffer.device).data
     with watch(chain, "1", "2") as outputs, watch(chain, "2") as inner:
         watched = chain(images)
     np.testing.assert_allclose(watched.numpy(), plain.numpy(), rtol=1e-6)
@@ -74,6 +75,40 @@ def test_gradients_flow_through_features(chain, images):
     FeatureExtractor(chain, "3")(images).sum().backward()
     assert chain[0].weight.grad is not None
     assert chain[4].weight.grad is None
+
+
+@pytest.mark.parametrize("layer", ["0.0", "0"])
+def test_an_extractor_may_take_features_from_inside_of_another(layer, images, device):
+    model = nn.Sequential(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), nn.GlobalAvgPool()).to(device)
+    outer = FeatureExtractor(FeatureExtractor(model, "0"), f"model.{layer}")
+    np.testing.assert_array_equal(outer(images).numpy(), FeatureExtractor(model, layer)(images).numpy())
+
+
+def gradients(model):
+    found = {name: parameter.grad for name, parameter in model.named_parameters()}
+    return {name: grad.numpy().tobytes() for name, grad in found.items() if grad is not None}
+
+
+def through_features(model, images):
+    return FeatureExtractor(model, "layer2.0.conv2")(images)
+
+
+def watched(model, images):
+    with watch(model, "layer2.0.conv2") as outputs:
+        model(images)
+    return outputs["layer2.0.conv2"]
+
+
+@pytest.mark.parametrize("features", [through_features, watched])
+def test_gradients_flow_through_features_from_inside_of_what_is_recomputed(features, images, device):
+    """Those of the layers before the recomputed part too."""
+    plain, recomputed = (cifar_resnet(8, recompute=recompute).to(device) for recompute in (False, True))
+    for model in (plain, recomputed):
+        features(model, images).sum().backward()
+    assert "conv1.weight" in gradients(plain)
+    assert gradients(recomputed) == gradients(plain)
+    nodes = [place for place in count_consumers(recomputed(images)._place) if isinstance(place, Node)]
+    assert any(node.name == "recompute" for node in nodes)  # afterwards it recomputes again
 
 
 def test_an_error_inside_leaves_the_network_as_it_was(chain):

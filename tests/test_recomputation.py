@@ -323,6 +323,25 @@ def test_a_parameter_that_comes_in_only_in_backward_is_an_error(device):
         y.backward()
 
 
+@pytest.mark.parametrize(
+    "second",
+    [
+        lambda x, w: x * 2,  # w would have no gradient
+        lambda x, w: x.detach() * w,
+        lambda x, w: (x * w).detach(),
+        lambda x, w: (x * w)[:1],
+        lambda x, w: None,
+    ],
+    ids=["without w", "without x", "without both", "another shape", "nothing"],
+)
+def test_an_output_of_another_kind_in_backward_is_an_error_and_no_missing_gradient(second, device):
+    x, w = (Tensor([2.0, 3.0], device=device, requires_grad=True) for _ in range(2))
+    ways = iter([lambda x, w: x * w, second])
+    y = recompute(lambda x: next(ways)(x, w), x)
+    with pytest.raises(RuntimeError, match="in backward what it did in forward"):
+        y.sum().backward()
+
+
 # -- once --------------------------------------------------------------------------------------------------------------
 
 
@@ -339,6 +358,16 @@ def test_once_is_a_call_elsewhere_and_is_not_repeated_in_backward(device):
     y.backward()
     assert len(count) == 3
     assert x.grad.item() == 2
+
+
+def test_random_numbers_drawn_inside_are_the_same_in_backward(device):
+    """Noise on the weights, say."""
+    x = Tensor(np.ones(5), device=device, requires_grad=True)
+    y = recompute(lambda x: x * minidl.randn(5, dtype=np.float64, device=device), x)
+    drawn = minidl.random.draws_so_far()
+    y.sum().backward()
+    np.testing.assert_array_equal(x.grad.numpy(), y.numpy())
+    assert minidl.random.draws_so_far() == drawn
 
 
 def test_what_once_remembers_may_be_none(device):

@@ -101,7 +101,7 @@ def _check_known(root: Path, folders: dict[str, Path], classes: tuple[str, ...])
 def image_files(folder: str | Path) -> list[str]:
     """The image files of a folder in the order of their names; 1.3 million Paths would take thrice the memory."""
     with os.scandir(folder) as entries:
-        files = sorted(entry.path for entry in entries if _is_image(entry.name))
+        files = sorted(entry.path for entry in entries if _is_image(entry.name) and not entry.is_dir())
     if not files:
         raise ValueError(f"ImageFolder: no image in {folder} ({', '.join(SUFFIXES)}); remove the folder or fill it")
     return files
@@ -138,7 +138,8 @@ class BrokenImageError(ValueError):
 def read_image(path: str | Path, shorter_side: int, crop: Callable[[tuple[int, int]], Box] | None = None) -> "Image":
     """The photograph upright, in RGB, scaled so that its shorter side has this many pixels, its proportions kept.
 
-    Grey, CMYK and palette images become RGB, transparency is dropped, and a camera's note of how it was held is obeyed.
+    Grey, CMYK and palette images become RGB, of 16 bits the upper 8 count, transparency is dropped, and a camera's note
+    of how it was held is obeyed.
     A JPEG much larger than asked for is decoded at 1/2, 1/4 or 1/8 of its size, never below what is asked for. The rest
     is done by a bilinear filter as wide as the new pixels are apart (the papers name none).
 
@@ -166,11 +167,16 @@ def read_image(path: str | Path, shorter_side: int, crop: Callable[[tuple[int, i
 
 
 def _decode(content: bytes, shorter_side: int) -> "Image":
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
-    image = Image.open(io.BytesIO(content))
+    try:
+        image = Image.open(io.BytesIO(content))
+    except UnidentifiedImageError:
+        raise ValueError("damaged at its beginning, or no image") from None  # Pillow's message is about a BytesIO
     image.draft("RGB", (shorter_side, shorter_side))
     ImageOps.exif_transpose(image, in_place=True)  # decodes; in place, as the copy would be a waste
+    if image.mode.startswith("I"):  # grey of 16 bits: a conversion by Pillow would cut it off at 255
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")  # a palette with transparency has no other way to RGB without a warning
     return image if image.mode == "RGB" else image.convert("RGB")

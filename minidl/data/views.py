@@ -81,7 +81,7 @@ class ColourComponents(NamedTuple):
 
         Krizhevsky et al. (2012), section 4.1, for eigenvalues lambda_i and eigenvectors p_i. The paper gives no unit of
         the pixels, and lambda_i has its square: for pixels in 0..1 the first component (lambda = 0.2) shifts
-        them by about 5 of 255; for pixels in 0..255 it would be by 1,200, more than a pixel can be.
+        them by about 5 of 255; for pixels in 0..255 it would be by 1,300, more than a pixel can be.
         """
         alpha = std * rng.standard_normal(3)
         return 255 * self.eigenvectors @ (alpha * self.eigenvalues)

@@ -1,3 +1,5 @@
+import io
+import os
 from pathlib import Path
 
 import numpy as np
@@ -74,6 +76,15 @@ def test_a_folder_that_moves_keeps_its_statistics(folder, tmp_path, passes):
     assert len(passes) == 1
 
 
+def test_the_name_of_a_file_may_be_any_bytes(folder, tmp_path, passes):
+    """Latin-1, say: such a name is no UTF-8."""
+    path = Path(os.fsdecode(os.fsencode(folder.root / folder.classes[0]) + b"/\xfc.JPEG"))
+    path.write_bytes(encode(picture(50, 50)))
+    for _ in range(2):
+        measure_images(ImageFolder(folder.root), tmp_path / "mean.npz", **SIZES)
+    assert len(passes) == 1
+
+
 def add(folder):
     (folder.root / folder.classes[0] / "new.JPEG").write_bytes(encode(picture(50, 50)))
 
@@ -105,6 +116,20 @@ def test_the_images_are_read_again_for_other_sizes(folder, tmp_path, passes, num
     measure_images(folder, tmp_path / "mean.npz", **SIZES)
     assert measure_images(folder, tmp_path / "mean.npz", **numbers).mean_image.shape == (numbers["size"],) * 2 + (3,)
     assert len(passes) == 2
+
+
+def npz(**arrays):
+    file = io.BytesIO()
+    np.savez(file, **arrays)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("content", [b"", b"notes", npz(weights=np.ones(3)), npz(fingerprint="")[:-30]])
+def test_a_file_of_another_kind_is_named_and_stays(folder, tmp_path, content):
+    (tmp_path / "mean.npz").write_bytes(content)
+    with pytest.raises(ValueError, match=r"measure_images: expected a file of its own making, got .*mean\.npz \("):
+        measure_images(folder, tmp_path / "mean.npz", **SIZES)
+    assert (tmp_path / "mean.npz").read_bytes() == content
 
 
 def test_a_broken_image_leaves_no_file_unless_it_is_to_be_skipped(folder, tmp_path):
