@@ -21,7 +21,7 @@ import argparse
 import math
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -261,8 +261,8 @@ def draw(data: CifarData, args: argparse.Namespace, iterations: int) -> None:
     figure, axes = pyplot.subplots(
         3, len(columns), figsize=size, dpi=100, sharey="row", squeeze=False, layout="constrained"
     )
-    for column, (title, networks) in zip(axes.T, columns.items(), strict=True):
-        prepare_column(column, title)
+    label_panels(axes, columns)
+    for column, networks in zip(axes.T, columns.values(), strict=True):
         for number, (label, network) in enumerate(networks.items()):
             column[0].plot([], [], color=f"C{number}", label=label)  # for the legend
             folder = measured(*network, args)
@@ -274,12 +274,20 @@ def draw(data: CifarData, args: argparse.Namespace, iterations: int) -> None:
     pyplot.close(figure)
 
 
-def prepare_column(column, title: str) -> None:
-    """What its three panels show."""
-    column[0].set(title=title, xlabel="iterations", ylabel="error (%): test solid, training dashed")
-    column[1].set(xlabel="3x3 layer", ylabel="standard deviation of the response")
-    column[2].set(xlabel="3x3 layer", ylabel="norm of the gradient: dotted before training", yscale="log")
-    for panel in column:
+def label_panels(axes, titles: Iterable[str]) -> None:
+    """What each row shows stands at its left end, what each column shows above it."""
+    rows = (
+        "error (%): test solid, training dashed",
+        "standard deviation of the response",
+        "gradient norm (dotted: untrained)",
+    )
+    for panel, what in zip(axes[:, 0], rows, strict=True):
+        panel.set_ylabel(what)
+    for column, title in zip(axes.T, titles, strict=True):
+        column[0].set(title=title, xlabel="iterations")
+        column[1].set(xlabel="3x3 layer")
+        column[2].set(xlabel="3x3 layer", yscale="log")
+    for panel in axes.flat:
         panel.grid(alpha=0.3)
 
 
