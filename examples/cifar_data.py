@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from models.config import NetworkConfig
 
+from minidl import Tensor
 from minidl.data import ArrayDataset, CropAndFlip, load_cifar10, load_cifar100, make_shapes, per_pixel_mean
 
 SHAPES_TRAIN, SHAPES_TEST = 10_000, 2_000
@@ -39,6 +40,11 @@ class CifarData:
         self.train, self.test, self.device = self.train.to(device), self.test.to(device), device
         self.dtype = "float32" if dtype == "tf32" else dtype  # TF32 is a way to multiply float32
         return self
+
+    def take(self, batch: np.ndarray, dataset: ArrayDataset, view: CropAndFlip) -> tuple:
+        """A batch of an IndexLoader -> the network's input (N, 32, 32, 3), a Tensor, and the labels (N,)."""
+        chosen, labels, *draws = Tensor(batch, device=self.device).data
+        return Tensor(view.apply(dataset.images, chosen, *draws)).to(self.dtype), labels
 
     def config(self, name: str, builder: str, **arguments) -> NetworkConfig:
         """Of a network for these images."""

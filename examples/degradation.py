@@ -2,10 +2,15 @@
 
     python examples/degradation.py --depths 20 56 --budget 1h                   shapes: no download
     python examples/degradation.py --dataset cifar10 --budget 64000             as in the paper: days on a CPU
+    python examples/degradation.py --dataset cifar10 --device cuda              on a GPU
+    python examples/degradation.py --depths 20 --shortcuts A B C                the options of section 3.3 and table 3
     python examples/degradation.py --out runs/degradation                       after Ctrl-C: the same command goes on
 
-Each depth is trained twice, as a plain and as a residual network (option A), with the paper's recipe. DIR of --out gets
-degradation.png and a folder for each network; networks that are not finished yet are drawn as far as they are.
+Each depth is trained once with each of the --shortcuts: `none`, the plain network, and the residual one of option A,
+unless they say otherwise. The recipe is the paper's. Option B projects where a shape changes, C in each block.
+
+DIR of --out gets degradation.png and a folder for each network; networks that are not finished yet are drawn as far as
+they are. The figure has a column for each shortcut, with a line for each depth; a single depth has one column.
 
     error         training dashed, test solid, over the iterations (figures 4 and 6)
     responses     the standard deviation of each 3x3 layer's output, after batch-norm, before ReLU and sum (figure 7)
@@ -13,16 +18,18 @@ degradation.png and a folder for each network; networks that are not finished ye
 """
 
 import argparse
+import math
 import re
 import time
-from functools import partial
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from cifar_data import CifarData, add_data_options, load_data, positive
 from models.resnet import CifarResNet, cifar_resnet
 from tqdm import tqdm
-from train_cifar_resnet import WARMUP_DEPTH, WARMUP_ERROR, WARMUP_LR, divide_twice, train_step
+from train_cifar_resnet import PAPER_ERROR, WARMUP_DEPTH, WARMUP_ERROR, WARMUP_LR, divide_twice, make_step
 from training import Counter, RunFolder, StopRequest, Totals, check_loss, error_rate
 
 from minidl import Tensor, no_grad
@@ -32,18 +39,31 @@ from minidl.files import write_whole
 from minidl.functional import cross_entropy, relu
 from minidl.optim import SGD
 
-KINDS = {"plain": "none", "residual": "A"}  # the kind's shortcut
+KINDS = {"none": "plain", "A": "option A", "B": "option B", "C": "option C"}  # of networks, by their shortcut
+FOLDERS = {"none": "plain", "A": "residual", "B": "residual-B", "C": "residual-C"}
 MEASUREMENTS = 10  # of a run: its points in the figure
 PROBES = 128  # test images that responses and gradients are measured on, the paper's batch
-SPEED_STEPS = 3  # that tell how many iterations a budget of seconds buys; the first one is slower and does not count
+FIRST_STEPS, SPEED_STEPS = 3, 5  # the first are slower, and do not count; the others tell what a budget of time buys
 UNITS = {"s": 1, "min": 60, "h": 3600}
 
 
-def probe_batch(data: CifarData) -> tuple[Tensor, np.ndarray]:
+def make_network(shortcut: str, depth: int, data: CifarData, args: argparse.Namespace) -> CifarResNet:
+    """As it is before training."""
+    return cifar_resnet(depth, shortcut, len(data.train.classes), args.seed).to(args.device)
+
+
+def folder_of(shortcut: str, depth: int, args: argparse.Namespace) -> Path:
+    """DIR/plain-20, and DIR/residual-20 for option A, DIR/residual-B-20 for option B."""
+    return Path(args.out, f"{FOLDERS[shortcut]}-{depth}")
+
+
+# -- what is measured --------------------------------------------------------------------------------------------------
+
+
+def probe_batch(data: CifarData) -> tuple:
     """The same test images for all networks, and their labels."""
-    batch = next(iter(IndexLoader(data.test, min(PROBES, len(data.test)), data.prepare)))
-    chosen, labels, *draws = batch
-    return Tensor(data.prepare.apply(data.test.images, chosen, *draws)), labels
+    loader = IndexLoader(data.test, min(PROBES, len(data.test)), data.prepare)
+    return data.take(next(iter(loader)), data.test, data.prepare)
 
 
 def responses(model: CifarResNet, images: Tensor) -> tuple[list[float], Tensor]:
@@ -70,69 +90,88 @@ def responses(model: CifarResNet, images: Tensor) -> tuple[list[float], Tensor]:
     return deviations, logits
 
 
-def gradient_norms(model: CifarResNet, images: Tensor, labels: np.ndarray) -> list[float]:
-    """|dL/dweight| of each 3x3 layer in training mode. The model stays as it was, running statistics included."""
+def gradient_norms(model: CifarResNet, images: Tensor, labels) -> list[float]:
+    """|dL/dweight| of each 3x3 layer in training mode. The model stays as it was, running statistics included.
+
+    The projections of options B and C, 1x1, are left out: all networks of a depth have the same 3x3 layers.
+    """
     before = model.state_dict()
     cross_entropy(model(images), labels).backward()
-    weights = [parameter for _, parameter in model.named_parameters() if parameter.ndim == 4]
+    weights = [parameter for _, parameter in model.named_parameters() if parameter.shape[:2] == (3, 3)]
     norms = [float(np.linalg.norm(weight.grad.numpy())) for weight in weights]
     model.zero_grad()
     model.load_state_dict(before)
     return norms
 
 
-def make_network(kind: str, depth: int, data: CifarData, args: argparse.Namespace) -> CifarResNet:
-    """As it is before training."""
-    return cifar_resnet(depth, KINDS[kind], len(data.train.classes), args.seed)
+# -- training ----------------------------------------------------------------------------------------------------------
 
 
-def train(kind: str, depth: int, data: CifarData, args: argparse.Namespace, iterations: int, stop: StopRequest) -> None:
-    """Train one network to the end or until it is asked to stop, from where its folder says it is."""
-    path = Path(args.out, f"{kind}-{depth}")
-    folder = RunFolder(path, resume=(path / "checkpoint.safetensors").exists())
-    model = make_network(kind, depth, data, args)
-    optimizer = SGD(model.parameters(), lr=0.0, momentum=0.9, weight_decay=1e-4)
-    loader = IndexLoader(data.train, args.batch_size, data.augment, shuffle=True, seed=args.seed)
-    options = {"iterations": iterations, **{name: getattr(args, name) for name in ("dataset", "batch_size", "seed")}}
-    done = {"step": 0, "warming_up": depth >= WARMUP_DEPTH, "totals": vars(Totals()), "loader": loader.state_dict()}
-    if folder.checkpoint.exists():
-        done = folder.load(model, optimizer, options)
-        loader.load_state_dict(done["loader"])
-        folder.forget_after(done["step"])
-    schedule, counter, probes = divide_twice(0.1, iterations), Counter("cpu"), probe_batch(data)
-    counter.start_from(Totals(**done["totals"]))
+class Run:
+    """The training of one network, from where its folder says it is."""
+
+    def __init__(self, shortcut: str, depth: int, data: CifarData, args: argparse.Namespace, iterations: int):
+        path = folder_of(shortcut, depth, args)
+        self.folder = RunFolder(path, resume=(path / "checkpoint.safetensors").exists())
+        self.options = {"iterations": iterations, "dataset": args.dataset}
+        self.options |= {"batch_size": args.batch_size, "seed": args.seed}
+        self.data, self.counter = data, Counter(args.device)
+        self.model = make_network(shortcut, depth, data, args)
+        self.optimizer = SGD(self.model.parameters(), lr=0.0, momentum=0.9, weight_decay=1e-4)
+        self.loader = IndexLoader(data.train, args.batch_size, data.augment, shuffle=True, seed=args.seed)
+        self.step, self.warming_up = 0, depth >= WARMUP_DEPTH
+        if self.folder.checkpoint.exists():
+            self.resume()
+
+    def resume(self) -> None:
+        """Go to where the checkpoint was written."""
+        done = self.folder.load(self.model, self.optimizer, self.options)
+        self.step, self.warming_up = done["step"], done["warming_up"]
+        self.counter.start_from(Totals(**done["totals"]))
+        self.loader.load_state_dict(done["loader"])
+        self.folder.forget_after(self.step)
+
+    def save(self) -> None:
+        """Write the checkpoint."""
+        done = {"step": self.step, "warming_up": self.warming_up, "totals": vars(self.counter.read())}
+        done |= {"loader": self.loader.state_dict(), "options": self.options}
+        self.folder.save(self.model, self.optimizer, done)
+
+    def measure(self) -> None:
+        """Add a line to the metrics, and count anew."""
+        totals = self.counter.read()
+        check_loss(totals.loss, self.step, self.step, self.folder)
+        record = {"step": self.step, "train_error": totals.error, "test_error": error_rate(self.model, self.data)}
+        record |= {"split": self.data.test_split, "gradients": gradient_norms(self.model, *probe_batch(self.data))}
+        self.folder.append(record)
+        self.warming_up = self.warming_up and totals.error >= WARMUP_ERROR
+        self.counter.start_from(Totals())
+
+
+def train(run: Run, iterations: int, stop: StopRequest) -> None:
+    """Train the network to the end, or until it is asked to stop."""
+    schedule = divide_twice(0.1, iterations)
     measured_at = {round(iterations * (i + 1) / MEASUREMENTS) for i in range(MEASUREMENTS)}
-    step = partial(train_step, model, optimizer, data, counter)
-
-    def save() -> None:
-        counters = done | {"totals": vars(counter.read()), "loader": loader.state_dict(), "options": options}
-        folder.save(model, optimizer, counters)
-
-    with tqdm(desc=path.name, total=iterations, initial=done["step"], unit=" steps", dynamic_ncols=True) as bar:
-        while done["step"] < iterations and not stop.asked:
-            for batch in loader:
-                optimizer.lr = WARMUP_LR if done["warming_up"] else schedule(done["step"])
-                step(batch)
-                done["step"] += 1
-                bar.update()
-                if done["step"] in measured_at:
-                    measure(model, data, probes, counter, done, folder)
-                    save()
-                if stop.asked or done["step"] == iterations:
-                    break
-    save()
+    step = make_step(run.model, run.optimizer, run.data, run.counter, run.loader.batch_size)
+    name = run.folder.path.name
+    with tqdm(desc=name, total=iterations, initial=run.step, unit=" steps", dynamic_ncols=True) as bar:
+        for batch in islice(without_end(run.loader), iterations - run.step):
+            run.optimizer.lr = WARMUP_LR if run.warming_up else schedule(run.step)
+            step(batch)
+            run.step += 1
+            bar.update()
+            if run.step in measured_at:
+                run.measure()
+                run.save()
+            if stop.asked:
+                break
+    run.save()
 
 
-def measure(
-    model: CifarResNet, data: CifarData, probes: tuple, counter: Counter, done: dict, folder: RunFolder
-) -> None:
-    """Add a line to the metrics, and count anew."""
-    totals = counter.read()
-    check_loss(totals.loss, done["step"], done["step"], folder)
-    record = {"step": done["step"], "train_error": totals.error, "test_error": error_rate(model, data)}
-    folder.append(record | {"split": data.test_split, "gradients": gradient_norms(model, *probes)})
-    done["warming_up"] = done["warming_up"] and totals.error >= WARMUP_ERROR
-    counter.start_from(Totals())
+def without_end(loader: IndexLoader) -> Iterator[np.ndarray]:
+    """The batches of one epoch after the other."""
+    while True:
+        yield from loader
 
 
 # -- the budget --------------------------------------------------------------------------------------------------------
@@ -147,39 +186,69 @@ def budget(text: str) -> tuple[int, str]:
 
 
 def count_iterations(data: CifarData, args: argparse.Namespace) -> int:
-    """Of each network. What a time bought is written down, so that a resumed run has the same."""
+    """Of each network. What a time bought is written down, so that a resumed run has the same.
+
+    Each shortcut's time of a step, and of a measurement, is nearly proportional to the depth.
+    """
     number, unit = args.budget
     if not unit:
         return number
     note = Path(args.out, "iterations.txt")
     if not note.exists():
-        step, measurement = seconds_of_a_layer(data, args)
-        share = number * UNITS[unit] / (len(KINDS) * sum(args.depths))
+        step, measurement = np.sum([seconds_of_a_layer(shortcut, data, args) for shortcut in args.shortcuts], axis=0)
+        share = number * UNITS[unit] / sum(args.depths)
         iterations = int((share - MEASUREMENTS * measurement) / step)
         note.parent.mkdir(parents=True, exist_ok=True)
         write_whole(note, str(max(iterations, 1)).encode())
     return int(note.read_text())
 
 
-def seconds_of_a_layer(data: CifarData, args: argparse.Namespace) -> tuple[float, float]:
-    """In a step of training, and in a measurement of the error. Both are nearly proportional to the depth."""
-    depth = min(args.depths)
-    model, seconds = make_network("plain", depth, data, args), []
-    step = partial(train_step, model, SGD(model.parameters(), lr=0.0), data, Counter("cpu"))
-    for batch, _ in zip(IndexLoader(data.train, args.batch_size, data.augment), range(SPEED_STEPS), strict=False):
+def seconds_of_a_layer(shortcut: str, data: CifarData, args: argparse.Namespace) -> tuple[float, float]:
+    """In a step of training, and in a measurement of the error."""
+    depth, batch_size = min(args.depths), min(args.batch_size, len(data.train))
+    model, counter = make_network(shortcut, depth, data, args), Counter(args.device)
+    step = make_step(model, SGD(model.parameters(), lr=0.0), data, counter, batch_size)
+    batches = without_end(IndexLoader(data.train, batch_size, data.augment, drop_last=True))
+
+    def seconds_of(steps: int) -> float:
         start = time.perf_counter()
-        step(batch)
-        seconds.append(time.perf_counter() - start)
+        for batch in islice(batches, steps):
+            step(batch)
+        counter.read()  # a GPU is waited for
+        return time.perf_counter() - start
+
+    seconds_of(FIRST_STEPS)
+    seconds = seconds_of(SPEED_STEPS) / SPEED_STEPS
     start = time.perf_counter()
     error_rate(model, data)
-    return min(seconds) / depth, (time.perf_counter() - start) / depth
+    return seconds / depth, (time.perf_counter() - start) / depth
 
 
-# -- the figure --------------------------------------------------------------------------------------------------------
+# -- the figure and the table ------------------------------------------------------------------------------------------
+
+
+def columns_of(args: argparse.Namespace) -> dict[str, dict[str, tuple[str, int]]]:
+    """{title: {label: (shortcut, depth)}}, what is to be compared in one column."""
+    if len(args.depths) == 1:
+        depth = args.depths[0]
+        return {f"{depth} layers": {KINDS[shortcut]: (shortcut, depth) for shortcut in args.shortcuts}}
+    return {
+        "plain networks" if shortcut == "none" else f"residual networks, {KINDS[shortcut]}": {
+            f"{depth} layers": (shortcut, depth) for depth in args.depths
+        }
+        for shortcut in args.shortcuts
+    }
+
+
+def measured(shortcut: str, depth: int, args: argparse.Namespace) -> RunFolder | None:
+    """The network's folder, if it has been measured."""
+    path = folder_of(shortcut, depth, args)
+    folder = RunFolder(path, resume=True) if (path / "checkpoint.safetensors").exists() else None
+    return folder if folder and folder.records() else None
 
 
 def draw(data: CifarData, args: argparse.Namespace, iterations: int) -> None:
-    """DIR/degradation.png: a column for each kind, a line for each depth that has been measured."""
+    """DIR/degradation.png: the errors, the responses and the gradients, one below the other."""
     try:
         import matplotlib
 
@@ -187,65 +256,107 @@ def draw(data: CifarData, args: argparse.Namespace, iterations: int) -> None:
         from matplotlib import pyplot
     except ImportError:
         return
-    figure, axes = pyplot.subplots(3, len(KINDS), figsize=(11, 11), dpi=100, sharey="row")
-    probes = probe_batch(data)
-    for column, kind in zip(axes.T, KINDS, strict=True):
-        column[0].set(title=f"{kind} networks", xlabel="iterations", ylabel="error (%)")
-        column[1].set(xlabel="layer", ylabel="standard deviation of the response")
-        column[2].set(xlabel="layer", ylabel="norm of the gradient", yscale="log")
-        for number, depth in enumerate(args.depths):
-            path = Path(args.out, f"{kind}-{depth}")
-            if (path / "metrics.jsonl").exists():
-                folder = RunFolder(path, resume=True)
-                draw_network(column, make_network(kind, depth, data, args), folder, probes, f"C{number}", depth)
-        for panel in column:
-            panel.grid(alpha=0.3)
-    if axes[0, 0].lines:
-        axes[0, 0].legend()
-    number, unit = args.budget
-    budget = f"the budget: {number} {unit} for all" if unit else "the budget"
-    caption = f"{args.dataset}, {iterations:,} iterations of {args.batch_size} images for each network ({budget}; "
-    figure.text(0.5, 0.01, f"{caption}the paper: CIFAR-10, 64,000 of 128)", ha="center", fontsize=9)
-    figure.tight_layout(rect=(0, 0.03, 1, 1))
+    columns, probes = columns_of(args), probe_batch(data)
+    size = max(8, 5.5 * len(columns)), 11
+    figure, axes = pyplot.subplots(
+        3, len(columns), figsize=size, dpi=100, sharey="row", squeeze=False, layout="constrained"
+    )
+    label_panels(axes, columns)
+    for column, networks in zip(axes.T, columns.values(), strict=True):
+        for number, (label, network) in enumerate(networks.items()):
+            column[0].plot([], [], color=f"C{number}", label=label)  # for the legend
+            folder = measured(*network, args)
+            if folder:
+                draw_network(column, make_network(*network, data, args), folder, probes, f"C{number}")
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=6)
+    figure.supxlabel(caption(args, iterations), fontsize=9)
     figure.savefig(Path(args.out, "degradation.png"))
     pyplot.close(figure)
 
 
-def draw_network(column, model: CifarResNet, folder: RunFolder, probes: tuple, color: str, depth: int) -> None:
-    """One network's lines in the three panels of its kind."""
+def label_panels(axes, titles: Iterable[str]) -> None:
+    """What each row shows stands at its left end, what each column shows above it."""
+    rows = (
+        "error (%): test solid, training dashed",
+        "standard deviation of the response",
+        "gradient norm (dotted: untrained)",
+    )
+    for panel, what in zip(axes[:, 0], rows, strict=True):
+        panel.set_ylabel(what)
+    for column, title in zip(axes.T, titles, strict=True):
+        column[0].set(title=title, xlabel="iterations")
+        column[1].set(xlabel="3x3 layer")
+        column[2].set(xlabel="3x3 layer", yscale="log")
+    for panel in axes.flat:
+        panel.grid(alpha=0.3)
+
+
+def draw_network(column, model: CifarResNet, folder: RunFolder, probes: tuple, color: str) -> None:
+    """One network's lines in the three panels of its column."""
     records = folder.records()
-    steps = [record["step"] for record in records]
+    steps, layers = [record["step"] for record in records], range(1, len(records[-1]["gradients"]) + 1)
     column[0].plot(steps, [100 * record["train_error"] for record in records], "--", color=color)
-    column[0].plot(steps, [100 * record["test_error"] for record in records], color=color, label=f"{depth} layers")
-    column[2].plot(gradient_norms(model, *probes), ":", color=color)
-    column[2].plot(records[-1]["gradients"], color=color)
+    column[0].plot(steps, [100 * record["test_error"] for record in records], color=color)
+    column[2].plot(layers, gradient_norms(model, *probes), ":", color=color)
+    column[2].plot(layers, records[-1]["gradients"], color=color)
     load_checkpoint(folder.checkpoint, model)
-    column[1].plot(responses(model, probes[0])[0], color=color)
+    column[1].plot(layers, responses(model, probes[0])[0], color=color)
+
+
+def caption(args: argparse.Namespace, iterations: int) -> str:
+    """What was trained, and what the paper did."""
+    number, unit = args.budget
+    bought = f" (what {number} {unit} for all buy)" if unit else ""
+    trained = f"{args.dataset}, {iterations:,} iterations of {args.batch_size} images for each network{bought}"
+    return f"{trained}\nthe paper: CIFAR-10, 64,000 iterations of 128 images"
+
+
+def table(data: CifarData, args: argparse.Namespace) -> str:
+    """The errors at each network's last measurement, and the paper's, after 64,000 iterations on CIFAR-10."""
+    heads = "network", "parameters", "iterations", "training error", f"{data.test_split} error", "the paper's"
+    rows = [heads, *(row(shortcut, depth, data, args) for depth in args.depths for shortcut in args.shortcuts)]
+    return "\n".join(f"{cells[0]:20}" + "".join(f"{cell:>18}" for cell in cells[1:]) for cells in rows if cells)
+
+
+def row(shortcut: str, depth: int, data: CifarData, args: argparse.Namespace) -> tuple[str, ...]:
+    """The table's row of a network, empty if nothing has been measured yet."""
+    folder = measured(shortcut, depth, args)
+    if folder is None:
+        return ()
+    last, model = folder.records()[-1], make_network(shortcut, depth, data, args)
+    parameters = sum(math.prod(parameter.shape) for parameter in model.parameters())
+    errors = f"{last['train_error']:.2%}", f"{last['test_error']:.2%}"
+    known = args.dataset == "cifar10" and shortcut == "A" and depth in PAPER_ERROR
+    paper = f"{PAPER_ERROR[depth]:.2f}%" if known else "-"
+    return f"{depth} layers, {KINDS[shortcut]}", f"{parameters:,}", f"{last['step']:,}", *errors, paper
 
 
 def main() -> None:
-    """Train what is not trained yet, and draw all."""
+    """Train what is not trained yet, draw all, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--depths", type=int, nargs="+", default=[20, 32, 44, 56, 110], metavar="DEPTH")
+    parser.add_argument("--shortcuts", choices=KINDS, nargs="+", default=["none", "A"], help="default: none A")
     parser.add_argument("--budget", type=budget, default="1h", help="iterations of each network, or a time for all")
     parser.add_argument("--batch-size", type=positive, default=128, metavar="N", help="default: 128")
     parser.add_argument("--seed", type=int, default=0, help="of weights, order and augmentation; default: 0")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--out", default="runs/degradation", metavar="DIR", help="default: runs/degradation")
     add_data_options(parser)
     args = parser.parse_args()
     try:
         for depth in args.depths:
             cifar_resnet(depth)
-        data = load_data(args)
+        data = load_data(args).to(args.device)
     except (ValueError, RuntimeError, OSError) as problem:
         parser.error(str(problem))
     iterations = count_iterations(data, args)
     with StopRequest() as stop:
         for depth in args.depths:
-            for kind in KINDS:
+            for shortcut in args.shortcuts:
                 if not stop.asked:
-                    train(kind, depth, data, args, iterations, stop)
+                    train(Run(shortcut, depth, data, args, iterations), iterations, stop)
     draw(data, args, iterations)
+    print(table(data, args))
     print("stopped; nothing is lost: the same command goes on" if stop.asked else f"{args.out}/degradation.png")
 
 

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from functools import partial
 
+import numpy as np
 from cifar_data import CifarData, add_data_options, load_data, positive
 from tqdm import tqdm
 from training import (
@@ -32,7 +33,7 @@ from training import (
     error_rate,
 )
 
-from minidl import Tensor, cuda_graph
+from minidl import cuda_graph
 from minidl.data import IndexLoader
 from minidl.functional import cross_entropy
 from minidl.nn import Module
@@ -122,8 +123,7 @@ def train(
     schedule, optimizer = make_schedule(args, total_steps), make_optimizer(model, args)
     progress = resume(folder, model, optimizer, loader, args) if args.resume else Progress(warming_up=needs_warmup)
     counter = Counter(args.device)
-    step = partial(train_step, model, optimizer, data, counter)  # of a batch: all that the device does
-    replay = cuda_graph(step) if args.device == "cuda" else step
+    step = make_step(model, optimizer, data, counter, args.batch_size)
 
     started, test_error = time.perf_counter() - progress.seconds, None
     with StopRequest() as stop, progress_bar(progress.step, total_steps) as bar:
@@ -132,7 +132,7 @@ def train(
             began = time.perf_counter()
             for batch in loader:
                 optimizer.lr = WARMUP_LR if progress.warming_up else schedule(progress.step)
-                (replay if batch.shape[1] == args.batch_size else step)(batch)  # the last batch may be smaller
+                step(batch)
                 progress.step += 1
                 epoch_ends = loader.state_dict()["batch"] == 0 or progress.step == total_steps
                 last = epoch_ends or stop.asked
@@ -154,11 +154,21 @@ def train(
     return error_rate(model, data) if test_error is None else test_error
 
 
+def make_step(
+    model: Module, optimizer: SGD, data: CifarData, counter: Counter, batch_size: int
+) -> Callable[[np.ndarray], None]:
+    """The training step of a batch: all that the device does. A GPU gets it captured, as one launch."""
+    step = partial(train_step, model, optimizer, data, counter)
+    if data.device == "cpu":
+        return step
+    replay = cuda_graph(step)
+    return lambda batch: (replay if batch.shape[1] == batch_size else step)(batch)  # the last batch may be smaller
+
+
 def train_step(model: Module, optimizer: SGD, data: CifarData, counter: Counter, batch) -> None:
     """One step of gradient descent: arrays in, nothing out. On a GPU this only queues what is to be done."""
-    chosen, labels, *draws = Tensor(batch, device=data.device).data
-    images = data.augment.apply(data.train.images, chosen, *draws)
-    logits = model(Tensor(images).to(data.dtype))
+    images, labels = data.take(batch, data.train, data.augment)
+    logits = model(images)
     loss = cross_entropy(logits, labels)
     loss.backward()
     optimizer.step()

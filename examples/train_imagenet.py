@@ -72,8 +72,8 @@ RECIPES = {
     "resnet": Recipe(0.1, 3, 1e-4, True, 120, (256, 480), 256, True),  # section 3.4
 }
 
-# The weights of a VGG before training. The paper says N(0, variance 10^-2), with which net A begins at a loss of 4e7 and has
-# none at the second step; and that, as was found later, Glorot and Bengio's need no net A to start a deeper one from.
+# The weights of a VGG before training. The paper says N(0, variance 10^-2), with which net A begins at a loss of 4e7 and
+# has none at the second step; and that, as was found later, with Glorot and Bengio's no deeper net needs net A.
 INITIALISATIONS: dict[str, Callable[[tuple[int, ...]], np.ndarray]] = {
     "glorot": xavier_normal,
     "paper": partial(normal, std=0.1),

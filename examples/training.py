@@ -172,10 +172,8 @@ def error_rate(model: Module, data: CifarData) -> float:
     wrong = zeros(dtype="int64", device=data.device).data
     with no_grad():
         for batch in IndexLoader(data.test, TEST_BATCH, data.prepare):
-            chosen, labels, *draws = Tensor(batch, device=data.device).data
-            images = data.prepare.apply(data.test.images, chosen, *draws)
-            logits = model(Tensor(images).to(data.dtype))
-            wrong += (logits.argmax(dim=1).data != labels).sum()
+            images, labels = data.take(batch, data.test, data.prepare)
+            wrong += (model(images).argmax(dim=1).data != labels).sum()
     model.train()
     return int(wrong) / len(data.test)
 

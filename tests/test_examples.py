@@ -6,18 +6,23 @@ import re
 import signal
 import subprocess
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import degradation as degradation_example
 import numpy as np
 import pytest
 import transfer
+from cifar_data import CifarData
 from models.resnet import cifar_resnet
 from PIL import Image
 from safetensors.numpy import load_file
+from training import StopRequest
 
-from minidl import Tensor
+from minidl import FeatureExtractor, Tensor
 from minidl.checkpoint import read_checkpoint
+from minidl.data import make_shapes
+from minidl.functional import cross_entropy
 
 ROOT = Path(__file__).parents[1]
 TINY = ["--limit-train", "64", "--batch-size", "16"]  # an epoch of four steps
@@ -165,21 +170,140 @@ def test_a_budget_of_time_is_turned_into_iterations_once(tmp_path):
     assert "expected iterations or a time" in degradation(tmp_path, "--budget", "soon", fails=True)
 
 
-@pytest.mark.parametrize("kind", degradation_example.KINDS)
-def test_the_responses_are_those_of_the_networks_own_forward_pass(kind, rng):
-    model = cifar_resnet(14, degradation_example.KINDS[kind])
-    images = Tensor(rng.standard_normal((4, 32, 32, 3), np.float32))
+def test_degradation_compares_the_options_of_one_depth_in_one_column(tmp_path):
+    output = run("degradation.py", "--depths", 8, "--shortcuts", "B", "C", *TINY, "--budget", 1, "--out", tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"residual-B-8", "residual-C-8", "degradation.png"}
+    with Image.open(tmp_path / "degradation.png") as picture:
+        assert picture.size == (800, 1100)
+    for option, parameters in (("B", "78,042"), ("C", "78,330")):
+        (last,) = metrics(tmp_path / f"residual-{option}-8")
+        errors = rf"{last['train_error']:.2%} +{last['test_error']:.2%}"
+        assert re.search(rf"^8 layers, option {option} +{parameters} +1 +{errors} +-$", output, re.MULTILINE)
+
+
+def settings(folder, **changes):
+    """The options of degradation.py."""
+    options = {"depths": [8], "shortcuts": ["none", "A"], "budget": (4, ""), "batch_size": 16, "seed": 0}
+    options |= {"out": folder, "device": "cpu", "dataset": "shapes"}
+    return Namespace(**options | changes)
+
+
+def shapes():
+    return CifarData(make_shapes(40), make_shapes(20, train=False), "test")  # batches of 16, 16 and 8
+
+
+def test_what_is_compared_stands_in_one_column():
+    columns = degradation_example.columns_of(settings("", depths=[20, 56], shortcuts=["none", "A"]))
+    assert columns == {
+        "plain networks": {"20 layers": ("none", 20), "56 layers": ("none", 56)},
+        "residual networks, option A": {"20 layers": ("A", 20), "56 layers": ("A", 56)},
+    }
+    columns = degradation_example.columns_of(settings("", depths=[20], shortcuts=["none", "B"]))
+    assert columns == {"20 layers": {"plain": ("none", 20), "option B": ("B", 20)}}
+
+
+@pytest.mark.parametrize(
+    ("shortcut", "depth", "dataset", "paper"),
+    [("A", 20, "cifar10", "8.75%"), ("B", 20, "cifar10", "-"), ("A", 20, "shapes", "-"), ("A", 14, "cifar10", "-")],
+)
+def test_the_papers_error_stands_beside_what_it_is_of(tmp_path, shortcut, depth, dataset, paper):
+    """CIFAR-10, option A, a depth of table 6. The folders are read as a run from before left them."""
+    args = settings(tmp_path, depths=[depth, 8], shortcuts=[shortcut], dataset=dataset)
+    folder = degradation_example.folder_of(shortcut, depth, args)
+    folder.mkdir()
+    (folder / "checkpoint.safetensors").touch()
+    line = {"step": 7, "train_error": 0.25, "test_error": 0.5, "split": "test", "gradients": [1.0]}
+    (folder / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    _, *rows = degradation_example.table(shapes(), args).splitlines()
+    assert len(rows) == 1, "a network that has not been measured has no row"
+    assert rows[0].split()[-4:] == ["7", "25.00%", "50.00%", paper]
+
+
+def test_a_budget_of_time_is_shared_by_all_shortcuts_and_depths(tmp_path, monkeypatch):
+    """A step of a layer takes a second, with option C two; a measurement five and ten."""
+    seconds = {"none": (1.0, 5.0), "A": (1.0, 5.0), "C": (2.0, 10.0)}
+    monkeypatch.setattr(degradation_example, "seconds_of_a_layer", lambda shortcut, *_: seconds[shortcut])
+    hour = {"budget": (1, "h"), "depths": [8, 14]}
+    # 22 layers, each trained with every shortcut, and measured ten times
+    iterations = degradation_example.count_iterations(None, settings(tmp_path / "two", **hour))
+    assert iterations == int((3600 / 22 - 10 * 10) / 2)
+    iterations = degradation_example.count_iterations(None, settings(tmp_path / "one", **hour, shortcuts=["C"]))
+    assert iterations == int((3600 / 22 - 10 * 10) / 2)
+    longer = settings(tmp_path / "three", **hour | {"budget": (2, "h")}, shortcuts=["none", "A", "C"])
+    assert degradation_example.count_iterations(None, longer) == int((7200 / 22 - 10 * 20) / 4)
+
+
+@pytest.mark.parametrize("count", [10, 40], ids=["fewer images than a batch", "a last batch that is smaller"])
+def test_the_speed_is_that_of_full_batches_of_the_network_in_question(device, count, monkeypatch):
+    made, taken = [], []
+    make_network, take = degradation_example.make_network, CifarData.take
+
+    def note_network(shortcut, *others):
+        made.append(shortcut)
+        return make_network(shortcut, *others)
+
+    def note_batch(data, batch, dataset, view):
+        taken.extend([batch.shape[1]] * (dataset is data.train))
+        return take(data, batch, dataset, view)
+
+    monkeypatch.setattr(degradation_example, "make_network", note_network)
+    monkeypatch.setattr(CifarData, "take", note_batch)
+    data = CifarData(make_shapes(count), make_shapes(20, train=False), "test").to(device)
+    step, measurement = degradation_example.seconds_of_a_layer("C", data, settings("", device=device))
+    assert step > 0 and measurement > 0
+    assert made == ["C"]
+    assert set(taken) == {min(count, 16)}
+
+
+@pytest.mark.parametrize("shortcut", degradation_example.KINDS)
+def test_the_responses_are_those_of_the_networks_own_forward_pass(shortcut, device, rng):
+    model = cifar_resnet(14, shortcut).to(device)
+    images = Tensor(rng.standard_normal((4, 32, 32, 3), np.float32), device=device)
     deviations, logits = degradation_example.responses(model, images)
     assert len(deviations) == 13 and all(deviation > 0 for deviation in deviations)
     np.testing.assert_allclose(logits.numpy(), model.eval()(images).numpy(), rtol=1e-4, atol=1e-5)
 
 
-def test_measuring_gradients_leaves_the_network_as_it_was(rng):
-    model = cifar_resnet(8)
+@pytest.mark.parametrize("shortcut", degradation_example.KINDS)
+def test_the_gradients_are_those_of_the_3x3_layers_and_measuring_leaves_the_network_as_it_was(shortcut, rng):
+    model, images, labels = cifar_resnet(8, shortcut), Tensor(rng.random((4, 32, 32, 3), np.float32)), np.arange(4)
     before = model.state_dict()
-    norms = degradation_example.gradient_norms(model, Tensor(rng.random((4, 32, 32, 3), np.float32)), np.arange(4))
-    assert len(norms) == 7
+    norms = degradation_example.gradient_norms(model, images, labels)
     assert all(array.tobytes() == before[name].tobytes() for name, array in model.state_dict().items())
+    cross_entropy(model(images), labels).backward()
+    blocks = [stage[0] for stage in (model.layer1, model.layer2, model.layer3)]
+    layers = [model.conv1, *(layer for block in blocks for layer in (block.conv1, block.conv2))]
+    assert norms == pytest.approx([np.linalg.norm(layer.weight.grad.numpy()) for layer in layers])
+
+
+def trained(folder, device, shortcut="A"):
+    """The metrics and the checkpoint's arrays after five steps, two measured, on that device."""
+    data, args = shapes().to(device), settings(folder, device=device)
+    run = degradation_example.Run(shortcut, 8, data, args, iterations=5)
+    with StopRequest() as stop:
+        degradation_example.train(run, 5, stop)
+    args.shortcuts, args.depths = [shortcut], [8]
+    degradation_example.draw(data, args, 5)
+    (folder_of_run,) = (path for path in folder.iterdir() if path.is_dir())
+    return metrics(folder_of_run), read_checkpoint(folder_of_run / "checkpoint.safetensors")
+
+
+def test_degradation_on_a_device_gives_the_cpus_numbers(tmp_path, device):
+    records, _ = trained(tmp_path / "device", device, "B")
+    expected, _ = trained(tmp_path / "cpu", "cpu", "B")
+    assert [record["step"] for record in records] == [record["step"] for record in expected] == [1, 2, 3, 4, 5]
+    for record, other in zip(records, expected, strict=True):
+        assert record["gradients"] == pytest.approx(other["gradients"], rel=0.05)
+        assert record["train_error"] == pytest.approx(other["train_error"], abs=0.1)
+        assert record["test_error"] == pytest.approx(other["test_error"], abs=0.1)
+
+
+def test_what_a_run_of_degradation_writes_down_stays_so_that_old_runs_go_on(tmp_path):
+    records, (_, counters) = trained(tmp_path, "cpu")
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["residual-8"]
+    assert counters.keys() == {"step", "warming_up", "totals", "loader", "options"}
+    assert counters["options"] == {"iterations": 5, "dataset": "shapes", "batch_size": 16, "seed": 0}
+    assert records[-1].keys() == {"step", "train_error", "test_error", "split", "gradients"}
 
 
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_last_checkpoint(tmp_path):
@@ -227,6 +351,8 @@ def test_resuming_what_is_not_there_is_an_error(tmp_path):
 
 def test_a_gpu_that_is_missing_is_a_clear_error(tmp_path):
     assert "device 'cuda'" in resnet("--device", "cuda", "--out", tmp_path, fails=True)
+    assert "device 'cuda'" in degradation(tmp_path, "--device", "cuda", fails=True)
+    assert "device 'cuda'" in run("transfer.py", "--random-init", "--device", "cuda", *TINY[:2], fails=True)
 
 
 def test_a_depth_that_is_not_6n_plus_2_is_a_clear_error(tmp_path):
@@ -257,6 +383,23 @@ def test_transfer_runs_on_any_layer_and_names_one_that_does_not_exist(tmp_path):
     assert "has no layer 'layer9'" in run(
         "transfer.py", "--weights", weights, "--layer", "layer9", *options, fails=True
     )
+
+
+@pytest.mark.parametrize("layer", ["layer2", "fc"])
+def test_the_features_of_transfer_are_those_of_the_network_on_any_device(layer, device):
+    data, model = shapes().to(device), cifar_resnet(8).eval()
+    images = Tensor(data.prepare(make_shapes(20, train=False).images, np.random.default_rng(0)))
+    expected = FeatureExtractor(model, layer)(images).numpy()
+    expected = expected.mean(axis=(1, 2)) if layer == "layer2" else expected
+    features = transfer.features_of(data, data.test, FeatureExtractor(model.to(device), layer), "test")
+    assert isinstance(features, np.ndarray)
+    np.testing.assert_allclose(features, expected, rtol=1e-3, atol=1e-4)
+
+
+def test_transfer_runs_on_any_device(device):
+    accuracies = transfer.transfer(cifar_resnet(8).to(device), shapes().to(device), "layer3", epochs=5, seed=0)
+    on_the_cpu = transfer.transfer(cifar_resnet(8), shapes(), "layer3", epochs=5, seed=0)
+    assert accuracies == pytest.approx(on_the_cpu, abs=0.1)
 
 
 def test_the_classifier_of_transfer_learns_what_is_linear():
