@@ -49,7 +49,7 @@ class Recipe:
 
     Attributes:
         lr: to begin with; it is divided by 10 whenever the validation error stops falling.
-        falls: how often at most.
+        falls: how often at most, or None.
         weight_decay: of the weights, and, if `decays_all`, of biases and batch-norm too.
         epochs: 370,000 and 600,000 iterations of 256 images, from 1.28 million.
         sides: a photograph's shorter side is drawn between these, in pixels, before it is cropped.
@@ -58,7 +58,7 @@ class Recipe:
     """
 
     lr: float
-    falls: int
+    falls: int | None
     weight_decay: float
     decays_all: bool
     epochs: int
@@ -68,12 +68,30 @@ class Recipe:
 
 
 RECIPES = {
-    "vgg": Recipe(0.01, 3, 5e-4, False, 74, (256, 256), 256, False),  # section 3.1
-    "resnet": Recipe(0.1, 3, 1e-4, True, 120, (256, 480), 256, True),  # section 3.4
+    "vgg": Recipe(  # section 3.1
+        lr=0.01,
+        falls=3,
+        weight_decay=5e-4,
+        decays_all=False,
+        epochs=74,
+        sides=(256, 256),
+        validation_side=256,
+        per_pixel_mean=False,
+    ),
+    "resnet": Recipe(  # section 3.4
+        lr=0.1,
+        falls=None,
+        weight_decay=1e-4,
+        decays_all=True,
+        epochs=120,
+        sides=(256, 480),
+        validation_side=256,
+        per_pixel_mean=True,
+    ),
 }
 
-# The weights of a VGG before training. The paper says N(0, variance 10^-2), with which net A begins at a loss of 4e7 and
-# has none at the second step; and that, as was found later, with Glorot and Bengio's no deeper net needs net A.
+# The weights of a VGG before training. The paper says N(0, variance 10^-2), with which net A begins at a loss of 4e7
+# and has none at the second step; and that, as was found later, with Glorot and Bengio's no deeper net needs net A.
 INITIALISATIONS: dict[str, Callable[[tuple[int, ...]], np.ndarray]] = {
     "glorot": xavier_normal,
     "paper": partial(normal, std=0.1),
@@ -205,7 +223,7 @@ def look(run: Run, bar) -> None:
     check_loss(totals.loss, bar.n, progress.step - 1, run.folder)
     images_per_second = (bar.format_dict["rate"] or 0) * run.loader.batch_size
     bar.set_postfix_str(
-        f"loss {totals.loss:.3f}, accuracy {1 - totals.error:.1%}, {images_per_second:,.0f} images/s", False
+        f"loss {totals.loss:.3f}, accuracy {1 - totals.error:.1%}, {images_per_second:,.0f} images/s", refresh=False
     )
     bar.update(progress.step - bar.n)
 
@@ -268,7 +286,8 @@ def make_run(data: ImageFolder, args: argparse.Namespace) -> Run:
     loader = ImageLoader(
         data, args.batch_size, view, True, args.seed, threads=args.threads, skip_broken=args.skip_broken
     )
-    plateau = ReduceLROnPlateau(args.lr, patience=args.patience, min_lr=args.lr * 0.1**recipe.falls)
+    min_lr = 0.0 if recipe.falls is None else args.lr * 0.1**recipe.falls
+    plateau = ReduceLROnPlateau(args.lr, patience=args.patience, min_lr=min_lr)
     options = {name: value for name, value in vars(args).items() if name not in NO_MATTER}
     folder, optimizer = RunFolder(args.out, args.resume, config), make_optimizer(model, recipe, args)
     run = Run(model, optimizer, plateau, loader, Counter(args.device), folder, options, Progress())
@@ -335,7 +354,7 @@ def main() -> None:
         )
     except (ValueError, RuntimeError, OSError) as problem:
         parser.error(str(problem))
-    with computing(args):
+    with computing(args, args.micro_batch, "--micro-batch"):
         finished = train(run, validation, args)
     if not finished:
         print(f"stopped after step {run.progress.step:,}; nothing is lost: the same command with --resume goes on")

@@ -185,13 +185,16 @@ def check_dtype(args: argparse.Namespace) -> None:
 
 
 @contextlib.contextmanager
-def computing(args: argparse.Namespace) -> Iterator[None]:
-    """Multiply as --dtype says; and where the memory does not do, say which --batch-size would."""
+def computing(args: argparse.Namespace, images: int | None = None, option: str = "--batch-size") -> Iterator[None]:
+    """Multiply as --dtype says; and where the memory does not do for so many images, say which number would."""
     try:
-        with tf32() if args.dtype == "tf32" else contextlib.nullcontext(), explain_out_of_memory(args.batch_size):
+        with (
+            tf32() if args.dtype == "tf32" else contextlib.nullcontext(),
+            explain_out_of_memory(args.batch_size if images is None else images),
+        ):
             yield
     except MemoryError as problem:
-        raise SystemExit(f"error: {problem}; give a smaller --batch-size") from None
+        raise SystemExit(f"error: {problem}; give a smaller {option}") from None
 
 
 def clock(seconds: float) -> str:

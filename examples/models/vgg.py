@@ -120,26 +120,28 @@ def make_small_classifier(num_classes: int) -> Sequential:
     return Sequential(Dropout(0.5), Linear(512, num_classes))
 
 
-def start_from_a(network: VGG, weights_of_a: dict[str, np.ndarray]) -> None:
-    """Copy net A's first four convolutions and its fully connected layers into a deeper net (section 3.1).
+A_CONVOLUTIONS = "features.0", "features.3", "features.6", "features.8"  # the first four of net A
+CLASSIFIER = "classifier.0", "classifier.3", "classifier.6"
 
-    The paper does not say which layers of the deeper net these become. They fit where the channels do: A's 64, 128, 256
-    and 256 are the first convolution of stages 1 and 2, and the first two of stage 3.
+
+def start_from_a(network: VGG, weights: dict[str, np.ndarray]) -> None:
+    """Copy the first four convolutions and the fully connected layers of net A into a deeper net (section 3.1).
+
+    The paper does not say which layers of the deeper net they become. They fit where the channels do: the first
+    convolutions of stages 1 and 2, and the first two of stage 3.
     """
-    ours = network.state_dict()
-    wanted = ["features.0", *(f"features.{i}" for i in (3, 6, 8)), *(f"classifier.{i}" for i in (0, 3, 6))]
-    missing = [name for name in wanted if f"{name}.weight" not in weights_of_a]
+    missing = [name for name in (*A_CONVOLUTIONS, *CLASSIFIER) if f"{name}.weight" not in weights]
     if missing:
         raise ValueError(f"start_from_a: expected the weights of VGG-A, got none of its layer {missing[0]}")
-    convolutions = [name for name, layer in network.named_modules() if isinstance(layer, Conv2d)]
-    shapes = [weights_of_a[f"{name}.weight"].shape for name in wanted[:4]]
-    places = []
-    for shape in shapes:
-        fitting = [name for name in convolutions if ours[f"{name}.weight"].shape == shape and name not in places]
-        places.append(fitting[0])
-    for theirs, place in zip(wanted, [*places, *wanted[4:]], strict=True):
-        for part in ("weight", "bias"):
-            ours[f"{place}.{part}"] = weights_of_a[f"{theirs}.{part}"]
+    ours = network.state_dict()
+    free = [name for name, layer in network.named_modules() if isinstance(layer, Conv2d)]
+    places = {name: name for name in CLASSIFIER}
+    for name in A_CONVOLUTIONS:
+        shape = weights[f"{name}.weight"].shape
+        places[name] = next(place for place in free if ours[f"{place}.weight"].shape == shape)
+        free.remove(places[name])
+    for name, place in places.items():
+        ours |= {f"{place}.{part}": weights[f"{name}.{part}"] for part in ("weight", "bias")}
     network.load_state_dict(ours)
 
 

@@ -1,0 +1,347 @@
+"""The ImageNet scripts on photographs that the tests make: both papers' recipes and ways of testing."""
+
+import json
+import os
+import signal
+import sys
+
+import evaluate_imagenet
+import numpy as np
+import pytest
+import train_imagenet
+from imagenet_data import top_errors
+from models.config import IMAGENET_MODELS, load_network, standard_config
+from models.vgg import start_from_a, vgg
+from PIL import Image
+from safetensors.numpy import load_file
+from training import Counter
+
+from minidl import Tensor, save_checkpoint
+from minidl.checkpoint import read_checkpoint
+from minidl.data import WholeView, read_image
+from minidl.functional import softmax
+
+CLASSES = "n01", "n02", "n03"
+TINY = ["--model", "resnet18", "--size", 32, "--sides", 36, 40, "--validation-side", 36, "--batch-size", 3]
+
+
+@pytest.fixture
+def photographs(tmp_path, rng):
+    """DIR/train with three photographs of each of three classes, which differ in colour; DIR/val with one of each."""
+    for split, count in (("train", 3), ("val", 1)):
+        for number, wnid in enumerate(CLASSES):
+            folder = tmp_path / "photographs" / split / wnid
+            folder.mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(0, 120, (44, 50 + i, 3), dtype=np.uint8)
+                pixels[..., number] += 100
+                Image.fromarray(pixels).save(folder / f"{i}.png")
+    return tmp_path / "photographs"
+
+
+def run(script, monkeypatch, capsys, *options):
+    """(exit status, stdout, stderr)."""
+    monkeypatch.setattr(sys, "argv", [script.__name__, *map(str, options)])
+    try:
+        script.main()
+        status = 0
+    except SystemExit as end:
+        status = end.code
+    return status, *capsys.readouterr()
+
+
+@pytest.fixture
+def train(photographs, monkeypatch, capsys, tmp_path):
+    """Runs train_imagenet.py into the folder tmp_path / name; (exit status, stdout, stderr)."""
+
+    def train(name, *options):
+        shared = ["--data", photographs, "--statistics", tmp_path / "statistics.npz", "--out", tmp_path / name]
+        return run(train_imagenet, monkeypatch, capsys, *TINY, *shared, *options)
+
+    return train
+
+
+@pytest.fixture
+def evaluate(photographs, monkeypatch, capsys):
+    def evaluate(*options):
+        return run(evaluate_imagenet, monkeypatch, capsys, "--data", photographs, *options)
+
+    return evaluate
+
+
+def metrics(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+# -- training ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_recipes_are_the_papers():
+    """Simonyan and Zisserman (2014), section 3.1; He et al. (2015), section 3.4."""
+    simonyan, he = train_imagenet.RECIPES["vgg"], train_imagenet.RECIPES["resnet"]
+    assert (simonyan.lr, simonyan.weight_decay, simonyan.falls, simonyan.epochs) == (1e-2, 5e-4, 3, 74)
+    assert (he.lr, he.weight_decay, he.sides, he.per_pixel_mean) == (0.1, 1e-4, (256, 480), True)
+    assert (simonyan.sides, simonyan.per_pixel_mean) == ((256, 256), False)
+    assert round(he.epochs * 1_281_167 / 256, -5) == 600_000
+    assert round(simonyan.epochs * 1_281_167 / 256, -4) == 370_000
+
+
+def test_a_handful_of_photographs_is_learnt_by_heart(train, tmp_path):
+    status, output, _ = train("run", "--epochs", 8, "--batch-size", 9, "--lr", 0.02, "--patience", 100)
+    assert status == 0
+    records = metrics(tmp_path / "run")
+    assert [record["step"] for record in records] == list(range(1, 9))
+    assert records[0]["train_error"] > 0
+    assert records[-1]["train_error"] == 0
+    assert f"validation error of resnet18: {records[-1]['test_error']:.2%}, top-5 0.00%" in output
+    model, config = load_network(tmp_path / "run" / "checkpoint.safetensors")
+    assert (config.name, config.classes, config.shorter_side, config.size) == ("resnet18", CLASSES, 36, 32)
+    assert config.mean.shape == (32, 32, 3)
+    assert model.fc.weight.shape == (512, 3)
+
+
+def test_a_run_that_was_interrupted_and_resumed_ends_with_the_same_bits(train, tmp_path, monkeypatch):
+    """Stopped in the middle of the second epoch, by Ctrl-C."""
+    train("whole", "--epochs", 3)
+    step, steps = train_imagenet.train_step, []
+
+    def step_and_stop(*arguments):
+        step(*arguments)
+        steps.append(1)
+        if len(steps) == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_imagenet, "train_step", step_and_stop)
+        status, output, _ = train("parts", "--epochs", 3)
+    assert (status, len(steps)) == (0, 4)
+    assert "stopped after step 4; nothing is lost" in output
+    assert len(metrics(tmp_path / "parts")) == 1
+    train("parts", "--epochs", 3, "--resume")
+    whole, parts = (load_file(tmp_path / name / "checkpoint.safetensors") for name in ("whole", "parts"))
+    assert whole.keys() == parts.keys()
+    assert all(array.tobytes() == parts[name].tobytes() for name, array in whole.items())
+    for ours, theirs in zip(metrics(tmp_path / "whole"), metrics(tmp_path / "parts"), strict=True):
+        assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}
+
+
+def test_the_rate_falls_when_the_validation_error_stops_falling(train, tmp_path, monkeypatch):
+    errors = iter([0.5, 0.4, 0.4, 0.45, 0.4, 0.39, 0.6])
+    monkeypatch.setattr(train_imagenet, "validate", lambda *_: (next(errors), 0.0))
+    train("run", "--epochs", 7, "--patience", 1, "--lr", 0.01, "--batch-size", 9)
+    rates = [record["lr"] for record in metrics(tmp_path / "run")]
+    assert rates == pytest.approx([0.01, 0.01, 0.01, 0.01, 0.001, 0.001, 0.001])
+    counters = read_checkpoint(tmp_path / "run" / "checkpoint.safetensors")[1]
+    assert counters["plateau"] == {"lr": pytest.approx(0.001), "best": 0.39, "bad_reports": 1}
+
+
+@pytest.mark.parametrize("micro_batch", [6, 4, 1])
+def test_parts_of_a_batch_make_the_same_step_as_the_whole(micro_batch, rng):
+    """In a network without batch-norm, and with dropout off; 6 images in parts of 4 and 2, too."""
+    images = rng.standard_normal((6, 64, 64, 3), np.float32)
+    labels = np.arange(6) % 3
+    ends, totals = [], []
+    for size in (6, micro_batch):
+        args = train_imagenet.argparse.Namespace(micro_batch=size, dtype="float32", lr=0.01)
+        model, counter = vgg("A", num_classes=3, image_size=64, seed=1).eval(), Counter("cpu")
+        optimizer = train_imagenet.make_optimizer(model, train_imagenet.RECIPES["vgg"], args)
+        train_imagenet.train_step(model, optimizer, images, labels, counter, args)
+        ends.append(model.state_dict())
+        totals.append(counter.read())
+    for name, array in ends[0].items():
+        np.testing.assert_allclose(ends[1][name], array, atol=1e-6, err_msg=name)
+    assert totals[0].wrong == totals[1].wrong
+    assert totals[0].loss == pytest.approx(totals[1].loss, rel=1e-5)
+
+
+def test_vgg_decays_its_weights_alone_and_resnet_all(rng):
+    for name, decays in (("vgg", False), ("resnet", True)):
+        model = vgg("A", num_classes=3, image_size=32, seed=1)
+        args = train_imagenet.argparse.Namespace(lr=0.1)
+        recipe = train_imagenet.RECIPES[name]
+        optimizer = train_imagenet.make_optimizer(model, recipe, args)
+        weight, bias = model.features[0].weight, model.features[0].bias
+        bias.data[...] = 1
+        before = weight.numpy().copy()
+        for parameter in (weight, bias):
+            parameter.grad = Tensor(np.zeros(parameter.shape, np.float32))
+        optimizer.step()
+        np.testing.assert_allclose(weight.numpy(), before * (1 - 0.1 * recipe.weight_decay), rtol=1e-6)
+        np.testing.assert_allclose(bias.numpy(), 1 - 0.1 * recipe.weight_decay * decays, rtol=1e-6)
+
+
+@pytest.mark.parametrize("config", ["B", "C", "D", "E"])
+def test_a_deeper_net_starts_from_four_convolutions_and_the_classifier_of_net_a(config):
+    a = vgg("A", num_classes=3, image_size=64, seed=1).state_dict()
+    network = vgg(config, num_classes=3, image_size=64, seed=2)
+    before = network.state_dict()
+    start_from_a(network, a)
+    copied = {"features.0": "features.0", "features.3": "features.5", "features.6": "features.10"}
+    copied |= {"features.8": "features.12", **{f"classifier.{i}": f"classifier.{i}" for i in (0, 3, 6)}}
+    expected = dict(before)
+    for name, place in copied.items():
+        expected |= {f"{place}.{part}": a[f"{name}.{part}"] for part in ("weight", "bias")}
+    for name, array in network.state_dict().items():
+        np.testing.assert_array_equal(array, expected[name], err_msg=name)
+
+
+def test_training_can_start_from_weights(train, tmp_path):
+    """Of net A for a deeper net, of the same network for any; others are an error."""
+    small = ["--model", "vgg-A", "--size", 64, "--sides", 64, "--validation-side", 64, "--iterations", 1, "--lr", 0]
+    train("A", *small)
+    a = tmp_path / "A" / "checkpoint.safetensors"
+    train("B", *small, "--model", "vgg-B", "--init-from", a)
+    weights = load_file(tmp_path / "B" / "checkpoint.safetensors")
+    np.testing.assert_array_equal(weights["features.5.weight"], load_file(a)["features.3.weight"])
+    train("again", *small, "--seed", 5, "--init-from", a)
+    weights = load_file(tmp_path / "again" / "checkpoint.safetensors")
+    np.testing.assert_array_equal(weights["features.16.weight"], load_file(a)["features.16.weight"])
+    status, _, errors = train("resnet", "--init-from", a)
+    assert status == 2
+    assert "load_state_dict" in errors
+
+
+def test_wrong_data_is_a_clear_error(train, photographs, tmp_path):
+    (photographs / "val" / "n01").rename(photographs / "val" / "n99")
+    status, _, errors = train("run", "--iterations", 1)
+    assert status == 2
+    assert "n99 is none of the 3 classes" in errors
+    status, _, errors = train("run", "--iterations", 1, "--sides", 20)
+    assert status == 2
+    assert "expected 1 <= size <= shorter_side" in errors
+
+
+# -- testing -----------------------------------------------------------------------------------------------------------
+
+
+def test_top_errors_count_the_first_and_the_first_five():
+    scores = np.array([[6, 5, 4, 3, 2, 1, 0]] * 4, np.float32)
+    assert top_errors(scores, np.array([0, 4, 5, 6])) == (0.75, 0.5)
+    equal = np.zeros((7, 7), np.float32)  # nothing was learnt: of equal scores the first class is the highest
+    assert top_errors(equal, np.arange(7)) == (pytest.approx(6 / 7), pytest.approx(2 / 7))
+    assert top_errors(np.full((2, 7), np.nan, np.float32), np.array([5, 6])) == (1, 1)
+
+
+@pytest.fixture
+def weights(photographs, tmp_path):
+    """Of an untrained ResNet-18 and VGG-A for the three classes and 64 x 64 pixels."""
+    files = []
+    for model, options in (("resnet18", {}), ("vgg-A", {"image_size": 64})):
+        config = standard_config(model, 3)
+        config = type(config)(
+            *(model, config.builder, config.arguments | options, ("a", "b", "c"), CLASSES, 64, 64),
+            *(np.array([120.0, 110, 100], np.float32), 64.0),
+        )
+        files.append(tmp_path / model)
+        network = config.build(seed=3)
+        save_checkpoint(files[-1], network, None, {"network": config.to_json()}, config.arrays())
+    return files
+
+
+@pytest.mark.parametrize("mode", evaluate_imagenet.MODES)
+@pytest.mark.parametrize("number", [0, 1], ids=["resnet18", "vgg-A"])
+def test_every_mode_averages_the_probabilities_of_its_views(weights, photographs, evaluate, monkeypatch, mode, number):
+    """Against the network applied to each view by itself, at two scales."""
+    found = {}
+
+    def note(_, scores, labels, *others):
+        found.update(scores=scores, labels=labels)
+
+    monkeypatch.setattr(evaluate_imagenet, "report", note)
+    status, *_ = evaluate("--weights", weights[number], "--mode", mode, "--scales", 64, 80)
+    assert status == 0
+    model, config = load_network(weights[number])
+    path, means, count = photographs / "val" / "n02" / "0.png", [], 0
+    for network, view, _ in evaluate_imagenet.passes(model, config, mode, [64, 80]):
+        images = view(path)
+        images = images.reshape(-1, *images.shape[-3:])
+        means.append(np.mean([softmax(network(Tensor(image[None]))).numpy()[0] for image in images], axis=0))
+        count += len(images)
+    assert count == {"center": 2, "10crop": 20, "multicrop": 100, "dense": 4, "dense+multicrop": 104}[mode]
+    np.testing.assert_allclose(found["scores"][1], np.mean(means, axis=0), atol=1e-5)  # each pass has the same weight
+    assert found["labels"].tolist() == [0, 1, 2]
+
+
+def test_dense_at_the_size_of_the_crop_and_without_the_mirror_image_is_the_single_crop(weights, photographs):
+    """On a square photograph, where the whole is the crop."""
+    path = photographs / "val" / "n01" / "0.png"
+    read_image(path, 64).crop((0, 0, 64, 64)).save(path)
+    for file in weights:
+        model, config = load_network(file)
+        (single, centre, _), (dense, whole, _) = (
+            evaluate_imagenet.one_pass(model, config, mode, 64) for mode in ("center", "dense")
+        )
+        image, mirrored = whole(path)
+        np.testing.assert_array_equal(image, centre(path))
+        np.testing.assert_array_equal(mirrored, image[:, ::-1])
+        np.testing.assert_allclose(
+            dense(Tensor(image[None])).numpy(), single(Tensor(centre(path)[None])).numpy(), rtol=1e-4, atol=1e-5
+        )
+
+
+def test_several_files_are_an_ensemble(weights, evaluate, monkeypatch):
+    scores = []
+    monkeypatch.setattr(evaluate_imagenet, "report", lambda _, found, *others: scores.append(found))
+    for files in ([weights[0]], [weights[1]], weights):
+        evaluate("--weights", *files, "--mode", "center")
+    np.testing.assert_allclose(scores[2], (scores[0] + scores[1]) / 2, atol=1e-6)
+
+
+def test_the_report_has_our_errors_and_the_papers(weights, evaluate):
+    status, output, _ = evaluate("--weights", weights[1], "--mode", "dense")
+    assert status == 0
+    assert "vgg-A, dense: top-1 error" in output
+    assert "ms for each photograph" in output
+    assert "dense, S = Q = 256: top-1 29.6 %, top-5 10.4 %" in output
+    _, output, _ = evaluate("--weights", *weights, "--mode", "center")
+    assert "resnet18 + vgg-A, center: top-1 error" in output
+    assert "the papers report nothing for it" in output
+
+
+def test_the_papers_errors_belong_to_networks_and_modes_that_there_are():
+    for (networks, mode), rows in evaluate_imagenet.PAPER_ERRORS.items():
+        assert set(networks.split(" + ")) <= IMAGENET_MODELS.keys()
+        assert mode in evaluate_imagenet.MODES
+        assert all(top1 > (top5 or 0) > 3 or top5 is None for _, top1, top5 in rows)
+
+
+def test_labels_follow_the_classes_of_the_training_also_where_some_are_absent(
+    weights, photographs, evaluate, monkeypatch
+):
+    for file in (photographs / "val" / "n01").iterdir():
+        file.unlink()
+    (photographs / "val" / "n01").rmdir()
+    labels = []
+    monkeypatch.setattr(evaluate_imagenet, "report", lambda _, scores, found, *others: labels.append(found))
+    evaluate("--weights", weights[0])
+    assert labels[0].tolist() == [1, 2]
+
+
+def test_weights_that_do_not_name_their_classes_need_all_of_them_or_names(photographs, evaluate, tmp_path):
+    config = standard_config("resnet18", 4)
+    save_checkpoint(tmp_path / "w", config.build(seed=1))
+    options = ["--weights", tmp_path / "w", "--scales", 224]
+    status, _, errors = evaluate(*options)
+    assert status == 2
+    assert "name it with --model" in errors
+    status, _, errors = evaluate(*options, "--model", "resnet18")
+    assert status == 2
+    assert "expected the 4 classes" in errors
+    (tmp_path / "names").write_text("n00 ant\nn01 bee\nn02 cat\nn03 dog\n")
+    status, output, _ = evaluate(*options, "--model", "resnet18", "--names", tmp_path / "names")
+    assert status == 0
+    assert "resnet18, center" in output
+
+
+def test_an_untrained_network_is_tested_as_well(evaluate):
+    status, output, _ = evaluate("--random-init", "--model", "resnet18", "--mode", "dense", "--scales", 64)
+    assert status == 0
+    assert "of 3 photographs" in output
+    status, _, errors = evaluate("--random-init")
+    assert status == 2
+    assert "expected --model" in errors
+
+
+def test_a_whole_photograph_is_a_batch_of_its_own(weights):
+    model, config = load_network(weights[0])
+    assert isinstance(evaluate_imagenet.one_pass(model, config, "dense", 64)[1], WholeView)
