@@ -25,7 +25,8 @@ HIDDEN = 256
 def small_vgg(num_classes: int, seed: int = 0) -> VGG:
     """Four convolutions and two fully connected layers for views of 48 x 48 pixels.
 
-    Unlike the paper's networks it has batch-norm, and no dropout: with either choice reversed, a minute would not do.
+    Unlike the paper's networks it has batch-norm, and no dropout, with which it learns much more slowly: it is to be
+    trained in a few epochs.
     """
     side = VIEW // STRIDE
     with fork_rng(seed):
