@@ -8,7 +8,7 @@ from pathlib import Path
 import localize
 import numpy as np
 import pytest
-from boxes import encode
+from boxes import decode, encode
 from models.localization import STRIDE, VIEW, box_network, boxes_of_class, euclidean_loss, small_vgg
 from models.vgg import DenseVGG
 from PIL import Image
@@ -196,6 +196,40 @@ def test_a_place_that_disagrees_is_outvoted():
     label, box = localize.localise(scores, maps)
     assert label == 0
     np.testing.assert_allclose(box, truth)
+
+
+def test_classes_are_compared_by_their_best_box():
+    """Class 0: five places agree and one does not, 5 * 0.3; class 1: all agree, 6 * 0.1."""
+    truth, scores = np.array([20.0, 10, 40, 44]), np.zeros((2, 3, 2))
+    scores[..., 0], scores[..., 1] = 0.3, 0.1
+    maps = maps_of(truth, 2)
+    maps[1, 1, :4] = encode([200, 200, 210, 210], VIEW)
+    assert localize.localise(scores, maps)[0] == 0
+
+
+@pytest.mark.parametrize("boxes", [1, 10])
+def test_an_image_with_a_single_place_gets_its_most_likely_class_and_that_ones_box(boxes):
+    data = localize.make_placed_shapes(6, VIEW, 0)
+    classes = small_vgg(10, seed=1)
+    network = box_network(classes, boxes, seed=2)
+    labels, found = localize.whole_image(classes, network, data)
+    images = Tensor(localize.prepare(data.images))
+    with no_grad():
+        expected = classes.eval()(images).argmax(dim=1).numpy()
+        targets = boxes_of_class(network.eval()(images), expected).numpy()
+    np.testing.assert_array_equal(labels, expected)
+    np.testing.assert_allclose(found, decode(targets, VIEW), rtol=1e-3, atol=1e-3)
+
+
+def test_the_report_counts_what_is_right(monkeypatch):
+    """Of four: the central box is right once; the whole image's three times, twice with the class."""
+    data = localize.make_placed_shapes(4, 64, 8)
+    central, whole, labels = data.boxes + 100, data.boxes.copy(), data.labels.copy()
+    central[2], whole[0] = data.boxes[2], 0
+    labels[:2] = (labels[:2] + 1) % 10
+    monkeypatch.setattr(localize, "central_boxes", lambda boxes, data: central)
+    monkeypatch.setattr(localize, "whole_image", lambda classes, boxes, data: (labels, whole))
+    assert localize.report(None, None, data).split() == ["25.0%", "75.0%", "50.0%"]
 
 
 # -- the script --------------------------------------------------------------------------------------------------------
