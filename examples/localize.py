@@ -1,15 +1,24 @@
 """Find where in an image a shape is, as VGG was made to (Simonyan, Zisserman 2014, arXiv 1409.1556, appendix A).
 
-    python examples/localize.py                               a box for each class, as in the paper's best result
-    python examples/localize.py --boxes single                one box for all classes
-    python examples/localize.py --out runs/localize           with a picture, DIR/boxes.png
+    python examples/localize.py                           a box for each class, which the paper found better
+    python examples/localize.py --boxes single            one box for all classes
+    python examples/localize.py --out runs/localize       with a picture, boxes.png
 
 First a small VGG learns to tell ten shapes apart, in random views of 48 x 48 pixels of images of 64 x 64. A copy of it,
 with a new last layer, then learns the box around the shape. Both are tested on images that neither was trained on:
 
     central view    the true class's box, from the middle of the image: how good the boxes are by themselves
     whole image     both networks at all places of the image; the boxes of the best classes are merged, and the merged
-                    box with the highest score is the answer, class included (Sermanet et al. 2014, section 4.3)
+                    box with the highest score is the answer, class included (OverFeat, Sermanet et al. 2014, 4.3)
+
+Expect, after about three minutes on two CPU cores, 89 % of the central views classified rightly, and so many boxes
+right, with one box for each class | one for all classes:
+
+    images of            central view    whole image, box    box and class
+    64 pixels            97 % | 98 %     91 % | 97 %         82 % | 86 %      the shape within the central view
+    96 pixels            25 % | 28 %     88 % | 92 %         81 % | 84 %      anywhere: the central view may miss it
+
+One box for all does better here than one for each, which learns from the images of its class alone, a tenth of all.
 """
 
 import argparse
@@ -45,7 +54,7 @@ BATCH = 64
 IMAGE, LARGE = 64, 96  # sides of the images in pixels
 MARGIN = (IMAGE - VIEW) // 2  # around the central view
 RADII = 9, 18  # least and largest of the circle around a shape, in pixels
-CLASSES = 3  # whose boxes are merged, of an image; the paper of OverFeat calls it k
+CLASSES = 3  # of an image whose boxes are merged: OverFeat's k
 ROWS, COLUMNS = 3, 6  # of either half of boxes.png
 HEAD = f"{'test images; right are':26}{'central view, box':>18}{'whole image, box':>18}{'box and class':>18}"
 
@@ -148,11 +157,11 @@ def fit(network: VGG, loss: Loss, data: PlacedShapes, epochs: int, lr: float, se
 def train(args: argparse.Namespace) -> tuple[VGG, VGG]:
     """The classification network, and the box network that began as a copy of it."""
     data = make_placed_shapes(args.images, IMAGE, MARGIN, args.seed)
-    classes = small_vgg(len(SHAPES), args.seed)
-    fit(classes, class_loss, data, args.class_epochs, args.class_lr, args.seed, "classes")
-    boxes = box_network(classes, 1 if args.boxes == "single" else len(SHAPES), args.seed)
-    fit(boxes, box_loss, data, args.box_epochs, args.box_lr, args.seed, "boxes")
-    return classes, boxes
+    class_net = small_vgg(len(SHAPES), args.seed)
+    fit(class_net, class_loss, data, args.class_epochs, args.class_lr, args.seed, "classes")
+    box_net = box_network(class_net, 1 if args.boxes == "single" else len(SHAPES), args.seed)
+    fit(box_net, box_loss, data, args.box_epochs, args.box_lr, args.seed, "boxes")
+    return class_net, box_net
 
 
 # -- testing -----------------------------------------------------------------------------------------------------------
@@ -167,23 +176,23 @@ def outputs(compute: Callable[[Tensor], Tensor], network: Module, images: np.nda
     return Tensor(np.concatenate(parts))
 
 
-def central_boxes(boxes: VGG, data: PlacedShapes) -> np.ndarray:
+def central_boxes(box_net: VGG, data: PlacedShapes) -> np.ndarray:
     """The box of the true class, from the central view, in pixels of the image: (N, 4)."""
     views, _ = data.central_views()
-    predicted = boxes_of_class(outputs(boxes, boxes, views), data.labels).numpy()
+    predicted = boxes_of_class(outputs(box_net, box_net, views), data.labels).numpy()
     return decode(predicted, VIEW) + (data.images.shape[1] - VIEW) // 2
 
 
-def central_classes(classes: VGG, data: PlacedShapes) -> np.ndarray:
+def central_classes(class_net: VGG, data: PlacedShapes) -> np.ndarray:
     """The predicted class of each central view, (N,)."""
-    return outputs(classes, classes, data.central_views()[0]).argmax(dim=1).numpy()
+    return outputs(class_net, class_net, data.central_views()[0]).argmax(dim=1).numpy()
 
 
-def whole_image(classes: VGG, boxes: VGG, data: PlacedShapes) -> tuple[np.ndarray, np.ndarray]:
+def whole_image(class_net: VGG, box_net: VGG, data: PlacedShapes) -> tuple[np.ndarray, np.ndarray]:
     """The class (N,) and the box (N, 4) that come out of all places of each image."""
     images = prepare(data.images)
-    scores = softmax(outputs(DenseVGG(classes).places, classes, images)).numpy()
-    targets = outputs(DenseVGG(boxes).places, boxes, images).numpy()
+    scores = softmax(outputs(DenseVGG(class_net).places, class_net, images)).numpy()
+    targets = outputs(DenseVGG(box_net).places, box_net, images).numpy()
     found = [localise(*maps) for maps in zip(scores, targets, strict=True)]
     return np.array([label for label, _ in found]), np.stack([box for _, box in found])
 
@@ -205,10 +214,10 @@ def localise(scores: np.ndarray, targets: np.ndarray) -> tuple[int, np.ndarray]:
     return int(label), box
 
 
-def report(classes: VGG, boxes: VGG, data: PlacedShapes) -> str:
+def report(class_net: VGG, box_net: VGG, data: PlacedShapes) -> str:
     """The last three columns of `HEAD`, in per cent of the images."""
-    central = 1 - localisation_error(central_boxes(boxes, data), data.boxes)
-    labels, found = whole_image(classes, boxes, data)
+    central = 1 - localisation_error(central_boxes(box_net, data), data.boxes)
+    labels, found = whole_image(class_net, box_net, data)
     right = intersection_over_union(found, data.boxes) > LEAST_OVERLAP
     both = right & (labels == data.labels)
     return f"{central:18.1%}{right.mean():18.1%}{both.mean():18.1%}"
@@ -217,7 +226,7 @@ def report(classes: VGG, boxes: VGG, data: PlacedShapes) -> str:
 # -- the picture -------------------------------------------------------------------------------------------------------
 
 
-def draw(classes: VGG, boxes: VGG, near: PlacedShapes, anywhere: PlacedShapes, path: Path) -> None:
+def draw(class_net: VGG, box_net: VGG, near: PlacedShapes, anywhere: PlacedShapes, path: Path) -> None:
     """boxes.png: central views above, larger images below, each with the true and the predicted box."""
     try:
         import matplotlib
@@ -230,9 +239,9 @@ def draw(classes: VGG, boxes: VGG, near: PlacedShapes, anywhere: PlacedShapes, p
     figure = pyplot.figure(figsize=(10, 13), dpi=100, layout="constrained")
     above, below = figure.subfigures(2, 1)
     views = near.images[:, MARGIN:-MARGIN, MARGIN:-MARGIN]
-    found = central_boxes(boxes, near) - MARGIN
+    found = central_boxes(box_net, near) - MARGIN
     draw_grid(above, views, near.boxes - MARGIN, found, [SHAPES[label] for label in near.labels])
-    labels, found = whole_image(classes, boxes, anywhere)
+    labels, found = whole_image(class_net, box_net, anywhere)
     names = [
         SHAPES[a] if a == b else f"{SHAPES[a]}, not {SHAPES[b]}" for a, b in zip(anywhere.labels, labels, strict=True)
     ]
@@ -289,16 +298,16 @@ def main() -> None:
         make_placed_shapes(args.test_images, size, margin, args.seed, train=False)
         for size, margin in ((IMAGE, MARGIN), (LARGE, 0))
     )
-    classes, boxes = train(args)
+    class_net, box_net = train(args)
     seconds = time.perf_counter() - start
-    error = np.mean(central_classes(classes, near) != near.labels)
+    error = np.mean(central_classes(class_net, near) != near.labels)
     print(f"{args.boxes} boxes, {clock(seconds)} of training; classification error of the central view {error:.1%}")
     print(HEAD)
-    print(f"{f'{IMAGE} pixels, in the middle':26}{report(classes, boxes, near)}")
-    print(f"{f'{LARGE} pixels, anywhere':26}{report(classes, boxes, anywhere)}")
+    print(f"{f'{IMAGE} pixels, in the middle':26}{report(class_net, box_net, near)}")
+    print(f"{f'{LARGE} pixels, anywhere':26}{report(class_net, box_net, anywhere)}")
     if args.out:
         Path(args.out).mkdir(parents=True, exist_ok=True)
-        draw(classes, boxes, near, anywhere, Path(args.out, "boxes.png"))
+        draw(class_net, box_net, near, anywhere, Path(args.out, "boxes.png"))
 
 
 if __name__ == "__main__":
