@@ -66,11 +66,15 @@ class DenseVGG(Module):
         self.network = network
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, H, W, 3) -> (N, num_classes); an image of the size that the VGG is for has one place."""
+        """(N, H, W, 3) -> (N, num_classes)."""
+        return global_avg_pool(self.places(x))
+
+    def places(self, x: Tensor) -> Tensor:
+        """(N, H, W, 3) -> (N, rows, columns, num_classes); an image of the size that the VGG is for has one place."""
         x = self.network.features(x)
         for layer in self.network.classifier.modules:
             x = convolve(layer, x) if isinstance(layer, Linear) else layer(x)
-        return global_avg_pool(x)
+        return x
 
 
 def convolve(layer: Linear, x: Tensor) -> Tensor:

@@ -42,22 +42,45 @@ def make_shapes(count: int, seed: int = 0, train: bool = True, size: int = 32) -
     labels = np.arange(count, dtype=np.int64) % len(SHAPES)
     images = np.empty((count, size, size, 3), dtype=np.uint8)
     for i, label in enumerate(labels):
-        images[i] = _draw(SHAPES[label], size, np.random.default_rng([seed, int(train), i]))
+        images[i], _ = draw_shape(SHAPES[label], size, np.random.default_rng([seed, int(train), i]))
     return ArrayDataset(images, labels, SHAPES)
 
 
-def _draw(shape: str, size: int, rng: np.random.Generator) -> np.ndarray:
-    """One image: clutter, the shape over it, noise over both."""
+def draw_shape(
+    shape: str, size: int, rng: np.random.Generator, radius: tuple[float, float] = RADIUS, margin: float = 0.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """One image, uint8 (size, size, 3), and the box around its shape: clutter, the shape over it, noise over both.
+
+    The box is (left, top, right, bottom) in pixels: the extremes of the outline's corners.
+
+    Args:
+        shape: one of `SHAPES`.
+        size: height and width in pixels.
+        rng: decides everything.
+        radius: least and largest of the circle around the shape, in image widths.
+        margin: how far from the edges of the image this circle stays, in image widths.
+
+    Raises:
+        ValueError: the largest circle does not fit between the margins.
+    """
     from PIL import Image, ImageDraw
+
+    if radius[1] + margin > 0.5:
+        raise ValueError(f"draw_shape: expected radius + margin <= 0.5 image widths, got {radius[1]} + {margin}")
 
     background, foreground = _contrasting_colours(rng)
     canvas = Image.new("RGB", (SUPERSAMPLING * size, SUPERSAMPLING * size), background)
     drawing = ImageDraw.Draw(canvas)
     _draw_clutter(drawing, canvas.width, rng)
-    corners = canvas.width * _placed(_outlines()[shape], rng)
+    corners = canvas.width * _placed(_outlines()[shape], rng, radius, margin)
     drawing.polygon(corners.view(np.float64).tolist(), fill=foreground)  # complex -> x, y, x, y, ...
     noise = rng.integers(-NOISE, NOISE + 1, (size, size, 3), dtype=np.int16)
-    return (np.asarray(canvas.reduce(SUPERSAMPLING)) + noise).clip(0, 255)
+    image = (np.asarray(canvas.reduce(SUPERSAMPLING)) + noise).clip(0, 255).astype(np.uint8)
+    return image, _box_around(corners / SUPERSAMPLING)
+
+
+def _box_around(points: np.ndarray) -> np.ndarray:
+    return np.array([points.real.min(), points.imag.min(), points.real.max(), points.imag.max()])
 
 
 def _contrasting_colours(rng: np.random.Generator) -> tuple[Colour, Colour]:
@@ -77,11 +100,13 @@ def _draw_clutter(drawing: "Drawing", width: int, rng: np.random.Generator) -> N
         drawing.ellipse((x, y, x + BLOB * w, y + BLOB * h), fill=tuple(colour))
 
 
-def _placed(outline: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def _placed(
+    outline: np.ndarray, rng: np.random.Generator, radii: tuple[float, float] = RADIUS, margin: float = 0.0
+) -> np.ndarray:
     """The outline at a random turn, size and place within the image, whose corners are 0 and 1 + 1j."""
-    radius = rng.uniform(*RADIUS)
+    radius = rng.uniform(*radii)
     turn = np.exp(2j * math.pi * rng.random())
-    x, y = rng.uniform(radius, 1 - radius, 2)
+    x, y = rng.uniform(margin + radius, 1 - margin - radius, 2)
     return radius * turn * outline + complex(x, y)
 
 

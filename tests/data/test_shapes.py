@@ -3,8 +3,8 @@ import itertools
 import numpy as np
 import pytest
 
-from minidl.data import make_shapes
-from minidl.data.shapes import CONTRAST, SHAPES, _contrasting_colours, _outlines, _placed
+from minidl.data import make_shapes, shapes
+from minidl.data.shapes import CONTRAST, SHAPES, _contrasting_colours, _outlines, _placed, draw_shape
 
 
 def test_images_and_labels_have_the_shapes_and_types_of_cifar():
@@ -66,6 +66,32 @@ def test_a_placed_shape_lies_within_the_image_and_spans_a_third_of_it(name):
         assert min(points.real.min(), points.imag.min()) > -0.001
         assert max(points.real.max(), points.imag.max()) < 1.001
         assert np.abs(points[:, None] - points).max() > 0.3
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_box_is_around_what_was_drawn(name, monkeypatch):
+    """Without clutter and noise, what differs from the corner is the shape: its extremes, to within a pixel."""
+    monkeypatch.setattr(shapes, "CLUTTER", 0)
+    monkeypatch.setattr(shapes, "NOISE", 0)
+    for seed in range(20):
+        image, box = draw_shape(name, 64, np.random.default_rng(seed))
+        rows, columns = np.nonzero((image != image[0, 0]).any(axis=2))
+        drawn = [columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]
+        assert np.abs(box - drawn).max() <= 1, (box, drawn)
+
+
+def test_a_shape_keeps_to_its_radii_and_its_margin():
+    boxes = np.stack(
+        [draw_shape("circle", 100, np.random.default_rng(seed), (0.1, 0.2), 0.25)[1] for seed in range(300)]
+    )
+    widths = boxes[:, 2] - boxes[:, 0]
+    assert 19.5 < widths.min() < 21 and 39 < widths.max() < 40.1
+    assert 24.9 < boxes.min() < 27 and 73 < boxes.max() < 75.1
+
+
+def test_a_shape_that_does_not_fit_between_its_margins_is_a_clear_error():
+    with pytest.raises(ValueError, match=r"radius \+ margin <= 0.5 image widths, got 0.3 \+ 0.25"):
+        draw_shape("circle", 100, np.random.default_rng(0), (0.1, 0.3), 0.25)
 
 
 def test_a_shape_mirrored_is_the_same_shape_turned():
