@@ -1,6 +1,7 @@
 """The benchmarks run, write what they promise, and compare equal work."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -273,3 +274,16 @@ def test_images_are_counted_for_each_side(photographs, tmp_path):
     assert list(record["results"]) == ["plain loop", "ImageLoader, threads=1", "ImageLoader, threads=2"]
     assert all(rate > 0 for rates in record["results"].values() for rate in rates.values())
     assert 0 < record["free_cores"] < 3
+
+
+# -- feeding.py --------------------------------------------------------------------------------------------------------
+
+
+def test_a_network_is_fed_and_its_waiting_is_measured(photographs):
+    options = ["--data", photographs, "--batch", "2", "--rounds", "1", "--steps", "1"]
+    command = [sys.executable, BENCHMARKS / "feeding.py", *options]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    fed, in_memory = (re.findall(r"[\d.]+", line) for line in done.stdout.splitlines())
+    assert float(fed[0]) > float(fed[1]) >= 0
+    assert float(in_memory[0]) > float(in_memory[1]) >= 0
