@@ -64,12 +64,21 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("device", DEVICES[metafunc.config.getoption("--device")], scope="session")
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--device") in ("cuda", "stand-in"):
+        alike = [item for item in items if not _differs_by_device(item)]
+        config.hook.pytest_deselected(items=alike)
+        items[:] = [item for item in items if _differs_by_device(item)]
     for item in items:
         if "torch" in item.fixturenames:
             item.add_marker("against_torch")
         if {"real_cifar10", "imagenet_sample"} & set(item.fixturenames):
             item.add_marker("real_data")
+
+
+def _differs_by_device(item):
+    """The other tests do on any device what they do on the CPU."""
+    return "device" in item.fixturenames or "cuda" in item.path.parts or item.path.name == "test_stand_in.py"
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+from argparse import Namespace
 
 import evaluate_imagenet
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 import train_imagenet
 from imagenet_data import top_errors
 from models.config import IMAGENET_MODELS, load_network, standard_config
+from models.resnet import imagenet_resnet
 from models.vgg import start_from_a, vgg
 from PIL import Image
 from safetensors.numpy import load_file
@@ -18,7 +20,7 @@ from training import Counter
 
 from minidl import Tensor, save_checkpoint
 from minidl.checkpoint import read_checkpoint
-from minidl.data import WholeView, read_image
+from minidl.data import CentreView, DeviceLoader, ImageFolder, ImageLoader, WholeView, read_image
 from minidl.functional import softmax
 
 CLASSES = "n01", "n02", "n03"
@@ -142,7 +144,7 @@ def test_parts_of_a_batch_make_the_same_step_as_the_whole(micro_batch, rng):
     labels = np.arange(6) % 3
     ends, totals = [], []
     for size in (6, micro_batch):
-        args = train_imagenet.argparse.Namespace(micro_batch=size, dtype="float32", lr=0.01)
+        args = Namespace(micro_batch=size, dtype="float32", lr=0.01)
         model, counter = vgg("A", num_classes=3, image_size=64, seed=1).eval(), Counter("cpu")
         optimizer = train_imagenet.make_optimizer(model, train_imagenet.RECIPES["vgg"], args)
         train_imagenet.train_step(model, optimizer, images, labels, counter, args)
@@ -154,10 +156,30 @@ def test_parts_of_a_batch_make_the_same_step_as_the_whole(micro_batch, rng):
     assert totals[0].loss == pytest.approx(totals[1].loss, rel=1e-5)
 
 
+def test_a_step_and_its_validation_are_those_of_the_cpu_on_any_device(photographs, device):
+    ends = []
+    for where in ("cpu", device):
+        args = Namespace(micro_batch=3, dtype="float32", lr=0.01, device=where)
+        # In evaluation mode: statistics of three images would turn the rounding of the last bits into large numbers.
+        model, counter = imagenet_resnet(18, num_classes=3, seed=1).eval().to(where), Counter(where)
+        optimizer = train_imagenet.make_optimizer(model, train_imagenet.RECIPES["resnet"], args)
+        view = CentreView(40, 32, mean=np.array([120.0, 110, 100]), std=64.0)
+        loader = ImageLoader(ImageFolder(photographs / "train"), 3, view, shuffle=True)
+        images, labels = next(iter(DeviceLoader(loader, where)))
+        train_imagenet.train_step(model, optimizer, images, labels, counter, args)
+        errors = train_imagenet.validate(model, loader, args)
+        ends.append((model.state_dict(), counter.read(), errors))
+    (ours, totals, errors), (theirs, other_totals, other_errors) = ends
+    for name, array in ours.items():
+        np.testing.assert_allclose(theirs[name], array, rtol=1e-3, atol=1e-4, err_msg=name)
+    assert totals.loss == pytest.approx(other_totals.loss, rel=1e-5)
+    assert (totals.wrong, errors) == (other_totals.wrong, other_errors)
+
+
 def test_vgg_decays_its_weights_alone_and_resnet_all(rng):
     for name, decays in (("vgg", False), ("resnet", True)):
         model = vgg("A", num_classes=3, image_size=32, seed=1)
-        args = train_imagenet.argparse.Namespace(lr=0.1)
+        args = Namespace(lr=0.1)
         recipe = train_imagenet.RECIPES[name]
         optimizer = train_imagenet.make_optimizer(model, recipe, args)
         weight, bias = model.features[0].weight, model.features[0].bias
@@ -260,6 +282,19 @@ def test_every_mode_averages_the_probabilities_of_its_views(weights, photographs
     assert count == {"center": 2, "10crop": 20, "multicrop": 100, "dense": 4, "dense+multicrop": 104}[mode]
     np.testing.assert_allclose(found["scores"][1], np.mean(means, axis=0), atol=1e-5)  # each pass has the same weight
     assert found["labels"].tolist() == [0, 1, 2]
+
+
+def test_a_pass_gives_the_cpus_probabilities_on_any_device(weights, photographs, device):
+    model, config = load_network(weights[0])
+    scores = []
+    for where in ("cpu", device):
+        args = Namespace(device=where, dtype="float32", mode="10crop")
+        network, view, _ = evaluate_imagenet.one_pass(model.to(where), config, "10crop", 64)
+        loader = ImageLoader(ImageFolder(photographs / "val"), 2, view)
+        found, labels = evaluate_imagenet.run_pass(network, loader, args)
+        assert labels.tolist() == [0, 1, 2]
+        scores.append(found)
+    np.testing.assert_allclose(scores[1], scores[0], atol=1e-5)
 
 
 def test_dense_at_the_size_of_the_crop_and_without_the_mirror_image_is_the_single_crop(weights, photographs):
