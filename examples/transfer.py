@@ -15,6 +15,7 @@ import argparse
 
 import numpy as np
 from cifar_data import CifarData, add_data_options, load_data, positive
+from models.config import read_config
 from models.resnet import cifar_resnet
 from tqdm import tqdm
 
@@ -29,13 +30,17 @@ BATCH, LR = 256, 0.01
 
 
 def load_network(args: argparse.Namespace) -> Module:
-    """The network, with as many classes as the one that was saved."""
+    """The network that the file says it is for; where it says nothing, or without a file, that of the options."""
     if args.random_init:
         return cifar_resnet(args.depth, args.shortcut, seed=args.seed)
-    arrays, _ = read_checkpoint(args.weights)
-    if "fc.bias" not in arrays:
-        raise ValueError(f"--weights: {args.weights} holds no CIFAR ResNet: there is no fc.bias in it")
-    model = cifar_resnet(args.depth, args.shortcut, num_classes=len(arrays["fc.bias"]))
+    config = read_config(args.weights)
+    if config is not None:
+        model = config.build()
+    else:
+        arrays, _ = read_checkpoint(args.weights)
+        if "fc.bias" not in arrays:
+            raise ValueError(f"--weights: {args.weights} holds no CIFAR ResNet: there is no fc.bias in it")
+        model = cifar_resnet(args.depth, args.shortcut, num_classes=len(arrays["fc.bias"]))
     load_checkpoint(args.weights, model)
     return model
 
@@ -92,7 +97,7 @@ def main() -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--weights", metavar="FILE", help="a checkpoint of train_cifar_resnet.py, or its weights alone")
     source.add_argument("--random-init", action="store_true", help="an untrained network instead")
-    parser.add_argument("--depth", type=int, default=20, help="of the network; default: 20")
+    parser.add_argument("--depth", type=int, default=20, help="where FILE does not say it; default: 20")
     parser.add_argument("--shortcut", choices=("A", "B", "C", "none"), default="A")
     parser.add_argument("--layer", default="layer3", help="whose output the features are; default: layer3, the last")
     parser.add_argument("--epochs", type=positive, default=20, help="of the linear classifier; default: 20")

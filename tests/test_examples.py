@@ -375,11 +375,11 @@ def test_train_cifar_resnet_runs_on_the_real_images(tmp_path, real_cifar10):
 
 def test_transfer_runs_on_any_layer_and_names_one_that_does_not_exist(tmp_path):
     resnet("--epochs", 1, "--out", tmp_path)
-    options = "--depth", 8, "--limit-train", 200, "--epochs", 2
-    weights = tmp_path / "checkpoint.safetensors"
+    options = "--limit-train", 200, "--epochs", 2
+    weights = tmp_path / "checkpoint.safetensors"  # it says itself that it is of 8 layers
     output = run("transfer.py", "--weights", weights, "--layer", "layer2.0.conv1", *options)
     assert re.search(r"training accuracy \d+\.\d+%, test accuracy \d+\.\d+%", output)
-    assert "an untrained network" in run("transfer.py", "--random-init", *options)
+    assert "an untrained network" in run("transfer.py", "--random-init", "--depth", 8, *options)
     assert "has no layer 'layer9'" in run(
         "transfer.py", "--weights", weights, "--layer", "layer9", *options, fails=True
     )

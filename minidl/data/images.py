@@ -139,9 +139,9 @@ def read_image(path: str | Path, shorter_side: int, crop: Callable[[tuple[int, i
     """The photograph upright, in RGB, scaled so that its shorter side has this many pixels, its proportions kept.
 
     Grey, CMYK and palette images become RGB, of 16 bits the upper 8 count, transparency is dropped, and a camera's note
-    of how it was held is obeyed.
-    A JPEG much larger than asked for is decoded at 1/2, 1/4 or 1/8 of its size, never below what is asked for. The rest
-    is done by a bilinear filter as wide as the new pixels are apart (the papers name none).
+    of how it was held is obeyed. A JPEG much larger than asked for is decoded at 1/2, 1/4 or 1/8 of its size, never
+    below what is asked for. The rest is done by a bilinear filter as wide as the new pixels are apart (the papers name
+    none).
 
     Args:
         path: the file.
