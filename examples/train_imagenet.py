@@ -153,13 +153,14 @@ def train(run: Run, validation: ImageLoader, args: argparse.Namespace) -> bool:
                 train_step(run.model, run.optimizer, images, labels, counter, args)
                 progress.step += 1
                 epoch_ends = run.loader.state_dict()["batch"] == 0 or progress.step == total_steps
-                saves = epoch_ends or stop.asked or progress.step % SAVE_EVERY == 0
+                stops = epoch_ends or stop.asked  # asked once: Ctrl-C may also come between here and the break
+                saves = stops or progress.step % SAVE_EVERY == 0
                 if saves or progress.step % LOOK_EVERY[args.device] == 0:
                     look(run, bar)
                     progress.seconds = round(time.perf_counter() - started, 2)
                 if saves and not epoch_ends:
                     run.save()
-                if epoch_ends or stop.asked:
+                if stops:
                     break
             if epoch_ends:
                 end_epoch(run, validation, bar, args)

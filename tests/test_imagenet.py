@@ -127,6 +127,22 @@ def test_a_run_that_was_interrupted_and_resumed_ends_with_the_same_bits(train, t
         assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}
 
 
+def test_an_interruption_after_a_step_loses_nothing(train, tmp_path, monkeypatch):
+    """Ctrl-C while the loss is looked at, for which a GPU is waited for: there is a step more, and a checkpoint."""
+    look = train_imagenet.look
+
+    def look_and_stop(run, bar):
+        look(run, bar)
+        if run.progress.step == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(train_imagenet, "look", look_and_stop)
+    status, output, _ = train("run", "--epochs", 1)
+    assert status == 0
+    assert "stopped after step 2; nothing is lost" in output
+    assert read_checkpoint(tmp_path / "run" / "checkpoint.safetensors")[1]["progress"]["step"] == 2
+
+
 def test_the_rate_falls_when_the_validation_error_stops_falling(train, tmp_path, monkeypatch):
     errors = iter([0.5, 0.4, 0.4, 0.45, 0.4, 0.39, 0.6])
     monkeypatch.setattr(train_imagenet, "validate", lambda *_: (next(errors), 0.0))
