@@ -29,6 +29,7 @@ from training import Counter, RunFolder, StopRequest, Totals, check_dtype, check
 from minidl import Tensor, fork_rng, no_grad
 from minidl.checkpoint import read_checkpoint
 from minidl.data import (
+    BrokenImageError,
     CentreView,
     DeviceLoader,
     ImageFolder,
@@ -97,7 +98,10 @@ INITIALISATIONS: dict[str, Callable[[tuple[int, ...]], np.ndarray]] = {
     "paper": partial(normal, std=0.1),
 }
 
-NO_MATTER = ("data", "names", "threads", "out", "resume", "device", "dtype", "init_from", "statistics", "micro_batch")
+# What --resume may change: where things are, and how they are computed.
+NO_MATTER = {"data", "names", "statistics", "init_from", "out", "resume"}
+NO_MATTER |= {"skip_broken", "threads", "micro_batch", "device", "dtype"}
+
 LOOK_EVERY = {"cpu": 1, "cuda": 20}  # steps between the host's looks at the loss, for which a GPU waits
 SAVE_EVERY = 1000  # steps
 
@@ -355,8 +359,11 @@ def main() -> None:
         )
     except (ValueError, RuntimeError, OSError) as problem:
         parser.error(str(problem))
-    with computing(args, args.micro_batch, "--micro-batch"):
-        finished = train(run, validation, args)
+    try:
+        with computing(args, args.micro_batch, "--micro-batch"):
+            finished = train(run, validation, args)
+    except BrokenImageError as problem:
+        raise SystemExit(f"error: {problem}, which --skip-broken does") from None
     if not finished:
         print(f"stopped after step {run.progress.step:,}; nothing is lost: the same command with --resume goes on")
         return

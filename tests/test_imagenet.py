@@ -143,6 +143,18 @@ def test_an_interruption_after_a_step_loses_nothing(train, tmp_path, monkeypatch
     assert read_checkpoint(tmp_path / "run" / "checkpoint.safetensors")[1]["progress"]["step"] == 2
 
 
+def test_a_run_that_met_a_broken_photograph_can_go_on_without_it(train, photographs, monkeypatch):
+    (photographs / "val" / "n02" / "0.png").write_bytes(b"no image")
+    monkeypatch.setattr(train_imagenet, "SAVE_EVERY", 1)
+    status, *_ = train("run", "--epochs", 1)
+    assert "0.png cannot be decoded" in str(status)
+    assert "--skip-broken" in str(status)
+    with pytest.warns(RuntimeWarning, match="skipped"):
+        status, output, _ = train("run", "--epochs", 1, "--resume", "--skip-broken")
+    assert status == 0
+    assert "validation error of resnet18" in output
+
+
 def test_the_rate_falls_when_the_validation_error_stops_falling(train, tmp_path, monkeypatch):
     errors = iter([0.5, 0.4, 0.4, 0.45, 0.4, 0.39, 0.6])
     monkeypatch.setattr(train_imagenet, "validate", lambda *_: (next(errors), 0.0))
