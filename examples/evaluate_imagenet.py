@@ -119,9 +119,13 @@ def evaluate(
 ) -> tuple[np.ndarray, np.ndarray]:
     """The probabilities (N, classes) of all photographs, averaged over all passes of all networks; and the labels."""
     total, labels, count = 0.0, None, 0
-    for model, config in networks:
+    plans = [  # of all networks before the first is tested, as a scale may be too small for one
+        list(passes(model, config, args.mode, args.scales or scales_of(config, args.mode)))
+        for model, config in networks
+    ]
+    for (model, _), plan in zip(networks, plans, strict=True):
         model.to(args.device)
-        for network, view, views in passes(model, config, args.mode, args.scales or scales_of(config, args.mode)):
+        for network, view, views in plan:
             # Photographs of whole size differ in it, so each is a batch of its own.
             size = 1 if isinstance(view, WholeView) else max(1, args.batch_size // views)
             loader = ImageLoader(folder, size, view, threads=args.threads, skip_broken=args.skip_broken)
@@ -157,11 +161,15 @@ def load_networks(args: argparse.Namespace) -> list[tuple[Module, NetworkConfig]
 
 def validation_folder(networks: list[tuple[Module, NetworkConfig]], args: argparse.Namespace) -> ImageFolder:
     """The photographs, labelled as the networks were trained."""
+    expected, *others = sorted({len(config.names) for _, config in networks})
+    if others:
+        raise ValueError(
+            f"--weights: an ensemble needs the same classes, got networks for {expected} and {others[0]} classes"
+        )
     known = [config.classes for _, config in networks if config.classes is not None]
     if any(classes != known[0] for classes in known):
         raise ValueError("--weights: the networks of an ensemble must know the same classes in the same order")
     folder = image_folder(args, "val", known[0] if known else None)
-    expected = len(networks[0][1].names)
     if not known and not args.random_init and len(folder.classes) != expected:
         raise ValueError(
             f"--data: expected the {expected} classes that {args.weights[0]} is for, got {len(folder.classes)}, and it "

@@ -20,7 +20,7 @@ from training import Counter
 
 from minidl import Tensor, save_checkpoint
 from minidl.checkpoint import read_checkpoint
-from minidl.data import CentreView, DeviceLoader, ImageFolder, ImageLoader, WholeView, read_image
+from minidl.data import CentreView, DeviceLoader, ImageFolder, ImageLoader, read_image
 from minidl.functional import softmax
 
 CLASSES = "n01", "n02", "n03"
@@ -35,7 +35,7 @@ def photographs(tmp_path, rng):
             folder = tmp_path / "photographs" / split / wnid
             folder.mkdir(parents=True)
             for i in range(count):
-                pixels = rng.integers(0, 120, (44, 50 + i, 3), dtype=np.uint8)
+                pixels = rng.integers(0, 120, (44, 50 + i + number, 3), dtype=np.uint8)
                 pixels[..., number] += 100
                 Image.fromarray(pixels).save(folder / f"{i}.png")
     return tmp_path / "photographs"
@@ -264,6 +264,23 @@ def test_wrong_data_is_a_clear_error(train, photographs, tmp_path):
 # -- testing -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("mode", ["center", "10crop", "multicrop"])
+def test_a_scale_smaller_than_the_crop_is_an_error_before_anything_is_tested(weights, evaluate, monkeypatch, mode):
+    monkeypatch.setattr(evaluate_imagenet, "run_pass", None)
+    status, _, errors = evaluate("--weights", weights[0], "--mode", mode, "--scales", 80, 63)
+    assert status == 2
+    assert "expected 1 <= size <= shorter_side" in errors
+
+
+def test_an_ensemble_needs_networks_for_as_many_classes(weights, evaluate, tmp_path, monkeypatch):
+    """Also where only one of them says which classes these are."""
+    save_checkpoint(tmp_path / "w", standard_config("resnet18", 4).build(seed=1))
+    monkeypatch.setattr(evaluate_imagenet, "run_pass", None)
+    status, _, errors = evaluate("--weights", weights[0], tmp_path / "w", "--model", "resnet18")
+    assert status == 2
+    assert "got networks for 3 and 4 classes" in errors
+
+
 def test_top_errors_count_the_first_and_the_first_five():
     scores = np.array([[6, 5, 4, 3, 2, 1, 0]] * 4, np.float32)
     assert top_errors(scores, np.array([0, 4, 5, 6])) == (0.75, 0.5)
@@ -272,17 +289,17 @@ def test_top_errors_count_the_first_and_the_first_five():
     assert top_errors(np.full((2, 7), np.nan, np.float32), np.array([5, 6])) == (1, 1)
 
 
-@pytest.fixture
-def weights(photographs, tmp_path):
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
     """Of an untrained ResNet-18 and VGG-A for the three classes and 64 x 64 pixels."""
-    files = []
+    files, folder = [], tmp_path_factory.mktemp("weights")
     for model, options in (("resnet18", {}), ("vgg-A", {"image_size": 64})):
         config = standard_config(model, 3)
         config = type(config)(
             *(model, config.builder, config.arguments | options, ("a", "b", "c"), CLASSES, 64, 64),
             *(np.array([120.0, 110, 100], np.float32), 64.0),
         )
-        files.append(tmp_path / model)
+        files.append(folder / model)
         network = config.build(seed=3)
         save_checkpoint(files[-1], network, None, {"network": config.to_json()}, config.arrays())
     return files
@@ -291,7 +308,7 @@ def weights(photographs, tmp_path):
 @pytest.mark.parametrize("mode", evaluate_imagenet.MODES)
 @pytest.mark.parametrize("number", [0, 1], ids=["resnet18", "vgg-A"])
 def test_every_mode_averages_the_probabilities_of_its_views(weights, photographs, evaluate, monkeypatch, mode, number):
-    """Against the network applied to each view by itself, at two scales."""
+    """Against the network applied to each view by itself, at two scales, of photographs that differ in size."""
     found = {}
 
     def note(_, scores, labels, *others):
@@ -316,7 +333,7 @@ def test_a_pass_gives_the_cpus_probabilities_on_any_device(weights, photographs,
     model, config = load_network(weights[0])
     scores = []
     for where in ("cpu", device):
-        args = Namespace(device=where, dtype="float32", mode="10crop")
+        args = Namespace(device=where, dtype="float32", mode="10crop", batch_size=50)
         network, view, _ = evaluate_imagenet.one_pass(model.to(where), config, "10crop", 64)
         loader = ImageLoader(ImageFolder(photographs / "val"), 2, view)
         found, labels = evaluate_imagenet.run_pass(network, loader, args)
@@ -403,8 +420,3 @@ def test_an_untrained_network_is_tested_as_well(evaluate):
     status, _, errors = evaluate("--random-init")
     assert status == 2
     assert "expected --model" in errors
-
-
-def test_a_whole_photograph_is_a_batch_of_its_own(weights):
-    model, config = load_network(weights[0])
-    assert isinstance(evaluate_imagenet.one_pass(model, config, "dense", 64)[1], WholeView)
