@@ -49,7 +49,7 @@ MODES = "center", "10crop", "multicrop", "dense", "dense+multicrop"
 VGG_SCALES = [256, 384, 512]
 
 # What the papers report for ILSVRC-2012's validation set: (network, mode) -> [(how, top-1, top-5 error in per cent)].
-# VGG: tables 3, 4 and 5; S is the side that was trained on, Q the one of the test. ResNet: tables 2, 3 and 4.
+# VGG: tables 3 to 6; S is the side that was trained on, Q the one of the test. ResNet: tables 2, 3 and 4.
 PAPER_ERRORS = {
     ("vgg-A", "dense"): [("S = Q = 256", 29.6, 10.4)],
     ("vgg-A-LRN", "dense"): [("S = Q = 256", 29.7, 10.5)],
@@ -141,8 +141,10 @@ def run_pass(network: Module, loader: ImageLoader, args: argparse.Namespace) -> 
     side = loader.view.shorter_side
     for views, classes in tqdm(DeviceLoader(loader, args.device), f"{args.mode}, side {side}", unit="batch"):
         images = Tensor(views.reshape(-1, *views.shape[-3:]))  # (N, views, H, W, 3) -> (N * views, H, W, 3)
-        rows = probabilities(network, images.to("bfloat16" if args.dtype == "bfloat16" else "float32"))
-        scores.append(rows.astype(np.float32).reshape(len(views), -1, rows.shape[1]).mean(axis=1))
+        images = images.to("bfloat16" if args.dtype == "bfloat16" else "float32")
+        parts = [images[i : i + args.batch_size] for i in range(0, len(images), args.batch_size)]
+        rows = np.concatenate([probabilities(network, part) for part in parts])
+        scores.append(rows.reshape(len(views), -1, rows.shape[1]).mean(axis=1))
         labels.append(Tensor(classes).numpy().copy())  # the loader uses the memory again
     return np.concatenate(scores), np.concatenate(labels)
 

@@ -281,6 +281,24 @@ def test_an_ensemble_needs_networks_for_as_many_classes(weights, evaluate, tmp_p
     assert "got networks for 3 and 4 classes" in errors
 
 
+@pytest.mark.parametrize(("mode", "size"), [("10crop", 7), ("dense", 1)])
+def test_the_network_sees_no_more_views_at_a_time_than_asked_for(weights, evaluate, monkeypatch, mode, size):
+    """And a last part may be smaller: ten in parts of 7."""
+    seen, compute, scores = [], evaluate_imagenet.probabilities, []
+
+    def note(network, images):
+        seen.append(len(images))
+        return compute(network, images)
+
+    monkeypatch.setattr(evaluate_imagenet, "report", lambda _, found, *others: scores.append(found))
+    monkeypatch.setattr(evaluate_imagenet, "probabilities", note)
+    for number in (50, size):
+        seen.clear()
+        evaluate("--weights", weights[0], "--mode", mode, "--scales", 64, "--batch-size", number)
+    assert max(seen) == size
+    np.testing.assert_allclose(scores[1], scores[0], atol=1e-5)
+
+
 def test_top_errors_count_the_first_and_the_first_five():
     scores = np.array([[6, 5, 4, 3, 2, 1, 0]] * 4, np.float32)
     assert top_errors(scores, np.array([0, 4, 5, 6])) == (0.75, 0.5)
