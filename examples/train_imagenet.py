@@ -258,7 +258,7 @@ def make_network(config: NetworkConfig, args: argparse.Namespace) -> Module:
     if args.init_from:
         arrays, _ = read_checkpoint(args.init_from)
         weights = {name: array for name, array in arrays.items() if "/" not in name}
-        if config.builder == "vgg" and weights.keys() != model.state_dict().keys():
+        if config.builder == "vgg" and model.state_dict().keys() - weights.keys():  # it is another VGG
             start_from_a(model, weights)
         else:
             model.load_state_dict(weights)

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from argparse import Namespace
+from dataclasses import replace
 
 import evaluate_imagenet
 import numpy as np
@@ -15,7 +16,7 @@ from models.config import IMAGENET_MODELS, load_network, standard_config
 from models.resnet import imagenet_resnet
 from models.vgg import start_from_a, vgg
 from PIL import Image
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from training import Counter
 
 from minidl import Tensor, save_checkpoint
@@ -249,6 +250,17 @@ def test_training_can_start_from_weights(train, tmp_path):
     status, _, errors = train("resnet", "--init-from", a)
     assert status == 2
     assert "load_state_dict" in errors
+
+
+def test_weights_of_the_same_network_may_come_from_pytorch(tmp_path):
+    """Whose batch-norm also counts its batches, which makes more names than ours."""
+    args = Namespace(init="glorot", init_from=tmp_path / "w", seed=1, device="cpu")
+    config = standard_config("vgg-A-bn", 3)
+    config = replace(config, arguments=config.arguments | {"image_size": 32})
+    arrays = config.build(seed=2).state_dict()
+    save_file(arrays | {"features.1.num_batches_tracked": np.array(7)}, tmp_path / "w")
+    for name, array in train_imagenet.make_network(config, args).state_dict().items():
+        np.testing.assert_array_equal(array, arrays[name], err_msg=name)
 
 
 def test_wrong_data_is_a_clear_error(train, photographs, tmp_path):
