@@ -54,7 +54,6 @@ class Recipe:
         weight_decay: of the weights, and, if `decays_all`, of biases and batch-norm too.
         epochs: 370,000 and 600,000 iterations of 256 images, from 1.28 million.
         sides: a photograph's shorter side is drawn between these, in pixels, before it is cropped.
-        validation_side: the shorter side of what is validated, of which the centre is taken.
         per_pixel_mean: what is subtracted: the mean of each pixel, or that of red, green and blue.
     """
 
@@ -64,7 +63,6 @@ class Recipe:
     decays_all: bool
     epochs: int
     sides: tuple[int, int]
-    validation_side: int
     per_pixel_mean: bool
 
 
@@ -76,7 +74,6 @@ RECIPES = {
         decays_all=False,
         epochs=74,
         sides=(256, 256),
-        validation_side=256,
         per_pixel_mean=False,
     ),
     "resnet": Recipe(  # section 3.4
@@ -86,7 +83,6 @@ RECIPES = {
         decays_all=True,
         epochs=120,
         sides=(256, 480),
-        validation_side=256,
         per_pixel_mean=True,
     ),
 }
@@ -311,7 +307,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--init", choices=INITIALISATIONS, default="glorot", help="of a VGG; default: glorot")
     parser.add_argument("--init-from", metavar="FILE", help="weights to begin with: the same network's, or VGG-A's")
     parser.add_argument("--sides", type=positive, nargs="+", metavar="S", help="shorter side, or its least and largest")
-    parser.add_argument("--validation-side", type=positive, metavar="Q", help="the shorter side when validating")
+    parser.add_argument(
+        "--validation-side",
+        type=positive,
+        metavar="Q",
+        help="the shorter side when validating; default: the middle of --sides for VGG, the least for ResNet",
+    )
     parser.add_argument("--size", type=positive, default=224, metavar="N", help="of the crops; default: 224")
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--epochs", type=positive, metavar="N")
@@ -320,7 +321,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--micro-batch", type=positive, metavar="N", help="images at a time; default: all of the batch")
     parser.add_argument("--lr", type=float, help="default: the recipe's")
     parser.add_argument(
-        "--patience", type=int, default=5, metavar="N", help="epochs without a new best before lr falls"
+        "--patience",
+        type=int,
+        default=5,
+        metavar="N",
+        help="so many epochs in a row may bring no new best, with one more lr falls; default: 5",
     )
     parser.add_argument("--seed", type=int, default=0, help="of weights, order and views; default: 0")
     parser.add_argument("--statistics", default="runs/imagenet.npz", metavar="FILE", help="keeps the mean and colours")
@@ -335,9 +340,13 @@ def fill_in(args: argparse.Namespace) -> None:
     args.recipe = args.recipe or ("vgg" if args.model.startswith("vgg") else "resnet")
     recipe = RECIPES[args.recipe]
     sides = args.sides or recipe.sides
+    if len(sides) > 2:
+        raise ValueError(f"--sides: expected one number or two, got {' '.join(map(str, sides))}")
+    if args.patience < 0:
+        raise ValueError(f"--patience: expected 0 or more, got {args.patience}")
     args.sides = [min(sides), max(sides)]
-    if args.validation_side is None:  # in VGG's paper the middle of the range that was trained on
-        args.validation_side = sum(args.sides) // 2 if args.recipe == "vgg" else recipe.validation_side
+    if args.validation_side is None:  # VGG: the middle of the range that was trained on; ResNet: 256 of 256 to 480
+        args.validation_side = sum(args.sides) // 2 if args.recipe == "vgg" else args.sides[0]
     args.lr = recipe.lr if args.lr is None else args.lr
     args.epochs = args.epochs or recipe.epochs
     args.micro_batch = args.micro_batch or args.batch_size
@@ -348,15 +357,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser)
     args = parser.parse_args()
-    fill_in(args)
     try:
+        fill_in(args)
         check_dtype(args)
         data = image_folder(args, "train")
+        validation_data = image_folder(args, "val", data.classes)
         run = make_run(data, args)
         view = CentreView(args.validation_side, args.size, run.folder.config.mean)
-        validation = ImageLoader(
-            image_folder(args, "val", data.classes), 64, view, threads=args.threads, skip_broken=args.skip_broken
-        )
+        validation = ImageLoader(validation_data, 64, view, threads=args.threads, skip_broken=args.skip_broken)
     except (ValueError, RuntimeError, OSError) as problem:
         parser.error(str(problem))
     try:

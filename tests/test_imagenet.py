@@ -1,5 +1,6 @@
 """The ImageNet scripts on photographs that the tests make: both papers' recipes and ways of testing."""
 
+import argparse
 import json
 import os
 import signal
@@ -268,9 +269,28 @@ def test_wrong_data_is_a_clear_error(train, photographs, tmp_path):
     status, _, errors = train("run", "--iterations", 1)
     assert status == 2
     assert "n99 is none of the 3 classes" in errors
+    assert not (tmp_path / "statistics.npz").exists()  # to measure them takes as long as an epoch of loading
+    (photographs / "val" / "n99").rename(photographs / "val" / "n01")
     status, _, errors = train("run", "--iterations", 1, "--sides", 20)
     assert status == 2
     assert "expected 1 <= size <= shorter_side" in errors
+    status, _, errors = train("run", "--iterations", 1, "--patience", -1)
+    assert status == 2
+    assert "--patience: expected 0 or more, got -1" in errors
+    status, _, errors = train("run", "--iterations", 1, "--sides", 36, 38, 40)
+    assert status == 2
+    assert "--sides: expected one number or two, got 36 38 40" in errors
+
+
+def test_what_the_options_leave_open_is_as_in_the_papers():
+    """VGG is validated at the middle of the sides it was trained on, ResNet at the least of them."""
+    parser, found = argparse.ArgumentParser(), []
+    train_imagenet.add_options(parser)
+    for options in (["vgg-D"], ["vgg-D", "--sides", "512", "256"], ["resnet50"], ["resnet50", "--sides", "72", "96"]):
+        args = parser.parse_args(["--data", "-", "--model", *options])
+        train_imagenet.fill_in(args)
+        found.append((args.sides, args.validation_side))
+    assert found == [([256, 256], 256), ([256, 512], 384), ([256, 480], 256), ([72, 96], 72)]
 
 
 # -- testing -----------------------------------------------------------------------------------------------------------
