@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+from cifar_data import positive
 from models.config import IMAGENET_MODELS, NetworkConfig, load_network, torchvision_config
 from tqdm import tqdm
 
@@ -93,7 +94,7 @@ def main() -> None:
     parser.add_argument("--images", required=True, nargs="+", metavar="PATH", help="files, or folders of them")
     parser.add_argument("--model", choices=IMAGENET_MODELS, metavar="NAME", help=f"one of {', '.join(IMAGENET_MODELS)}")
     parser.add_argument("--names", metavar="FILE", help="for --model: a line 'n01440764 tench, Tinca tinca' per class")
-    parser.add_argument("--top", type=int, default=5, metavar="N", help="guesses for each image; default: 5")
+    parser.add_argument("--top", type=positive, default=5, metavar="N", help="guesses for each image; default: 5")
     parser.add_argument("--out", type=Path, metavar="FILE", help="draw them, as PNG, PDF or SVG")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     args = parser.parse_args()
@@ -105,8 +106,8 @@ def main() -> None:
             print(path, *(f"{probability:9.1%}  {name}" for name, probability in found), sep="\n")
         if args.out and guesses:
             draw(guesses, args.out)
-    except ImportError:
-        parser.error("--out draws with matplotlib, which is not installed: pip install matplotlib")
+    except ImportError as problem:  # matplotlib, if it is --out that needs it
+        parser.error(f"{problem}: pip install {problem.name}")
     except (ValueError, RuntimeError, OSError) as problem:
         parser.error(str(problem))
     if not guesses:

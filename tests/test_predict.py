@@ -91,6 +91,30 @@ def test_what_cannot_be_read_is_named_and_left_out(weights, photographs, monkeyp
     assert (status, output) == ("error: no photograph could be read", "")
 
 
+@pytest.mark.parametrize("top", [0, -1])
+def test_no_guesses_are_an_error(weights, photographs, monkeypatch, capsys, top):
+    status, _, errors = run(monkeypatch, capsys, "--weights", weights, "--images", photographs, "--top", top)
+    assert status == 2
+    assert f"expected a whole number >= 1, got {top}" in errors
+
+
+def test_only_the_picture_needs_matplotlib(weights, photographs, monkeypatch, capsys, tmp_path):
+    options = ["--weights", weights, "--images", photographs, "--out", tmp_path / "guesses.png"]
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "matplotlib", None)
+        status, output, errors = run(monkeypatch, capsys, *options)
+    assert status == 2
+    assert "pip install matplotlib" in errors
+    assert output.count("%") == 2 * 5
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "safetensors", None)
+        patch.setitem(sys.modules, "safetensors.numpy", None)
+        status, _, errors = run(monkeypatch, capsys, *options)
+    assert status == 2
+    assert "safetensors" in errors
+    assert "matplotlib" not in errors
+
+
 def test_weights_from_elsewhere_need_the_name_of_their_network(photographs, monkeypatch, capsys, tmp_path):
     save_checkpoint(tmp_path / "w", imagenet_resnet(18, num_classes=3, seed=1))
     (tmp_path / "names").write_text("n3 owl\nn1 tench, Tinca tinca\nn2 toad\n")
