@@ -55,15 +55,25 @@ def measure(args: argparse.Namespace) -> dict[str, tuple[float, float]]:
     optimizer = SGD(model.parameters(), lr=1e-4, momentum=0.9)
     view = TrainingView(RESNET_SIDES, mean=config.mean, std=config.std)
     loader = ImageLoader(folder, args.batch, view, shuffle=True, drop_last=True, threads=args.threads)
-    decoded = endless(DeviceLoader(loader, args.device))
-    in_memory = repeat(tuple(part.copy() for part in next(decoded)))  # the loader uses its memory again
-    sides = {"decoded by ImageLoader": decoded, "one batch in memory": in_memory}
+    one_batch = tuple(part.copy() for part in next(endless(DeviceLoader(loader, args.device))))  # its memory is reused
+    sides = {
+        "decoded by ImageLoader": lambda: endless(DeviceLoader(loader, args.device)),
+        "one batch in memory": lambda: repeat(one_batch),
+    }
     turns = {name: [] for name in sides}
-    train(model, optimizer, in_memory, 1)  # the first step is slower
     for _ in range(args.rounds):
-        for name, batches in sides.items():
-            turns[name].append(train(model, optimizer, batches, args.steps))
+        for name, begin in sides.items():
+            turns[name].append(turn(model, optimizer, begin(), loader.prefetch, args.steps))
     return {name: tuple(map(statistics.median, zip(*pairs, strict=True))) for name, pairs in turns.items()}
+
+
+def turn(model: Module, optimizer: SGD, batches: Iterator, unmeasured: int, steps: int) -> tuple[float, float]:
+    """`train` after some steps that do not count: the loader begins with them, and the first of all is slower.
+
+    The batches end with the turn, so that none is decoded while the other side is measured.
+    """
+    train(model, optimizer, batches, unmeasured)
+    return train(model, optimizer, batches, steps)
 
 
 def main() -> None:

@@ -4,9 +4,12 @@ import json
 import re
 import subprocess
 import sys
+import time
+from argparse import Namespace
 from pathlib import Path
 
 import fast_paths
+import feeding
 import images as image_benchmark
 import kernels as kernel_benchmark
 import numpy as np
@@ -287,3 +290,31 @@ def test_a_network_is_fed_and_its_waiting_is_measured(photographs):
     fed, in_memory = (re.findall(r"[\d.]+", line) for line in done.stdout.splitlines())
     assert float(fed[0]) > float(fed[1]) >= 0
     assert float(in_memory[0]) > float(in_memory[1]) >= 0
+
+
+def test_nothing_is_decoded_while_the_other_side_is_measured(photographs, monkeypatch):
+    """A loader that is slower than the network would catch up then, and hide half of the waiting."""
+    in_memory, decoded, steps = [], [], []
+
+    class SlowView:
+        def __init__(self, *_, **__):
+            pass
+
+        def __call__(self, path, rng):
+            time.sleep(0.02)
+            decoded.append(bool(in_memory))
+            return np.zeros((2, 2, 3), np.float32)
+
+    def train(model, optimizer, batches, count):
+        in_memory[:] = [1] * ("repeat" in type(batches).__name__)
+        for _ in range(count):
+            next(batches)
+        time.sleep(0.1 * len(in_memory))
+        steps.append(count)
+        return 1.0, 0.0
+
+    monkeypatch.setattr(feeding, "TrainingView", SlowView)
+    monkeypatch.setattr(feeding, "train", train)
+    feeding.measure(Namespace(data=photographs, model="resnet18", device="cpu", batch=1, threads=1, rounds=2, steps=3))
+    assert decoded and not any(decoded)
+    assert steps == [2, 3] * 4
