@@ -115,6 +115,7 @@ class Run:
         self.folder = RunFolder(path, resume=(path / "checkpoint.safetensors").exists())
         self.options = {"iterations": iterations, "dataset": args.dataset}
         self.options |= {"batch_size": args.batch_size, "seed": args.seed}
+        self.options |= {"limit_train": args.limit_train, "holdout": args.holdout or None}  # None: not given
         self.data, self.counter = data, Counter(args.device)
         self.model = make_network(shortcut, depth, data, args)
         self.optimizer = SGD(self.model.parameters(), lr=0.0, momentum=0.9, weight_decay=1e-4)

@@ -184,12 +184,24 @@ def test_degradation_compares_the_options_of_one_depth_in_one_column(tmp_path):
 def settings(folder, **changes):
     """The options of degradation.py."""
     options = {"depths": [8], "shortcuts": ["none", "A"], "budget": (4, ""), "batch_size": 16, "seed": 0}
-    options |= {"out": folder, "device": "cpu", "dataset": "shapes"}
+    options |= {"out": folder, "device": "cpu", "dataset": "shapes", "limit_train": None, "holdout": False}
     return Namespace(**options | changes)
 
 
 def shapes():
     return CifarData(make_shapes(40), make_shapes(20, train=False), "test")  # batches of 16, 16 and 8
+
+
+@pytest.mark.parametrize("changed", [{"limit_train": 20}, {"holdout": True}], ids=str)
+@pytest.mark.parametrize("at_first", [True, False])
+def test_degradation_goes_on_with_the_images_it_began_with(tmp_path, changed, at_first):
+    begun, resumed = settings(tmp_path), settings(tmp_path, **changed)
+    if at_first:
+        begun, resumed = resumed, begun
+    degradation_example.Run("A", 8, shapes(), begun, 4).save()
+    degradation_example.Run("A", 8, shapes(), begun, 4)
+    with pytest.raises(SystemExit, match=f"--resume: {min(changed)} was .*; give the same options"):
+        degradation_example.Run("A", 8, shapes(), resumed, 4)
 
 
 def test_what_is_compared_stands_in_one_column():
