@@ -133,6 +133,10 @@ class Run:
     def resume(self) -> None:
         """Go on from the checkpoint."""
         counters = self.folder.load(self.model, self.optimizer, self.options)
+        if counters["network"]["classes"] != list(self.folder.config.classes):
+            raise ValueError(
+                "--resume: --data has other classes than the run began with; give the same, or another --out"
+            )
         self.loader.load_state_dict(counters["loader"])
         self.plateau.load_state_dict(counters["plateau"])
         progress = counters["progress"]

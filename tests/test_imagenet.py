@@ -157,6 +157,16 @@ def test_a_run_that_met_a_broken_photograph_can_go_on_without_it(train, photogra
     assert "validation error of resnet18" in output
 
 
+def test_a_run_does_not_go_on_with_other_classes(train, photographs):
+    """Of the same number: the labels would mean something else."""
+    train("run", "--iterations", 1)
+    for split in ("train", "val"):
+        (photographs / split / "n01").rename(photographs / split / "n09")
+    status, _, errors = train("run", "--iterations", 1, "--resume")
+    assert status == 2
+    assert "--resume: --data has other classes" in errors
+
+
 def test_the_rate_falls_when_the_validation_error_stops_falling(train, tmp_path, monkeypatch):
     errors = iter([0.5, 0.4, 0.4, 0.45, 0.4, 0.39, 0.6])
     monkeypatch.setattr(train_imagenet, "validate", lambda *_: (next(errors), 0.0))
