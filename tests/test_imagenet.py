@@ -247,6 +247,15 @@ def test_a_deeper_net_starts_from_four_convolutions_and_the_classifier_of_net_a(
         np.testing.assert_array_equal(array, expected[name], err_msg=name)
 
 
+def test_weights_of_other_widths_than_net_a_are_a_clear_error():
+    a = vgg("A", num_classes=3, image_size=64, seed=1).state_dict()
+    a["features.3.weight"] = a["features.3.weight"][:100]
+    with pytest.raises(
+        ValueError, match=r"start_from_a: no convolution fits features.3 of the weights, \(100, 64, 3, 3\)"
+    ):
+        start_from_a(vgg("B", num_classes=3, image_size=64), a)
+
+
 def test_training_can_start_from_weights(train, tmp_path):
     """Of net A for a deeper net, of the same network for any; others are an error."""
     small = ["--model", "vgg-A", "--size", 64, "--sides", 64, "--validation-side", 64, "--iterations", 1, "--lr", 0]

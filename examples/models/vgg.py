@@ -142,8 +142,11 @@ def start_from_a(network: VGG, weights: dict[str, np.ndarray]) -> None:
     places = {name: name for name in CLASSIFIER}
     for name in A_CONVOLUTIONS:
         shape = weights[f"{name}.weight"].shape
-        places[name] = next(place for place in free if ours[f"{place}.weight"].shape == shape)
-        free.remove(places[name])
+        fitting = [place for place in free if ours[f"{place}.weight"].shape == shape]
+        if not fitting:
+            raise ValueError(f"start_from_a: no convolution fits {name} of the weights, {shape}; pass those of VGG-A")
+        places[name] = fitting[0]
+        free.remove(fitting[0])
     for name, place in places.items():
         ours |= {f"{place}.{part}": weights[f"{name}.{part}"] for part in ("weight", "bias")}
     network.load_state_dict(ours)
