@@ -22,7 +22,7 @@ def image_folder(args: argparse.Namespace, split: str, classes: tuple[str, ...] 
 
 
 def top_errors(scores: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    """(top-1, top-5): the part of the images whose class has not the highest score, is not among the highest five.
+    """(top-1, top-5) error: the part of the images whose class is not the best by its score, not among the best five.
 
     Of equal scores the first class has the higher one. Scores are (N, classes), labels (N,).
     """

@@ -193,7 +193,7 @@ def to_input(images, args: argparse.Namespace) -> Tensor:
 
 
 def end_epoch(run: Run, validation: ImageLoader, bar, args: argparse.Namespace) -> None:
-    """Validate, lower the learning rate where that does not fall any more, note it all, and count anew."""
+    """Validate, lower the learning rate when that error falls no more, note it all, and count anew."""
     top1, top5 = validate(run.model, validation, args)
     progress, lr = run.progress, run.plateau.lr
     epoch = -(-progress.step // len(run.loader))
@@ -304,7 +304,9 @@ def make_run(data: ImageFolder, args: argparse.Namespace) -> Run:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """All options; what depends on the recipe is filled in by `fill_in`."""
     add_data_options(parser)
-    parser.add_argument("--model", required=True, choices=IMAGENET_MODELS, metavar="NAME")
+    parser.add_argument(
+        "--model", required=True, choices=IMAGENET_MODELS, metavar="NAME", help=", ".join(IMAGENET_MODELS)
+    )
     parser.add_argument("--recipe", choices=RECIPES, help="default: the one of the model's paper")
     parser.add_argument("--shortcut", choices=("A", "B", "C"), default="B", help="of a ResNet; default: B")
     parser.add_argument("--variant", choices=("he2015", "torchvision"), default="he2015", help="see models/resnet.py")
@@ -319,7 +321,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--size", type=positive, default=224, metavar="N", help="of the crops; default: 224")
     length = parser.add_mutually_exclusive_group()
-    length.add_argument("--epochs", type=positive, metavar="N")
+    length.add_argument("--epochs", type=positive, metavar="N", help="default: the recipe's")
     length.add_argument("--iterations", type=positive, metavar="N")
     parser.add_argument("--batch-size", type=positive, default=256, metavar="N", help="default: 256")
     parser.add_argument("--micro-batch", type=positive, metavar="N", help="images at a time; default: all of the batch")

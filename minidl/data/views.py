@@ -154,7 +154,7 @@ class CropsView:
     Args:
         boxes: `boxes((width, height), size) -> [(left, top, right, bottom), ...]` of the scaled photograph.
 
-    The others, and the errors, are those of `TrainingView`.
+    The other arguments, and the errors, are those of `TrainingView`.
     """
 
     def __init__(
@@ -186,7 +186,7 @@ class WholeView:
         self.shorter_side, self.mean, self.std = shorter_side, mean, std
 
     def __call__(self, path: str | Path, rng: np.random.Generator | None = None) -> np.ndarray:
-        """(2, H, W, 3), of which the smaller is shorter_side; uint8 or float32 as `CentreView`."""
+        """(2, H, W, 3), the smaller of H and W is shorter_side; uint8 or float32 as `CentreView`."""
         pixels = np.asarray(read_image(path, self.shorter_side))
         return _scale(np.stack([pixels, pixels[:, ::-1]]), self.mean, self.std)
 
