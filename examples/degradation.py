@@ -113,9 +113,8 @@ class Run:
     def __init__(self, shortcut: str, depth: int, data: CifarData, args: argparse.Namespace, iterations: int):
         path = folder_of(shortcut, depth, args)
         self.folder = RunFolder(path, resume=(path / "checkpoint.safetensors").exists())
-        self.options = {"iterations": iterations, "dataset": args.dataset}
-        self.options |= {"batch_size": args.batch_size, "seed": args.seed}
-        self.options |= {"limit_train": args.limit_train, "holdout": args.holdout or None}  # None: not given
+        matter = "dataset", "limit_train", "holdout", "batch_size", "seed"
+        self.options = {"iterations": iterations} | {name: getattr(args, name) for name in matter}
         self.data, self.counter = data, Counter(args.device)
         self.model = make_network(shortcut, depth, data, args)
         self.optimizer = SGD(self.model.parameters(), lr=0.0, momentum=0.9, weight_decay=1e-4)

@@ -310,11 +310,12 @@ def test_degradation_on_a_device_gives_the_cpus_numbers(tmp_path, device):
         assert record["test_error"] == pytest.approx(other["test_error"], abs=0.1)
 
 
-def test_what_a_run_of_degradation_writes_down_stays_so_that_old_runs_go_on(tmp_path):
+def test_a_run_of_degradation_writes_down_what_it_needs_to_go_on(tmp_path):
     records, (_, counters) = trained(tmp_path, "cpu")
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["residual-8"]
     assert counters.keys() == {"step", "warming_up", "totals", "loader", "options"}
-    assert counters["options"] == {"iterations": 5, "dataset": "shapes", "batch_size": 16, "seed": 0}
+    options = {"iterations": 5, "dataset": "shapes", "batch_size": 16, "seed": 0}
+    assert counters["options"] == options | {"limit_train": None, "holdout": False}
     assert records[-1].keys() == {"step", "train_error", "test_error", "split", "gradients"}
 
 
