@@ -11,7 +11,7 @@ from cifar_data import CifarData
 from models.resnet import cifar_resnet
 from safetensors.numpy import load_file
 from train_cifar_resnet import train, train_step
-from training import Counter, computing, error_rate
+from training import Counter, RunFolder, computing, error_rate
 
 from minidl import Tensor
 from minidl.data import IndexLoader, make_shapes
@@ -26,7 +26,8 @@ def run(folder, device, **changes):
     """Two epochs of ResNet-8; its metrics and what its checkpoint holds."""
     options = {"recipe": "paper", "epochs": 2, "iterations": None, "batch_size": 16, "lr": 0.05, "weight_decay": None}
     options |= {"seed": 0, "out": folder, "resume": False, "device": device, "dtype": "float32"}
-    train(cifar_resnet(8).to(device), data(), Namespace(**options | changes))
+    args = Namespace(**options | changes)
+    train(cifar_resnet(8).to(device), data(), RunFolder(args.out, args.resume), args)
     metrics = [json.loads(line) | {"seconds": 0} for line in (folder / "metrics.jsonl").read_text().splitlines()]
     arrays = load_file(folder / "checkpoint.safetensors")
     return metrics, {name: array.tobytes() for name, array in arrays.items()}
