@@ -289,6 +289,7 @@ def label_panels(axes, titles: Iterable[str]) -> None:
         column[2].set(xlabel="3x3 layer", yscale="log")
     for panel in axes.flat:
         panel.grid(alpha=0.3)
+        panel.xaxis.get_major_locator().set_params(integer=True)
 
 
 def draw_network(column, model: CifarResNet, folder: RunFolder, probes: tuple, color: str) -> None:

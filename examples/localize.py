@@ -11,7 +11,7 @@ with a new last layer, then learns the box around the shape. Both are tested on 
     whole image     both networks at all places of the image; the boxes of the best classes are merged, and the merged
                     box with the highest score is the answer, class included (OverFeat, Sermanet et al. 2014, 4.3)
 
-Expect, after two to three minutes on two CPU cores, 89 % of the central views classified rightly (95 % with --seed 1),
+Expect, after a minute and a half on two CPU cores, 89 % of the central views classified rightly (95 % with --seed 1),
 and so many boxes right, with one box for each class | one for all classes:
 
     images of            central view    whole image, box    box and class
