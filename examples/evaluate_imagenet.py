@@ -23,7 +23,7 @@ from collections.abc import Iterator
 
 import numpy as np
 from cifar_data import positive
-from imagenet_data import add_data_options, image_folder, top_errors
+from imagenet_data import add_data_options, count_broken, image_folder, top_errors
 from models.config import IMAGENET_MODELS, NetworkConfig, load_network, standard_config, torchvision_config
 from models.vgg import VGG, DenseVGG
 from predict import probabilities
@@ -132,6 +132,7 @@ def evaluate(
             scores, labels = run_pass(network, loader, args)
             total, count = total + scores, count + 1
         model.to("cpu")
+    count_broken(loader)  # the last one met the same photographs as the others
     return total / count, labels
 
 

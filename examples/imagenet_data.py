@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minidl.data import ImageFolder
+from minidl.data import ImageFolder, ImageLoader
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:
@@ -19,6 +19,15 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
 def image_folder(args: argparse.Namespace, split: str, classes: tuple[str, ...] | None = None) -> ImageFolder:
     """DIR/train or DIR/val, labelled as `classes` say."""
     return ImageFolder(Path(args.data, split), args.names, classes)
+
+
+def count_broken(*loaders: ImageLoader) -> None:
+    """Say how many photographs were left out; each was named when it was met."""
+    count = sum(len(loader.broken) for loader in loaders)
+    if count:
+        print(
+            f"left out, as they cannot be decoded: {count:,} photographs, each replaced by the next one of its folder"
+        )
 
 
 def top_errors(scores: np.ndarray, labels: np.ndarray) -> tuple[float, float]:

@@ -20,7 +20,7 @@ from functools import partial
 
 import numpy as np
 from cifar_data import positive
-from imagenet_data import add_data_options, image_folder, top_errors
+from imagenet_data import add_data_options, count_broken, image_folder, top_errors
 from models.config import IMAGENET_MODELS, NetworkConfig
 from models.vgg import start_from_a
 from train_cifar_resnet import DTYPES, progress_bar
@@ -378,6 +378,7 @@ def main() -> None:
             finished = train(run, validation, args)
     except BrokenImageError as problem:
         raise SystemExit(f"error: {problem}, which --skip-broken does") from None
+    count_broken(run.loader, validation)
     if not finished:
         print(f"stopped after step {run.progress.step:,}; nothing is lost: the same command with --resume goes on")
         return

@@ -155,6 +155,19 @@ def test_a_run_that_met_a_broken_photograph_can_go_on_without_it(train, photogra
         status, output, _ = train("run", "--epochs", 1, "--resume", "--skip-broken")
     assert status == 0
     assert "validation error of resnet18" in output
+    assert "left out, as they cannot be decoded: 1 photographs" in output
+
+
+def test_a_broken_photograph_is_named_and_counted_when_testing(photographs, evaluate):
+    (photographs / "val" / "n02" / "0.png").write_bytes(b"no image")
+    options = ["--random-init", "--model", "resnet18", "--mode", "dense", "--scales", 64]
+    status, _, errors = evaluate(*options)
+    assert status == 2
+    assert "0.png cannot be decoded" in errors
+    with pytest.warns(RuntimeWarning, match="0.png"):
+        status, output, _ = evaluate(*options, "--skip-broken")
+    assert status == 0
+    assert "left out, as they cannot be decoded: 1 photographs" in output
 
 
 def test_a_run_does_not_go_on_with_other_classes(train, photographs):
