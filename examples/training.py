@@ -50,7 +50,7 @@ class RunFolder:
 
     def load(self, model: Module, optimizer: Optimizer, options: dict) -> dict:
         """The counters of the checkpoint, which must have been made with the same options."""
-        _, counters = read_checkpoint(self.checkpoint)
+        _, counters = read_checkpoint(self.checkpoint, "extra/")
         was = counters["options"]
         changed = [
             f"{name} was {was.get(name)}, is {value}" for name, value in options.items() if was.get(name) != value

@@ -37,7 +37,7 @@ def load_network(args: argparse.Namespace) -> Module:
     if config is not None:
         model = config.build()
     else:
-        arrays, _ = read_checkpoint(args.weights)
+        arrays, _ = read_checkpoint(args.weights, "fc.bias")
         if "fc.bias" not in arrays:
             raise ValueError(f"--weights: {args.weights} holds no CIFAR ResNet: there is no fc.bias in it")
         model = cifar_resnet(args.depth, args.shortcut, num_classes=len(arrays["fc.bias"]))

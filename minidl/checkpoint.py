@@ -59,13 +59,17 @@ def load_checkpoint(path: str | Path, model: Module, optimizer: Optimizer | None
     return counters
 
 
-def read_checkpoint(path: str | Path) -> tuple[dict[str, np.ndarray], dict]:
-    """(arrays, counters) of a safetensors file, one written here or a file of weights from elsewhere."""
+def read_checkpoint(path: str | Path, prefix: str = "") -> tuple[dict[str, np.ndarray], dict]:
+    """(arrays, counters) of a safetensors file, one written here or a file of weights from elsewhere.
+
+    Only the arrays whose names begin with the prefix are read.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="numpy") as file:
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - it is not a dict
+            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 - it is not a dict
+            arrays = {name: file.get_tensor(name) for name in names}
             return arrays, json.loads((file.metadata() or {}).get("counters", "{}"))
     except SafetensorError as error:
         raise ValueError(

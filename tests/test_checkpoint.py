@@ -75,6 +75,7 @@ def test_extra_arrays_come_back_and_are_no_weights(tmp_path):
     np.testing.assert_array_equal(arrays["extra/mean"], mean)
     assert arrays["extra/scale"] == 64
     load_checkpoint(tmp_path / "checkpoint", make_model())
+    assert read_checkpoint(tmp_path / "checkpoint", "extra/")[0].keys() == {"extra/mean", "extra/scale"}
 
 
 def test_a_truncated_checkpoint_is_an_error_that_names_it_and_loads_nothing(tmp_path):

@@ -78,7 +78,7 @@ class NetworkConfig:
 
 def read_config(path: str | Path) -> NetworkConfig | None:
     """What a checkpoint says of its network; None for weights from elsewhere."""
-    arrays, counters = read_checkpoint(path)
+    arrays, counters = read_checkpoint(path, "extra/")
     if "network" not in counters:
         return None
     fields = {name: tuple(value) if isinstance(value, list) else value for name, value in counters["network"].items()}
@@ -90,8 +90,8 @@ def torchvision_config(model: str, weights: str | Path, names: str | Path | None
 
     `names` is a file as for `minidl.data.read_names`, with a line for each class, in the order of their WordNet ids.
     """
-    arrays, _ = read_checkpoint(weights)
     last = "classifier.6.bias" if model.startswith("vgg") else "fc.bias"
+    arrays, _ = read_checkpoint(weights, last)
     if last not in arrays:
         raise ValueError(f"--model {model}: {weights} holds no such network, as there is no {last} in it")
     config = standard_config(model, len(arrays[last]))
