@@ -23,7 +23,7 @@ from collections.abc import Iterator
 
 import numpy as np
 from cifar_data import positive
-from imagenet_data import add_data_options, count_broken, image_folder, top_errors
+from imagenet_data import add_data_options, count_broken, image_folder, scores_of, to_input, top_errors
 from models.config import IMAGENET_MODELS, NetworkConfig, load_network, standard_config, torchvision_config
 from models.vgg import VGG, DenseVGG
 from predict import probabilities
@@ -31,7 +31,6 @@ from tqdm import tqdm
 from train_cifar_resnet import DTYPES
 from training import check_dtype, computing
 
-from minidl import Tensor
 from minidl.data import (
     CentreView,
     CropsView,
@@ -138,16 +137,15 @@ def evaluate(
 
 def run_pass(network: Module, loader: ImageLoader, args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
     """The probabilities of each photograph, the mean of those of its views; and the labels."""
-    scores, labels = [], []
-    side = loader.view.shorter_side
-    for views, classes in tqdm(DeviceLoader(loader, args.device), f"{args.mode}, side {side}", unit="batch"):
-        images = Tensor(views.reshape(-1, *views.shape[-3:]))  # (N, views, H, W, 3) -> (N * views, H, W, 3)
-        images = images.to("bfloat16" if args.dtype == "bfloat16" else "float32")
+
+    def compute(views) -> np.ndarray:
+        images = to_input(views.reshape(-1, *views.shape[-3:]), args)  # (N, views, H, W, 3) -> (N * views, H, W, 3)
         parts = [images[i : i + args.batch_size] for i in range(0, len(images), args.batch_size)]
         rows = np.concatenate([probabilities(network, part) for part in parts])
-        scores.append(rows.reshape(len(views), -1, rows.shape[1]).mean(axis=1))
-        labels.append(Tensor(classes).numpy().copy())  # the loader uses the memory again
-    return np.concatenate(scores), np.concatenate(labels)
+        return rows.reshape(len(views), -1, rows.shape[1]).mean(axis=1)
+
+    batches = DeviceLoader(loader, args.device)
+    return scores_of(compute, tqdm(batches, f"{args.mode}, side {loader.view.shorter_side}", unit="batch"))
 
 
 def load_networks(args: argparse.Namespace) -> list[tuple[Module, NetworkConfig]]:

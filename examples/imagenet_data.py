@@ -1,10 +1,12 @@
 """The data of the ImageNet scripts: DIR/train/<wnid>/*.JPEG and DIR/val/<wnid>/*.JPEG, any number of classes."""
 
 import argparse
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
 
+from minidl import Tensor
 from minidl.data import ImageFolder, ImageLoader
 
 
@@ -19,6 +21,20 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
 def image_folder(args: argparse.Namespace, split: str, classes: tuple[str, ...] | None = None) -> ImageFolder:
     """DIR/train or DIR/val, labelled as `classes` say."""
     return ImageFolder(Path(args.data, split), args.names, classes)
+
+
+def to_input(images, args: argparse.Namespace) -> Tensor:
+    """An array of images as the network's input, in the dtype that is to be computed in."""
+    return Tensor(images).to("bfloat16" if args.dtype == "bfloat16" else "float32")
+
+
+def scores_of(compute: Callable, batches: Iterable) -> tuple[np.ndarray, np.ndarray]:
+    """(compute(images), labels) of all the batches of a DeviceLoader, on the host."""
+    scores, labels = [], []
+    for images, classes in batches:
+        scores.append(compute(images))
+        labels.append(Tensor(classes).numpy().copy())  # the loader uses the memory again
+    return np.concatenate(scores), np.concatenate(labels)
 
 
 def count_broken(*loaders: ImageLoader) -> None:

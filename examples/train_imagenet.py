@@ -20,13 +20,13 @@ from functools import partial
 
 import numpy as np
 from cifar_data import positive
-from imagenet_data import add_data_options, count_broken, image_folder, top_errors
+from imagenet_data import add_data_options, count_broken, image_folder, scores_of, to_input, top_errors
 from models.config import IMAGENET_MODELS, NetworkConfig
 from models.vgg import start_from_a
-from train_cifar_resnet import DTYPES, progress_bar
-from training import Counter, RunFolder, StopRequest, Totals, check_dtype, check_loss, clock, computing
+from train_cifar_resnet import DTYPES, look, progress_bar
+from training import Counter, RunFolder, StopRequest, Totals, check_dtype, clock, computing
 
-from minidl import Tensor, fork_rng, no_grad
+from minidl import fork_rng, no_grad
 from minidl.checkpoint import read_checkpoint
 from minidl.data import (
     BrokenImageError,
@@ -160,7 +160,7 @@ def train(run: Run, validation: ImageLoader, args: argparse.Namespace) -> bool:
                 stops = epoch_ends or stop.asked  # asked once: Ctrl-C may also come between here and the break
                 saves = stops or progress.step % SAVE_EVERY == 0
                 if saves or progress.step % LOOK_EVERY[args.device] == 0:
-                    look(run, bar)
+                    look(counter, progress, bar, run.folder, args.batch_size)
                     progress.seconds = round(time.perf_counter() - started, 2)
                 if saves and not epoch_ends:
                     run.save()
@@ -187,11 +187,6 @@ def train_step(model: Module, optimizer: SGD, images, labels, counter: Counter, 
     optimizer.zero_grad()
 
 
-def to_input(images, args: argparse.Namespace) -> Tensor:
-    """An array of images as the network's input, in the dtype that is to be computed in."""
-    return Tensor(images).to("bfloat16" if args.dtype == "bfloat16" else "float32")
-
-
 def end_epoch(run: Run, validation: ImageLoader, bar, args: argparse.Namespace) -> None:
     """Validate, lower the learning rate when that error falls no more, note it all, and count anew."""
     top1, top5 = validate(run.model, validation, args)
@@ -211,26 +206,15 @@ def end_epoch(run: Run, validation: ImageLoader, bar, args: argparse.Namespace) 
 
 def validate(model: Module, loader: ImageLoader, args: argparse.Namespace) -> tuple[float, float]:
     """(top-1, top-5) error on the centre crops."""
-    scores, labels = [], []
+
+    def compute(images) -> np.ndarray:
+        return model(to_input(images, args)).to("float32").numpy()
+
     model.eval()
     with no_grad():
-        for images, classes in DeviceLoader(loader, args.device):
-            scores.append(model(to_input(images, args)).to("float32").numpy())
-            labels.append(Tensor(classes).numpy().copy())  # the loader uses the memory again
+        scores, labels = scores_of(compute, DeviceLoader(loader, args.device))
     model.train()
-    return top_errors(np.concatenate(scores), np.concatenate(labels))
-
-
-def look(run: Run, bar) -> None:
-    """Wait for the device, and show how the epoch goes; stop if the loss is no number."""
-    progress = run.progress
-    progress.totals = totals = run.counter.read()
-    check_loss(totals.loss, bar.n, progress.step - 1, run.folder)
-    images_per_second = (bar.format_dict["rate"] or 0) * run.loader.batch_size
-    bar.set_postfix_str(
-        f"loss {totals.loss:.3f}, accuracy {1 - totals.error:.1%}, {images_per_second:,.0f} images/s", refresh=False
-    )
-    bar.update(progress.step - bar.n)
+    return top_errors(scores, labels)
 
 
 # -- what a run is made of ---------------------------------------------------------------------------------------------

@@ -133,9 +133,9 @@ def test_an_interruption_after_a_step_loses_nothing(train, tmp_path, monkeypatch
     """Ctrl-C while the loss is looked at, for which a GPU is waited for: there is a step more, and a checkpoint."""
     look = train_imagenet.look
 
-    def look_and_stop(run, bar):
-        look(run, bar)
-        if run.progress.step == 1:
+    def look_and_stop(counter, progress, *others):
+        look(counter, progress, *others)
+        if progress.step == 1:
             os.kill(os.getpid(), signal.SIGINT)
 
     monkeypatch.setattr(train_imagenet, "look", look_and_stop)
