@@ -3,6 +3,8 @@
 import contextlib
 import gc
 import os
+import signal
+import sys
 import threading
 import time
 import weakref
@@ -12,7 +14,8 @@ import pytest
 import threadpoolctl
 
 import minidl
-from minidl.kernels.cpu._parallel import even_chunk, map_chunks, scratch, single_threaded_blas, sum_chunks
+from minidl.kernels.cpu import _blas
+from minidl.kernels.cpu._parallel import even_chunk, map_chunks, scratch, sum_chunks
 
 
 @pytest.fixture(params=[1, 2, 3, 8])
@@ -138,13 +141,70 @@ def blas_threads():
     return {library["num_threads"] for library in threadpoolctl.threadpool_info() if library["user_api"] == "blas"}
 
 
-def test_blas_has_one_thread_inside_and_its_own_number_again_afterwards():
-    before = blas_threads()
-    with single_threaded_blas():
-        with single_threaded_blas():
-            assert blas_threads() == {1}
-        assert blas_threads() == {1}
-    assert blas_threads() == before
+@pytest.fixture
+def two_blas_threads():
+    with threadpoolctl.threadpool_limits(2, user_api="blas"):
+        yield
+
+
+def test_blas_has_one_thread_inside_and_its_own_number_again_afterwards(two_blas_threads):
+    inner = []
+
+    def work(start, stop):
+        map_chunks(lambda start, stop: inner.append(blas_threads()), 1, 1)
+        inner.append(blas_threads())
+
+    map_chunks(work, 1, 1)
+    assert inner == [{1}, {1}]
+    assert blas_threads() == {2}
+
+
+def test_blas_is_given_back_wherever_ctrl_c_comes(two_blas_threads):
+    """Python looks for signals where a function begins and where one of C returns; each such place in turn."""
+    interrupted = 0
+    for event_number in range(1000):
+        countdown = iter([True] * event_number)
+
+        def interrupt(frame, event, argument, countdown=countdown):
+            ours = frame.f_globals["__name__"] in (_blas.__name__, map_chunks.__module__)
+            if ours and event in ("call", "c_return") and not next(countdown, False):
+                sys.setprofile(None)
+                raise KeyboardInterrupt
+
+        sys.setprofile(interrupt)
+        try:
+            map_chunks(lambda start, stop: None, 3, 1)
+            break
+        except KeyboardInterrupt:
+            interrupted += 1
+        finally:
+            sys.setprofile(None)
+        assert blas_threads() == {2}, f"after an interrupt at event {event_number}"
+        assert not _blas._users
+    assert interrupted > 20
+
+
+def test_ctrl_c_is_never_lost_in_a_kernel():
+    """NumPy's np.dtype((np.void, n)) clears an exception that a signal handler raised in the call before it."""
+    x, weight = np.ones((32, 16, 16, 8), np.float32), np.ones((3, 3, 8, 8), np.float32)
+    presses = 40
+    for _ in range(presses):
+        pressed = threading.Event()
+
+        def press(pressed=pressed):
+            time.sleep(0.005)
+            pressed.set()
+            signal.raise_signal(signal.SIGINT)
+
+        presser = threading.Thread(target=press)
+        deadline = time.monotonic() + 10
+        with pytest.raises(KeyboardInterrupt):
+            presser.start()
+            while time.monotonic() < deadline:
+                minidl.kernels.cpu.conv2d_forward(x, weight, None, (1, 1), (1, 1))
+                if pressed.is_set() and not presser.is_alive():
+                    deadline = min(deadline, time.monotonic() + 0.2)
+        presser.join()
 
 
 def test_blas_is_given_back_after_an_error():

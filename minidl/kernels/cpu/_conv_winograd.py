@@ -210,7 +210,7 @@ class Block:
     def _rows_of_tiles(self, x, size: int, top: int = 0, left: int = 0) -> np.ndarray:
         """The view (n, rows, columns, size) of x from (top, left) on; its items are the rows of size x size tiles."""
         image, row, pixel, _ = x.strides
-        run = np.dtype((np.void, size * pixel))
+        run = np.dtype(f"V{size * pixel}")  # see _im2col
         shape, strides = (len(x), self.rows, self.columns, size), (image, TILE * row, TILE * pixel, row)
         return np.ndarray(shape, run, x, top * row + left * pixel, strides)
 

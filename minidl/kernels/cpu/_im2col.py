@@ -69,7 +69,8 @@ class Patches:
         if self.length == c and (h, w) == (oh, ow):
             return seen.reshape(n * oh * ow, c)  # a 1x1 kernel sees the pixels themselves
         # (measured) kw pixels that lie side by side are copied as one item: a third faster than number by number.
-        run = np.dtype((np.void, kw * c * seen.itemsize))
+        # Not np.dtype((np.void, n)): that clears a KeyboardInterrupt about to be raised (NumPy's npy_ctypes_check).
+        run = np.dtype(f"V{kw * c * seen.itemsize}")
         image, row, pixel, _ = seen.strides
         start, strides = top * row + left * pixel, (image, sh * row, sw * pixel, row)
         patches = np.ndarray((n, oh, ow, kh), run, seen, start, strides)

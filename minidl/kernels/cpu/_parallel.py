@@ -6,18 +6,17 @@ its own. Where the chunks begin and end depends on shapes alone and results are 
 the number of threads never changes a bit of the result.
 """
 
-import contextlib
 import contextvars
-import functools
 import math
 import os
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 
 from minidl.cpus import available_cpus
+from minidl.kernels.cpu import _blas
 
 
 def set_num_threads(number: int) -> None:
@@ -48,11 +47,18 @@ _num_threads = _default_num_threads()
 def map_chunks(work: Callable[[int, int], object], total: int, chunk: int) -> list:
     """[work(0, chunk), work(chunk, 2 chunk), ...] up to `total`, in that order, computed on the threads."""
     job = _Job(work, total, chunk)
-    with single_threaded_blas():
+    try:
+        _blas.limit(job)
         for _ in range(min(_num_threads, len(job.starts)) - 1):
             _helpers.invite(job)
         job.take_chunks()
         return job.wait()
+    finally:
+        try:
+            _blas.restore(job)
+        except KeyboardInterrupt:  # it came before the end of restore
+            _blas.restore(job)
+            raise
 
 
 class _Job:
@@ -111,8 +117,8 @@ class _Helpers:
     def invite(self, job: _Job) -> None:
         """Let one more thread take chunks of the job, as soon as one is free."""
         if self.threads < _num_threads - 1:
-            self.threads += 1
-            threading.Thread(target=self._help, name=f"minidl_{self.threads}", daemon=True).start()
+            threading.Thread(target=self._help, name=f"minidl_{self.threads + 1}", daemon=True).start()
+            self.threads += 1  # after the start, which Ctrl-C may prevent
         self.jobs.put(job)
 
     def _help(self) -> None:
@@ -125,10 +131,10 @@ _helpers = _Helpers()
 
 
 def _after_fork() -> None:
-    """A forked process has none of its parent's threads, and nobody else limits BLAS in it."""
-    global _helpers, _blas_lock, _blas_users
+    """A forked process has none of its parent's threads."""
+    global _helpers
     _helpers = _Helpers()
-    _blas_lock, _blas_users = threading.Lock(), 0
+    _blas.after_fork()
 
 
 if hasattr(os, "register_at_fork"):
@@ -170,32 +176,3 @@ def scratch(name: str, shape: tuple[int, ...], dtype) -> np.ndarray:
     if buffer is None or buffer.size < size:
         buffer = buffers[name, dtype] = np.empty(size, dtype)
     return buffer[:size].reshape(shape)
-
-
-_blas_lock = threading.Lock()
-_blas_users = 0
-_blas_limit = None
-
-
-@functools.cache
-def _blas():
-    from threadpoolctl import ThreadpoolController
-
-    return ThreadpoolController()
-
-
-@contextlib.contextmanager
-def single_threaded_blas() -> Iterator[None]:
-    """BLAS with one thread while any kernel runs. The setting belongs to the process, so its users are counted."""
-    global _blas_users, _blas_limit
-    with _blas_lock:
-        if _blas_users == 0:
-            _blas_limit = _blas().limit(limits=1, user_api="blas")
-        _blas_users += 1
-    try:
-        yield
-    finally:
-        with _blas_lock:
-            _blas_users -= 1
-            if _blas_users == 0:
-                _blas_limit.restore_original_limits()
