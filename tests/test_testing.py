@@ -391,6 +391,279 @@ def test_a_skip_gradient_overwritten_instead_of_added_is_found(skip, monkeypatch
         gradcheck(skip, [x])
 
 
+# -- mistakes in how an operation is written, and functions that are hard to difference --------------------------------
+
+
+class Cube(Function):
+    """y = x^3: right; the classes below each make one mistake."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save(x)
+        return x**3
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved
+        return 3 * x**2 * grad
+
+
+class DoublesItsGradientInPlace(Function):
+    @staticmethod
+    def forward(ctx, x):
+        return 2 * x
+
+    @staticmethod
+    def backward(ctx, grad):
+        grad *= 2
+        return grad
+
+
+class InPlaceReLU(Function):
+    """What is written first by everybody."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save(x)
+        return np.maximum(x, 0)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved
+        grad[x <= 0] = 0
+        return grad
+
+
+class ForwardOverwritesItsInput(Function):
+    @staticmethod
+    def forward(ctx, x):
+        np.maximum(x, 0, out=x)
+        ctx.save(x)
+        return x.copy()
+
+    @staticmethod
+    def backward(ctx, grad):
+        (y,) = ctx.saved
+        return grad * (y > 0)
+
+
+class BackwardOverwritesItsInput(Cube):
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved
+        np.multiply(x, x, out=x)
+        return 3 * x * grad
+
+
+class Float32InBackward(Cube):
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved
+        return (3 * x.astype(np.float32) ** 2 * grad.astype(np.float32)).astype(np.float64)
+
+
+class Float32Gradient(Cube):
+    @staticmethod
+    def backward(ctx, grad):
+        return Cube.backward(ctx, grad).astype(np.float32)
+
+
+class OneOf1e7And1IsWrong(Function):
+    SLOPES, WRONG = np.array([[1e7, 1, 1e7], [1, 1, 1]]), np.array([[1e7, 1, 1e7], [1, 3, 1]])
+
+    @staticmethod
+    def forward(ctx, x):
+        return OneOf1e7And1IsWrong.SLOPES * x
+
+    @staticmethod
+    def backward(ctx, grad):
+        return OneOf1e7And1IsWrong.WRONG * grad
+
+
+class ThreeTimesASmallSlope(Function):
+    @staticmethod
+    def forward(ctx, x):
+        return 1e-9 * x
+
+    @staticmethod
+    def backward(ctx, grad):
+        return 3e-9 * grad
+
+
+class KeepsItsInputOnTheClass(Function):
+    @staticmethod
+    def forward(ctx, x):
+        KeepsItsInputOnTheClass.x = x
+        return x**3
+
+    @staticmethod
+    def backward(ctx, grad):
+        return 3 * KeepsItsInputOnTheClass.x**2 * grad
+
+
+class CachesItsFirstMask(Function):
+    masks: list = []  # noqa: RUF012 - the mistake
+
+    @staticmethod
+    def forward(ctx, x):
+        CachesItsFirstMask.masks.append(x > 0)
+        return np.maximum(x, 0)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad * CachesItsFirstMask.masks[0]
+
+
+class AddsToItsGradient(Cube):
+    """The gradient of a second call has that of the first in it."""
+
+    total = 0
+
+    @staticmethod
+    def backward(ctx, grad):
+        AddsToItsGradient.total = AddsToItsGradient.total + Cube.backward(ctx, grad)
+        return AddsToItsGradient.total
+
+
+def wrong_where_the_other_is_frozen(number):
+    """a b, with a mistake in the gradient of that input which shows only where the other one is frozen."""
+
+    class Product(Function):
+        @staticmethod
+        def forward(ctx, a, b):
+            ctx.save(a, b)
+            return a * b
+
+        @staticmethod
+        def backward(ctx, grad):
+            a, b = ctx.saved
+            grads = [grad * b, grad * a]
+            if not ctx.needs_grad[1 - number]:
+                grads[number] = 2 * grads[number]
+            return tuple(grads)
+
+    return applied(Product)
+
+
+def applied(function):
+    return lambda *inputs: minidl.apply(function, *inputs)
+
+
+MIXED_SIGNS = np.array([[-1.0, 2.0, -0.5], [1.5, -2.0, 0.7]])
+
+# what is wrong: (the function, what the message says)
+MISTAKES = {
+    "dL/dy doubled in place": (applied(DoublesItsGradientInPlace), "DoublesItsGradientInPlace.backward wrote into"),
+    "an in-place ReLU": (applied(InPlaceReLU), "InPlaceReLU.backward wrote into the gradient"),
+    "x + in-place ReLU": (lambda x: x + minidl.apply(InPlaceReLU, x), "InPlaceReLU.backward wrote into the gradient"),
+    "an in-place ReLU inside": (
+        lambda x: (3 * minidl.apply(InPlaceReLU, x * 2)).exp(),
+        "InPlaceReLU.backward wrote into the gradient",
+    ),
+    "forward overwrites its input": (applied(ForwardOverwritesItsInput), "the function wrote into input 0"),
+    "backward overwrites its input": (applied(BackwardOverwritesItsInput), "or its backward, wrote into input 0"),
+    "float32 inside backward": (applied(Float32InBackward), "worst at index"),
+    "a gradient of float32": (applied(Float32Gradient), "a gradient of float32; expected the input's float64"),
+    "one slope beside 1e7": (applied(OneOf1e7And1IsWrong), r"worst at index \(1, 1\)"),
+    "three times a slope of 1e-9": (applied(ThreeTimesASmallSlope), "worst at index"),
+    "the input kept on the class": (applied(KeepsItsInputOnTheClass), "worst at index"),
+    "the first mask kept on the class": (applied(CachesItsFirstMask), "worst at index"),
+    "a gradient that adds up": (applied(AddsToItsGradient), "in a second call"),
+}
+
+
+@pytest.mark.parametrize(("function", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_in_how_an_operation_is_written_is_found(function, message):
+    x = Tensor(MIXED_SIGNS.copy(), requires_grad=True)
+    with pytest.raises(GradientError, match=message):
+        gradcheck(function, [x])
+    np.testing.assert_array_equal(x.numpy(), MIXED_SIGNS)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_path_that_only_frozen_inputs_take_is_found(number):
+    inputs = [Tensor(MIXED_SIGNS + k, requires_grad=True) for k in (0, 5)]
+    message = rf"input {number} .* in a second call in which no other input requires grad"
+    with pytest.raises(GradientError, match=message):
+        gradcheck(wrong_where_the_other_is_frozen(number), inputs)
+
+
+def numbers(*values):
+    return Tensor(np.array(values), requires_grad=True)
+
+
+def drawn(*shape, scale=1.0, shift=0.0):
+    return Tensor(np.random.default_rng(0).standard_normal(shape) * scale + shift, requires_grad=True)
+
+
+def batch_normed(x):
+    return functional.batch_norm(x, Tensor(np.full(3, 1.5)), Tensor(np.full(3, 0.5)))
+
+
+# Right gradients at which plain differences go wrong: (the function, its input).
+HARD_BUT_RIGHT = {
+    "batch-norm of inputs of 1e-3": (batch_normed, drawn(8, 3, scale=1e-3)),
+    "batch-norm of inputs of 1e-6": (batch_normed, drawn(8, 3, scale=1e-6)),
+    "batch-norm around 1e4": (batch_normed, drawn(8, 3, shift=1e4)),
+    "the sum of a batch-norm": (lambda x: batch_normed(x).sum(), drawn(8, 3)),
+    "log near 0": (lambda x: x.log(), numbers(1e-3, 1e-4, 1.0, 50.0)),
+    "1/x near 0": (lambda x: 1 / x, numbers(0.01, -0.002, 1.0)),
+    "x^-3 near 0": (lambda x: x**-3, numbers(0.05, -0.02, 2.0)),
+    "sqrt at 0.01": (lambda x: x.sqrt(), numbers(0.01, 0.001, 4.0)),
+    "x + 1e8": (lambda x: x + 1e8, numbers(1.0, -2.0, 0.5)),
+    "x - x": (lambda x: x - x, numbers(1.0, -2.0, 0.5)),
+    "0 x": (lambda x: x * 0, numbers(1.0, -2.0, 0.5)),
+    "1e-12 x": (lambda x: x * 1e-12, numbers(1.0, -2.0, 0.5)),
+    "1e12 x": (lambda x: x * 1e12, numbers(1.0, -2.0, 0.5)),
+    "x of 1e8, squared": (lambda x: x * x, numbers(1e8, -2e7, 0.5)),
+    "exp at 30": (lambda x: x.exp(), numbers(30.0, -30.0, 0.0)),
+    "sigmoid, saturated": (lambda x: x.sigmoid(), numbers(30.0, -30.0, 0.1)),
+    "tanh, saturated": (lambda x: x.tanh(), numbers(15.0, -15.0, 0.1)),
+    "softmax of large logits": (functional.softmax, drawn(4, 5, scale=30)),
+    "log_softmax of large logits": (functional.log_softmax, drawn(4, 5, scale=30)),
+    "a confident cross-entropy": (lambda x: functional.cross_entropy(x, [0, 1, 2]), drawn(3, 3, scale=20)),
+    "a norm near 0": (lambda x: (x * x).sum().sqrt(), drawn(4, scale=1e-3)),
+    "a variance around 1e5": (lambda x: x.var(0), drawn(6, 3, shift=1e5)),
+    "a ReLU 2e-4 from its kink": (functional.relu, numbers(2e-4, -2e-4, 1.0)),
+    "a max-pool of close numbers": (
+        lambda x: functional.max_pool2d(x.reshape(1, 2, 2, 1), 2),
+        numbers(1.0, 1.0003, 1.0001, 0.9),
+    ),
+    "slopes of 1e7 and 1": (lambda x: x * Tensor(np.array([1e7, 1.0, 1e-7])), numbers(1.0, 2.0, 3.0)),
+}
+
+
+@pytest.mark.parametrize(("function", "x"), HARD_BUT_RIGHT.values(), ids=HARD_BUT_RIGHT)
+def test_right_gradients_pass_where_differences_are_hard(function, x):
+    gradcheck(function, [x])
+    gradcheck(function, [x], max_elements=0)
+
+
+@pytest.mark.parametrize(("function", "x"), HARD_BUT_RIGHT.values(), ids=HARD_BUT_RIGHT)
+def test_there_an_error_of_one_in_a_hundred_is_found_all_the_same(function, x):
+    class Scaled(Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x.copy()
+
+        @staticmethod
+        def backward(ctx, grad):
+            return 1.01 * grad
+
+    gradient_is_zero = {"x - x", "0 x", "the sum of a batch-norm"}
+    if any(HARD_BUT_RIGHT[name][0] is function for name in gradient_is_zero):
+        return
+    with pytest.raises(GradientError):
+        gradcheck(lambda x: function(minidl.apply(Scaled, x)), [x])
+
+
+def test_a_function_that_is_random_is_refused():
+    """Differences of it do not settle at any step, so there is nothing to compare with."""
+    x, rng = drawn(4), np.random.default_rng(0)
+    with pytest.raises(GradientError):
+        gradcheck(lambda x: x * Tensor(1 + 0.1 * rng.standard_normal(4)), [x])
+
+
 # -- what it says ------------------------------------------------------------------------------------------------------
 
 
@@ -472,7 +745,7 @@ def test_no_gradient_at_all_is_found(x):
 
 @pytest.mark.parametrize("max_elements", [0, 200])
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_a_gradient_that_is_no_number_is_found(value, max_elements, x):
+def test_a_gradient_that_is_not_finite_is_found(value, max_elements, x):
     class NotANumber(Triple):
         @staticmethod
         def backward(ctx, grad):
@@ -481,7 +754,7 @@ def test_a_gradient_that_is_no_number_is_found(value, max_elements, x):
             return grad_x
 
     where = r"worst at index \(1, 1\)" if max_elements else "along a random direction"
-    with pytest.raises(GradientError, match=rf"{where}:? backward says {value}"):
+    with pytest.raises(GradientError, match=rf"{where}:? backward says -?{value}"):
         gradcheck(lambda x: minidl.apply(NotANumber, x), [x], max_elements=max_elements)
 
 
