@@ -265,7 +265,9 @@ def test_a_broken_file_is_an_error_that_names_it(tmp_path):
 def test_an_image_that_scaling_would_make_a_hundred_times_as_long_as_wide_is_broken(tmp_path, size):
     """312 bytes of PNG would become 256 x 15,360,000 pixels, 12 GB; also where no more than a crop is asked for."""
     content = encode(Image.new("RGB", size), "PNG")
-    message = rf"one\.JPEG cannot be decoded \({size[0]} x {size[1]} pixels: expected .* at most 100 times the shorter\)"
+    message = (
+        rf"one\.JPEG cannot be decoded \({size[0]} x {size[1]} pixels: expected .* at most 100 times the shorter\)"
+    )
     with pytest.raises(BrokenImageError, match=message):
         read(tmp_path, content)
     with pytest.raises(BrokenImageError, match=message):
