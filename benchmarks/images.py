@@ -45,8 +45,9 @@ def plain_loop(folder: ImageFolder, batch: int) -> int:
 def plain_view(path: str, rng: np.random.Generator) -> np.ndarray:
     """A photograph scaled, cropped and mirrored at random: (224, 224, 3) uint8."""
     image = Image.open(path).convert("RGB")
-    scale = rng.integers(RESNET_SIDES[0], RESNET_SIDES[1] + 1) / min(image.size)
-    image = image.resize([round(side * scale) for side in image.size], Image.Resampling.BILINEAR)
+    shorter_side = int(rng.integers(RESNET_SIDES[0], RESNET_SIDES[1] + 1))
+    sides = [side * shorter_side // min(image.size) for side in image.size]
+    image = image.resize(sides, Image.Resampling.BILINEAR)
     left, top = (int(rng.integers(0, side - SIZE + 1)) for side in image.size)
     pixels = np.asarray(image.crop((left, top, left + SIZE, top + SIZE)))
     return pixels[:, ::-1] if rng.random() < 0.5 else pixels

@@ -7,8 +7,8 @@ is then read by an unpickler that can build nothing but uint8 arrays, lists, dic
 import hashlib
 import io
 import pickle
-import shutil
-from collections.abc import Iterable
+import reprlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +16,10 @@ import numpy as np
 
 from minidl.data.dataset import ArrayDataset
 from minidl.files import write_whole
+
+# Bytes. Both archives have about 163 MiB; a server that sends more, perhaps without an end, sends something else.
+LARGEST_ARCHIVE = 2**28
+CHUNK = 2**16
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,7 @@ def load_cifar10(root: str | Path, train: bool = True, download: bool = True) ->
     Raises:
         FileNotFoundError: a file is missing, and `download` is False.
         ConnectionError: the download failed.
-        ValueError: a file is damaged: its md5 sum is not the official one.
+        ValueError: a file is damaged: its md5 sum is not the official one, or it holds something else than it should.
     """
     return load_archive(CIFAR10, Path(root), train, download)
 
@@ -97,17 +101,9 @@ def load_archive(archive: Archive, root: Path, train: bool, download: bool) -> A
     """The training or test images of an archive in CIFAR's format; arguments and errors as `load_cifar10`."""
     names = archive.train if train else archive.test
     folder = _unpacked_folder(archive, root, [*names, archive.meta], download)
-    batches = [unpickle(_read(archive, folder / name)) for name in names]
-    classes = unpickle(_read(archive, folder / archive.meta))[archive.classes_key]
-    return ArrayDataset(
-        images=np.concatenate([_to_images(batch[b"data"].values) for batch in batches]),
-        labels=np.concatenate([np.array(batch[archive.labels_key], dtype=np.int64) for batch in batches]),
-        classes=tuple(name.decode() for name in classes),
-    )
-
-
-def _to_images(rows: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1))  # (N, C*H*W) -> (N, H, W, C)
+    classes = _read_classes(archive, folder / archive.meta)
+    images, labels = zip(*(_read_batch(archive, folder / name, len(classes)) for name in names), strict=True)
+    return ArrayDataset(np.concatenate(images), np.concatenate(labels), classes)
 
 
 # Finding the files: unpacked, packed, or on the network.
@@ -150,11 +146,17 @@ def _fetch(url: str, failure: str) -> bytes:
     content = io.BytesIO()
     try:
         with urlopen(url, timeout=30) as response:  # seconds without a byte
-            size = int(response.headers["Content-Length"] or 0)
-            with tqdm.wrapattr(response, "read", total=size, desc=url, disable=None) as stream:
-                shutil.copyfileobj(stream, content)
+            # `length` is what is still to come; 0 or None where the server did not tell
+            with tqdm.wrapattr(response, "read", total=response.length, desc=url, disable=None) as stream:
+                while content.tell() <= LARGEST_ARCHIVE and (part := stream.read(CHUNK)):
+                    content.write(part)
+            missing = response.length or 0
     except (OSError, HTTPException) as error:
         raise ConnectionError(f"{failure} ({error})") from error
+    if content.tell() > LARGEST_ARCHIVE:
+        raise ConnectionError(f"{failure} (expected at most {LARGEST_ARCHIVE:,} bytes, got more)")
+    if missing:
+        raise ConnectionError(f"{failure} (broken off, {missing:,} bytes are missing)")
     return content.getvalue()
 
 
@@ -163,16 +165,69 @@ def _unpack(archive: Archive, packed: Path, folder: Path) -> None:
 
     No member is extracted by its own path: regular files with an expected name are read, and written under that name.
     """
+    for name, content in _members(archive, packed):
+        write_whole(folder / name, content)
+
+
+def _members(archive: Archive, packed: Path) -> Iterator[tuple[str, bytes]]:
+    """The names and the contents of the data files in the archive."""
     import tarfile
 
+    content = io.BytesIO(_read(archive, packed))
     expected = {f"{archive.folder}/{name}": name for name in archive.md5}
-    with tarfile.open(fileobj=io.BytesIO(_read(archive, packed))) as members:
-        for member in members:
-            if member.name in expected and member.isfile():
-                write_whole(folder / expected[member.name], members.extractfile(member).read())
+    try:
+        with tarfile.open(fileobj=content) as members:
+            for member in members:
+                if member.name in expected and member.isfile():
+                    yield expected[member.name], members.extractfile(member).read()
+    except MemoryError:
+        raise
+    except Exception as error:  # TarError, EOFError, zlib.error; what goes wrong with writing does not come here
+        raise _damaged(archive, packed, f"expected a .tar.gz ({_quoted(error)})") from error
 
 
 # Reading them: verified, and with no power to run code.
+
+
+def _read_batch(archive: Archive, path: Path, class_count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The images (N, 32, 32, 3), uint8, and the labels (N,), int64, of a file."""
+    batch = _read_pickle(archive, path, (b"data", archive.labels_key))
+    data, labels = batch[b"data"], batch[archive.labels_key]
+    rows = data.values if isinstance(data, _PickledArray) else None
+    if rows is None or rows.ndim != 2 or rows.shape[1] != 3 * 32 * 32 or len(rows) == 0:
+        got = type(data).__name__ if rows is None else rows.shape
+        raise _damaged(archive, path, f"expected data (N, 3072) in uint8, got {got}")
+    if not isinstance(labels, list) or len(labels) != len(rows):
+        got = len(labels) if isinstance(labels, list) else type(labels).__name__
+        raise _damaged(archive, path, f"expected {len(rows)} labels, got {got}")
+    wrong = [label for label in labels if type(label) is not int or not 0 <= label < class_count]
+    if wrong:
+        raise _damaged(archive, path, f"expected labels in 0..{class_count - 1}, got {_quoted(wrong[0])}")
+    images = rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)  # (N, C*H*W) -> (N, H, W, C)
+    return np.ascontiguousarray(images), np.array(labels, dtype=np.int64)
+
+
+def _read_classes(archive: Archive, path: Path) -> tuple[str, ...]:
+    """The names of the classes."""
+    names = _read_pickle(archive, path, (archive.classes_key,))[archive.classes_key]
+    try:
+        if not names or not isinstance(names, list):
+            raise TypeError
+        return tuple(bytes.decode(name) for name in names)
+    except (TypeError, UnicodeDecodeError) as error:
+        raise _damaged(archive, path, f"expected names of classes, got {_quoted(names)}") from error
+
+
+def _read_pickle(archive: Archive, path: Path, keys: tuple[bytes, ...]) -> dict:
+    """The dictionary in a file, which has these keys."""
+    try:
+        content = unpickle(_read(archive, path))
+    except pickle.UnpicklingError as error:
+        raise _damaged(archive, path, f"expected a pickle of a dictionary ({error})") from error
+    for key in keys:
+        if key not in content:
+            raise _damaged(archive, path, f"expected the key '{key.decode()}', got {_quoted(list(content))}")
+    return content
 
 
 def _read(archive: Archive, path: Path) -> bytes:
@@ -181,6 +236,23 @@ def _read(archive: Archive, path: Path) -> bytes:
     where = f"load_{archive.name}: {path.name} in {path.parent}"
     _check_md5(content, archive.md5[path.name], where, remedy="delete it and download again")
     return content
+
+
+def _damaged(archive: Archive, path: Path, what: str) -> ValueError:
+    """The error for a file with the right md5 sum and wrong contents: the sum may be that of an archive of your own."""
+    return ValueError(
+        f"load_{archive.name}: {path.name} in {path.parent} is damaged: {what}; delete it and download again"
+    )
+
+
+def _quoted(value: object) -> str:
+    """A value in a file, which may be of any length, for a message."""
+    quote = reprlib.Repr()
+    quote.maxstring = quote.maxother = 100
+    try:
+        return quote.repr(value)
+    except ValueError:  # Python writes out no number of more than 4,300 digits
+        return type(value).__name__
 
 
 def _check_md5(content: bytes, expected: str, where: str, remedy: str) -> None:
@@ -193,13 +265,24 @@ def unpickle(content: bytes) -> dict:
     """The dictionary in a CIFAR file, its keys bytes; `[b"data"].values` is its array.
 
     Raises:
-        pickle.UnpicklingError: it asks for anything but uint8 arrays, lists, dicts, strings and numbers.
+        pickle.UnpicklingError: it asks for anything but uint8 arrays, lists, dicts, strings and numbers, it is damaged,
+            or it is no dictionary.
     """
-    return _Unpickler(io.BytesIO(content), encoding="bytes").load()
+    try:
+        found = _Unpickler(io.BytesIO(content), encoding="bytes").load()
+    except pickle.UnpicklingError:
+        raise
+    except Exception as error:  # EOFError, UnicodeError, MemoryError: whatever the damage leads pickle to
+        raise pickle.UnpicklingError(f"unpickle: damaged, or no pickle: {_quoted(error)}") from error
+    if not isinstance(found, dict):
+        raise pickle.UnpicklingError(f"unpickle: expected a dictionary, got {type(found).__name__}")
+    return found
 
 
 class _PickledArray:
     """Stands in for `numpy.ndarray`, and for the function that makes an empty one; ends with uint8 `values`."""
+
+    values = np.empty(0, np.uint8)  # until its state comes
 
     def __init__(self, subtype: type, shape: tuple[int, ...], code: bytes) -> None:
         """Takes NumPy's arguments; what counts comes with the state."""
@@ -214,7 +297,9 @@ class _PickledType:
 
     def __init__(self, code: bytes | str, align: bool, copy: bool) -> None:
         if code not in (b"u1", "u1"):
-            raise pickle.UnpicklingError(f"unpickle: a CIFAR file holds uint8 arrays only, got an array of {code!r}")
+            raise pickle.UnpicklingError(
+                f"unpickle: a CIFAR file holds uint8 arrays only, got an array of {_quoted(code)}"
+            )
 
     def __setstate__(self, state: tuple) -> None:
         """Takes byte order and alignment; a byte has neither."""
@@ -235,5 +320,7 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> type:
         """The stand-in for what the pickle asks for."""
         if (module, name) not in _STAND_INS:
-            raise pickle.UnpicklingError(f"unpickle: a CIFAR file has no use for {module}.{name}: refused")
+            raise pickle.UnpicklingError(
+                f"unpickle: a CIFAR file has no use for {_quoted(f'{module}.{name}')}: refused"
+            )
         return _STAND_INS[module, name]

@@ -3,7 +3,6 @@
 import hashlib
 import io
 import os
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +11,9 @@ import numpy as np
 from minidl.data.images import ImageFolder, ImageLoader
 from minidl.data.views import CentreView, ColourComponents
 from minidl.files import write_whole
+
+# How far below 0 rounding may lead a variance of 0: 255^2 times the precision of float64 is 1e-11.
+ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -61,10 +63,10 @@ def measure_images(
 
     Raises:
         BrokenImageError: an image cannot be decoded.
-        ValueError: `cache` is a file of another kind.
+        ValueError: `cache` is a file of another kind, or damaged.
     """
     fingerprint = _fingerprint(folder, shorter_side, size)
-    statistics = _load(Path(cache), fingerprint)
+    statistics = _load(Path(cache), fingerprint, size)
     if statistics is None:
         view = CentreView(shorter_side, size)
         statistics = _measure(ImageLoader(folder, 64, view, threads=threads, skip_broken=skip_broken))
@@ -97,19 +99,37 @@ def _fingerprint(folder: ImageFolder, shorter_side: int, size: int) -> str:
     return digest.hexdigest()
 
 
-def _load(cache: Path, fingerprint: str) -> ImageStatistics | None:
+def _load(cache: Path, fingerprint: str, size: int) -> ImageStatistics | None:
     """What the file holds, if it is of these images."""
     if not cache.exists():
         return None
+    content = io.BytesIO(cache.read_bytes())  # NumPy leaves a file open that is no archive
     try:
-        with np.load(io.BytesIO(cache.read_bytes())) as arrays:  # NumPy leaves a file open that is no archive
+        with np.load(content) as arrays:
             if str(arrays["fingerprint"]) != fingerprint:
                 return None
-            return ImageStatistics(arrays["mean_image"], arrays["covariance"])
-    except (EOFError, KeyError, TypeError, ValueError, zipfile.BadZipFile) as error:
+            statistics = ImageStatistics(arrays["mean_image"], arrays["covariance"])
+        _check(statistics, size)
+    except Exception as error:  # KeyError, BadZipFile, zlib.error, MemoryError: whatever the damage leads NumPy to
         raise ValueError(
             f"measure_images: expected a file of its own making, got {cache} ({error}); remove it, or name another"
         ) from error
+    return statistics
+
+
+def _check(statistics: ImageStatistics, size: int) -> None:
+    """The file may be damaged, or by another program: training with such a mean would fail without a word."""
+    mean, covariance = statistics.mean_image, statistics.covariance
+    if (mean.dtype, mean.shape) != (np.float32, (size, size, 3)):
+        raise ValueError(f"mean_image: expected float32 {(size, size, 3)}, got {mean.dtype} {mean.shape}")
+    if not (mean >= 0).all() or not (mean <= 255).all():  # NaN is neither
+        raise ValueError(f"mean_image: expected numbers in 0..255, got {mean.min()} to {mean.max()}")
+    if (covariance.dtype, covariance.shape) != (np.float64, (3, 3)):
+        raise ValueError(f"covariance: expected float64 (3, 3), got {covariance.dtype} {covariance.shape}")
+    if not np.isfinite(covariance).all() or (covariance != covariance.T).any():
+        raise ValueError(f"covariance: expected finite numbers, symmetric, got {covariance.tolist()}")
+    if np.linalg.eigvalsh(covariance).min() < -ROUNDING:
+        raise ValueError(f"covariance: expected no variance below 0 in any direction, got {covariance.tolist()}")
 
 
 def _save(cache: Path, fingerprint: str, statistics: ImageStatistics) -> None:

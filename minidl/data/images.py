@@ -34,12 +34,15 @@ VIEW = 2
 
 SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".gif")
 
+# The longer side of a photograph, in shorter sides: no panorama comes near it.
+MAX_PROPORTION = 100
+
 
 class ImageFolder:
     """The image files of a folder that has one folder per class; `folder[indices]` is `(paths, labels)`.
 
     Classes are in the order of their folders' names, and so are the files of a class: in ILSVRC-2012 label 0 is
-    n01440764. What is hidden, and what is no image by its suffix, is passed over.
+    n01440764. What is hidden, what is no image by its suffix, and what is no file (a folder, a FIFO) is passed over.
 
     Args:
         root: holds `<wnid>/*.JPEG`.
@@ -101,7 +104,7 @@ def _check_known(root: Path, folders: dict[str, Path], classes: tuple[str, ...])
 def image_files(folder: str | Path) -> list[str]:
     """The image files of a folder in the order of their names; 1.3 million Paths would take thrice the memory."""
     with os.scandir(folder) as entries:
-        files = sorted(entry.path for entry in entries if _is_image(entry.name) and not entry.is_dir())
+        files = sorted(entry.path for entry in entries if _is_image(entry.name) and _is_file(entry))
     if not files:
         raise ValueError(f"ImageFolder: no image in {folder} ({', '.join(SUFFIXES)}); remove the folder or fill it")
     return files
@@ -109,6 +112,11 @@ def image_files(folder: str | Path) -> list[str]:
 
 def _is_image(name: str) -> bool:
     return name.lower().endswith(SUFFIXES) and not name.startswith(".")
+
+
+def _is_file(entry: os.DirEntry) -> bool:
+    """No folder, and nothing that can be read for ever, such as a FIFO. A link that leads nowhere is a missing file."""
+    return entry.is_file() or (entry.is_symlink() and not Path(entry.path).exists())
 
 
 def read_names(path: str | Path) -> dict[str, str]:
@@ -136,27 +144,32 @@ class BrokenImageError(ValueError):
 
 
 def read_image(path: str | Path, shorter_side: int, crop: Callable[[tuple[int, int]], Box] | None = None) -> "Image":
-    """The photograph upright, in RGB, scaled so that its shorter side has this many pixels, its proportions kept.
+    """The photograph upright, in RGB, scaled so that its shorter side has this many pixels.
+
+    The longer side is int(shorter_side * longer / shorter), rounded down, and the filter is Pillow's bilinear one, as
+    wide as the new pixels are apart (the papers name none). These are the pixels of torchvision's
+    `Resize(shorter_side)`, bit for bit, for a photograph that is stored upright.
 
     Grey, CMYK and palette images become RGB, of 16 bits the upper 8 count, transparency is dropped, and a camera's note
-    of how it was held is obeyed. A JPEG much larger than asked for is decoded at 1/2, 1/4 or 1/8 of its size, never
-    below what is asked for. The rest is done by a bilinear filter as wide as the new pixels are apart (the papers name
-    none).
+    of how it was held is obeyed (torchvision's `ImageFolder` ignores it).
 
     Args:
         path: the file.
         shorter_side: in pixels, of the whole photograph.
         crop: `crop((width, height)) -> (left, top, right, bottom)`, the part of the scaled photograph that is wanted.
-            Only that part is scaled, which saves a third of all time; its values are those of the whole, but for 1 or 2
-            of 255 where the filter's weights are rounded otherwise.
+            This is the fast way, for training. Only that part is scaled, which saves a third of all time; its values
+            are those of the whole, but for 1 or 2 of 255 where the filter's weights are rounded otherwise. And a JPEG
+            much larger than asked for is decoded at 1/2, 1/4 or 1/8 of its size, never below what is asked for: its
+            values differ by more at sharp edges. For exact values crop what this function returns without `crop`.
 
     Raises:
         OSError: the file cannot be read.
-        BrokenImageError: it was read, but it is cut off, damaged or no image.
+        BrokenImageError: it was read, but it is cut off, damaged or no image, or one side is more than 100 times the
+            other: scaled, a file of a few hundred bytes would fill the memory.
     """
     content = Path(path).read_bytes()
     try:
-        image = _decode(content, shorter_side)
+        image = _decode(content, None if crop is None else shorter_side)
     except MemoryError:
         raise
     except Exception as error:  # OSError, SyntaxError, struct.error: whatever the damage leads a decoder to
@@ -166,14 +179,17 @@ def read_image(path: str | Path, shorter_side: int, crop: Callable[[tuple[int, i
     return _resize(image, shorter_side, crop)
 
 
-def _decode(content: bytes, shorter_side: int) -> "Image":
+def _decode(content: bytes, least: int | None) -> "Image":
+    """The image upright, in RGB. With `least` a JPEG may be decoded smaller, its shorter side never below that."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
         image = Image.open(io.BytesIO(content))
     except UnidentifiedImageError:
         raise ValueError("damaged at its beginning, or no image") from None  # Pillow's message is about a BytesIO
-    image.draft("RGB", (shorter_side, shorter_side))
+    _check_proportions(image.size)
+    if least is not None:
+        image.draft("RGB", (least, least))
     ImageOps.exif_transpose(image, in_place=True)  # decodes; in place, as the copy would be a waste
     if image.mode.startswith("I"):  # grey of 16 bits: a conversion by Pillow would cut it off at 255
         image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
@@ -182,11 +198,19 @@ def _decode(content: bytes, shorter_side: int) -> "Image":
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
+def _check_proportions(size: tuple[int, int]) -> None:
+    """A few hundred bytes can hold 1 x 60,000 pixels, which at a shorter side of 256 are 12 GB."""
+    if max(size) > MAX_PROPORTION * min(size):
+        raise ValueError(
+            f"{size[0]} x {size[1]} pixels: expected a longer side of at most {MAX_PROPORTION} times the shorter"
+        )
+
+
 def _resize(image: "Image", shorter_side: int, crop: Callable[[tuple[int, int]], Box] | None) -> "Image":
     from PIL import Image
 
     shorter = min(image.size)
-    width, height = (round(side * shorter_side / shorter) for side in image.size)
+    width, height = (side * shorter_side // shorter for side in image.size)  # rounded down, as torchvision does
     if crop is None:
         return image.resize((width, height), Image.Resampling.BILINEAR)
     left, top, right, bottom = crop((width, height))

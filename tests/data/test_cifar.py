@@ -1,9 +1,11 @@
+import contextlib
 import dataclasses
 import hashlib
 import http.server
 import io
 import os
 import pickle
+import pickletools
 import struct
 import subprocess
 import sys
@@ -162,6 +164,168 @@ def test_a_damaged_file_is_never_unpickled(unpacked, tmp_path):
         load(unpacked)
 
 
+# Reading what is damaged behind a right md5 sum, such as that of an archive of your own
+
+
+def replaced(root, name, content):
+    """An archive to which this content is the right one."""
+    (root / "toy-batches" / name).write_bytes(content)
+    return dataclasses.replace(toy_archive(), md5=toy_archive().md5 | {name: md5(content)})
+
+
+def batch(**changes):
+    """A batch of four images as today's Python pickles it, with other values under some keys; None leaves one out."""
+    values = {"data": pixels("x"), "labels": [0, 1, 2, 1]} | changes
+    return pickle.dumps({key.encode(): value for key, value in values.items() if value is not None}, protocol=4)
+
+
+HONEST = official_pickle(pixels("x"), [0, 1, 2, 1])
+DAMAGED = {
+    "empty": (b"", "expected a pickle"),
+    "no pickle": (b"<html>404</html>", "expected a pickle"),
+    "zeros": (bytes(1000), "expected a pickle"),
+    "cut off": (HONEST[:-100], "expected a pickle"),
+    "a code for text that does not exist": (b"\x80\x02X\x02\x00\x00\x00\xff\xff.", "expected a pickle"),
+    "a lie about a length": (b"\x80\x04\x8e" + b"\xff" * 7 + b"\x7f.", "expected a pickle"),
+    "a lie about rows": (HONEST.replace(b"J\x04\x00\x00\x00", b"J\x05\x00\x00\x00", 1), "expected a pickle"),
+    "another state": (HONEST.replace(b"\x89T", b"NT", 1).replace(b"tbU\x06", b"tb0U\x06", 1), "expected a pickle"),
+    "a list": (pickle.dumps([1, 2], 4), "expected a pickle .*expected a dictionary, got list"),
+    "no images": (batch(data=None), r"expected the key 'data', got \[b'labels'\]"),
+    "no labels": (batch(labels=None), r"expected the key 'labels', got \[b'data'\]"),
+    "images that are a list": (batch(data=[1, 2]), r"expected data \(N, 3072\) in uint8, got list"),
+    "an array without contents": (HONEST.replace(b"tbU\x06labels", b"t0U\x06labels"), r"expected data \(N, 3072\)"),
+    "images of another size": (batch(data=pixels("x")[:, 1:]), r"expected data \(N, 3072\) in uint8, got \(4, 3071\)"),
+    "images in a row": (batch(data=pixels("x").ravel()), r"expected data \(N, 3072\) in uint8, got \(12288,\)"),
+    "images in four dimensions": (batch(data=pixels("x").reshape(4, 3, 32, 32)), r"expected .* got \(4, 3, 32, 32\)"),
+    "not one image": (batch(data=pixels("x")[:0], labels=[]), r"expected data \(N, 3072\) in uint8, got \(0, 3072\)"),
+    "images of another type": (batch(data=np.zeros((4, 3072))), "expected a pickle .*uint8 arrays only"),
+    "a label too few": (batch(labels=[0, 1, 2]), "expected 4 labels, got 3"),
+    "a label too many": (batch(labels=[0, 1, 2, 1, 1]), "expected 4 labels, got 5"),
+    "a label too large": (batch(labels=[0, 1, 2, 3]), r"expected labels in 0\.\.2, got 3"),
+    "a label of 70 bits": (batch(labels=[0, 1, 2, 2**70]), r"expected labels in 0\.\.2, got 1180591620717411303424"),
+    "a label of 5,000 digits": (batch(labels=[0, 1, 2, 10**5000]), r"expected labels in 0\.\.2, got int"),
+    "a label below 0": (batch(labels=[0, 1, -1, 2]), r"expected labels in 0\.\.2, got -1"),
+    "a label that is text": (batch(labels=[0, 1, "2", 1]), r"expected labels in 0\.\.2, got '2'"),
+    "a label with a fraction": (batch(labels=[0, 1, 1.5, 1]), r"expected labels in 0\.\.2, got 1.5"),
+    "a label that is a list": (batch(labels=[0, 1, [1], 1]), r"expected labels in 0\.\.2, got \[1\]"),
+    "labels that are a number": (batch(labels=7), "expected 4 labels, got int"),
+    "labels that are an array": (batch(labels=pixels("x")[:, 0]), "expected 4 labels, got _PickledArray"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_a_damaged_file_is_named_with_what_was_expected_and_what_to_do(unpacked, damage):
+    content, expected = DAMAGED[damage]
+    archive = replaced(unpacked, "batch_2", content)
+    message = rf"^load_toy: batch_2 in {unpacked}/toy-batches is damaged: {expected}.*; delete it and download again$"
+    with pytest.raises(ValueError, match=message):
+        load(unpacked, archive=archive)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ({}, r"expected the key 'label_names', got \[\]"),
+        ({b"label_names": 5}, "expected names of classes, got 5"),
+        ({b"label_names": []}, r"expected names of classes, got \[\]"),
+        ({b"label_names": [b"cat", 3]}, r"expected names of classes, got \[b'cat', 3\]"),
+        ({b"label_names": [b"cat", b"\xff"]}, r"expected names of classes, got \[b'cat', b'\\xff'\]"),
+        ({b"label_names": [b"cat", b"dog"]}, r"batch_1 in .* is damaged: expected labels in 0\.\.1, got 2"),
+        (b"junk", "expected a pickle .*expected a dictionary, got bytes"),
+    ],
+)
+def test_a_damaged_file_of_names_is_named_too(unpacked, value, expected):
+    archive = replaced(unpacked, "meta", pickle.dumps(value, 4))
+    with pytest.raises(ValueError, match=rf"^load_toy: .*{expected}.*; delete it and download again$"):
+        load(unpacked, archive=archive)
+
+
+def test_what_an_error_quotes_of_a_file_is_short(unpacked):
+    archive = replaced(unpacked, "batch_1", pickle.dumps(dict.fromkeys(range(10_000)), 4))
+    with pytest.raises(ValueError, match="expected the key 'data'") as caught:
+        load(unpacked, archive=archive)
+    assert len(str(caught.value)) < 500
+
+
+def test_the_same_holds_for_both_official_archives(unpacked, monkeypatch):
+    for name, load_official in (("CIFAR10", load_cifar10), ("CIFAR100", load_cifar100)):
+        for content in (b"", pickle.dumps({b"data": 1}, 4)):
+            archive = dataclasses.replace(replaced(unpacked, "test", content), name=name.lower())
+            monkeypatch.setattr(f"minidl.data.cifar.{name}", archive)
+            with pytest.raises(ValueError, match=f"^load_{name.lower()}: test in .* is damaged: .*; delete it and"):
+                load_official(unpacked, train=False, download=False)
+
+
+def mutate(content, generator):
+    """The content with bytes changed, a part cut out, doubled or replaced, or cut off."""
+    content, kind = bytearray(content), generator.integers(5)
+    start = int(generator.integers(len(content)))
+    if kind == 0:
+        return bytes(content[:start])
+    if kind == 1:
+        return bytes(content[:start] + content[start + int(generator.integers(1, 9)) :])
+    if kind == 2:
+        return bytes(content[:start] + content[max(0, start - 9) :])
+    if kind == 3:
+        return bytes(content[:start] + generator.bytes(4) + content[start + 4 :])
+    for place in generator.integers(0, len(content), generator.integers(1, 5)):
+        content[place] = generator.integers(256)
+    return bytes(content)
+
+
+def test_no_damage_to_a_pickle_ends_in_anything_but_the_documented_errors(unpacked):
+    """600 files, whose pixels are few, so that most changes hit the opcodes."""
+    generator = np.random.default_rng(0)
+    rows = pixels("x", 1)[:, :12]
+    modern = pickle.dumps({b"data": rows, b"labels": [0], b"name": "toy"}, protocol=4)
+    refused = {pickle.UnpicklingError: 0, ValueError: 0}
+    for whole in (official_pickle(rows, [0]), modern, FILES["meta"]):
+        for _ in range(200):
+            content = mutate(whole, generator)
+            if huge_memo(content):
+                continue
+            try:
+                assert isinstance(unpickle(content), dict)
+            except pickle.UnpicklingError:
+                refused[pickle.UnpicklingError] += 1
+            archive = replaced(unpacked, "batch_1", content)
+            with pytest.raises(ValueError, match=r"batch_1 in .* is damaged: .*; delete it"):
+                load(unpacked, archive=archive)
+            refused[ValueError] += 1
+    assert refused[ValueError] > 590
+    assert 300 < refused[pickle.UnpicklingError] < refused[ValueError]
+
+
+def huge_memo(content):
+    """Is there an opcode LONG_BINPUT with a number of many millions? Python would make a table as long: gigabytes."""
+    with contextlib.suppress(Exception):  # where the damage begins, for pickle too
+        for opcode, number, _ in pickletools.genops(content):
+            if opcode.name == "LONG_BINPUT" and number > 2**22:
+                return True
+    return False
+
+
+def test_a_lack_of_memory_is_the_documented_error_too(monkeypatch):
+    """A pickle can ask for any amount: LONG_BINPUT 2^32 - 1 for 64 GiB."""
+
+    def no_memory(*_):
+        raise MemoryError
+
+    monkeypatch.setattr("minidl.data.cifar._Unpickler.find_class", no_memory)
+    with pytest.raises(pickle.UnpicklingError, match="MemoryError"):
+        unpickle(HONEST)
+
+
+@pytest.mark.parametrize("content", [b"", b"no archive", packed(honest_members())[:-200]])
+def test_a_damaged_archive_is_named_too(tmp_path, content):
+    (tmp_path / "toy.tar.gz").write_bytes(content)
+    message = (
+        rf"^load_toy: toy\.tar\.gz in {tmp_path} is damaged: expected a \.tar\.gz .*; delete it and download again$"
+    )
+    with pytest.raises(ValueError, match=message):
+        load(tmp_path, archive=toy_archive(content))
+
+
 def test_every_file_of_the_official_archives_has_its_md5_sum():
     for archive in (CIFAR10, CIFAR100):
         names = {Path(archive.url).name, *archive.train, *archive.test, archive.meta}
@@ -206,7 +370,7 @@ def test_an_array_of_another_type_than_uint8_is_refused(dtype):
 def test_an_array_that_claims_more_than_it_holds_is_an_error():
     honest = official_pickle(pixels("x"), [1])
     lying = honest.replace(struct.pack("<i", 4), struct.pack("<i", 5), 1)
-    with pytest.raises(ValueError, match="reshape"):
+    with pytest.raises(pickle.UnpicklingError, match="reshape"):
         unpickle(lying)
 
 
@@ -298,11 +462,12 @@ def test_a_write_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
 
 
 class Server(http.server.ThreadingHTTPServer):
-    """A web server with one file, on this machine; `cut` bytes of it never arrive."""
+    """A web server with one file, on this machine; `cut` bytes of it never arrive. `length` is what it says of it."""
 
-    def __init__(self, content, cut=0):
+    def __init__(self, content, cut=0, length=None):
         super().__init__(("127.0.0.1", 0), Handler)
         self.content, self.cut, self.requests = content, cut, 0
+        self.length = str(len(content)) if length is None else length
         self.url = f"http://127.0.0.1:{self.server_port}/toy.tar.gz"
 
 
@@ -310,7 +475,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         self.server.requests += 1
         self.send_response(200)
-        self.send_header("Content-Length", str(len(self.server.content)))
+        self.send_header("Content-Length", self.server.length)
         self.end_headers()
         self.wfile.write(self.server.content[: len(self.server.content) - self.server.cut])
 
@@ -324,8 +489,8 @@ def serve(monkeypatch):
     monkeypatch.setenv("no_proxy", "*")
     servers = []
 
-    def start(content, cut=0):
-        server = Server(content, cut)
+    def start(content, cut=0, length=None):
+        server = Server(content, cut, length)
         servers.append((server, threading.Thread(target=server.serve_forever, args=(0.01,))))
         servers[-1][1].start()
         return server
@@ -354,9 +519,30 @@ def test_nothing_is_downloaded_where_the_files_are(unpacked):
 def test_a_download_cut_short_is_an_error_and_leaves_nothing_behind(tmp_path, serve):
     content = packed(honest_members())
     server = serve(content, cut=50)
-    with pytest.raises((ValueError, ConnectionError), match=r"load_toy: .*toy\.tar\.gz"):
+    message = r"load_toy: cannot download toy\.tar\.gz: .*by hand.* \(broken off, 50 bytes are missing\)"
+    with pytest.raises(ConnectionError, match=message):
         load_archive(toy_archive(content, server.url), tmp_path, train=True, download=True)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("length", ["abc", "", "-5"])
+def test_a_length_that_is_no_number_does_no_harm(tmp_path, serve, length):
+    content = packed(honest_members())
+    archive = toy_archive(content, serve(content, length=length).url)
+    assert len(load_archive(archive, tmp_path, train=True, download=True)) == 8
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_download_without_an_end_stops_at_the_largest_size_that_an_archive_has(tmp_path, serve, monkeypatch, told):
+    content = packed(honest_members())
+    monkeypatch.setattr("minidl.data.cifar.LARGEST_ARCHIVE", len(content))
+    server = serve(content + bytes(500_000), length=None if told else "")
+    message = rf"load_toy: cannot download .* \(expected at most {len(content):,} bytes, got more\)"
+    with pytest.raises(ConnectionError, match=message):
+        load_archive(toy_archive(content, server.url), tmp_path, train=True, download=True)
+    assert list(tmp_path.iterdir()) == []
+    fine = serve(content)
+    assert len(load_archive(toy_archive(content, fine.url), tmp_path, train=True, download=True)) == 8
 
 
 def test_a_download_with_another_md5_sum_is_an_error_and_leaves_nothing_behind(tmp_path, serve):

@@ -132,6 +132,94 @@ def test_a_file_of_another_kind_is_named_and_stays(folder, tmp_path, content):
     assert (tmp_path / "mean.npz").read_bytes() == content
 
 
+def contents(**changes):
+    """What a cache holds, with other arrays in place of some."""
+    arrays = {"mean_image": np.full((24, 24, 3), 120.0, np.float32), "covariance": 100 * np.eye(3)}
+    return arrays | changes
+
+
+def with_item(array, value):
+    array = array.copy()
+    array[0, 0] = value
+    return array
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("mean_image", np.full((5, 24, 3), 120.0, np.float32), r"float32 \(24, 24, 3\)"),
+        ("mean_image", np.float32(120), r"float32 \(24, 24, 3\)"),
+        ("mean_image", np.full((24, 24, 3), 120.0), r"float32 \(24, 24, 3\)"),
+        ("mean_image", np.full((24, 24, 3), "120"), r"float32 \(24, 24, 3\)"),
+        ("mean_image", with_item(contents()["mean_image"], np.nan), r"numbers in 0\.\.255"),
+        ("mean_image", with_item(contents()["mean_image"], -3), r"numbers in 0\.\.255"),
+        ("mean_image", with_item(contents()["mean_image"], 1e30), r"numbers in 0\.\.255"),
+        ("covariance", np.eye(2), r"float64 \(3, 3\)"),
+        ("covariance", np.eye(3, dtype=np.float32), r"float64 \(3, 3\)"),
+        ("covariance", np.eye(3, dtype=complex), r"float64 \(3, 3\)"),
+        ("covariance", with_item(100 * np.eye(3), np.nan), "finite"),
+        ("covariance", with_item(100 * np.eye(3), np.inf), "finite"),
+        ("covariance", -100 * np.eye(3), "no variance below 0"),
+        ("covariance", np.array([[100.0, 90, 0], [0, 100, 0], [0, 0, 100]]), "symmetric"),
+    ],
+)
+def test_a_cache_with_the_right_fingerprint_and_wrong_contents_is_named_and_stays(
+    folder, tmp_path, name, value, expected
+):
+    fingerprint = image_statistics._fingerprint(folder, **SIZES)
+    content = npz(fingerprint=fingerprint, **contents(**{name: value}))
+    (tmp_path / "mean.npz").write_bytes(content)
+    message = (
+        rf"measure_images: expected a file of its own making, got .*mean\.npz \({name}: expected .*{expected}.*; remove"
+    )
+    with pytest.raises(ValueError, match=message):
+        measure_images(folder, tmp_path / "mean.npz", **SIZES)
+    assert (tmp_path / "mean.npz").read_bytes() == content
+    (tmp_path / "mean.npz").write_bytes(npz(fingerprint=fingerprint, **contents()))
+    measure_images(folder, tmp_path / "mean.npz", **SIZES)  # the same without what was changed
+
+
+def test_a_variance_of_zero_may_be_rounded_below_zero(folder, tmp_path):
+    """As those of grey photographs are: three with brightness 3, 100 and 250 have variances -2e-12, -7e-13 and 3e4."""
+    arrays = contents(covariance=np.diag([-2e-12, -7e-13, 3e4]))
+    (tmp_path / "mean.npz").write_bytes(npz(fingerprint=image_statistics._fingerprint(folder, **SIZES), **arrays))
+    assert measure_images(folder, tmp_path / "mean.npz", **SIZES).covariance[0, 0] == -2e-12
+
+
+def test_no_damage_to_the_cache_ends_in_anything_but_an_error_that_names_it(folder, tmp_path):
+    """Bytes changed, cut off and put in; in a compressed archive too, which NumPy can read. Some leave it readable."""
+    arrays = {"fingerprint": image_statistics._fingerprint(folder, **SIZES)} | contents()
+    compressed = io.BytesIO()
+    np.savez_compressed(compressed, **arrays)
+    generator, refused = np.random.default_rng(0), 0
+    for whole in (npz(**arrays), compressed.getvalue()):
+        for _ in range(150):
+            content = mutate(whole, generator)
+            (tmp_path / "mean.npz").write_bytes(content)
+            try:
+                image_statistics._load(tmp_path / "mean.npz", arrays["fingerprint"], SIZES["size"])
+            except ValueError as error:
+                assert "got " + str(tmp_path / "mean.npz") in str(error)
+                refused += 1
+    assert refused > 100
+
+
+def mutate(content, generator):
+    """The content with up to four bytes changed, or a part cut out or doubled; headers more often than the rest."""
+    content = bytearray(content)
+    kind, end = generator.integers(4), len(content) if generator.random() < 0.5 else 300
+    if kind == 0:
+        return bytes(content[: generator.integers(len(content))])
+    start = int(generator.integers(end))
+    if kind == 1:
+        return bytes(content[:start] + content[start + int(generator.integers(1, 50)) :])
+    if kind == 2:
+        return bytes(content[:start] + content[max(0, start - 20) :])
+    for place in generator.integers(0, end, generator.integers(1, 5)):
+        content[place] = generator.integers(256)
+    return bytes(content)
+
+
 def test_a_broken_image_leaves_no_file_unless_it_is_to_be_skipped(folder, tmp_path):
     break_file(folder.root / folder.classes[1] / "n01443537_2.JPEG")
     with pytest.raises(BrokenImageError, match="n01443537_2"):

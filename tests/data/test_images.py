@@ -1,4 +1,5 @@
 import io
+import os
 import subprocess
 import sys
 import threading
@@ -90,6 +91,17 @@ def test_a_folder_that_is_called_like_an_image_is_passed_over_and_a_link_that_le
     assert len(ImageFolder(root)) == 13  # an error when it is read: an image is missing
 
 
+def test_what_is_called_like_an_image_and_is_no_file_is_passed_over(root, tmp_path):
+    """To read a FIFO would take for ever, and so would /dev/zero."""
+    os.mkfifo(root / WNIDS[0] / "pipe.JPEG")
+    (root / WNIDS[0] / "zero.JPEG").symlink_to("/dev/zero")
+    (root / WNIDS[0] / "folder.JPEG").symlink_to(tmp_path)
+    (root / WNIDS[0] / "pipe_too.JPEG").symlink_to(root / WNIDS[0] / "pipe.JPEG")
+    assert len(ImageFolder(root)) == 12
+    (root / WNIDS[0] / "linked.JPEG").symlink_to(root / WNIDS[1] / "n01443537_0.JPEG")
+    assert len(ImageFolder(root)) == 13
+
+
 def test_classes_get_their_names_from_a_file_with_a_line_for_each(root, tmp_path):
     names = tmp_path / "LOC_synset_mapping.txt"
     names.write_text(
@@ -137,29 +149,42 @@ def assert_close(image, expected, tolerance=4):
 
 @pytest.mark.parametrize(("width", "height", "size"), [(100, 50, (64, 32)), (50, 75, (32, 48)), (20, 16, (40, 32))])
 def test_the_shorter_side_is_as_asked_and_the_proportions_are_kept(tmp_path, width, height, size):
-    image = read(tmp_path, encode(picture(width, height), quality=95))
+    content = encode(picture(width, height), quality=95)
+    image = read(tmp_path, content)
     assert (image.size, image.mode) == (size, "RGB")
-    assert_close(image, picture(width, height).resize(size, Image.Resampling.BILINEAR))
+    expected = Image.open(io.BytesIO(content)).resize(size, Image.Resampling.BILINEAR)
+    np.testing.assert_array_equal(np.asarray(image), np.asarray(expected))
+
+
+@pytest.mark.parametrize(("width", "height", "size"), [(67, 48, (44, 32)), (33, 94, (32, 91)), (17, 2, (272, 32))])
+def test_the_longer_side_is_rounded_down_as_torchvision_does(tmp_path, width, height, size):
+    content = encode(picture(width, height), "PNG")
+    seen = []
+    assert read(tmp_path, content).size == size
+    read_image(tmp_path / "one.JPEG", 32, lambda size: seen.append(size) or (0, 0, 8, 8))
+    assert seen == [size]
 
 
 @pytest.mark.parametrize(
     ("shorter", "decoded"), [(258, 514), (257, 257), (129, 257), (128, 129), (65, 129), (64, 65), (8, 65)]
 )
-def test_a_large_jpeg_is_decoded_smaller_but_never_below_what_is_asked_for(tmp_path, monkeypatch, shorter, decoded):
+def test_a_crop_of_a_large_jpeg_is_decoded_smaller_but_never_below_what_is_asked_for(
+    tmp_path, monkeypatch, shorter, decoded
+):
     sizes = []
     resize = Image.Image.resize
     monkeypatch.setattr(Image.Image, "resize", lambda self, *args: sizes.append(self.size) or resize(self, *args))
     content = encode(picture(600, 514))
     sizes.clear()  # the picture was scaled too
     assert min(read(tmp_path, content, shorter).size) == shorter
-    assert [min(size) for size in sizes] == [decoded]
+    assert min(read_image(tmp_path / "one.JPEG", shorter, lambda size: (0, 0, *size)).size) == shorter
+    assert [min(size) for size in sizes] == [514, decoded]  # the whole photograph is decoded at its full size
 
 
-def test_decoding_at_half_the_size_changes_the_image_little(tmp_path, monkeypatch):
-    content = encode(picture(600, 520), quality=95)
-    small = read(tmp_path, content, 256)
-    monkeypatch.setattr(Image.Image, "draft", lambda self, mode, size: None)
-    assert_close(small, read(tmp_path, content, 256), tolerance=1)
+def test_decoding_at_half_the_size_changes_the_image_little(tmp_path):
+    whole = read(tmp_path, encode(picture(600, 520), quality=95), 256)
+    small = read_image(tmp_path / "one.JPEG", 256, lambda size: (0, 0, *size))
+    assert_close(small, whole, tolerance=1)
 
 
 @pytest.mark.parametrize("shorter_side", [24, 31, 48, 71])
@@ -203,13 +228,28 @@ def test_a_palette_with_transparency_becomes_rgb_without_a_warning(tmp_path):
     assert_close(result, image.convert("RGB"))
 
 
-@pytest.mark.parametrize(("orientation", "method"), [(1, None), (3, "ROTATE_180"), (6, "ROTATE_270"), (8, "ROTATE_90")])
-def test_a_photograph_stands_as_the_camera_was_held(tmp_path, orientation, method):
+ORIENTATIONS = {  # what EXIF's numbers say must be done to what is stored
+    1: lambda stored: stored,
+    2: lambda stored: stored[:, ::-1],
+    3: lambda stored: stored[::-1, ::-1],
+    4: lambda stored: stored[::-1],
+    5: lambda stored: stored.transpose(1, 0, 2),
+    6: lambda stored: stored[::-1].transpose(1, 0, 2),
+    7: lambda stored: stored[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda stored: stored[:, ::-1].transpose(1, 0, 2),
+}
+
+
+@pytest.mark.parametrize("orientation", ORIENTATIONS)
+def test_a_photograph_stands_as_the_camera_was_held(tmp_path, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
-    stored = picture(64, 48)
-    result = read(tmp_path, encode(stored, quality=95, exif=exif), 48)
-    assert_close(result, stored if method is None else stored.transpose(Image.Transpose[method]))
+    content = encode(picture(64, 49), quality=95, exif=exif)
+    stored = np.asarray(Image.open(io.BytesIO(content)))
+    expected = ORIENTATIONS[orientation](stored)
+    np.testing.assert_array_equal(np.asarray(read(tmp_path, content, 49)), expected)
+    part = read_image(tmp_path / "one.JPEG", 49, lambda size: (3, 2, 43, 42))
+    np.testing.assert_array_equal(np.asarray(part), expected[2:42, 3:43])
 
 
 def test_a_broken_file_is_an_error_that_names_it(tmp_path):
@@ -219,6 +259,20 @@ def test_a_broken_file_is_an_error_that_names_it(tmp_path):
             read(tmp_path, content)  # no "<_io.BytesIO object at ...>"
     with pytest.raises(FileNotFoundError, match="two"):
         read_image(tmp_path / "two.JPEG", 32)
+
+
+@pytest.mark.parametrize("size", [(1, 60_000), (60_000, 1), (3, 301)])
+def test_an_image_that_scaling_would_make_a_hundred_times_as_long_as_wide_is_broken(tmp_path, size):
+    """312 bytes of PNG would become 256 x 15,360,000 pixels, 12 GB; also where no more than a crop is asked for."""
+    content = encode(Image.new("RGB", size), "PNG")
+    message = (
+        rf"one\.JPEG cannot be decoded \({size[0]} x {size[1]} pixels: expected .* at most 100 times the shorter\)"
+    )
+    with pytest.raises(BrokenImageError, match=message):
+        read(tmp_path, content)
+    with pytest.raises(BrokenImageError, match=message):
+        read_image(tmp_path / "one.JPEG", 32, lambda size: (0, 0, 8, 8))
+    assert read(tmp_path, encode(Image.new("RGB", (300, 3)), "PNG")).size == (3200, 32)
 
 
 def test_a_lack_of_memory_is_not_taken_for_a_broken_file(tmp_path, monkeypatch):

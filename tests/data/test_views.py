@@ -3,7 +3,7 @@ from functools import partial
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from minidl.data import (
     RESNET_SIDES,
@@ -11,6 +11,7 @@ from minidl.data import (
     CentreView,
     ColourComponents,
     CropsView,
+    ImageFolder,
     TrainingView,
     WholeView,
     corner_boxes,
@@ -71,8 +72,11 @@ def test_all_crops_are_equally_likely():
     assert max(abs(count - 1000) for count in places.values()) < 150  # five standard deviations
 
 
-@pytest.mark.parametrize(("sides", "corner"), [((10, 8), (3, 2)), ((11, 8), (3, 2)), ((4, 9), (0, 2))])
-def test_the_centre_is_as_far_from_both_edges(sides, corner):
+@pytest.mark.parametrize(
+    ("sides", "corner"), [((10, 8), (3, 2)), ((11, 8), (4, 2)), ((9, 8), (2, 2)), ((4, 9), (0, 2)), ((7, 5), (2, 0))]
+)
+def test_the_centre_is_as_far_from_both_edges_and_an_odd_pixel_is_left_over_where_torchvision_leaves_it(sides, corner):
+    """It begins at half of the rest, and a half is rounded to the even number."""
     left, top = corner
     assert centre_box(sides, 4) == (left, top, left + 4, top + 4)
 
@@ -165,7 +169,7 @@ def test_the_mean_of_channels_or_pixels_is_subtracted_last(path, mean):
 def test_a_centre_view_is_the_middle_of_the_scaled_photograph(path):
     expected = np.asarray(read_image(path, 40).crop((14, 4, 46, 36)))  # of 60 x 40
     view = CentreView(40, 32)(path)
-    np.testing.assert_allclose(view, expected, atol=2)
+    np.testing.assert_array_equal(view, expected)
     np.testing.assert_array_equal(CentreView(40, 32, mean=128.0)(path, rng()), view.astype(np.float32) - 128)
 
 
@@ -205,6 +209,120 @@ def test_every_view_subtracts_the_mean_and_divides_by_the_standard_deviation(pat
         expected = (plain - options.get("mean", 0.0)) / options.get("std", 1.0)
         assert view.dtype == np.float32
         np.testing.assert_allclose(view, expected, rtol=1e-6)
+
+
+# -- torchvision's pixels ----------------------------------------------------------------------------------------------
+
+
+def torchvision_resize(image, size):
+    """torchvision.transforms.Resize(size): `_compute_resized_output_size`, and the PIL branch of `resize`."""
+    width, height = image.size
+    short, long = (width, height) if width <= height else (height, width)
+    new_short, new_long = size, int(size * long / short)
+    new = (new_short, new_long) if width <= height else (new_long, new_short)
+    return image.resize(new, Image.Resampling.BILINEAR)
+
+
+def torchvision_center_crop(image, size):
+    """torchvision.transforms.CenterCrop(size): `center_crop`."""
+    top, left = round((image.height - size) / 2.0), round((image.width - size) / 2.0)
+    return image.crop((left, top, left + size, top + size))
+
+
+def torchvision_five_crop(image, size):
+    """torchvision.transforms.FiveCrop(size): top left, top right, bottom left, bottom right, centre."""
+    right, bottom = image.width - size, image.height - size
+    corners = [image.crop((x, y, x + size, y + size)) for y in (0, bottom) for x in (0, right)]
+    return [*corners, torchvision_center_crop(image, size)]
+
+
+def noise(width, height):
+    """An image in which each shift and each other weight of the filter changes nearly all pixels."""
+    return Image.fromarray(rng(width * height).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+SIZES = [(333, 500), (500, 333), (257, 255), (375, 500), (301, 257), (224, 224), (256, 256), (255, 257), (3, 50)]
+SIZES += [(640, 517), (1201, 1023)]  # a JPEG as large as these could be decoded at half and a quarter of its size
+SCALES = [(256, 224), (255, 224), (256, 256)]
+
+
+@pytest.fixture(params=SIZES, ids=lambda size: "x".join(map(str, size)))
+def odd_photograph(request, tmp_path):
+    """The path of a JPEG of an odd size, and what Pillow alone makes of it."""
+    noise(*request.param).save(tmp_path / "odd.jpg", quality=90)
+    with Image.open(tmp_path / "odd.jpg") as file:
+        return tmp_path / "odd.jpg", file.convert("RGB")
+
+
+@pytest.mark.parametrize(("scale", "size"), SCALES)
+def test_a_centre_view_has_the_pixels_of_torchvision(odd_photograph, scale, size):
+    """Of `Resize(scale), CenterCrop(size)`, which weights from torchvision were tested with: bit for bit."""
+    path, photograph = odd_photograph
+    expected = torchvision_center_crop(torchvision_resize(photograph, scale), size)
+    np.testing.assert_array_equal(CentreView(scale, size)(path), np.asarray(expected))
+
+
+def test_a_normalised_view_has_the_numbers_of_torchvision(odd_photograph):
+    """Of `ToTensor(), Normalize(mean, std)` behind them, which divide by 255 first."""
+    path, photograph = odd_photograph
+    pixels = np.asarray(torchvision_center_crop(torchvision_resize(photograph, 256), 224))
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    view = CentreView(mean=np.float32(255 * mean), std=np.float32(255 * std))(path)
+    np.testing.assert_allclose(view, (pixels / 255 - mean) / std, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("scale", [255, 384])
+def test_a_whole_view_has_the_pixels_of_torchvision(odd_photograph, scale):
+    path, photograph = odd_photograph
+    expected = torchvision_resize(photograph, scale)
+    whole, mirrored = WholeView(scale)(path)
+    np.testing.assert_array_equal(whole, np.asarray(expected))
+    np.testing.assert_array_equal(mirrored, np.asarray(ImageOps.mirror(expected)))
+
+
+@pytest.mark.parametrize("size", [224, 225, 226])
+def test_ten_crops_have_the_pixels_of_torchvision(odd_photograph, size):
+    """Of `Resize(256), CenterCrop(256), TenCrop(size)`: the paper takes its corners from the square in the middle."""
+    path, photograph = odd_photograph
+    square = torchvision_center_crop(torchvision_resize(photograph, 256), 256)
+    five, mirrored = torchvision_five_crop(square, size), torchvision_five_crop(ImageOps.mirror(square), size)
+    crops = CropsView(corner_boxes, 256, size)(path)
+    np.testing.assert_array_equal(crops[:5], np.stack([np.asarray(crop) for crop in five]))
+    if size % 2 == 0:  # else the centre of torchvision's mirror image is one pixel off the mirror image of the centre
+        ours = {crop.tobytes() for crop in crops[5:]}
+        assert ours == {np.asarray(crop).tobytes() for crop in mirrored}
+
+
+def test_a_grid_of_crops_is_cut_from_the_pixels_of_torchvision(odd_photograph):
+    path, photograph = odd_photograph
+    scaled = torchvision_resize(photograph, 256)
+    crops = CropsView(grid_boxes)(path)
+    for crop, box in zip(crops, grid_boxes(scaled.size, 224), strict=False):
+        np.testing.assert_array_equal(crop, np.asarray(scaled.crop(box)))
+    np.testing.assert_array_equal(crops[12], np.asarray(torchvision_center_crop(scaled, 224)))
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_training_view_is_within_rounding_of_the_crop_of_torchvisions_scaled_photograph(tmp_path, seed):
+    """Its crop is scaled alone."""
+    photograph = noise(301, 257)
+    photograph.save(tmp_path / "odd.png")
+    generator = rng(seed)
+    scaled = torchvision_resize(photograph, draw_side((256, 300), generator))
+    expected = mirror_at_random(np.asarray(scaled.crop(random_box(scaled.size, 224, generator))), generator)
+    np.testing.assert_allclose(TrainingView((256, 300))(tmp_path / "odd.png", rng(seed)), expected.astype(int), atol=2)
+
+
+def test_real_photographs_have_the_pixels_of_torchvision(imagenet_sample):
+    paths = ImageFolder(imagenet_sample).paths
+    sizes = set()
+    for path in paths[::4]:
+        with Image.open(path) as file:
+            photograph = ImageOps.exif_transpose(file).convert("RGB")
+        expected = torchvision_center_crop(torchvision_resize(photograph, 256), 224)
+        np.testing.assert_array_equal(CentreView()(path), np.asarray(expected), err_msg=path)
+        sizes.add(photograph.size)
+    assert len(sizes) > 10
 
 
 @pytest.mark.parametrize(("sides", "size"), [(223, 224), ((200, 256), 224), ((480, 256), 224), (256, 0)])
