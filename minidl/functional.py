@@ -118,7 +118,8 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Pair =
     """Convolution of x (N, H, W, C) with weight (KH, KW, C, O): y (N, OH, OW, O).
 
     OH = (H + 2 padding - KH) // stride + 1. The kernel is not flipped (cross-correlation). `stride` and `padding`, by
-    zeros, are a number or (height, width).
+    zeros, are a number or (height, width). On a CPU, Winograd's algorithm spreads rounding errors, NaN and infinity to
+    outputs up to 5 pixels outside of an input's window; `minidl.set_convolution("im2col")` computes without it.
 
     >>> image, blur = Tensor(np.ones((1, 4, 4, 1))), Tensor(np.full((3, 3, 1, 1), 1 / 9))
     >>> conv2d(image, blur, padding=1)[0, :, :, 0].to("float32")

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 import minidl
+from minidl import get_convolution, set_convolution
+from minidl.functional import conv2d
 from minidl.kernels import reference
 from minidl.kernels.cpu import _conv_im2col, _conv_winograd, _im2col, conv
 
@@ -134,3 +136,79 @@ def test_winograd_loses_little_in_float32(rng):
     exact = run(_conv_im2col, *arrays, (1, 1))
     for result, expected in zip(results, exact, strict=True):
         assert abs(result - expected).max() <= 1e-5 * abs(expected).max()
+
+
+# -- what one input does to the outputs around it, and the choice of the algorithm -------------------------------------
+
+
+@pytest.fixture
+def convolution():
+    """set_convolution, undone afterwards."""
+    before = get_convolution()
+    yield set_convolution
+    set_convolution(before)
+
+
+def outputs_of_one_pixel(value, row, column, rng):
+    """Where (24, 24) an output's window holds the pixel; what comes out; and the same in float64 by im2col."""
+    x, weight = rng.standard_normal((4, 24, 24, 32)), rng.standard_normal((3, 3, 32, 32)) / 17
+    x[0, row, column, 3] = value
+    sees = np.zeros((24, 24), bool)
+    sees[row - 1 : row + 2, column - 1 : column + 2] = True
+    arrays = x.astype(np.float32), weight.astype(np.float32)
+    with np.errstate(invalid="ignore"):
+        y = conv2d(*map(minidl.Tensor, arrays), padding=1).numpy()[0]
+        exact = _conv_im2col.forward(*(a.astype(np.float64) for a in arrays), None, (1, 1), (1, 1))[0]
+    return sees, y, exact, abs(arrays[1]).max()
+
+
+pixels = pytest.mark.parametrize(("row", "column"), [(8, 8), (9, 10), (11, 12), (10, 15)])
+
+
+@pixels
+def test_the_error_that_a_large_pixel_spreads_with_winograd_is_bounded(row, column, rng):
+    sees, y, exact, largest_weight = outputs_of_one_pixel(1e6, row, column, rng)
+    error = abs(y - exact).max(axis=-1)
+    assert 1e-4 < error[~sees].max() <= 5e-6 * 1e6 * largest_weight
+    far = np.ones((24, 24), bool)
+    far[row - 6 : row + 7, column - 6 : column + 7] = False
+    assert error[far].max() < 1e-5
+
+
+@pixels
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_winograd_spreads_nan_and_infinity_to_64_outputs_at_most(value, row, column, rng):
+    _, y, *_ = outputs_of_one_pixel(value, row, column, rng)
+    assert 16 <= (~np.isfinite(y)).any(axis=-1).sum() <= 64
+
+
+@pixels
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e6])
+def test_with_im2col_only_the_outputs_that_see_a_pixel_depend_on_it(value, row, column, rng, convolution):
+    convolution("im2col")
+    sees, y, *_ = outputs_of_one_pixel(value, row, column, np.random.default_rng(1))
+    _, others, *_ = outputs_of_one_pixel(0.0, row, column, np.random.default_rng(1))
+    np.testing.assert_array_equal((y != others).any(axis=-1), sees)
+
+
+def test_the_choice_holds_for_forward_and_backward(convolution, rng):
+    x, weight, _, grad = (a.astype(np.float32) for a in draw(rng, (8, 24, 24, 32), 32, (1, 1)))
+    results = {}
+    for choice in ("auto", "im2col"):
+        convolution(choice)
+        assert get_convolution() == choice
+        results[choice] = (
+            conv.conv2d_forward(x, weight, None, (1, 1), (1, 1)),
+            *conv.conv2d_backward(grad, x, weight, (1, 1), (1, 1)),
+            conv.conv2d_backward_x(grad, weight, x.shape, (1, 1), (1, 1)),
+            conv.conv2d_backward_weight(grad, x, weight.shape, (1, 1), (1, 1)),
+        )
+    for ours, other in zip(results["im2col"], results["auto"], strict=True):
+        assert not np.array_equal(ours, other)
+        assert abs(ours - other).max() <= 1e-5 * abs(ours).max()
+    np.testing.assert_array_equal(results["im2col"][0], _conv_im2col.forward(x, weight, None, (1, 1), (1, 1)))
+
+
+def test_another_word_is_refused():
+    with pytest.raises(ValueError, match="set_convolution: expected one of 'auto', 'im2col', got 'winograd'"):
+        set_convolution("winograd")
