@@ -54,8 +54,9 @@ class Optimizer:
         ready = [i for i, parameter in enumerate(self.parameters) if parameter.grad is not None]
         for weight_decay in dict.fromkeys(self._weight_decays):
             chosen = [i for i in ready if self._weight_decays[i] == weight_decay]
-            grads = [self.parameters[i].grad.data for i in chosen]
-            self.update([self.parameters[i].data for i in chosen], grads, chosen, weight_decay)
+            if chosen:
+                grads = [self.parameters[i].grad.data for i in chosen]
+                self.update([self.parameters[i].data for i in chosen], grads, chosen, weight_decay)
 
     def update(self, parameters: list, grads: list, chosen: list[int], weight_decay: float) -> None:
         """One step for the arrays of the parameters number chosen[0], chosen[1], ..., which all have gradients."""

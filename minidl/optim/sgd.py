@@ -29,11 +29,9 @@ class SGD(Optimizer):
 
     def update(self, parameters: list, grads: list, chosen: list[int], weight_decay: float) -> None:
         """One step; see the class."""
-        if parameters:
-            velocities = [self.velocities[i] for i in chosen] if self.momentum else []
-            kernels_for(parameters[0]).sgd_update(
-                parameters, grads, velocities, self._lr, self.momentum, weight_decay, self.nesterov
-            )
+        velocities = [self.velocities[i] for i in chosen] if self.momentum else []
+        options = self.momentum, weight_decay, self.nesterov
+        kernels_for(parameters[0]).sgd_update(parameters, grads, velocities, self._lr, *options)
 
     def state(self) -> dict[str, list]:
         """The velocities."""
