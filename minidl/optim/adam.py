@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from minidl.kernels import kernels_for
+from minidl.optim._checks import check_range
 from minidl.optim.optimizer import Optimizer
 from minidl.tensor import Parameter
 
@@ -29,6 +30,8 @@ class Adam(Optimizer):
     ):
         super().__init__(parameters, lr, weight_decay)
         self.betas, self.eps = betas, eps
+        check_range(type(self).__name__, 0, 1, beta1=betas[0], beta2=betas[1])
+        check_range(type(self).__name__, 0, np.inf, eps=eps)
         self.means, self.squares = self._zeros(), self._zeros()
         # CuPy takes shape=() for none given.
         self.steps = [np.zeros_like(mean, dtype=np.int64, shape=(1,)).reshape(()) for mean in self.means]

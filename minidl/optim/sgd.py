@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from minidl.kernels import kernels_for
+from minidl.optim._checks import check_range
 from minidl.optim.optimizer import Optimizer
 from minidl.tensor import Parameter
 
@@ -22,6 +23,7 @@ class SGD(Optimizer):
         nesterov: bool = False,
     ):
         super().__init__(parameters, lr, weight_decay)
+        check_range("SGD", 0, 1, momentum=momentum)
         if nesterov and momentum <= 0:
             raise ValueError(f"SGD: nesterov needs a momentum > 0, got {momentum}")
         self.momentum, self.nesterov = momentum, nesterov
