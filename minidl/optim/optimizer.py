@@ -6,7 +6,7 @@ import numpy as np
 
 from minidl.autograd import Leaf
 from minidl.kernels import is_capturing
-from minidl.nn.module import Module
+from minidl.nn.module import Module, check_state
 from minidl.optim._checks import check_range
 from minidl.tensor import Parameter, Tensor
 
@@ -75,16 +75,12 @@ class Optimizer:
         """Copy a state dict into the state's arrays. All of it fits, or nothing is copied."""
         self.check_state_dict(state)
         for name, array in self._named_state().items():
-            array[...] = Tensor(state[name], device=Tensor(array).device).data
+            array[...] = Tensor(np.asarray(state[name], array.dtype), device=Tensor(array).device).data
 
     def check_state_dict(self, state: dict[str, np.ndarray]) -> None:
         """A ValueError unless load_state_dict would take it."""
-        ours = self._named_state()
-        wrong = sorted(ours.keys() ^ state.keys()) or [name for name in ours if ours[name].shape != state[name].shape]
-        if wrong:
-            raise ValueError(
-                f"{type(self).__name__}.load_state_dict: does not fit, nothing was loaded: {', '.join(wrong)}"
-            )
+        expected = {name: (array.shape, array.dtype) for name, array in self._named_state().items()}
+        check_state(f"{type(self).__name__}.load_state_dict", expected, state)
 
     def _named_state(self) -> dict[str, object]:
         return {f"{name}.{i}": array for name, arrays in self.state().items() for i, array in enumerate(arrays)}

@@ -113,6 +113,8 @@ SPOILED = {
     "missing": (lambda state, name: state.pop(name), "{}"),
     "unexpected": (lambda state, name: state.update(extra=np.zeros(1)), "extra"),
     "wrong shape": (lambda state, name: state.update({name: np.zeros((8, 6))}), "{}"),
+    "complex numbers": (lambda state, name: state.update({name: state[name] * 1j}), "{}: expected real numbers"),
+    "strings": (lambda state, name: state.update({name: np.full(state[name].shape, "x")}), "{}: expected real numbers"),
     "a shape that would broadcast": (lambda state, name: state.update({name: np.zeros((1, 8))}), "{}"),
 }
 
