@@ -108,12 +108,3 @@ def test_a_parameter_that_cannot_be_written_in_place_is_an_error(kernels, to_dev
     parameter = to_device(np.ones((3, 2))).T
     with pytest.raises(ValueError, match="copy"):
         kernels.sgd_update([parameter], [parameter], [], LR, 0.0, 0.0, False)
-
-
-def test_a_count_that_cannot_be_written_on_the_device_is_an_error(kernels, to_device, device):
-    """The CUDA kernel gets its address alone."""
-    if device == "cpu":
-        return
-    ones = [to_device(np.ones(3))]
-    with pytest.raises(ValueError, match="adam_update: expected counts of int64, got int32"):
-        kernels.adam_update(ones, ones, ones, ones, [to_device(np.array(0, np.int32))], LR, 0.9, 0.9, 1e-8, 0.0, False)
