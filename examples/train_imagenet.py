@@ -21,7 +21,7 @@ from functools import partial
 import numpy as np
 from cifar_data import positive
 from imagenet_data import add_data_options, count_broken, image_folder, scores_of, to_input, top_errors
-from models.config import IMAGENET_MODELS, NetworkConfig
+from models.config import IMAGENET_MODELS, NetworkConfig, check_variant
 from models.vgg import start_from_a
 from train_cifar_resnet import DTYPES, look, progress_bar
 from training import Counter, RunFolder, StopRequest, Totals, check_dtype, clock, computing
@@ -240,6 +240,7 @@ def make_network(config: NetworkConfig, args: argparse.Namespace) -> Module:
     if config.builder == "vgg":
         initialise(model, INITIALISATIONS[args.init], args.seed)
     if args.init_from:
+        check_variant(args.init_from, config)
         arrays, _ = read_checkpoint(args.init_from)
         weights = {name: array for name, array in arrays.items() if "/" not in name}
         if config.builder == "vgg" and model.state_dict().keys() - weights.keys():  # it is another VGG

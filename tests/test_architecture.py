@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "functional": {"recomputation", "tensor", "ops", "kernels", "dtypes"},
     "nn": {"functional", "recomputation", "tensor", "random"},
     "features": {"nn", "recomputation", "tensor"},
-    "optim": {"nn", "tensor", "kernels"},
+    "optim": {"nn", "tensor", "kernels", "autograd"},
     "checkpoint": {"optim", "nn", "tensor", "files"},
     "__main__": {"_malloc", "cpus"},
 }

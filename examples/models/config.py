@@ -8,6 +8,7 @@ The training scripts write it into the checkpoint, so a script that uses the net
 """
 
 from dataclasses import asdict, dataclass, replace
+from inspect import signature
 from pathlib import Path
 
 import numpy as np
@@ -81,8 +82,44 @@ def read_config(path: str | Path) -> NetworkConfig | None:
     arrays, counters = read_checkpoint(path, "extra/")
     if "network" not in counters:
         return None
-    fields = {name: tuple(value) if isinstance(value, list) else value for name, value in counters["network"].items()}
-    return NetworkConfig(**fields, mean=arrays["extra/mean"], std=arrays["extra/std"])
+    try:
+        note = counters["network"].items()
+        fields = {name: tuple(value) if isinstance(value, list) else value for name, value in note}
+        config = NetworkConfig(**fields, mean=arrays["extra/mean"], std=arrays["extra/std"])
+        arguments = signature(BUILDERS[config.builder]).bind(**config.arguments)
+        arguments.apply_defaults()
+        classes = arguments.arguments["num_classes"]
+        if len(config.names) != classes:  # before a network for a thousand million classes is built
+            raise ValueError(f"{len(config.names)} names for {classes} classes")
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise _damaged(path, error) from error
+    return config
+
+
+def check_variant(path: str | Path, config: NetworkConfig) -> None:
+    """A ValueError if the weights are for the other variant of bottleneck blocks, which have the same shapes.
+
+    A file that does not say what it holds is taken for torchvision's.
+    """
+    if config.builder != "imagenet_resnet" or IMAGENET_BLOCKS[config.arguments["depth"]][0] != "bottleneck":
+        return
+    note, expected = read_config(path), config.arguments.get("variant", "torchvision")
+    variant = "torchvision" if note is None else note.arguments.get("variant", "torchvision")
+    if variant != expected:
+        got = (
+            "which does not say its variant and is taken for torchvision's"
+            if note is None
+            else f"of variant {variant!r}"
+        )
+        raise ValueError(
+            f"load_network: expected weights of variant {expected!r}, got {path}, {got}; the two have their strides in "
+            f"different places (see models/resnet.py): pass --variant {variant}"
+        )
+
+
+def _damaged(path: str | Path, error: Exception) -> ValueError:
+    what = f"{type(error).__name__}: {error}"
+    return ValueError(f"load_network: {path}: what it says of its network is damaged ({what}); use an earlier file")
 
 
 def torchvision_config(model: str, weights: str | Path, names: str | Path | None = None) -> NetworkConfig:
@@ -118,6 +155,12 @@ def load_network(path: str | Path, otherwise: NetworkConfig | None = None) -> tu
     config = read_config(path) or otherwise
     if config is None:
         raise ValueError(f"load_network: {path} does not say which network it is for; name it with --model")
-    model = config.build()
+    try:
+        model = config.build()
+    except (TypeError, ValueError) as error:
+        if config is otherwise:
+            raise
+        raise _damaged(path, error) from error
+    check_variant(path, config)
     load_checkpoint(path, model)
     return model.eval(), config

@@ -534,22 +534,25 @@ def sgd_update(parameters, grads, velocities, lr, momentum, weight_decay, nester
         parameter -= lr * step
 
 
-def adam_update(parameters, grads, means, squares, step, lr, beta1, beta2, eps, weight_decay, decoupled):
-    """Adam (Kingma and Ba 2015, arXiv:1412.6980, Algorithm 1) in place; `step` is 1 at the first update.
+def adam_update(parameters, grads, means, squares, steps, lr, beta1, beta2, eps, weight_decay, decoupled):
+    """Adam (Kingma and Ba 2015, arXiv:1412.6980, Algorithm 1) in place.
 
+    `steps` counts the updates of each parameter, and is 0 before the first one:
+
+        step = step + 1
         mean = beta1 * mean + (1 - beta1) * g,    square = beta2 * square + (1 - beta2) * g^2
         p = p - lr * mean_hat / (sqrt(square_hat) + eps),    mean_hat = mean / (1 - beta1^step), square_hat likewise
 
     Weight decay is added to g = grad + weight_decay * p, or, if `decoupled`, p shrinks by lr * weight_decay of itself
     beforehand (AdamW: Loshchilov and Hutter 2019, arXiv:1711.05101, Algorithm 2).
     """
-    updates = int(step)
-    for parameter, grad, mean, square in zip(parameters, grads, means, squares, strict=True):
+    for parameter, grad, mean, square, step in zip(parameters, grads, means, squares, steps, strict=True):
+        step[...] += 1
         g = grad if decoupled else grad + weight_decay * parameter
         if decoupled:
             parameter *= 1 - lr * weight_decay
         mean[...] = beta1 * mean + (1 - beta1) * g
         square[...] = beta2 * square + (1 - beta2) * g**2
-        mean_hat = mean / (1 - beta1**updates)
-        square_hat = square / (1 - beta2**updates)
+        mean_hat = mean / (1 - beta1 ** int(step))
+        square_hat = square / (1 - beta2 ** int(step))
         parameter -= lr * mean_hat / (np.sqrt(square_hat) + eps)

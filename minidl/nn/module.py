@@ -9,6 +9,7 @@ from minidl.tensor import Buffer, Parameter, Tensor
 
 # Counted by PyTorch's batch-norm for a mode that minidl does not have.
 IGNORED_ON_LOAD = "num_batches_tracked"
+MOST_TO_NAME = 6  # of the arrays that do not fit
 
 
 class Module:
@@ -109,15 +110,14 @@ class Module:
         """Copy a state dict, from here or from PyTorch, into our arrays. All of it fits, or nothing is copied."""
         self.check_state_dict(state)
         for name, tensor in self._saved():
-            array = _layout(tensor).from_file(np.asarray(state[name]))
-            tensor.data[...] = Tensor(array, dtype=tensor.dtype, device=tensor.device).data
+            array = _layout(tensor).from_file(np.asarray(state[name], tensor.dtype))
+            tensor.data[...] = Tensor(array, device=tensor.device).data
 
     def check_state_dict(self, state: dict[str, np.ndarray]) -> None:
         """A ValueError unless load_state_dict would take it."""
-        saved = dict(self._saved())
-        arrays = {name: np.asarray(value) for name, value in state.items() if not name.endswith(IGNORED_ON_LOAD)}
-        _check_names(saved.keys(), arrays.keys())
-        _check_shapes(saved, arrays)
+        expected = {name: (_layout(tensor).shape_in_file(tensor.shape), tensor.dtype) for name, tensor in self._saved()}
+        arrays = {name: value for name, value in state.items() if not name.endswith(IGNORED_ON_LOAD)}
+        check_state("load_state_dict", expected, arrays)
 
     def _saved(self) -> Iterable[tuple[str, Tensor]]:
         return [(name, t) for name, t in self.named_tensors(Parameter | Buffer) if getattr(t, "persistent", True)]
@@ -156,21 +156,27 @@ def _layout(tensor: Tensor):
     return getattr(tensor, "layout", None) or Plain()
 
 
-def _check_names(expected: Iterable[str], got: Iterable[str]) -> None:
-    missing = [name for name in expected if name not in got]
-    unexpected = [name for name in got if name not in expected]
-    if missing or unexpected:
-        raise ValueError(
-            f"load_state_dict: missing {missing or 'nothing'}, unexpected {unexpected or 'nothing'}; nothing was loaded"
-        )
+def check_state(operation: str, expected: dict[str, tuple[tuple[int, ...], np.dtype]], state: dict) -> None:
+    """A ValueError unless the names are those expected, and each value an array that fits its (shape, dtype)."""
+    missing = [repr(name) for name in expected if name not in state]
+    unexpected = [repr(name) for name in state if name not in expected]
+    wrong = [_misfit(name, *fact, np.asarray(state[name])) for name, fact in expected.items() if name in state]
+    problems = [f"missing [{_first(missing, ', ')}]"] if missing else []
+    problems += [f"unexpected [{_first(unexpected, ', ')}]"] if unexpected else []
+    problems += [_first(list(filter(None, wrong)), "; ")] if any(wrong) else []
+    if problems:
+        raise ValueError(f"{operation}: nothing was loaded (shapes as in the file): {'; '.join(problems)}")
 
 
-def _check_shapes(saved: dict[str, Tensor], arrays: dict[str, np.ndarray]) -> None:
-    expected = {name: _layout(tensor).shape_in_file(tensor.shape) for name, tensor in saved.items()}
-    wrong = [
-        f"{name}: expected {shape}, got {arrays[name].shape}"
-        for name, shape in expected.items()
-        if shape != arrays[name].shape
-    ]
-    if wrong:
-        raise ValueError(f"load_state_dict: wrong shapes (as in the file), nothing was loaded: {'; '.join(wrong)}")
+def _misfit(name: str, shape: tuple[int, ...], dtype: np.dtype, array: np.ndarray) -> str | None:
+    if array.shape != shape:
+        return f"{name}: expected {shape}, got {array.shape}"
+    if not np.can_cast(array.dtype, dtype, "same_kind"):
+        return f"{name}: expected real numbers that convert to {dtype}, got {array.dtype}"
+    return None
+
+
+def _first(parts: list[str], separator: str) -> str:
+    """The first of them, and how many more there are."""
+    more = [f"{len(parts) - MOST_TO_NAME:,} more"] if len(parts) > MOST_TO_NAME else []
+    return separator.join([*(part[:200] for part in parts[:MOST_TO_NAME]), *more])

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from minidl.kernels import kernels_for
+from minidl.optim._checks import check_range
 from minidl.optim.optimizer import Optimizer
 from minidl.tensor import Parameter
 
@@ -14,6 +15,7 @@ class Adam(Optimizer):
 
     m = beta1 m + (1 - beta1) g,  v = beta2 v + (1 - beta2) g^2,  m_hat = m / (1 - beta1^t),  v_hat = v / (1 - beta2^t),
     in step t (Kingma, Ba 2015, algorithm 1). The weight decay is added to the gradient, g = dL/dp + weight_decay p.
+    Each parameter counts its own steps: those in which it had a gradient.
     """
 
     decoupled = False
@@ -28,34 +30,36 @@ class Adam(Optimizer):
     ):
         super().__init__(parameters, lr, weight_decay)
         self.betas, self.eps = betas, eps
+        check_range(type(self).__name__, 0, 1, beta1=betas[0], beta2=betas[1])
+        check_range(type(self).__name__, 0, np.inf, eps=eps)
         self.means, self.squares = self._zeros(), self._zeros()
-        self.steps = np.zeros_like(self._lr, dtype=np.int64)
-
-    def step(self) -> None:
-        """Update every parameter that has a gradient."""
-        self.steps += 1
-        super().step()
+        # CuPy takes shape=() for none given.
+        self.steps = [np.zeros_like(mean, dtype=np.int64, shape=(1,)).reshape(()) for mean in self.means]
 
     def update(self, parameters: list, grads: list, chosen: list[int], weight_decay: float) -> None:
         """One step; see the class."""
-        if parameters:
-            means, squares = [self.means[i] for i in chosen], [self.squares[i] for i in chosen]
-            kernels_for(parameters[0]).adam_update(
-                parameters,
-                grads,
-                means,
-                squares,
-                self.steps,
-                self._lr,
-                *self.betas,
-                self.eps,
-                weight_decay,
-                self.decoupled,
-            )
+        state = [[arrays[i] for i in chosen] for arrays in (self.means, self.squares, self.steps)]
+        options = *self.betas, self.eps, weight_decay, self.decoupled
+        kernels_for(parameters[0]).adam_update(parameters, grads, *state, self._lr, *options)
 
     def state(self) -> dict[str, list]:
-        """The means, the mean squares, and the count of steps."""
-        return {"mean": self.means, "square": self.squares, "steps": [self.steps]}
+        """The means, the mean squares, and the counts of steps."""
+        return {"mean": self.means, "square": self.squares, "step": self.steps}
+
+    def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
+        """Copy a state dict into the state's arrays. All of it fits, or nothing is copied."""
+        super().load_state_dict(self._with_each_step(state))
+
+    def check_state_dict(self, state: dict[str, np.ndarray]) -> None:
+        """A ValueError unless load_state_dict would take it."""
+        super().check_state_dict(self._with_each_step(state))
+
+    def _with_each_step(self, state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Older checkpoints hold one count for all parameters: "steps.0"."""
+        if "steps.0" not in state:
+            return state
+        counts = {f"step.{i}": state["steps.0"] for i in range(len(self.steps))}
+        return {name: array for name, array in state.items() if name != "steps.0"} | counts
 
 
 class AdamW(Adam):

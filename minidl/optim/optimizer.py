@@ -4,8 +4,10 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from minidl.autograd import Leaf
 from minidl.kernels import is_capturing
-from minidl.nn.module import Module
+from minidl.nn.module import Module, check_state
+from minidl.optim._checks import check_range
 from minidl.tensor import Parameter, Tensor
 
 
@@ -17,12 +19,12 @@ class Optimizer:
     """
 
     def __init__(self, parameters: Iterable[Parameter] | Iterable[dict], lr: float, weight_decay: float):
-        if isinstance(parameters, Tensor):
-            raise TypeError(f"{type(self).__name__}: expected a list of parameters, got one tensor; pass [parameter]")
-        groups = _as_groups(parameters)
+        groups = _as_groups(type(self).__name__, parameters)
         self.parameters = [parameter for group in groups for parameter in group["params"]]
         _check(type(self).__name__, groups, self.parameters)
         self._weight_decays = [group.get("weight_decay", weight_decay) for group in groups for _ in group["params"]]
+        for value in self._weight_decays:
+            check_range(type(self).__name__, 0, np.inf, weight_decay=value)
         # CuPy takes shape=() for none given.
         self._lr = np.zeros_like(self.parameters[0].data, dtype=np.float64, shape=(1,)).reshape(())
         self.lr = lr
@@ -34,8 +36,7 @@ class Optimizer:
 
     @lr.setter
     def lr(self, value: float) -> None:
-        if not value >= 0:
-            raise ValueError(f"{type(self).__name__}: expected a learning rate >= 0, got {value}")
+        check_range(type(self).__name__, 0, np.inf, lr=value)
         if is_capturing(self._lr):
             raise RuntimeError(
                 f"{type(self).__name__}.lr: set inside a captured step, it would be {value} in every step; "
@@ -54,8 +55,9 @@ class Optimizer:
         ready = [i for i, parameter in enumerate(self.parameters) if parameter.grad is not None]
         for weight_decay in dict.fromkeys(self._weight_decays):
             chosen = [i for i in ready if self._weight_decays[i] == weight_decay]
-            grads = [self.parameters[i].grad.data for i in chosen]
-            self.update([self.parameters[i].data for i in chosen], grads, chosen, weight_decay)
+            if chosen:
+                grads = [self.parameters[i].grad.data for i in chosen]
+                self.update([self.parameters[i].data for i in chosen], grads, chosen, weight_decay)
 
     def update(self, parameters: list, grads: list, chosen: list[int], weight_decay: float) -> None:
         """One step for the arrays of the parameters number chosen[0], chosen[1], ..., which all have gradients."""
@@ -73,16 +75,12 @@ class Optimizer:
         """Copy a state dict into the state's arrays. All of it fits, or nothing is copied."""
         self.check_state_dict(state)
         for name, array in self._named_state().items():
-            array[...] = Tensor(state[name], device=Tensor(array).device).data
+            array[...] = Tensor(np.asarray(state[name], array.dtype), device=Tensor(array).device).data
 
     def check_state_dict(self, state: dict[str, np.ndarray]) -> None:
         """A ValueError unless load_state_dict would take it."""
-        ours = self._named_state()
-        wrong = sorted(ours.keys() ^ state.keys()) or [name for name in ours if ours[name].shape != state[name].shape]
-        if wrong:
-            raise ValueError(
-                f"{type(self).__name__}.load_state_dict: does not fit, nothing was loaded: {', '.join(wrong)}"
-            )
+        expected = {name: (array.shape, array.dtype) for name, array in self._named_state().items()}
+        check_state(f"{type(self).__name__}.load_state_dict", expected, state)
 
     def _named_state(self) -> dict[str, object]:
         return {f"{name}.{i}": array for name, arrays in self.state().items() for i, array in enumerate(arrays)}
@@ -92,22 +90,34 @@ class Optimizer:
         return [np.zeros_like(parameter.data) for parameter in self.parameters]
 
 
-def _as_groups(parameters: Iterable[Parameter] | Iterable[dict]) -> list[dict]:
+def _as_groups(owner: str, parameters: Iterable[Parameter] | Iterable[dict]) -> list[dict]:
     """Groups whose parameters are lists, so that they can be walked more than once."""
-    groups = list(parameters)
+    groups = _as_list(owner, parameters)
     if groups and not isinstance(groups[0], dict):
         groups = [{"params": groups}]
-    return [{**group, "params": list(group["params"])} for group in groups]
+    return [{**group, "params": _as_list(owner, group["params"])} for group in groups]
 
 
-def _check(optimizer: str, groups: list[dict], parameters: list[Parameter]) -> None:
+def _as_list(owner: str, values) -> list:
+    if isinstance(values, Tensor | Module) or not isinstance(values, Iterable):
+        got = type(values).__name__
+        raise TypeError(f"{owner}: expected a list of parameters, got {got}; pass [parameter], or model.parameters()")
+    return list(values)
+
+
+def _check(owner: str, groups: list[dict], parameters: list[Parameter]) -> None:
     if not parameters:
-        raise ValueError(f"{optimizer}: expected at least one parameter, got none")
+        raise ValueError(f"{owner}: expected at least one parameter, got none")
+    for parameter in parameters:
+        if not isinstance(parameter, Parameter) and not isinstance(getattr(parameter, "_place", None), Leaf):
+            got = repr(parameter) if isinstance(parameter, Tensor) else type(parameter).__name__
+            remedy = "pass model.parameters(), or tensors made with requires_grad=True"
+            raise TypeError(f"{owner}: expected parameters, got {got}; {remedy}")
     if len(set(map(id, parameters))) < len(parameters):
-        raise ValueError(f"{optimizer}: a parameter is given twice, and would be updated twice in each step")
+        raise ValueError(f"{owner}: a parameter is given twice, and would be updated twice in each step")
     unknown = sorted({key for group in groups for key in group} - {"params", "weight_decay"})
     if unknown:
-        raise ValueError(f"{optimizer}: a group has 'params' and 'weight_decay', got also {unknown}")
+        raise ValueError(f"{owner}: a group has 'params' and 'weight_decay', got also {unknown}")
 
 
 def weight_decay_groups(model: Module, weight_decay: float) -> list[dict]:

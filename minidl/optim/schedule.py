@@ -2,10 +2,14 @@
 
 A schedule holds no state, so that a run which is resumed needs to know its step and nothing else. The one exception is
 ReduceLROnPlateau, which reacts to what was measured. `step` counts from 0.
+
+A schedule checks how its rates change; the optimiser checks the rates themselves, when they are set.
 """
 
 import math
 from collections.abc import Callable, Sequence
+
+from minidl.optim._checks import check_range
 
 Schedule = Callable[[int], float]
 
@@ -24,6 +28,7 @@ class CosineAnnealingLR:
     """From lr at step 0 to min_lr at total_steps along half a cosine (Loshchilov, Hutter 2017, eq. 5)."""
 
     def __init__(self, lr: float, total_steps: int, min_lr: float = 0.0):
+        check_range("CosineAnnealingLR", 1, math.inf, total_steps=total_steps)
         self.lr, self.total_steps, self.min_lr = lr, total_steps, min_lr
 
     def __call__(self, step: int) -> float:
@@ -45,6 +50,9 @@ class OneCycleLR:
         div_factor: float = 25.0,
         final_div_factor: float = 1e4,
     ):
+        check_range("OneCycleLR", 0, 1, closed=True, pct_start=pct_start)
+        at_least_1 = {"total_steps": total_steps, "div_factor": div_factor, "final_div_factor": final_div_factor}
+        check_range("OneCycleLR", 1, math.inf, **at_least_1)
         self.max_lr, self.total_steps = max_lr, total_steps
         self.first_lr = max_lr / div_factor
         self.last_lr = self.first_lr / final_div_factor
@@ -65,6 +73,7 @@ class LinearWarmup:
     """
 
     def __init__(self, schedule: Schedule, warmup_steps: int, start_factor: float = 0.1):
+        check_range("LinearWarmup", 0, math.inf, warmup_steps=warmup_steps)
         self.schedule, self.warmup_steps, self.start_factor = schedule, warmup_steps, start_factor
 
     def __call__(self, step: int) -> float:
@@ -82,6 +91,9 @@ class ReduceLROnPlateau:
     def __init__(
         self, lr: float, factor: float = 0.1, patience: int = 10, threshold: float = 1e-4, min_lr: float = 0.0
     ):
+        check_range("ReduceLROnPlateau", 0, math.inf, patience=patience, threshold=threshold)
+        check_range("ReduceLROnPlateau", 0, 1, factor=factor)
+        check_range("ReduceLROnPlateau", 0, lr, closed=True, min_lr=min_lr)
         self.lr, self.factor, self.patience, self.threshold, self.min_lr = lr, factor, patience, threshold, min_lr
         self.best, self.bad_reports = math.inf, 0
 

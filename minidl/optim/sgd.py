@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 
 from minidl.kernels import kernels_for
+from minidl.optim._checks import check_range
 from minidl.optim.optimizer import Optimizer
 from minidl.tensor import Parameter
 
@@ -22,6 +23,7 @@ class SGD(Optimizer):
         nesterov: bool = False,
     ):
         super().__init__(parameters, lr, weight_decay)
+        check_range("SGD", 0, 1, momentum=momentum)
         if nesterov and momentum <= 0:
             raise ValueError(f"SGD: nesterov needs a momentum > 0, got {momentum}")
         self.momentum, self.nesterov = momentum, nesterov
@@ -29,11 +31,9 @@ class SGD(Optimizer):
 
     def update(self, parameters: list, grads: list, chosen: list[int], weight_decay: float) -> None:
         """One step; see the class."""
-        if parameters:
-            velocities = [self.velocities[i] for i in chosen] if self.momentum else []
-            kernels_for(parameters[0]).sgd_update(
-                parameters, grads, velocities, self._lr, self.momentum, weight_decay, self.nesterov
-            )
+        velocities = [self.velocities[i] for i in chosen] if self.momentum else []
+        options = self.momentum, weight_decay, self.nesterov
+        kernels_for(parameters[0]).sgd_update(parameters, grads, velocities, self._lr, *options)
 
     def state(self) -> dict[str, list]:
         """The velocities."""

@@ -7,7 +7,7 @@ from minidl.kernels import reference
 TOLERANCE = {np.float64: 1e-12, np.float32: 1e-4}
 
 # The numbers of the arguments that a kernel is meant to write into. No kernel may write into any other.
-WRITTEN = {"sgd_update": (0, 2), "adam_update": (0, 2, 3), "update_running_statistics": (0, 1)}
+WRITTEN = {"sgd_update": (0, 2), "adam_update": (0, 2, 3, 4), "update_running_statistics": (0, 1)}
 
 
 def as_it_is(array):

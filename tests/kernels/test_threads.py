@@ -103,7 +103,8 @@ def update_workloads():
     parameters, grads, means, squares = ([draw(*SHAPE), draw(64)] for _ in range(4))
     squares = [square**2 for square in squares]
     yield "sgd_update", parameters, grads, means, LR, 0.9, 0.01, True
-    yield "adam_update", parameters, grads, means, squares, np.array(3), LR, 0.9, 0.999, 1e-8, 0.01, True
+    counts = [np.array(3), np.array(0)]
+    yield "adam_update", parameters, grads, means, squares, counts, LR, 0.9, 0.999, 1e-8, 0.01, True
 
 
 FAMILIES = [

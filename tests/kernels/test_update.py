@@ -35,11 +35,21 @@ def test_sgd_agrees_with_the_plain_loops(momentum, weight_decay, nesterov, agree
 
 
 @adam_cases
-@pytest.mark.parametrize("step", [1, 2, 1000])
-def test_adam_agrees_with_the_plain_loops(step, weight_decay, decoupled, agrees, rng):
+@pytest.mark.parametrize("before", [(0, 0, 0, 0), (1, 1, 1, 1), (999, 0, 30, 2)], ids=str)
+def test_adam_agrees_with_the_plain_loops(before, weight_decay, decoupled, agrees, rng):
     parameters, grads, means, squares = draw(rng), draw(rng), draw(rng), [array**2 for array in draw(rng)]
-    options = np.array(step), LR, *BETAS_EPS, weight_decay, decoupled
+    options = [np.array(count) for count in before], LR, *BETAS_EPS, weight_decay, decoupled
     agrees("adam_update", parameters, grads, means, squares, *options)
+
+
+def test_adam_counts_the_steps_of_many_parameters_once_each(run):
+    """More than the CUDA kernel writes into its table with one launch."""
+    many = 70
+    ones = [np.ones(3) for _ in range(many)]
+    counts = [np.array(number) for number in range(many)]
+    *_, counts = run("adam_update", ones, ones, ones, ones, counts, LR, *BETAS_EPS, 0.0, False)
+    assert [int(count) for count in counts] == list(range(1, many + 1))
+    assert {count.dtype for count in counts} == {np.dtype("int64")}
 
 
 def test_plain_sgd_steps_against_the_gradient(run):
@@ -51,8 +61,9 @@ def test_plain_sgd_steps_against_the_gradient(run):
 def test_the_first_step_of_adam_has_the_length_of_the_learning_rate(run):
     """Bias correction: mean_hat = g and sqrt(square_hat) = |g| whatever the betas."""
     state = [np.array([1.0, 1.0])], [np.array([0.5, -20.0])], [np.zeros(2)], [np.zeros(2)]
-    parameters, _, _ = run("adam_update", *state, np.array(1), LR, 0.9, 0.999, 0.0, 0.0, False)
+    parameters, _, _, steps = run("adam_update", *state, [np.array(0)], LR, 0.9, 0.999, 0.0, 0.0, False)
     assert_close(parameters[0], [0.9, 1.1])
+    assert steps == [1]
 
 
 def train_with_torch(torch, optimizer, gradients, parameters, **options):
@@ -85,10 +96,10 @@ def test_adam_is_that_of_pytorch(weight_decay, decoupled, run, rng, torch):
     options = {"betas": (beta1, beta2), "eps": eps, "weight_decay": weight_decay}
     optimizer = torch.optim.AdamW if decoupled else torch.optim.Adam
     expected = train_with_torch(torch, optimizer, gradients, parameters, **options)
-    means, squares = zeros(), zeros()
-    for step, grads in enumerate(gradients, 1):
-        state = parameters, grads, means, squares, np.array(step), LR
-        parameters, means, squares = run("adam_update", *state, beta1, beta2, eps, weight_decay, decoupled)
+    means, squares, steps = zeros(), zeros(), [np.array(0) for _ in SHAPES]
+    for grads in gradients:
+        state = parameters, grads, means, squares, steps, LR
+        parameters, means, squares, steps = run("adam_update", *state, beta1, beta2, eps, weight_decay, decoupled)
     for actual, wanted in zip(parameters, expected, strict=True):
         assert_close(actual, wanted)
 

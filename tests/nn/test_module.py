@@ -302,7 +302,7 @@ SHAPED = {"conv": Conv2d(2, 3, 1), "linear": Linear(4, 6), "flat": Linear(12, 2,
 SPOILED = {
     "missing": (lambda s: s.pop("linear.bias"), "missing ['linear.bias']"),
     "unexpected": (lambda s: s.update(extra=np.zeros(1)), "unexpected ['extra']"),
-    "misspelt": (lambda s: s.update(bias=s.pop("linear.bias")), "missing ['linear.bias'], unexpected ['bias']"),
+    "misspelt": (lambda s: s.update(bias=s.pop("linear.bias")), "missing ['linear.bias']; unexpected ['bias']"),
     "transposed": (
         lambda s: s.update({"linear.weight": np.zeros((4, 6))}),
         "linear.weight: expected (6, 4), got (4, 6)",
@@ -383,3 +383,70 @@ def test_a_module_is_not_converted_to_integers():
 def test_a_module_is_not_moved_to_what_is_no_device(target):
     with pytest.raises(ValueError, match="to: expected 'cpu', 'cuda' or a floating-point dtype, got"):
         Linear(1, 1).to(target)
+
+
+NO_REAL_NUMBERS = {
+    "complex": np.zeros(6, np.complex64),
+    "strings": np.array(["x"] * 6),
+    "objects": np.array([None] * 6),
+    "dates": np.zeros(6, "datetime64[s]"),
+}
+
+
+@pytest.mark.parametrize("value", NO_REAL_NUMBERS.values(), ids=NO_REAL_NUMBERS)
+def test_what_is_no_array_of_real_numbers_is_refused_before_anything_is_copied(value):
+    model = Sequential(Linear(4, 6), Linear(6, 6))
+    before = model.state_dict()
+    state = {name: array + 1 for name, array in before.items()} | {"1.bias": value}
+    for check_or_load in (model.check_state_dict, model.load_state_dict):
+        with pytest.raises(ValueError, match=r"nothing was loaded.*1\.bias: expected .*real numbers"):
+            check_or_load(state)
+    assert all(np.array_equal(array, before[name]) for name, array in model.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float64", "longdouble", "int8", "uint64", "bool"])
+def test_real_numbers_of_any_dtype_are_loaded(dtype):
+    model = Linear(2, 3)
+    model.load_state_dict({"weight": np.ones((3, 2), dtype), "bias": np.zeros(3, dtype)})
+    assert model.weight.numpy().tolist() == [[1, 1, 1]] * 2 and model.weight.dtype == np.float32
+
+
+def test_numbers_with_a_fraction_are_not_loaded_into_a_buffer_of_integers():
+    class Counting(Module):
+        def __init__(self):
+            self.seen = Buffer(np.zeros(2, np.int64))
+
+    model = Counting()
+    with pytest.raises(ValueError, match=r"seen: expected real numbers that convert to int64, got float32"):
+        model.load_state_dict({"seen": np.zeros(2, np.float32)})
+    model.load_state_dict({"seen": np.ones(2, np.int32)})
+    assert model.seen.numpy().tolist() == [1, 1]
+
+
+def test_everything_that_does_not_fit_is_said_at_once():
+    model = Sequential(Linear(2, 2), Linear(2, 2))
+    state = model.state_dict() | {"more": np.zeros(1), "0.bias": np.zeros(9), "1.bias": np.zeros(2, complex)}
+    del state["0.weight"]
+    with pytest.raises(ValueError) as error:
+        model.load_state_dict(state)
+    for problem in (
+        "missing ['0.weight']",
+        "unexpected ['more']",
+        "0.bias: expected (2,), got (9,)",
+        "1.bias: expected",
+    ):
+        assert problem in str(error.value)
+
+
+def test_a_long_list_of_what_does_not_fit_is_cut_off():
+    model = Sequential(*(Linear(2, 2) for _ in range(50)))
+    state = {f"other.{i}": np.zeros(1) for i in range(100_000)}
+    with pytest.raises(
+        ValueError, match=r"missing \['0\.weight', .* 94 more.*unexpected \['other\.0', .* 99,994 more"
+    ) as error:
+        model.load_state_dict(state)
+    assert len(str(error.value)) < 1000
+    wrong = {name: np.zeros(7) for name in model.state_dict()}
+    with pytest.raises(ValueError, match=r"0\.weight: expected \(2, 2\), got \(7,\); .* 94 more") as error:
+        model.load_state_dict(wrong)
+    assert len(str(error.value)) < 1000

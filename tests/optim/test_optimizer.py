@@ -1,11 +1,13 @@
 """What all optimisers share."""
 
 import math
+import re
 
 import numpy as np
 import pytest
 
-from minidl import Parameter
+from minidl import Buffer, Parameter, Tensor
+from minidl.nn import Linear, Sequential
 from minidl.optim import SGD, Adam, AdamW
 from tests.optim.problem import LR, OPTIMIZERS, STEPS, train, values
 
@@ -111,6 +113,8 @@ SPOILED = {
     "missing": (lambda state, name: state.pop(name), "{}"),
     "unexpected": (lambda state, name: state.update(extra=np.zeros(1)), "extra"),
     "wrong shape": (lambda state, name: state.update({name: np.zeros((8, 6))}), "{}"),
+    "complex numbers": (lambda state, name: state.update({name: state[name] * 1j}), "{}: expected real numbers"),
+    "strings": (lambda state, name: state.update({name: np.full(state[name].shape, "x")}), "{}: expected real numbers"),
     "a shape that would broadcast": (lambda state, name: state.update({name: np.zeros((1, 8))}), "{}"),
 }
 
@@ -139,13 +143,14 @@ def test_the_state_of_another_rule_is_refused(problem):
 
 
 @each_class
-@pytest.mark.parametrize("lr", [-1e-9, math.nan])
-def test_a_learning_rate_below_0_is_refused_at_once_and_later(make, lr, problem):
+@pytest.mark.parametrize("lr", [-1e-9, math.nan, math.inf])
+def test_a_learning_rate_that_is_none_is_refused_at_once_and_later(make, lr, problem):
     parameters, _ = problem.minidl()
-    with pytest.raises(ValueError, match=f"{make.__name__}: expected a learning rate >= 0, got"):
+    message = re.escape(f"{make.__name__}: expected lr in [0, inf), got {lr}")
+    with pytest.raises(ValueError, match=message):
         make(parameters, lr)
     optimizer = make(parameters, 0.0)
-    with pytest.raises(ValueError, match=f"{make.__name__}: expected a learning rate >= 0, got"):
+    with pytest.raises(ValueError, match=message):
         optimizer.lr = lr
     assert optimizer.lr == 0
 
@@ -189,3 +194,81 @@ def test_a_parameter_that_is_given_twice_is_refused(make, problem):
 def test_a_parameter_that_is_not_in_a_list_is_refused(make):
     with pytest.raises(TypeError, match=r"pass \[parameter\]"):
         make(Parameter(np.zeros(3)), lr=0.1)
+
+
+# What is no hyper-parameter, by class: the options, and what the error must say.
+BAD_OPTIONS = [
+    (SGD, {"lr": math.inf}, "SGD: expected lr in [0, inf), got inf"),
+    (SGD, {"lr": "0.1"}, "SGD: expected lr in [0, inf), got '0.1'"),
+    (SGD, {"lr": None}, "SGD: expected lr in [0, inf), got None"),
+    (SGD, {"lr": LR, "weight_decay": math.nan}, "SGD: expected weight_decay in [0, inf), got nan"),
+    (SGD, {"lr": LR, "weight_decay": -0.1}, "SGD: expected weight_decay in [0, inf), got -0.1"),
+    (SGD, {"lr": LR, "momentum": 1.0}, "SGD: expected momentum in [0, 1), got 1.0"),
+    (SGD, {"lr": LR, "momentum": -1}, "SGD: expected momentum in [0, 1), got -1"),
+    (SGD, {"lr": LR, "momentum": math.nan}, "SGD: expected momentum in [0, 1), got nan"),
+    (Adam, {"betas": (1, 0.9)}, "Adam: expected beta1 in [0, 1), got 1"),
+    (Adam, {"betas": (0.9, math.nan)}, "Adam: expected beta2 in [0, 1), got nan"),
+    (Adam, {"betas": (0.9, 2)}, "Adam: expected beta2 in [0, 1), got 2"),
+    (AdamW, {"betas": (-0.1, 0.9)}, "AdamW: expected beta1 in [0, 1), got -0.1"),
+    (AdamW, {"eps": -1}, "AdamW: expected eps in [0, inf), got -1"),
+    (Adam, {"eps": math.inf}, "Adam: expected eps in [0, inf), got inf"),
+    (Adam, {"weight_decay": math.inf}, "Adam: expected weight_decay in [0, inf), got inf"),
+]
+
+
+@pytest.mark.parametrize(("make", "options", "message"), BAD_OPTIONS, ids=[message for *_, message in BAD_OPTIONS])
+def test_a_hyper_parameter_outside_its_range_is_refused(make, options, message, problem):
+    parameters, _ = problem.minidl()
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        make(parameters, **options)
+
+
+@each_class
+@pytest.mark.parametrize("weight_decay", [math.nan, -1e-9, None])
+def test_the_weight_decay_of_a_group_is_checked_too(make, weight_decay, problem):
+    parameters, _ = problem.minidl()
+    message = re.escape(f"{make.__name__}: expected weight_decay in [0, inf), got {weight_decay}")
+    with pytest.raises(ValueError, match=message):
+        make([{"params": parameters[:2]}, {"params": parameters[2:], "weight_decay": weight_decay}], LR)
+
+
+@each_class
+def test_numbers_of_numpy_and_the_ends_of_the_ranges_are_taken(make, problem):
+    parameters, make_loss = problem.minidl()
+    make(parameters, np.float32(LR), weight_decay=np.int64(0))
+    make(parameters, np.array(0.0), weight_decay=np.array(0.1))
+    train(SGD(parameters, 0, momentum=0), make_loss, 1)
+    train(Adam(parameters, 0, betas=(0, 0), eps=0), make_loss, 1)
+
+
+# What is no list of parameters: it, and what the error says that it got.
+NO_PARAMETERS = {
+    "a model": (lambda: Sequential(Linear(2, 2)), "got Sequential"),
+    "a layer": (lambda: Linear(2, 2), "got Linear"),
+    "names too": (lambda: Linear(2, 2).named_parameters(), "got tuple"),
+    "a state dict": (lambda: Linear(2, 2).state_dict(), "got str"),
+    "an array": (lambda: np.zeros((2, 2)), "got ndarray"),
+    "arrays": (lambda: [np.zeros(2)], "got ndarray"),
+    "nothing": (lambda: None, "got NoneType"),
+    "modules in a group": (lambda: [{"params": Sequential(Linear(2, 2))}], "got Sequential"),
+    "a parameter in a group": (lambda: [{"params": Parameter(np.zeros(2))}], "got Parameter"),
+    "a tensor that is not learned": (lambda: [Tensor(np.zeros(2))], r"got Tensor\(.*, float64\)"),
+    "a buffer": (lambda: [Buffer(np.zeros(2))], r"got Buffer\(.*, float64\)"),
+    "a computed tensor": (lambda: [Parameter(np.zeros(2)) * 2], r"got Tensor\(.*, from Mul\)"),
+}
+
+
+@each_class
+@pytest.mark.parametrize(("make_parameters", "got"), NO_PARAMETERS.values(), ids=NO_PARAMETERS)
+def test_what_is_no_list_of_parameters_is_refused(make, make_parameters, got):
+    with pytest.raises(TypeError, match=f"^{make.__name__}: expected .*{got}.*pass .*parameters"):
+        make(make_parameters(), LR)
+
+
+@each_class
+def test_leaves_that_are_no_parameters_and_frozen_parameters_are_taken(make):
+    leaf, frozen = Tensor([1.0], requires_grad=True), Parameter(np.ones(1), requires_grad=False)
+    optimizer = make([leaf, frozen], LR)
+    leaf.sum().backward()
+    optimizer.step()
+    assert leaf.item() < 1 and frozen.item() == 1

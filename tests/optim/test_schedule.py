@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import re
 
 import pytest
 from hypothesis import assume, given
@@ -203,3 +204,25 @@ def test_a_rate_depends_on_the_step_alone(lr, steps, at):
         first = schedule(at)
         rates_of(schedule, at)
         assert schedule(at) == first >= 0
+
+
+BAD_SCHEDULES = [
+    (lambda: CosineAnnealingLR(0.1, 0), "CosineAnnealingLR: expected total_steps in [1, inf), got 0"),
+    (lambda: OneCycleLR(0.1, 0), "OneCycleLR: expected total_steps in [1, inf), got 0"),
+    (lambda: OneCycleLR(0.1, 9, pct_start=1.5), "OneCycleLR: expected pct_start in [0, 1], got 1.5"),
+    (lambda: OneCycleLR(0.1, 9, pct_start=-0.1), "OneCycleLR: expected pct_start in [0, 1], got -0.1"),
+    (lambda: OneCycleLR(0.1, 9, div_factor=0), "OneCycleLR: expected div_factor in [1, inf), got 0"),
+    (lambda: OneCycleLR(0.1, 9, final_div_factor=0), "OneCycleLR: expected final_div_factor in [1, inf), got 0"),
+    (lambda: LinearWarmup(MultiStepLR(0.1, []), -1), "LinearWarmup: expected warmup_steps in [0, inf), got -1"),
+    (lambda: ReduceLROnPlateau(0.1, factor=1.0), "ReduceLROnPlateau: expected factor in [0, 1), got 1.0"),
+    (lambda: ReduceLROnPlateau(0.1, patience=-1), "ReduceLROnPlateau: expected patience in [0, inf), got -1"),
+    (lambda: ReduceLROnPlateau(math.nan), "ReduceLROnPlateau: expected min_lr in [0, nan], got 0.0"),
+    (lambda: ReduceLROnPlateau(0.1, threshold=math.nan), "ReduceLROnPlateau: expected threshold in [0, inf), got nan"),
+    (lambda: ReduceLROnPlateau(0.1, min_lr=0.2), "ReduceLROnPlateau: expected min_lr in [0, 0.1], got 0.2"),
+]
+
+
+@pytest.mark.parametrize(("make", "message"), BAD_SCHEDULES, ids=[message for _, message in BAD_SCHEDULES])
+def test_a_number_outside_its_range_is_refused(make, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        make()

@@ -21,16 +21,20 @@ def sgd_update(parameters, grads, velocities, lr, momentum, weight_decay, nester
     _in_chunks(update, parameters, grads, *([velocities] if momentum else []))
 
 
-def adam_update(parameters, grads, means, squares, step, lr, beta1, beta2, eps, weight_decay, decoupled):
-    """Adam (Kingma, Ba 2015, algorithm 1), or AdamW (Loshchilov, Hutter 2019) where `decoupled`; `step` counts from 1.
+def adam_update(parameters, grads, means, squares, steps, lr, beta1, beta2, eps, weight_decay, decoupled):
+    """Adam (Kingma, Ba 2015, algorithm 1), or AdamW (Loshchilov, Hutter 2019) where `decoupled`.
 
+    `steps` counts the updates of each parameter: t = t + 1;
     m = beta1 m + (1 - beta1) g;  v = beta2 v + (1 - beta2) g^2;
     p -= lr m/(1 - beta1^t) / (sqrt(v/(1 - beta2^t)) + eps).
     The weight decay is part of g in Adam, and p *= 1 - lr weight_decay beforehand in AdamW.
     """
-    rate, t = float(lr), int(step)
+    rate = float(lr)
+    for step in steps:
+        step += 1  # in place: an array, not a number
 
-    def update(p, grad, m, v):
+    def update(p, grad, m, v, step):
+        t = int(step[0])
         if decoupled:
             p *= 1 - rate * weight_decay
         g = grad if decoupled else _decayed(grad, p, weight_decay)
@@ -40,7 +44,8 @@ def adam_update(parameters, grads, means, squares, step, lr, beta1, beta2, eps, 
         v += (1 - beta2) * g * g
         p -= (rate / (1 - beta1**t)) * m / (np.sqrt(v / (1 - beta2**t)) + eps)
 
-    _in_chunks(update, parameters, grads, means, squares)
+    counts = [np.broadcast_to(step, p.shape) for step, p in zip(steps, parameters, strict=True)]
+    _in_chunks(update, parameters, grads, means, squares, counts)
 
 
 def update_running_statistics(running_mean, running_variance, mean, variance, momentum, count):

@@ -11,20 +11,23 @@ import numpy as np
 from minidl.kernels.cuda._launch import THREADS, CudaKernel, contiguous
 
 PIECE = 1024  # numbers of one parameter for each block, four for each of its threads
-ENTRIES = 32  # written by one launch: their six arguments each stay well below CUDA's limit of 4,096 bytes
+ENTRIES = 32  # written by one launch: their seven arguments each stay well below CUDA's limit of 4,096 bytes
 
 ENTRY = """
-// A parameter in the table of all: its arrays, how many numbers they have, and the first of the blocks that update it.
+// A parameter in the table of all: its arrays, the count of its updates (Adam's alone), how many numbers it has, and
+// the first of the blocks that update it.
 struct Entry {
     real *parameter, *grad, *state, *other_state;
-    long long size, first_block;
+    long long *steps, size, first_block;
 };
 """
 
 _PARAMETERS = ", ".join(
-    f"real* p{i}, real* g{i}, real* s{i}, real* t{i}, index n{i}, index b{i}" for i in range(ENTRIES)
+    f"real* p{i}, real* g{i}, real* s{i}, real* t{i}, void* c{i}, index n{i}, index b{i}" for i in range(ENTRIES)
 )
-_ASSIGNMENTS = " ".join(f"table[{i}] = {{p{i}, g{i}, s{i}, t{i}, n{i}, b{i}}};" for i in range(ENTRIES))
+_ASSIGNMENTS = " ".join(
+    f"table[{i}] = {{p{i}, g{i}, s{i}, t{i}, (long long*)c{i}, n{i}, b{i}}};" for i in range(ENTRIES)
+)
 
 WRITE_ENTRIES = CudaKernel(
     "write_entries",
@@ -91,9 +94,22 @@ extern "C" __global__ void sgd_update(
 def sgd_update(parameters, grads, velocities, lr, momentum, weight_decay, nesterov):
     """For each p: g = grad + weight_decay p;  v = momentum v + g;  p -= lr (g + momentum v if nesterov, else v)."""
     velocities = velocities if momentum else parameters  # which are not read as such then
-    options = float(momentum), float(weight_decay), bool(nesterov)
-    _update(SGD_UPDATE, [parameters, grads, velocities, velocities], lr.astype(np.float64, copy=False), *options)
+    options = lr.astype(np.float64, copy=False), float(momentum), float(weight_decay), bool(nesterov)
+    for table, entries, blocks, dtype in _tables("sgd_update", parameters, grads, velocities, velocities, parameters):
+        SGD_UPDATE.launch(blocks, THREADS, (table, entries, *options), dtype)
 
+
+COUNT_STEPS = CudaKernel(
+    "count_steps",
+    ENTRY
+    + """
+// A thread for each parameter. A launch of its own, as all blocks of a parameter read the count in the next one.
+extern "C" __global__ void count_steps(const Entry* table, index entries) {
+    index i = thread_number();
+    if (i < entries) *table[i].steps += 1;
+}
+""",
+)
 
 ADAM_UPDATE = CudaKernel(
     "adam_update",
@@ -102,12 +118,12 @@ ADAM_UPDATE = CudaKernel(
 // A block for each piece of a parameter. 1 - beta would lose half of its digits in float32, so that it is an argument;
 // and so is log(beta), as 1 - beta^t = -expm1(t log(beta)).
 extern "C" __global__ void adam_update(
-    const Entry* table, index entries, const double* lr, const long long* step,
+    const Entry* table, index entries, const double* lr,
     real beta1, real one_less_beta1, real log_beta1, real beta2, real one_less_beta2, real log_beta2,
     real eps, real weight_decay, int decoupled
 ) {
     Entry entry = find_entry(table, entries);
-    real rate = *lr, t = *step, *p = entry.parameter, *m = entry.state, *v = entry.other_state;
+    real rate = *lr, t = *entry.steps, *p = entry.parameter, *m = entry.state, *v = entry.other_state;
     real scaled_rate = rate / -expm1(t * log_beta1), correction = -expm1(t * log_beta2);
     for (long long i = first_number(entry); i < end_number(entry); i += blockDim.x) {
         real g = entry.grad[i], value = p[i];
@@ -124,16 +140,21 @@ extern "C" __global__ void adam_update(
 )
 
 
-def adam_update(parameters, grads, means, squares, step, lr, beta1, beta2, eps, weight_decay, decoupled):
-    """Adam (Kingma, Ba 2015, algorithm 1), or AdamW (Loshchilov, Hutter 2019) where `decoupled`; `step` counts from 1.
+def adam_update(parameters, grads, means, squares, steps, lr, beta1, beta2, eps, weight_decay, decoupled):
+    """Adam (Kingma, Ba 2015, algorithm 1), or AdamW (Loshchilov, Hutter 2019) where `decoupled`.
 
+    `steps` counts the updates of each parameter: t = t + 1;
     m = beta1 m + (1 - beta1) g;  v = beta2 v + (1 - beta2) g^2;
     p -= lr m/(1 - beta1^t) / (sqrt(v/(1 - beta2^t)) + eps).
     The weight decay is part of g in Adam, and p *= 1 - lr weight_decay beforehand in AdamW.
     """
-    lr, step = lr.astype(np.float64, copy=False), step.astype(np.int64, copy=False)
-    options = *_powers(beta1), *_powers(beta2), float(eps), float(weight_decay), bool(decoupled)
-    _update(ADAM_UPDATE, [parameters, grads, means, squares], lr, step, *options)
+    for step in steps:
+        if step.dtype != np.int64:
+            raise ValueError(f"adam_update: expected counts of int64, got {step.dtype}")
+    options = lr.astype(np.float64, copy=False), *_powers(beta1), *_powers(beta2), float(eps), float(weight_decay)
+    for table, entries, blocks, dtype in _tables("adam_update", parameters, grads, means, squares, steps):
+        COUNT_STEPS.for_each(entries, table, entries, dtype=dtype)
+        ADAM_UPDATE.launch(blocks, THREADS, (table, entries, *options, bool(decoupled)), dtype)
 
 
 def _powers(beta):
@@ -141,37 +162,38 @@ def _powers(beta):
     return float(beta), float(1 - beta), math.log(beta) if beta else -math.inf
 
 
-def _update(kernel, lists, *options):
-    """Launch the kernel for all parameters, dtype by dtype; the lists are parameters, gradients, and two of states."""
-    entries = [_entry(kernel.name, *arrays) for arrays in zip(*lists, strict=True)]
-    for dtype in dict.fromkeys(parameter.dtype for parameter, *_ in entries):
+def _tables(name, parameters, *lists):
+    """(table, entries, blocks, dtype) of the parameters of each dtype; lists: gradients, two of states, counts."""
+    entries = [_entry(name, *arrays) for arrays in zip(parameters, *lists, strict=True)]
+    for dtype in dict.fromkeys(parameter.dtype for parameter in parameters):
         alike = [entry for entry in entries if entry[0].dtype == dtype]
         table, blocks = _table(alike, dtype)
-        kernel.launch(blocks, THREADS, (table, len(alike), *options), dtype)
+        yield table, len(alike), blocks, dtype
 
 
-def _entry(name, parameter, grad, *states):
+def _entry(name, parameter, grad, state, other_state, steps):
     """The arrays as a kernel takes them: contiguous, and alike."""
+    states = state, other_state
     for array in (parameter, *states):
         if not array.flags.c_contiguous:
             raise ValueError(f"{name}: an array with strides {array.strides} is not contiguous, only a copy could be")
     grad = contiguous(grad.astype(parameter.dtype, copy=False))
     if any((array.shape, array.dtype) != (parameter.shape, parameter.dtype) for array in (grad, *states)):
         raise ValueError(f"{name}: the arrays of a parameter {parameter.shape} differ in shape or dtype")
-    return parameter, grad, *states
+    return parameter, grad, *states, steps
 
 
 def _table(entries, dtype):
     """(the table of these parameters on the device, the number of blocks that update them)."""
     launches, blocks = -(-len(entries) // ENTRIES), 0
-    table = cupy.empty((launches * ENTRIES, 6), np.int64)
+    table = cupy.empty((launches * ENTRIES, 7), np.int64)
     for start in range(0, len(entries), ENTRIES):
         arguments = []
         for arrays in entries[start : start + ENTRIES]:
             size = arrays[0].size
             arguments += [*arrays, size, blocks]
             blocks += -(-size // PIECE)
-        arguments += arguments[:6] * (ENTRIES - len(arguments) // 6)  # in the table, but not counted
+        arguments += arguments[:7] * (ENTRIES - len(arguments) // 7)  # in the table, but not counted
         WRITE_ENTRIES.launch(1, 1, (table[start : start + ENTRIES], *arguments), dtype)
     return table, blocks
 

@@ -49,6 +49,13 @@ def test_a_kernel_refuses_arrays_with_gaps(launch, x, kernels):
     launch.CudaKernel.every.remove(kernel)
 
 
+def test_a_count_of_another_dtype_is_refused(kernels, to_device):
+    """The kernel gets its address alone, and would count beyond its end."""
+    ones, lr = [to_device(np.ones(3))], to_device(np.array(0.1))
+    with pytest.raises(ValueError, match="adam_update: expected counts of int64, got int32"):
+        kernels.adam_update(ones, ones, ones, ones, [to_device(np.array(0, np.int32))], lr, 0.9, 0.9, 1e-8, 0.0, False)
+
+
 def test_what_moved_to_the_gpu_and_back_is_the_same(device, rng):
     model = BatchNorm2d(3)
     before = model.state_dict()

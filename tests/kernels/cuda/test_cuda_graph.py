@@ -105,6 +105,25 @@ def test_captured_steps_have_the_bits_of_eager_ones(network, optimizer, source, 
         assert array.tobytes() == state[name].tobytes(), name
 
 
+def test_captured_steps_of_adam_count_for_each_parameter(device):
+    """A parameter that was frozen for two steps stays two steps behind."""
+    eager, other = Training(device, optimizer="Adam"), Training(device, optimizer="Adam")
+    for training in (eager, other):
+        frozen = training.optimizer.parameters[0]
+        frozen.requires_grad = False
+        for images, labels in batches(2, device):
+            training.step(images, labels)
+        frozen.requires_grad = True
+    step = minidl.cuda_graph(other.step)
+    for images, labels in batches(5, "cuda"):
+        eager.step(images, labels)
+        step(images, labels)
+    state = other.state()
+    assert [int(state[f"step.{i}"]) for i in (0, 1)] == [5, 7]
+    for name, array in eager.state().items():
+        assert array.tobytes() == state[name].tobytes(), name
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "tf32"])
 def test_captured_steps_with_rounded_products_have_the_bits_of_eager_ones(dtype, device):
     eager, other = Training(device), Training(device)
