@@ -158,12 +158,14 @@ class Sqrt(Function):
 class Sigmoid(Function):
     """y = 1 / (1 + e^-x).   dL/dx = y (1 - y) dL/dy.
 
-    Computed as (1 + tanh(x/2)) / 2, the same function, which overflows for no x.
+    With e = e^-|x|, which cannot overflow: y = 1 / (1 + e) for x >= 0 and e / (1 + e) for x < 0. No digits are lost.
+    Where y is rounded to 1 (float32: from x = 17 on), dL/dx is 0, as in PyTorch.
     """
 
     @staticmethod
     def forward(ctx, x):
-        y = 0.5 * (1 + np.tanh(0.5 * x))
+        e = np.exp(-np.abs(x))
+        y = np.where(x >= 0, 1, e) / (1 + e)
         ctx.save(y)
         return y
 

@@ -93,6 +93,22 @@ def test_no_number_is_too_large_for_the_sigmoid(x, expected, device):
     assert Tensor(np.float32(x), device=device).sigmoid().item() == pytest.approx(expected, abs=1e-6)
 
 
+def test_the_sigmoid_keeps_its_digits_on_both_sides(device):
+    """e^-87 is about the smallest number that float32 holds with all its digits."""
+    x = np.linspace(-87, 30, 2000, dtype=np.float32)
+    with np.errstate(all="raise"):
+        y = Tensor(x, device=device).sigmoid().numpy()
+    assert y.dtype == np.float32
+    np.testing.assert_allclose(y, 1 / (1 + np.exp(-x.astype(np.float64))), rtol=1e-6)
+
+
+def test_the_slope_of_the_logarithm_of_a_sigmoid_is_right_where_the_sigmoid_is_small(device):
+    """d log(sigmoid(x))/dx = sigmoid(-x), which is nearly 1 there."""
+    x = Tensor(np.linspace(-80, 0, 50, dtype=np.float32), device=device, requires_grad=True)
+    x.sigmoid().log().sum().backward()
+    np.testing.assert_allclose(x.grad.numpy(), 1 / (1 + np.exp(x.numpy().astype(np.float64))), rtol=1e-6)
+
+
 def test_an_infinite_gradient_does_not_spoil_the_side_that_was_not_taken(device):
     a, b = (Tensor(np.array(values), device=device, requires_grad=True) for values in ([1.0, 5.0], [2.0, 3.0]))
     infinite = Tensor(np.array([np.inf, 1.0]), device=device)
