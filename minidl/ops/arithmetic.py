@@ -7,6 +7,7 @@ gradient of a broadcast input is summed back over the axes along which it was re
 import numpy as np
 
 from minidl.ops.function import Function
+from minidl.ops.reduce import sum_over
 
 
 def sum_to_shape(grad, shape: tuple[int, ...]):
@@ -15,7 +16,7 @@ def sum_to_shape(grad, shape: tuple[int, ...]):
         return grad
     added = grad.ndim - len(shape)
     repeated = tuple(axis for axis in range(grad.ndim) if axis < added or shape[axis - added] != grad.shape[axis])
-    return grad.sum(axis=repeated, keepdims=True).reshape(shape)
+    return sum_over(grad, repeated).reshape(shape)
 
 
 class Add(Function):

@@ -35,6 +35,26 @@ CASES = [
 ]
 
 
+@pytest.mark.parametrize(("shape", "dim"), [((10**6, 2), 0), ((1000, 1000, 2), (0, 1)), ((2, 10**6), 1)], ids=str)
+def test_a_million_float32_numbers_are_added_with_an_error_of_float32(shape, dim, device):
+    """One after the other they would come to 100958: each addition to a large sum is rounded to its last digit."""
+    x = Tensor(np.full(shape, 0.1, np.float32), device=device)
+    exact = float(np.float32(0.1))
+    assert x.sum(dim).dtype == np.float32
+    np.testing.assert_allclose(x.sum(dim).numpy(), 1e6 * exact, rtol=1e-7)
+    np.testing.assert_allclose(x.mean(dim).numpy(), exact, rtol=2e-7)
+    np.testing.assert_allclose(x.var(dim).numpy(), 0, atol=1e-14)
+
+
+@pytest.mark.parametrize("shape", [(2,), (1, 2), ()], ids=str)
+def test_the_gradient_of_a_number_that_a_million_rows_share_has_an_error_of_float32(shape, device):
+    shared = Tensor(np.zeros(shape, np.float32), device=device, requires_grad=True)
+    grad = Tensor(np.full((10**6, 2), 0.1, np.float32), device=device)
+    (grad + shared).backward(grad)
+    count = 10**6 if shape else 2 * 10**6
+    np.testing.assert_allclose(shared.grad.numpy(), count * float(np.float32(0.1)), rtol=1e-7)
+
+
 def test_equal_maxima_share_the_gradient(device):
     x = Tensor([[3.0, 1.0, 3.0], [0.0, 0.0, 0.0]], device=device, requires_grad=True)
     x.max(dim=1).backward(Tensor([4.0, 6.0], device=device))
