@@ -478,11 +478,11 @@ def pad_channels_backward(grad, before, after):
 
 
 def scatter_add(grad, positions, shape):
-    """y of that shape, flattened: y[p] is the sum of the numbers of grad whose position is p."""
-    y = np.zeros(math.prod(shape), grad.dtype)
+    """y of that shape, flattened: y[p] is the sum, in float64, of the numbers of grad whose position is p."""
+    y = np.zeros(math.prod(shape))
     for number, position in zip(grad.ravel(), positions.ravel(), strict=True):
         y[position] += number
-    return y.reshape(shape)
+    return y.reshape(shape).astype(grad.dtype)
 
 
 # ---- augmentation: what becomes of an image before the network sees it -----------------------------------------------
