@@ -132,10 +132,10 @@ def conv2d_backward(grad, x, weight, stride, padding):
 
 def bias_backward(grad):
     """A bias was added to every row, so it collects from every row: the sum over all axes but the last, (O,)."""
-    grad_bias = np.zeros(grad.shape[-1], grad.dtype)
+    grad_bias = np.zeros(grad.shape[-1])  # in float64
     for position in np.ndindex(grad.shape[:-1]):
         grad_bias += grad[position]
-    return grad_bias
+    return grad_bias.astype(grad.dtype)
 
 
 # ---- linear ----------------------------------------------------------------------------------------------------------
@@ -253,8 +253,10 @@ def batch_statistics(x):
     """(mean, variance), each (C,), over all axes but the last; the variance is the population's (divided by M)."""
     mean, variance = np.empty(x.shape[-1], x.dtype), np.empty(x.shape[-1], x.dtype)
     for c in range(x.shape[-1]):
-        mean[c] = x[..., c].mean()
-        variance[c] = ((x[..., c] - mean[c]) ** 2).mean()  # not E[x^2] - mean^2, which cancels where the mean is large
+        mean[c] = x[..., c].mean(dtype=np.float64)
+        variance[c] = ((x[..., c] - mean[c]) ** 2).mean(
+            dtype=np.float64
+        )  # not E[x^2] - mean^2, which cancels where the mean is large
     return mean, variance
 
 

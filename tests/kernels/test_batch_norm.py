@@ -45,6 +45,37 @@ def test_a_constant_channel_has_variance_zero(run):
     assert (abs(variance) <= 1e-30).all()
 
 
+# Rows of a pixel, of a few channels, and of the widths of networks; in chunks, and in one.
+LARGE = pytest.mark.parametrize("shape", [(2**18, 2), (128, 32, 32, 3), (64, 32, 32, 16), (8, 7, 7, 512)], ids=str)
+
+
+@LARGE
+@pytest.mark.parametrize("value", [0.1, 7.7, -1234.5])
+def test_a_constant_float32_channel_comes_out_as_zero(value, shape, run):
+    """A mean with an error of 1e-6 of it would come out multiplied by 1 / sqrt(eps) = 316."""
+    x, channels = np.full(shape, value, np.float32), shape[-1]
+    mean, variance = run("batch_statistics", x)
+    assert (mean == np.float32(value)).all()
+    assert (variance >= 0).all() and (variance <= 1e-12 * value**2).all()
+    one, zero = np.ones(channels, np.float32), np.zeros(channels, np.float32)
+    assert not run("batch_norm_apply", x, mean, variance, one, zero, None, EPS, False).any()
+
+
+@LARGE
+def test_float32_statistics_and_sums_of_many_numbers_have_an_error_of_float32(shape, run, rng):
+    """Also where the first numbers, from which a kernel may count, lie a hundred deviations from the mean."""
+    x, axes, channels = rng.random(shape, np.float32), tuple(range(len(shape) - 1)), shape[-1]
+    x[rng.random(shape) < 1e-4] = 300
+    x[0] = 300
+    mean, variance = run("batch_statistics", x)
+    assert (abs(mean - x.mean(axes, np.float64)) <= 1e-5 * x.std(axes, np.float64)).all()
+    np.testing.assert_allclose(variance, x.var(axes, np.float64), rtol=1e-5)
+    grad, zero, one = np.full(shape, 0.1, np.float32), np.zeros(channels, np.float32), np.ones(channels, np.float32)
+    _, grad_weight, grad_bias, _ = run("batch_norm_backward", grad, x, None, zero, one, one, 0.0, False, False, False)
+    np.testing.assert_allclose(grad_bias, grad.sum(axes, np.float64), rtol=5e-6)
+    np.testing.assert_allclose(grad_weight, np.float32(0.1) * x.sum(axes, np.float64), rtol=5e-6)
+
+
 @pytest.mark.parametrize("count", [1, 2, 60])
 def test_the_running_statistics_agree_with_the_plain_loops(count, agrees, rng):
     running_mean, mean = rng.standard_normal((2, 5))
