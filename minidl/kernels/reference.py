@@ -230,10 +230,10 @@ def _pixels(position, size, kernel_size, stride, padding, count_include_pad):
 def global_avg_pool_forward(x):
     """y[n, c] = the mean of image n's channel c:  (N, H, W, C) -> (N, C)."""
     _, height, width, _ = x.shape
-    y = np.zeros((x.shape[0], x.shape[3]), x.dtype)
+    y = np.zeros((x.shape[0], x.shape[3]))  # in float64
     for h, w in np.ndindex(height, width):
-        y += x[:, h, w] / (height * width)
-    return y
+        y += x[:, h, w]
+    return (y / (height * width)).astype(x.dtype)
 
 
 def global_avg_pool_backward(grad, x_shape):
