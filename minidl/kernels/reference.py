@@ -274,7 +274,7 @@ def batch_norm_apply(x, mean, variance, weight, bias, residual, eps, relu):
 def batch_norm_backward(grad, x, y, mean, variance, weight, eps, relu, has_residual, through_statistics):
     """(grad_x, grad_weight, grad_bias, grad_residual); the last is None where there was no residual.
 
-    With g = dL/d(what the ReLU was given), which is `grad` where y > 0 and else 0, and M rows:
+    With g = dL/d(what the ReLU was given), which is 0 where y <= 0 and else `grad`, and M rows:
         grad_bias = sum of g,  grad_weight = sum of g * x_hat,  grad_residual = g,
         grad_x = weight / sqrt(variance + eps) * (g - grad_bias / M - x_hat * grad_weight / M).
     The last two terms are how x acts through the mean and the variance. They are 0 where these are constants (eval
@@ -308,7 +308,7 @@ def relu_forward(x):
 
 
 def relu_backward(grad, y):
-    """dL/dx = dL/dy where y > 0, and 0 where y <= 0."""
+    """dL/dx = dL/dy where y > 0, and 0 where y <= 0. The gradient of a NaN passes, as in PyTorch."""
     return np.where(y <= 0, 0, grad)
 
 

@@ -192,7 +192,10 @@ class Tanh(Function):
 
 
 class Clip(Function):
-    """y = min(max(x, low), high).   dL/dx = dL/dy where low <= x <= high, and 0 elsewhere."""
+    """y = min(max(x, low), high).   dL/dx = dL/dy where low <= x <= high, and 0 elsewhere.
+
+    A NaN stays a NaN and lies nowhere between the bounds: its dL/dx is 0, as in PyTorch.
+    """
 
     @staticmethod
     def forward(ctx, x, *, low: float | None, high: float | None):
@@ -207,7 +210,10 @@ class Clip(Function):
 
 
 class Maximum(Function):
-    """y = max(a, b).   dL/dy goes to the larger; where they are equal, half to each (as in PyTorch)."""
+    """y = max(a, b).   dL/dy goes to the larger; where they are equal, half to each.
+
+    Where one of them is NaN, y is NaN, and both get dL/dy. All this is as in PyTorch.
+    """
 
     @staticmethod
     def forward(ctx, a, b):
@@ -217,8 +223,8 @@ class Maximum(Function):
     @staticmethod
     def backward(ctx, grad):
         a, b = ctx.saved
-        shared = np.where(a == b, 0.5 * grad, 0)
-        grad_a, grad_b = np.where(a > b, grad, shared), np.where(a < b, grad, shared)
+        shared = np.where(a == b, 0.5 * grad, grad)
+        grad_a, grad_b = np.where(a < b, 0, shared), np.where(a > b, 0, shared)
         return sum_to_shape(grad_a, a.shape), sum_to_shape(grad_b, b.shape)
 
 

@@ -37,7 +37,10 @@ class Sum(Function):
 
 
 class Max(Function):
-    """y = max of x over `dim`.   dL/dx is dL/dy at the maximum, shared equally among equals, and 0 elsewhere."""
+    """y = max of x over `dim`.   dL/dx is dL/dy at the maximum, shared equally among equals, and 0 elsewhere.
+
+    A NaN counts as larger than any number, and as equal to another NaN (as in torch.max).
+    """
 
     @staticmethod
     def forward(ctx, x, *, dim: tuple[int, ...] | None, keepdim: bool):
@@ -48,6 +51,6 @@ class Max(Function):
     @staticmethod
     def backward(ctx, grad):
         x, y, dim = ctx.saved
-        winners = x == as_kept(y, x.shape, dim)
+        winners = (x == as_kept(y, x.shape, dim)) | (x != x)  # a NaN is not equal to itself
         count = winners.sum(axis=dim, keepdims=True)  # a whole number, as bfloat16 cannot count to 257
-        return winners * (as_kept(grad, x.shape, dim) / count.astype(x.dtype))
+        return np.where(winners, as_kept(grad, x.shape, dim) / count.astype(x.dtype), 0)

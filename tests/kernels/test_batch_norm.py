@@ -135,6 +135,17 @@ def test_where_the_relu_cut_off_nothing_comes_back(run):
     np.testing.assert_array_equal(grad_residual, [[0], [0], [4]])
 
 
+def test_where_y_is_nan_the_gradient_comes_back(run):
+    """As through ReLU alone: it is cut off where y <= 0, which NaN is not."""
+    grad, x, y = np.array([[[1.0], [2.0], [4.0]], [[-1.0], [np.nan], [1.0]], [[0.0], [np.nan], [3.0]]])
+    one, zero = np.ones(1), np.zeros(1)
+    grads = run("batch_norm_backward", grad, x, y, zero, one, one, 0.0, True, True, False)
+    grad_x, _, grad_bias, grad_residual = grads
+    for gradient in (grad_x, grad_residual):
+        np.testing.assert_array_equal(gradient, [[0], [2], [4]])
+    np.testing.assert_array_equal(grad_bias, [6])
+
+
 @shapes
 @relus
 @residuals

@@ -6,7 +6,7 @@ import pytest
 import minidl
 from minidl import Tensor
 from minidl.ops.arithmetic import sum_to_shape
-from tests.ops.case import Case, away_from_zero, distinct, positive, same_in_both
+from tests.ops.case import Case, away_from_zero, distinct, gradients, positive, same_in_both
 
 CONDITION = np.array([[True, False, True], [False, False, True]])
 
@@ -120,3 +120,34 @@ def test_an_infinite_gradient_does_not_spoil_the_side_that_was_not_taken(device)
     a.grad = None
     a.clip(2.0, None).backward(infinite)
     assert a.grad.numpy().tolist() == [0, 1]
+
+
+NAN = np.nan
+
+
+@pytest.mark.parametrize(
+    ("operation", "arrays"),
+    [
+        ("maximum", [[NAN, 1, NAN, 2, 3], [1, NAN, NAN, 2, 4]]),
+        ("relu", [[NAN, -1, 2]]),
+        ("clip", [[NAN, -2, 0.5]]),
+        ("max", [[NAN, 3, NAN, 5]]),
+    ],
+)
+def test_the_gradient_of_a_nan_goes_where_it_goes_in_pytorch(operation, arrays, device, torch):
+    """Both sides of a maximum get all of it, relu lets it pass, clip does not, and the NaNs share that of max."""
+    ours = {
+        "maximum": minidl.maximum,
+        "relu": minidl.functional.relu,
+        "clip": lambda x: x.clip(-1, 1),
+        "max": lambda x: x.max(),
+    }[operation]
+    theirs = getattr(torch, operation) if operation != "clip" else lambda x: x.clip(-1, 1)
+    arrays = [np.array(array, np.float64) for array in arrays]
+    tensors = [torch.tensor(array, requires_grad=True) for array in arrays]
+    grad = 1.0 + np.arange(theirs(*tensors).numel()).reshape(theirs(*tensors).shape)
+    theirs(*tensors).backward(torch.tensor(grad))
+    y, grads = gradients(ours, arrays, grad, device)
+    assert np.isnan(y).any()
+    for actual, expected in zip(grads, tensors, strict=True):
+        np.testing.assert_array_equal(actual, expected.grad.numpy())

@@ -61,6 +61,20 @@ def test_equal_maxima_share_the_gradient(device):
     np.testing.assert_array_equal(x.grad.numpy(), [[2, 0, 2], [2, 2, 2]])
 
 
+def test_nans_are_the_maximum_and_share_its_gradient(device):
+    x = Tensor([[np.nan, 1.0, np.nan], [0.0, 2.0, 1.0]], device=device, requires_grad=True)
+    y = x.max(dim=1)
+    np.testing.assert_array_equal(y.numpy(), [np.nan, 2])
+    y.backward(Tensor([4.0, 6.0], device=device))
+    np.testing.assert_array_equal(x.grad.numpy(), [[2, 0, 2], [0, 6, 0]])
+
+
+def test_an_infinite_gradient_of_a_maximum_leaves_the_other_numbers_0(device):
+    x = Tensor([1.0, 3.0], device=device, requires_grad=True)
+    x.max().backward(Tensor(np.float32(np.inf), device=device))
+    assert x.grad.numpy().tolist() == [0, np.inf]
+
+
 @pytest.mark.parametrize(
     ("dim", "kept"), [(None, (1, 1, 1)), ((), (2, 3, 4)), ((1,), (2, 1, 4)), ((-1, 0), (1, 3, 1))], ids=str
 )

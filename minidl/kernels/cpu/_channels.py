@@ -24,6 +24,12 @@ def keep_where(mask: np.ndarray, array: np.ndarray, out: np.ndarray) -> np.ndarr
     return out
 
 
+def relu_mask(y: np.ndarray) -> np.ndarray:
+    """Where the ReLU that gave y let a number through: where y > 0, and where y is NaN, for which y <= 0 is False."""
+    mask = y <= 0
+    return np.logical_not(mask, out=mask)
+
+
 def as_rows(x: np.ndarray) -> np.ndarray:
     """(N, H, W, C) -> (N*H, W*C), and (N, C) as it is."""
     return x.reshape(math.prod(x.shape[:-2]), -1) if x.ndim > 2 else x

@@ -7,6 +7,7 @@ from minidl.kernels.cpu._channels import (
     channel_dots,
     channel_sums,
     keep_where,
+    relu_mask,
     repeated,
     rows_per_chunk,
     summed_rows,
@@ -64,7 +65,7 @@ def batch_norm_apply(x, mean, variance, weight, bias, residual, eps, relu):
 
 
 def batch_norm_backward(grad, x, y, mean, variance, weight, eps, relu, has_residual, through_statistics):
-    """(dL/dx, dL/dweight, dL/dbias, dL/dresidual), the last None without a residual. With g = dL/dy where y > 0,
+    """(dL/dx, dL/dweight, dL/dbias, dL/dresidual), the last None without a residual. With g = dL/dy where y > 0 or NaN,
 
     dL/dx = weight / sqrt(variance + eps) (g - dL/dbias / M - x_hat dL/dweight / M),  M numbers in each channel.
     Where the statistics are constants (eval mode) it is only the first term.
@@ -76,7 +77,7 @@ def batch_norm_backward(grad, x, y, mean, variance, weight, eps, relu, has_resid
     def sums(start, stop):
         part = g[start:stop]
         if relu:
-            keep_where(y_rows[start:stop] > 0, grad_rows[start:stop], out=part)
+            keep_where(relu_mask(y_rows[start:stop]), grad_rows[start:stop], out=part)
         deviations = np.subtract(rows[start:stop], centre, out=scratch("deviations", part.shape, x.dtype))
         return np.stack([channel_sums(part, channels), channel_dots(part, deviations, channels)])
 
