@@ -14,7 +14,7 @@ from minidl.ops.function import Context, Function
 from minidl.ops.reduce import Max, Sum
 from minidl.ops.shape import GetItem, Permute, Reshape
 
-Dim = int | tuple[int, ...] | None
+Dim = int | tuple[int, ...] | None  # None is all dimensions, and so is (), as in PyTorch
 
 # What NumPy would answer in float64 if it were asked about integers.
 FLOATS_ONLY = {Div, Exp, Log, Sqrt, Sigmoid, Tanh}
@@ -486,7 +486,9 @@ def _as_dims(operation: str, dim: Dim, x: Tensor) -> tuple[int, ...] | None:
     dims = tuple(dim) if isinstance(dim, tuple | list) else (dim,)
     if not all(-x.ndim <= d < x.ndim for d in dims):
         raise ValueError(f"{operation}: dim {dim} is not a dimension of {x.shape}")
-    return dims
+    if len({d % x.ndim for d in dims}) < len(dims):
+        raise ValueError(f"{operation}: dim {dim} names a dimension of {x.shape} twice; name it once")
+    return dims or None
 
 
 def _as_sequence(arguments: tuple) -> tuple[int, ...]:

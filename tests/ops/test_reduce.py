@@ -5,6 +5,7 @@ import pytest
 
 from minidl import Tensor
 from minidl.ops.reduce import as_kept
+from tests.kernels.compare import assert_close
 from tests.ops.case import Case, distinct, same_in_both
 
 
@@ -44,6 +45,23 @@ def test_a_million_float32_numbers_are_added_with_an_error_of_float32(shape, dim
     np.testing.assert_allclose(x.sum(dim).numpy(), 1e6 * exact, rtol=1e-7)
     np.testing.assert_allclose(x.mean(dim).numpy(), exact, rtol=2e-7)
     np.testing.assert_allclose(x.var(dim).numpy(), 0, atol=1e-14)
+
+
+@pytest.mark.parametrize("keepdim", [False, True])
+@pytest.mark.parametrize("dim", [(), []], ids=str)
+@pytest.mark.parametrize(("ours", "theirs"), [("sum", "sum"), ("mean", "mean"), ("var", "var"), ("max", "amax")])
+def test_no_dimensions_are_all_dimensions_as_in_pytorch(ours, theirs, dim, keepdim, device, torch):
+    x = np.arange(6.0).reshape(2, 3)
+    expected = getattr(torch, theirs)(torch.tensor(x), dim, keepdim=keepdim)
+    y = getattr(Tensor(x, device=device), ours)(dim, keepdim)
+    assert y.shape == tuple(expected.shape)
+    assert_close(y.numpy(), expected.numpy())
+
+
+@pytest.mark.parametrize("dim", [(0, 0), (0, -2)], ids=str)
+def test_a_dimension_that_is_named_twice_is_refused(dim):
+    with pytest.raises(ValueError, match=r"sum: dim .* names a dimension of \(2, 3\) twice"):
+        Tensor(np.zeros((2, 3))).sum(dim)
 
 
 @pytest.mark.parametrize("shape", [(2,), (1, 2), ()], ids=str)
