@@ -24,10 +24,10 @@ def keep_where(mask: np.ndarray, array: np.ndarray, out: np.ndarray) -> np.ndarr
     return out
 
 
-def relu_mask(y: np.ndarray) -> np.ndarray:
-    """Where the ReLU that gave y let a number through: where y > 0, and where y is NaN, for which y <= 0 is False."""
+def relu_gradient(grad: np.ndarray, y: np.ndarray, out: np.ndarray) -> np.ndarray:
+    """out = grad where the ReLU that gave y let a number through: not where y <= 0, which a NaN is not."""
     mask = y <= 0
-    return np.logical_not(mask, out=mask)
+    return keep_where(np.logical_not(mask, out=mask), grad, out)
 
 
 def as_rows(x: np.ndarray) -> np.ndarray:
@@ -55,6 +55,7 @@ def summed_rows(rows: np.ndarray, channels: int) -> np.ndarray:
     return sum_chunks(lambda start, stop: channel_sums(rows[start:stop], channels), len(rows), rows_per_chunk(rows))
 
 
-def channel_dots(a: np.ndarray, b: np.ndarray, channels: int) -> np.ndarray:
-    """The channel sums of a * b, without the product in memory."""
-    return np.einsum("ij,ij->j", a, b).reshape(-1, channels).sum(axis=0, dtype=np.float64)
+def sums_and_dots(a: np.ndarray, b: np.ndarray, channels: int) -> np.ndarray:
+    """(2, C) float64: the channel sums of a, and of a * b without the product in memory."""
+    dots = np.einsum("ij,ij->j", a, b).reshape(-1, channels).sum(axis=0, dtype=np.float64)
+    return np.stack([channel_sums(a, channels), dots])

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from minidl.kernels.cpu._channels import CHUNK_ELEMENTS, keep_where, relu_mask
+from minidl.kernels.cpu._channels import CHUNK_ELEMENTS, relu_gradient
 from minidl.kernels.cpu._parallel import map_chunks
 
 
@@ -39,7 +39,7 @@ def relu_backward(grad, y):
     grad_x = np.empty(flat_y.shape, grad.dtype)
 
     def mask(start, stop):
-        keep_where(relu_mask(flat_y[start:stop]), flat_grad[start:stop], out=grad_x[start:stop])
+        relu_gradient(flat_grad[start:stop], flat_y[start:stop], out=grad_x[start:stop])
 
     map_chunks(mask, y.size, CHUNK_ELEMENTS)
     return grad_x.reshape(y.shape)

@@ -2,16 +2,7 @@
 
 import numpy as np
 
-from minidl.kernels.cpu._channels import (
-    as_rows,
-    channel_dots,
-    channel_sums,
-    keep_where,
-    relu_mask,
-    repeated,
-    rows_per_chunk,
-    summed_rows,
-)
+from minidl.kernels.cpu._channels import as_rows, relu_gradient, repeated, rows_per_chunk, summed_rows, sums_and_dots
 from minidl.kernels.cpu._parallel import map_chunks, scratch, sum_chunks
 
 # The statistics are taken from numbers less the mean of every 16th row. Whatever the numbers are, the mean of a 16th of
@@ -34,7 +25,7 @@ def batch_statistics(x):
     def sums(start, stop):
         part = rows[start:stop]
         deviations = np.subtract(part, centre, out=scratch("deviations", part.shape, x.dtype))
-        return np.stack([channel_sums(deviations, channels), channel_dots(deviations, deviations, channels)])
+        return sums_and_dots(deviations, deviations, channels)
 
     mean, squares = sum_chunks(sums, len(rows), rows_per_chunk(rows)) * (channels / x.size)
     variance = np.maximum(squares - mean**2, 0)  # rounding may make it negative
@@ -77,9 +68,9 @@ def batch_norm_backward(grad, x, y, mean, variance, weight, eps, relu, has_resid
     def sums(start, stop):
         part = g[start:stop]
         if relu:
-            keep_where(relu_mask(y_rows[start:stop]), grad_rows[start:stop], out=part)
+            relu_gradient(grad_rows[start:stop], y_rows[start:stop], out=part)
         deviations = np.subtract(rows[start:stop], centre, out=scratch("deviations", part.shape, x.dtype))
-        return np.stack([channel_sums(part, channels), channel_dots(part, deviations, channels)])
+        return sums_and_dots(part, deviations, channels)
 
     chunk = rows_per_chunk(rows)
     inverse_std = 1 / np.sqrt(variance + eps)
