@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 
+from minidl.checks import Pair, as_pair, as_windows, check_batch_norm_options, check_whole, expect
 from minidl.dtypes import float32, is_bfloat16, is_floating_point
 from minidl.kernels import device_of, kernels_for, to_device
 from minidl.ops.activation import ReLU
@@ -25,9 +26,6 @@ from minidl.ops.softmax import LogSoftmax, Softmax
 from minidl.recomputation import once
 from minidl.tensor import Tensor, apply, apply_broadcast, check_alike, check_tensors
 
-Pair = int | tuple[int, int]
-
-
 # -- joining and choosing ----------------------------------------------------------------------------------------------
 
 
@@ -37,8 +35,7 @@ def cat(tensors: list[Tensor], dim: int = 0) -> Tensor:
     >>> cat([Tensor([1.0, 2.0]), Tensor([3.0])])
     Tensor([1., 2., 3.], shape=(3,), float32)
     """
-    if not tensors:
-        raise ValueError("cat: expected at least one tensor, got none")
+    expect("cat", len(tensors) > 0, "at least one tensor", "none")
     _check_same_shape("cat", tensors, except_dim=dim)
     return apply(Cat, *tensors, dim=dim)
 
@@ -49,8 +46,7 @@ def stack(tensors: list[Tensor], dim: int = 0) -> Tensor:
     >>> stack([Tensor([1.0, 2.0]), Tensor([3.0, 4.0])]).shape
     (2, 2)
     """
-    if not tensors:
-        raise ValueError("stack: expected at least one tensor, got none")
+    expect("stack", len(tensors) > 0, "at least one tensor", "none")
     _check_same_shape("stack", tensors)
     shape = list(tensors[0].shape)
     if not -len(shape) - 1 <= dim <= len(shape):
@@ -103,8 +99,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     Tensor([[21.5]], shape=(1, 1), float32)
     """
     _check_batch("linear", x, 2, "(N, in)")
-    if weight.ndim != 2:
-        raise ValueError(f"linear: expected weight (in, out), got shape {weight.shape}")
+    expect("linear", weight.ndim == 2, "weight (in, out)", f"shape {weight.shape}")
     if x.shape[1] != weight.shape[0]:
         raise ValueError(
             f"linear: x has {x.shape[1]} features, weight expects {weight.shape[0]} "
@@ -129,8 +124,7 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Pair =
             [0.4444, 0.6667, 0.6667, 0.4444]], shape=(4, 4), float32)
     """
     _check_images("conv2d", x)
-    if weight.ndim != 4:
-        raise ValueError(f"conv2d: expected weight (KH, KW, C, O), got shape {weight.shape}")
+    expect("conv2d", weight.ndim == 4, "weight (KH, KW, C, O)", f"shape {weight.shape}")
     kh, kw, channels, out_channels = weight.shape
     if x.shape[3] != channels:
         raise ValueError(
@@ -219,6 +213,7 @@ def batch_norm(
             [ 1.]], shape=(2, 1), float32)
     """
     _check_batch_norm(x, weight, bias, running_mean, running_var, residual)
+    check_batch_norm_options("batch_norm", eps, momentum)
     if not training:
         if running_mean is None or running_var is None:
             raise ValueError("batch_norm: evaluation (training=False) needs running_mean and running_var")
@@ -234,10 +229,7 @@ def batch_norm(
 def _statistics(x: Tensor, running_mean: Tensor | None, running_var: Tensor | None, momentum: float):
     """The mean and the variance of each channel of x, noted in the running values too."""
     kernels, count = kernels_for(x.data), x.numel() // x.shape[-1]
-    if count == 1:
-        raise ValueError(
-            f"batch_norm: expected more than one number per channel to take statistics of, got x {x.shape}"
-        )
+    expect("batch_norm", count > 1, "more than one number per channel to take statistics of", f"x {x.shape}")
     mean, variance = kernels.batch_statistics(x.data)
     if running_mean is not None:
         kernels.update_running_statistics(running_mean.data, running_var.data, mean, variance, momentum, count)
@@ -263,8 +255,7 @@ def dropout(x: Tensor, probability: float, key: np.ndarray) -> Tensor:
     2.0
     """
     _check_floats("dropout", x)
-    if not 0 <= probability < 1:
-        raise ValueError(f"dropout: expected a probability in [0, 1), got {probability}")
+    expect("dropout", 0 <= probability < 1, "a probability in [0, 1)", probability)
     if getattr(key, "shape", None) != (4,) or key.dtype != np.uint32:
         raise ValueError(f"dropout: expected an array of four uint32 numbers as key, got {key!r}")
     return apply(Dropout, x, probability=probability, key=key)
@@ -279,8 +270,7 @@ def local_response_norm(x: Tensor, size: int = 5, alpha: float = 1e-4, beta: flo
     0.25
     """
     _check_images("local_response_norm", x)
-    if not isinstance(size, int) or size < 1:
-        raise ValueError(f"local_response_norm: expected size to be a whole number >= 1, got {size}")
+    check_whole("local_response_norm", 1, size=size)
     return apply(LocalResponseNorm, x, size=size, alpha=alpha, beta=beta, k=k)
 
 
@@ -291,8 +281,7 @@ def pad_channels(x: Tensor, before: int, after: int) -> Tensor:
     Tensor([[0., 1., 2.]], shape=(1, 3), float32)
     """
     check_tensors("pad_channels", x)
-    if not all(isinstance(count, int) and count >= 0 for count in (before, after)):
-        raise ValueError(f"pad_channels: expected whole numbers >= 0, got {before} and {after}")
+    check_whole("pad_channels", 0, before=before, after=after)
     return apply(PadChannels, x, before=before, after=after)
 
 
@@ -326,8 +315,7 @@ def cross_entropy(logits: Tensor, labels, label_smoothing: float = 0.0) -> Tenso
     Tensor(0.6931, shape=(), float32)
     """
     _check_batch("cross_entropy", logits, 2, "(N, K)")
-    if not 0 <= label_smoothing <= 1:
-        raise ValueError(f"cross_entropy: expected label_smoothing in [0, 1], got {label_smoothing}")
+    expect("cross_entropy", 0 <= label_smoothing <= 1, "label_smoothing in [0, 1]", label_smoothing)
     labels = labels.data if isinstance(labels, Tensor) else labels
     labels = np.asarray(labels) if isinstance(labels, list | tuple) else labels
     _check_labels(labels, logits)
@@ -342,8 +330,7 @@ def mse_loss(x: Tensor, target: Tensor) -> Tensor:
     2.0
     """
     check_tensors("mse_loss", x, target)
-    if not x.numel():
-        raise ValueError(f"mse_loss: expected a batch with something in it, got shape {x.shape}")
+    expect("mse_loss", x.numel() > 0, "a batch with something in it", f"shape {x.shape}")
     if x.shape != target.shape:
         raise ValueError(f"mse_loss: x {x.shape} and target {target.shape} differ in shape; reshape one of them")
     return apply(MSELoss, _with_enough_digits(x), _with_enough_digits(target))
@@ -352,26 +339,14 @@ def mse_loss(x: Tensor, target: Tensor) -> Tensor:
 # -- checks ------------------------------------------------------------------------------------------------------------
 
 
-def as_pair(function: str, name: str, value: Pair, least: int) -> tuple[int, int]:
-    """3 -> (3, 3), and (2, 3) as it is; no number below `least`."""
-    pair = value if isinstance(value, tuple | list) else (value, value)
-    if len(pair) != 2 or not all(isinstance(number, int | np.integer) and number >= least for number in pair):
-        raise ValueError(
-            f"{function}: expected {name} to be a whole number >= {least} or a pair of them, got {value!r}"
-        )
-    return int(pair[0]), int(pair[1])
-
-
 def _present(*tensors: Tensor | None) -> list[Tensor]:
     return [tensor for tensor in tensors if tensor is not None]
 
 
 def _check_batch(function: str, x: Tensor, ndim: int, layout: str) -> None:
     _check_floats(function, x)
-    if x.ndim != ndim:
-        raise ValueError(f"{function}: expected x {layout}, got shape {x.shape}")
-    if 0 in x.shape:
-        raise ValueError(f"{function}: expected a batch with something in it, got shape {x.shape}")
+    expect(function, x.ndim == ndim, f"x {layout}", f"shape {x.shape}")
+    expect(function, 0 not in x.shape, "a batch with something in it", f"shape {x.shape}")
 
 
 def _check_floats(function: str, x: Tensor) -> None:
@@ -405,10 +380,8 @@ def _check_per_channel(function: str, name: str, vector: Tensor | None, channels
     if vector is None:
         return
     check_tensors(function, vector)
-    if vector.shape != (channels,):
-        raise ValueError(
-            f"{function}: expected {name} of shape ({channels},), one number per channel, got {vector.shape}"
-        )
+    expected = f"{name} of shape ({channels},), one number per channel"
+    expect(function, vector.shape == (channels,), expected, vector.shape)
 
 
 def _check_fits(function: str, x: Tensor, kernel_size: tuple[int, int], padding: tuple[int, int]) -> None:
@@ -421,11 +394,7 @@ def _check_fits(function: str, x: Tensor, kernel_size: tuple[int, int], padding:
 
 def _check_pooling(function: str, x: Tensor, kernel_size: Pair, stride: Pair | None, padding: Pair):
     _check_images(function, x)
-    kernel_size = as_pair(function, "kernel_size", kernel_size, 1)
-    stride = kernel_size if stride is None else as_pair(function, "stride", stride, 1)
-    padding = as_pair(function, "padding", padding, 0)
-    if 2 * padding[0] > kernel_size[0] or 2 * padding[1] > kernel_size[1]:
-        raise ValueError(f"{function}: expected padding of at most half the kernel {kernel_size}, got {padding}")
+    kernel_size, stride, padding = as_windows(function, kernel_size, stride, padding)
     _check_fits(function, x, kernel_size, padding)
     return kernel_size, stride, padding
 
@@ -461,6 +430,7 @@ def _along(name: str, function: type[Function], x: Tensor, dim: int) -> Tensor:
     x = _with_enough_digits(x)
     if not -x.ndim <= dim < x.ndim:
         raise ValueError(f"{name}: dim {dim} is not a dimension of x {x.shape}")
+    expect(name, x.shape[dim] > 0, f"at least one number along dim {dim}", f"x {x.shape}")
     order = [axis for axis in range(x.ndim) if axis != dim % x.ndim] + [dim % x.ndim]
     inverse = sorted(order, key=order.__getitem__)
     is_last = order == sorted(order)
@@ -474,10 +444,8 @@ def _check_labels(labels, logits: Tensor) -> None:
     if getattr(labels, "dtype", None) is None or labels.dtype.kind not in "iu":
         kind = getattr(labels, "dtype", type(labels).__name__)
         raise TypeError(f"cross_entropy: expected integer labels, got {kind}; convert them with .astype('int64')")
-    if labels.shape != (n,):
-        raise ValueError(
-            f"cross_entropy: expected {n} labels, one for each row of logits {logits.shape}, got shape {labels.shape}"
-        )
+    expected = f"{n} labels, one for each row of logits {logits.shape}"
+    expect("cross_entropy", labels.shape == (n,), expected, f"shape {labels.shape}")
     # On a GPU a look at the labels would make the host wait for the device, in every step.
     if device_of(labels) == "cpu" and not 0 <= labels.min() <= labels.max() < classes:
         raise ValueError(

@@ -132,10 +132,10 @@ def conv2d_backward(grad, x, weight, stride, padding):
 
 def bias_backward(grad):
     """A bias was added to every row, so it collects from every row: the sum over all axes but the last, (O,)."""
-    grad_bias = np.zeros(grad.shape[-1], grad.dtype)
+    grad_bias = np.zeros(grad.shape[-1])  # in float64
     for position in np.ndindex(grad.shape[:-1]):
         grad_bias += grad[position]
-    return grad_bias
+    return grad_bias.astype(grad.dtype)
 
 
 # ---- linear ----------------------------------------------------------------------------------------------------------
@@ -230,10 +230,10 @@ def _pixels(position, size, kernel_size, stride, padding, count_include_pad):
 def global_avg_pool_forward(x):
     """y[n, c] = the mean of image n's channel c:  (N, H, W, C) -> (N, C)."""
     _, height, width, _ = x.shape
-    y = np.zeros((x.shape[0], x.shape[3]), x.dtype)
+    y = np.zeros((x.shape[0], x.shape[3]))  # in float64
     for h, w in np.ndindex(height, width):
-        y += x[:, h, w] / (height * width)
-    return y
+        y += x[:, h, w]
+    return (y / (height * width)).astype(x.dtype)
 
 
 def global_avg_pool_backward(grad, x_shape):
@@ -253,8 +253,10 @@ def batch_statistics(x):
     """(mean, variance), each (C,), over all axes but the last; the variance is the population's (divided by M)."""
     mean, variance = np.empty(x.shape[-1], x.dtype), np.empty(x.shape[-1], x.dtype)
     for c in range(x.shape[-1]):
-        mean[c] = x[..., c].mean()
-        variance[c] = ((x[..., c] - mean[c]) ** 2).mean()  # not E[x^2] - mean^2, which cancels where the mean is large
+        mean[c] = x[..., c].mean(dtype=np.float64)
+        variance[c] = ((x[..., c] - mean[c]) ** 2).mean(
+            dtype=np.float64
+        )  # not E[x^2] - mean^2, which cancels where the mean is large
     return mean, variance
 
 
@@ -272,7 +274,7 @@ def batch_norm_apply(x, mean, variance, weight, bias, residual, eps, relu):
 def batch_norm_backward(grad, x, y, mean, variance, weight, eps, relu, has_residual, through_statistics):
     """(grad_x, grad_weight, grad_bias, grad_residual); the last is None where there was no residual.
 
-    With g = dL/d(what the ReLU was given), which is `grad` where y > 0 and else 0, and M rows:
+    With g = dL/d(what the ReLU was given), which is 0 where y <= 0 and else `grad`, and M rows:
         grad_bias = sum of g,  grad_weight = sum of g * x_hat,  grad_residual = g,
         grad_x = weight / sqrt(variance + eps) * (g - grad_bias / M - x_hat * grad_weight / M).
     The last two terms are how x acts through the mean and the variance. They are 0 where these are constants (eval
@@ -306,7 +308,7 @@ def relu_forward(x):
 
 
 def relu_backward(grad, y):
-    """dL/dx = dL/dy where y > 0, and 0 where y <= 0."""
+    """dL/dx = dL/dy where y > 0, and 0 where y <= 0. The gradient of a NaN passes, as in PyTorch."""
     return np.where(y <= 0, 0, grad)
 
 
@@ -478,11 +480,11 @@ def pad_channels_backward(grad, before, after):
 
 
 def scatter_add(grad, positions, shape):
-    """y of that shape, flattened: y[p] is the sum of the numbers of grad whose position is p."""
-    y = np.zeros(math.prod(shape), grad.dtype)
+    """y of that shape, flattened: y[p] is the sum, in float64, of the numbers of grad whose position is p."""
+    y = np.zeros(math.prod(shape))
     for number, position in zip(grad.ravel(), positions.ravel(), strict=True):
         y[position] += number
-    return y.reshape(shape)
+    return y.reshape(shape).astype(grad.dtype)
 
 
 # ---- augmentation: what becomes of an image before the network sees it -----------------------------------------------

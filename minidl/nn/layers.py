@@ -3,7 +3,7 @@
 import numpy as np
 
 from minidl import functional as F  # noqa: N812 - the name that everyone knows
-from minidl.functional import Pair, as_pair
+from minidl.checks import Pair, as_pair, as_windows, check_batch_norm_options, check_whole, expect
 from minidl.nn import init
 from minidl.nn.layout import ConvWeight, LinearWeight
 from minidl.nn.module import Module
@@ -27,6 +27,7 @@ class Conv2d(Module):
         padding: Pair = 0,
         bias: bool = True,
     ):
+        check_whole("Conv2d", 1, in_channels=in_channels, out_channels=out_channels)
         self.kernel_size = as_pair("Conv2d", "kernel_size", kernel_size, 1)
         self.stride, self.padding = as_pair("Conv2d", "stride", stride, 1), as_pair("Conv2d", "padding", padding, 0)
         self.weight = Parameter(init.he_normal((*self.kernel_size, in_channels, out_channels)), layout=ConvWeight())
@@ -55,6 +56,7 @@ class Linear(Module):
         bias: bool = True,
         flattened_from: tuple[int, int, int] | None = None,
     ):
+        check_whole("Linear", 1, in_features=in_features, out_features=out_features)
         if flattened_from is not None and np.prod(flattened_from) != in_features:
             raise ValueError(f"Linear: flattened_from {flattened_from} does not make in_features {in_features}")
         self.weight = Parameter(init.xavier_normal((in_features, out_features)), layout=LinearWeight(flattened_from))
@@ -76,6 +78,8 @@ class BatchNorm2d(Module):
     """
 
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1):
+        check_whole("BatchNorm2d", 1, num_features=num_features)
+        check_batch_norm_options("BatchNorm2d", eps, momentum)
         self.eps, self.momentum = eps, momentum
         self.weight = Parameter(np.ones(num_features, np.float32))
         self.bias = Parameter(np.zeros(num_features, np.float32))
@@ -114,6 +118,7 @@ class MaxPool2d(Module):
     """The largest number of each window: see `functional.max_pool2d`."""
 
     def __init__(self, kernel_size: Pair, stride: Pair | None = None, padding: Pair = 0, ceil_mode: bool = False):
+        as_windows("MaxPool2d", kernel_size, stride, padding)
         self.kernel_size, self.stride, self.padding, self.ceil_mode = kernel_size, stride, padding, ceil_mode
 
     def forward(self, x: Tensor) -> Tensor:
@@ -136,6 +141,7 @@ class AvgPool2d(Module):
         ceil_mode: bool = False,
         count_include_pad: bool = True,
     ):
+        as_windows("AvgPool2d", kernel_size, stride, padding)
         self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
         self.ceil_mode, self.count_include_pad = ceil_mode, count_include_pad
 
@@ -171,6 +177,7 @@ class Dropout(Module):
     """
 
     def __init__(self, probability: float = 0.5):
+        expect("Dropout", 0 <= probability < 1, "a probability in [0, 1)", probability)
         self.probability = probability
         seed, layer = next_draw()
         self.key = Buffer(np.array([seed & 0xFFFFFFFF, seed >> 32, 0, layer], np.uint32), persistent=False)
@@ -195,6 +202,7 @@ class LocalResponseNorm(Module):
     """Local response normalisation across channels: see `functional.local_response_norm`."""
 
     def __init__(self, size: int = 5, alpha: float = 1e-4, beta: float = 0.75, k: float = 2.0):
+        check_whole("LocalResponseNorm", 1, size=size)
         self.size, self.alpha, self.beta, self.k = size, alpha, beta, k
 
     def forward(self, x: Tensor) -> Tensor:
@@ -210,6 +218,7 @@ class PadChannels(Module):
     """Channels of zeros before and after x's own: see `functional.pad_channels`."""
 
     def __init__(self, before: int, after: int):
+        check_whole("PadChannels", 0, before=before, after=after)
         self.before, self.after = before, after
 
     def forward(self, x: Tensor) -> Tensor:
@@ -247,6 +256,7 @@ class CrossEntropyLoss(Module):
     """The mean of -log softmax(logits)[label]: see `functional.cross_entropy`."""
 
     def __init__(self, label_smoothing: float = 0.0):
+        expect("CrossEntropyLoss", 0 <= label_smoothing <= 1, "label_smoothing in [0, 1]", label_smoothing)
         self.label_smoothing = label_smoothing
 
     def forward(self, logits: Tensor, labels) -> Tensor:

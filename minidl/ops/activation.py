@@ -5,7 +5,10 @@ from minidl.ops.function import Function
 
 
 class ReLU(Function):
-    """y = max(x, 0).   dL/dx = dL/dy where y > 0, and 0 where x <= 0.   Saves y, which the next layer keeps anyway."""
+    """y = max(x, 0).   dL/dx = dL/dy where x > 0, and 0 where x <= 0.   Saves y, which the next layer keeps anyway.
+
+    Where x is NaN, y is NaN and dL/dx is dL/dy, as in PyTorch: a NaN is not hidden in either direction.
+    """
 
     @staticmethod
     def forward(ctx, x):

@@ -7,6 +7,7 @@ gradient of a broadcast input is summed back over the axes along which it was re
 import numpy as np
 
 from minidl.ops.function import Function
+from minidl.ops.reduce import sum_over
 
 
 def sum_to_shape(grad, shape: tuple[int, ...]):
@@ -15,7 +16,7 @@ def sum_to_shape(grad, shape: tuple[int, ...]):
         return grad
     added = grad.ndim - len(shape)
     repeated = tuple(axis for axis in range(grad.ndim) if axis < added or shape[axis - added] != grad.shape[axis])
-    return grad.sum(axis=repeated, keepdims=True).reshape(shape)
+    return sum_over(grad, repeated).reshape(shape)
 
 
 class Add(Function):
@@ -158,12 +159,14 @@ class Sqrt(Function):
 class Sigmoid(Function):
     """y = 1 / (1 + e^-x).   dL/dx = y (1 - y) dL/dy.
 
-    Computed as (1 + tanh(x/2)) / 2, the same function, which overflows for no x.
+    With e = e^-|x|, which cannot overflow: y = 1 / (1 + e) for x >= 0 and e / (1 + e) for x < 0. No digits are lost.
+    Where y is rounded to 1 (float32: from x = 17 on), dL/dx is 0, as in PyTorch.
     """
 
     @staticmethod
     def forward(ctx, x):
-        y = 0.5 * (1 + np.tanh(0.5 * x))
+        e = np.exp(-np.abs(x))
+        y = np.where(x >= 0, 1, e) / (1 + e)
         ctx.save(y)
         return y
 
@@ -189,7 +192,10 @@ class Tanh(Function):
 
 
 class Clip(Function):
-    """y = min(max(x, low), high).   dL/dx = dL/dy where low <= x <= high, and 0 elsewhere."""
+    """y = min(max(x, low), high).   dL/dx = dL/dy where low <= x <= high, and 0 elsewhere.
+
+    A NaN stays a NaN and lies nowhere between the bounds: its dL/dx is 0, as in PyTorch.
+    """
 
     @staticmethod
     def forward(ctx, x, *, low: float | None, high: float | None):
@@ -204,7 +210,10 @@ class Clip(Function):
 
 
 class Maximum(Function):
-    """y = max(a, b).   dL/dy goes to the larger; where they are equal, half to each (as in PyTorch)."""
+    """y = max(a, b).   dL/dy goes to the larger; where they are equal, half to each.
+
+    Where one of them is NaN, y is NaN, and both get dL/dy. All this is as in PyTorch.
+    """
 
     @staticmethod
     def forward(ctx, a, b):
@@ -214,8 +223,8 @@ class Maximum(Function):
     @staticmethod
     def backward(ctx, grad):
         a, b = ctx.saved
-        shared = np.where(a == b, 0.5 * grad, 0)
-        grad_a, grad_b = np.where(a > b, grad, shared), np.where(a < b, grad, shared)
+        shared = np.where(a == b, 0.5 * grad, grad)
+        grad_a, grad_b = np.where(a < b, 0, shared), np.where(a > b, 0, shared)
         return sum_to_shape(grad_a, a.shape), sum_to_shape(grad_b, b.shape)
 
 

@@ -8,7 +8,7 @@ class BatchNorm(Function):
     """y = weight x_hat + bias, x_hat = (x - mean) / sqrt(variance + eps); then y + residual; then max(y, 0) if `relu`.
 
     x (N, ..., C); everything else has one number for each channel, and M = N H W numbers share it. With g = dL/dy where
-    the ReLU let y through and 0 elsewhere, the channel sums are
+    the ReLU let y through (y > 0 or NaN) and 0 elsewhere, the channel sums are
         dL/dbias = sum of g,   dL/dweight = sum of g x_hat,
     and x acts on y directly, through the mean and through the variance:
         dL/dx = weight / sqrt(variance + eps) (g - dL/dbias / M - x_hat dL/dweight / M),   dL/dresidual = g.

@@ -9,13 +9,23 @@ from minidl.tensor import Parameter
 def clip_grad_norm_(parameters: Iterable[Parameter], max_norm: float) -> float:
     """Scale all gradients together so that their common norm is at most max_norm; returns the norm before.
 
-    Pascanu, Mikolov, Bengio 2013, algorithm 1.
+    Pascanu, Mikolov, Bengio 2013, algorithm 1. The norm is computed in float64.
+
+    Raises:
+        ValueError: a gradient holds a NaN or an inf. No gradient is changed then. (PyTorch scales all to NaN or 0.)
     """
     if not max_norm > 0:
         raise ValueError(f"clip_grad_norm_: expected max_norm > 0, got {max_norm}")
-    parameters = [parameter for parameter in parameters if parameter.grad is not None]
-    norm = math.sqrt(sum(float((parameter.grad.data**2).sum()) for parameter in parameters))
+    with_grads = [(number, parameter) for number, parameter in enumerate(parameters) if parameter.grad is not None]
+    squares = [float((parameter.grad.data.astype("float64") ** 2).sum()) for _, parameter in with_grads]
+    for (number, parameter), square in zip(with_grads, squares, strict=True):
+        if not math.isfinite(square):
+            raise ValueError(
+                f"clip_grad_norm_: expected finite gradients, got norm {math.sqrt(square)} for parameter {number} "
+                f"{parameter.shape}; no gradient was changed: leave out this step, or lower the learning rate"
+            )
+    norm = math.sqrt(sum(squares))
     if norm > max_norm:
-        for parameter in parameters:
+        for _, parameter in with_grads:
             parameter.grad = parameter.grad * (max_norm / norm)
     return norm

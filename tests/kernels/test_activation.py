@@ -30,6 +30,16 @@ def test_relu_lets_nan_be_seen(run):
     np.testing.assert_array_equal(run("relu_forward", np.array([np.nan, -1.0, 1.0])), [np.nan, 0, 1])
 
 
+def test_the_gradient_of_a_nan_passes_through_the_relu(run, torch):
+    """As in PyTorch: it is cut off where y <= 0, which NaN is not. A NaN in x does not become a 0 in a gradient."""
+    x, grad = np.array([np.nan, -1.0, 1.0, np.nan]), np.array([5.0, 6.0, np.nan, -np.inf])
+    _, (expected,) = torch_gradients(torch, torch.relu, [x], grad)
+    np.testing.assert_array_equal(expected, [5, 0, np.nan, -np.inf])
+    for dtype in (np.float32, np.float64):
+        y = run("relu_forward", x.astype(dtype))
+        np.testing.assert_array_equal(run("relu_backward", grad.astype(dtype), y), expected)
+
+
 @shapes
 def test_relu_is_that_of_pytorch(shape, run, rng, torch):
     x, grad = rng.standard_normal((2, *shape))

@@ -45,6 +45,37 @@ def test_a_constant_channel_has_variance_zero(run):
     assert (abs(variance) <= 1e-30).all()
 
 
+# Rows of a pixel, of a few channels, and of the widths of networks; in chunks, and in one.
+LARGE = pytest.mark.parametrize("shape", [(2**18, 2), (128, 32, 32, 3), (64, 32, 32, 16), (8, 7, 7, 512)], ids=str)
+
+
+@LARGE
+@pytest.mark.parametrize("value", [0.1, 7.7, -1234.5])
+def test_a_constant_float32_channel_comes_out_as_zero(value, shape, run):
+    """A mean with an error of 1e-6 of it would come out multiplied by 1 / sqrt(eps) = 316."""
+    x, channels = np.full(shape, value, np.float32), shape[-1]
+    mean, variance = run("batch_statistics", x)
+    assert (mean == np.float32(value)).all()
+    assert (variance >= 0).all() and (variance <= 1e-12 * value**2).all()
+    one, zero = np.ones(channels, np.float32), np.zeros(channels, np.float32)
+    assert not run("batch_norm_apply", x, mean, variance, one, zero, None, EPS, False).any()
+
+
+@LARGE
+def test_float32_statistics_and_sums_of_many_numbers_have_an_error_of_float32(shape, run, rng):
+    """Also where the first numbers, from which a kernel may count, lie a hundred deviations from the mean."""
+    x, axes, channels = rng.random(shape, np.float32), tuple(range(len(shape) - 1)), shape[-1]
+    x[rng.random(shape) < 1e-4] = 300
+    x[0] = 300
+    mean, variance = run("batch_statistics", x)
+    assert (abs(mean - x.mean(axes, np.float64)) <= 1e-5 * x.std(axes, np.float64)).all()
+    np.testing.assert_allclose(variance, x.var(axes, np.float64), rtol=1e-5)
+    grad, zero, one = np.full(shape, 0.1, np.float32), np.zeros(channels, np.float32), np.ones(channels, np.float32)
+    _, grad_weight, grad_bias, _ = run("batch_norm_backward", grad, x, None, zero, one, one, 0.0, False, False, False)
+    np.testing.assert_allclose(grad_bias, grad.sum(axes, np.float64), rtol=5e-6)
+    np.testing.assert_allclose(grad_weight, np.float32(0.1) * x.sum(axes, np.float64), rtol=5e-6)
+
+
 @pytest.mark.parametrize("count", [1, 2, 60])
 def test_the_running_statistics_agree_with_the_plain_loops(count, agrees, rng):
     running_mean, mean = rng.standard_normal((2, 5))
@@ -102,6 +133,17 @@ def test_where_the_relu_cut_off_nothing_comes_back(run):
     np.testing.assert_array_equal(grad_x, [[0], [0], [4]])
     assert_close([grad_weight, grad_bias], [[4.0], [4.0]])
     np.testing.assert_array_equal(grad_residual, [[0], [0], [4]])
+
+
+def test_where_y_is_nan_the_gradient_comes_back(run):
+    """As through ReLU alone: it is cut off where y <= 0, which NaN is not."""
+    grad, x, y = np.array([[[1.0], [2.0], [4.0]], [[-1.0], [np.nan], [1.0]], [[0.0], [np.nan], [3.0]]])
+    one, zero = np.ones(1), np.zeros(1)
+    grads = run("batch_norm_backward", grad, x, y, zero, one, one, 0.0, True, True, False)
+    grad_x, _, grad_bias, grad_residual = grads
+    for gradient in (grad_x, grad_residual):
+        np.testing.assert_array_equal(gradient, [[0], [2], [4]])
+    np.testing.assert_array_equal(grad_bias, [6])
 
 
 @shapes

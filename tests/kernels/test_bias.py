@@ -29,3 +29,10 @@ def test_the_bias_gradient_is_that_of_pytorch(shape, run, rng, torch):
     bias = torch.zeros(shape[-1], dtype=torch.float64, requires_grad=True)
     bias.expand(shape).backward(torch.tensor(grad))
     assert_close(run("bias_backward", grad), bias.grad.numpy())
+
+
+@pytest.mark.parametrize("shape", [(2**18, 2), (128, 32, 32, 3)], ids=str)
+def test_the_bias_gradient_of_many_float32_rows_has_an_error_of_float32(shape, run):
+    grad_bias = run("bias_backward", np.full(shape, 0.1, np.float32))
+    assert grad_bias.dtype == np.float32
+    np.testing.assert_allclose(grad_bias, np.prod(shape[:-1]) * float(np.float32(0.1)), rtol=5e-6)

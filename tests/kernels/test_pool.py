@@ -206,6 +206,12 @@ def test_global_avg_pool_is_that_of_pytorch(shape, run, rng, torch):
     assert_close(run("global_avg_pool_backward", grad, shape), grad_x)
 
 
+def test_the_mean_of_a_large_float32_image_has_an_error_of_float32(run):
+    y = run("global_avg_pool_forward", np.full((1, 700, 700, 2), 0.1, np.float32))
+    assert y.dtype == np.float32
+    np.testing.assert_allclose(y, float(np.float32(0.1)), rtol=5e-6)
+
+
 def test_an_infinite_gradient_stays_at_the_number_that_won(run):
     winner = np.array([[[[3]]]], np.uint8)
     grad_x = run("max_pool2d_backward", np.array([[[[np.inf]]]]), winner, (1, 2, 2, 1), (2, 2), (2, 2), (0, 0))

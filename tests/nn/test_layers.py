@@ -110,10 +110,35 @@ def test_weights_start_with_the_variances_of_he_and_of_xavier():
     assert linear.var() == pytest.approx(2 / 400, rel=0.03)
 
 
+NAN = float("nan")
 WRONG = {
     "a kernel of 0": (lambda: nn.Conv2d(1, 1, 0), "Conv2d: expected kernel_size"),
     "a stride of 0": (lambda: nn.Conv2d(1, 1, 3, stride=0), "Conv2d: expected stride"),
     "a negative padding": (lambda: nn.Conv2d(1, 1, 3, padding=(0, -1)), "Conv2d: expected padding"),
+    "a convolution to 0 channels": (lambda: nn.Conv2d(3, 0, 3), "Conv2d: expected out_channels .* >= 1, got 0"),
+    "a convolution of -3 channels": (lambda: nn.Conv2d(-3, 4, 3), "Conv2d: expected in_channels .* >= 1, got -3"),
+    "a convolution of half a channel": (lambda: nn.Conv2d(0.5, 4, 3), "Conv2d: expected in_channels .* got 0.5"),
+    "a linear layer of 0 features": (lambda: nn.Linear(0, 4), "Linear: expected in_features .* >= 1, got 0"),
+    "a linear layer to 0 features": (lambda: nn.Linear(4, 0), "Linear: expected out_features .* >= 1, got 0"),
+    "batch-norm of 0 channels": (lambda: nn.BatchNorm2d(0), "BatchNorm2d: expected num_features .* >= 1, got 0"),
+    "a negative eps": (lambda: nn.BatchNorm2d(3, eps=-1e-5), "BatchNorm2d: expected a finite eps >= 0, got -1e-05"),
+    "an eps of NaN": (lambda: nn.BatchNorm2d(3, eps=NAN), "expected a finite eps >= 0, got nan"),
+    "an infinite eps": (lambda: nn.BatchNorm2d(3, eps=float("inf")), "expected a finite eps >= 0, got inf"),
+    "a momentum of NaN": (lambda: nn.BatchNorm2d(3, momentum=NAN), r"expected momentum in \[0, 1\], got nan"),
+    "a momentum above 1": (lambda: nn.BatchNorm2d(3, momentum=1.5), r"expected momentum in \[0, 1\], got 1.5"),
+    "a negative momentum": (lambda: nn.BatchNorm2d(3, momentum=-0.1), r"expected momentum in \[0, 1\], got -0.1"),
+    "a max-pool of 0": (lambda: nn.MaxPool2d(0), "MaxPool2d: expected kernel_size"),
+    "a max-pool of stride 0": (lambda: nn.MaxPool2d(2, 0), "MaxPool2d: expected stride"),
+    "a max-pool with much padding": (lambda: nn.MaxPool2d(2, 2, 2), "MaxPool2d: expected padding of at most half"),
+    "an avg-pool of -1": (lambda: nn.AvgPool2d((2, -1)), "AvgPool2d: expected kernel_size"),
+    "an avg-pool of negative padding": (lambda: nn.AvgPool2d(2, padding=-1), "AvgPool2d: expected padding"),
+    "dropout of more than all": (lambda: nn.Dropout(1.5), r"Dropout: expected a probability in \[0, 1\), got 1.5"),
+    "dropout of all": (lambda: nn.Dropout(1.0), r"Dropout: expected a probability in \[0, 1\), got 1.0"),
+    "a negative dropout": (lambda: nn.Dropout(-0.1), r"Dropout: expected a probability in \[0, 1\), got -0.1"),
+    "a dropout of NaN": (lambda: nn.Dropout(NAN), r"Dropout: expected a probability in \[0, 1\), got nan"),
+    "a norm over 0 channels": (lambda: nn.LocalResponseNorm(0), "LocalResponseNorm: expected size .* >= 1, got 0"),
+    "-1 channels of zeros": (lambda: nn.PadChannels(2, -1), "PadChannels: expected after .* >= 0, got -1"),
+    "smoothing above 1": (lambda: nn.CrossEntropyLoss(1.2), r"CrossEntropyLoss: expected label_smoothing in \[0, 1\]"),
     "a flatten of another size": (
         lambda: nn.Linear(10, 2, flattened_from=(2, 2, 3)),
         r"flattened_from \(2, 2, 3\) does not make in_features 10",

@@ -6,7 +6,7 @@ import pytest
 import minidl
 from minidl import Tensor
 from minidl.ops.arithmetic import sum_to_shape
-from tests.ops.case import Case, away_from_zero, distinct, positive, same_in_both
+from tests.ops.case import Case, away_from_zero, distinct, gradients, positive, same_in_both
 
 CONDITION = np.array([[True, False, True], [False, False, True]])
 
@@ -93,6 +93,22 @@ def test_no_number_is_too_large_for_the_sigmoid(x, expected, device):
     assert Tensor(np.float32(x), device=device).sigmoid().item() == pytest.approx(expected, abs=1e-6)
 
 
+def test_the_sigmoid_keeps_its_digits_on_both_sides(device):
+    """e^-87 is about the smallest number that float32 holds with all its digits."""
+    x = np.linspace(-87, 30, 2000, dtype=np.float32)
+    with np.errstate(all="raise"):
+        y = Tensor(x, device=device).sigmoid().numpy()
+    assert y.dtype == np.float32
+    np.testing.assert_allclose(y, 1 / (1 + np.exp(-x.astype(np.float64))), rtol=1e-6)
+
+
+def test_the_slope_of_the_logarithm_of_a_sigmoid_is_right_where_the_sigmoid_is_small(device):
+    """d log(sigmoid(x))/dx = sigmoid(-x), which is nearly 1 there."""
+    x = Tensor(np.linspace(-80, 0, 50, dtype=np.float32), device=device, requires_grad=True)
+    x.sigmoid().log().sum().backward()
+    np.testing.assert_allclose(x.grad.numpy(), 1 / (1 + np.exp(x.numpy().astype(np.float64))), rtol=1e-6)
+
+
 def test_an_infinite_gradient_does_not_spoil_the_side_that_was_not_taken(device):
     a, b = (Tensor(np.array(values), device=device, requires_grad=True) for values in ([1.0, 5.0], [2.0, 3.0]))
     infinite = Tensor(np.array([np.inf, 1.0]), device=device)
@@ -104,3 +120,34 @@ def test_an_infinite_gradient_does_not_spoil_the_side_that_was_not_taken(device)
     a.grad = None
     a.clip(2.0, None).backward(infinite)
     assert a.grad.numpy().tolist() == [0, 1]
+
+
+NAN = np.nan
+
+
+@pytest.mark.parametrize(
+    ("operation", "arrays"),
+    [
+        ("maximum", [[NAN, 1, NAN, 2, 3], [1, NAN, NAN, 2, 4]]),
+        ("relu", [[NAN, -1, 2]]),
+        ("clip", [[NAN, -2, 0.5]]),
+        ("max", [[NAN, 3, NAN, 5]]),
+    ],
+)
+def test_the_gradient_of_a_nan_goes_where_it_goes_in_pytorch(operation, arrays, device, torch):
+    """Both sides of a maximum get all of it, relu lets it pass, clip does not, and the NaNs share that of max."""
+    ours = {
+        "maximum": minidl.maximum,
+        "relu": minidl.functional.relu,
+        "clip": lambda x: x.clip(-1, 1),
+        "max": lambda x: x.max(),
+    }[operation]
+    theirs = getattr(torch, operation) if operation != "clip" else lambda x: x.clip(-1, 1)
+    arrays = [np.array(array, np.float64) for array in arrays]
+    tensors = [torch.tensor(array, requires_grad=True) for array in arrays]
+    grad = 1.0 + np.arange(theirs(*tensors).numel()).reshape(theirs(*tensors).shape)
+    theirs(*tensors).backward(torch.tensor(grad))
+    y, grads = gradients(ours, arrays, grad, device)
+    assert np.isnan(y).any()
+    for actual, expected in zip(grads, tensors, strict=True):
+        np.testing.assert_array_equal(actual, expected.grad.numpy())

@@ -5,6 +5,7 @@ import pytest
 
 from minidl import Tensor
 from minidl.ops.reduce import as_kept
+from tests.kernels.compare import assert_close
 from tests.ops.case import Case, distinct, same_in_both
 
 
@@ -35,10 +36,61 @@ CASES = [
 ]
 
 
+@pytest.mark.parametrize(("shape", "dim"), [((10**6, 2), 0), ((1000, 1000, 2), (0, 1)), ((2, 10**6), 1)], ids=str)
+def test_a_million_float32_numbers_are_added_with_an_error_of_float32(shape, dim, device):
+    """One after the other they would come to 100958: each addition to a large sum is rounded to its last digit."""
+    x = Tensor(np.full(shape, 0.1, np.float32), device=device)
+    exact = float(np.float32(0.1))
+    assert x.sum(dim).dtype == np.float32
+    np.testing.assert_allclose(x.sum(dim).numpy(), 1e6 * exact, rtol=1e-7)
+    np.testing.assert_allclose(x.mean(dim).numpy(), exact, rtol=2e-7)
+    np.testing.assert_allclose(x.var(dim).numpy(), 0, atol=1e-14)
+
+
+@pytest.mark.parametrize("keepdim", [False, True])
+@pytest.mark.parametrize("dim", [(), []], ids=str)
+@pytest.mark.parametrize(("ours", "theirs"), [("sum", "sum"), ("mean", "mean"), ("var", "var"), ("max", "amax")])
+def test_no_dimensions_are_all_dimensions_as_in_pytorch(ours, theirs, dim, keepdim, device, torch):
+    x = np.arange(6.0).reshape(2, 3)
+    expected = getattr(torch, theirs)(torch.tensor(x), dim, keepdim=keepdim)
+    y = getattr(Tensor(x, device=device), ours)(dim, keepdim)
+    assert y.shape == tuple(expected.shape)
+    assert_close(y.numpy(), expected.numpy())
+
+
+@pytest.mark.parametrize("dim", [(0, 0), (0, -2)], ids=str)
+def test_a_dimension_that_is_named_twice_is_refused(dim):
+    with pytest.raises(ValueError, match=r"sum: dim .* names a dimension of \(2, 3\) twice"):
+        Tensor(np.zeros((2, 3))).sum(dim)
+
+
+@pytest.mark.parametrize("shape", [(2,), (1, 2), ()], ids=str)
+def test_the_gradient_of_a_number_that_a_million_rows_share_has_an_error_of_float32(shape, device):
+    shared = Tensor(np.zeros(shape, np.float32), device=device, requires_grad=True)
+    grad = Tensor(np.full((10**6, 2), 0.1, np.float32), device=device)
+    (grad + shared).backward(grad)
+    count = 10**6 if shape else 2 * 10**6
+    np.testing.assert_allclose(shared.grad.numpy(), count * float(np.float32(0.1)), rtol=1e-7)
+
+
 def test_equal_maxima_share_the_gradient(device):
     x = Tensor([[3.0, 1.0, 3.0], [0.0, 0.0, 0.0]], device=device, requires_grad=True)
     x.max(dim=1).backward(Tensor([4.0, 6.0], device=device))
     np.testing.assert_array_equal(x.grad.numpy(), [[2, 0, 2], [2, 2, 2]])
+
+
+def test_nans_are_the_maximum_and_share_its_gradient(device):
+    x = Tensor([[np.nan, 1.0, np.nan], [0.0, 2.0, 1.0]], device=device, requires_grad=True)
+    y = x.max(dim=1)
+    np.testing.assert_array_equal(y.numpy(), [np.nan, 2])
+    y.backward(Tensor([4.0, 6.0], device=device))
+    np.testing.assert_array_equal(x.grad.numpy(), [[2, 0, 2], [0, 6, 0]])
+
+
+def test_an_infinite_gradient_of_a_maximum_leaves_the_other_numbers_0(device):
+    x = Tensor([1.0, 3.0], device=device, requires_grad=True)
+    x.max().backward(Tensor(np.float32(np.inf), device=device))
+    assert x.grad.numpy().tolist() == [0, np.inf]
 
 
 @pytest.mark.parametrize(

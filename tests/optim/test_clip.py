@@ -89,3 +89,36 @@ def test_a_gradient_just_at_the_limit_is_left_as_it_is():
 def test_a_largest_norm_that_is_not_above_0_is_refused(max_norm):
     with pytest.raises(ValueError, match="max_norm > 0"):
         clip_grad_norm_([], max_norm)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_a_gradient_that_is_not_finite_is_named_and_nothing_is_scaled(bad, rng, device):
+    parameters = with_gradients(rng, device=device)
+    grad = parameters[1].grad.numpy().copy()
+    grad[3] = bad
+    parameters[1].grad = Tensor(grad, device=device)
+    before = grads_of(parameters)
+    frozen = Parameter(np.zeros(3), requires_grad=False)
+    with pytest.raises(ValueError, match=r"clip_grad_norm_: expected finite .* parameter 2 \(7,\)"):
+        clip_grad_norm_([frozen, *parameters], 1.0)
+    for after, old in zip(grads_of(parameters), before, strict=True):
+        np.testing.assert_array_equal(after, old)
+
+
+def test_large_float32_gradients_have_a_finite_norm(device):
+    """The square of 1e20 is more than float32 holds."""
+    parameters = [Parameter(Tensor(np.zeros(2, np.float32), device=device).data) for _ in range(2)]
+    for parameter in parameters:
+        parameter.grad = Tensor(np.full(2, 1e20, np.float32), device=device)
+    assert clip_grad_norm_(parameters, 1.0) == pytest.approx(2e20, rel=1e-6)
+    for grad in grads_of(parameters):
+        assert grad.dtype == np.float32
+        np.testing.assert_allclose(grad, 0.5, rtol=1e-6)
+
+
+def test_small_float32_gradients_have_a_norm_above_0(device):
+    """The square of 1e-30 is less than float32 holds."""
+    parameter = Parameter(Tensor(np.zeros(4, np.float32), device=device).data)
+    parameter.grad = Tensor(np.full(4, 1e-30, np.float32), device=device)
+    assert clip_grad_norm_([parameter], 1e-30) == pytest.approx(2e-30, rel=1e-6)
+    np.testing.assert_allclose(parameter.grad.numpy(), 5e-31, rtol=1e-6)

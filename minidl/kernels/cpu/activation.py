@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from minidl.kernels.cpu._channels import CHUNK_ELEMENTS, keep_where
+from minidl.kernels.cpu._channels import CHUNK_ELEMENTS, relu_gradient
 from minidl.kernels.cpu._parallel import map_chunks
 
 
@@ -34,12 +34,12 @@ def relu_forward(x):
 
 
 def relu_backward(grad, y):
-    """dL/dx = dL/dy where y > 0, else 0."""
+    """dL/dx = dL/dy where y > 0 or NaN, else 0."""
     flat_grad, flat_y = grad.reshape(-1), y.reshape(-1)
     grad_x = np.empty(flat_y.shape, grad.dtype)
 
     def mask(start, stop):
-        keep_where(flat_y[start:stop] > 0, flat_grad[start:stop], out=grad_x[start:stop])
+        relu_gradient(flat_grad[start:stop], flat_y[start:stop], out=grad_x[start:stop])
 
     map_chunks(mask, y.size, CHUNK_ELEMENTS)
     return grad_x.reshape(y.shape)

@@ -6,7 +6,9 @@ import numpy as np
 
 
 def scatter_add(grad, positions, shape):
-    """y of that shape, flattened: y[p] is the sum of the numbers of grad whose position is p, in their order."""
-    y = np.zeros(math.prod(shape), grad.dtype)
-    np.add.at(y, positions.ravel(), grad.ravel())
-    return y.reshape(shape)
+    """y of that shape, flattened: y[p] is the sum of the numbers of grad whose position is p, in their order.
+
+    They are added in float64: one position may have a million of them.
+    """
+    y = np.bincount(positions.ravel(), grad.ravel(), math.prod(shape))
+    return y.reshape(shape).astype(grad.dtype, copy=False)

@@ -52,14 +52,14 @@ RELU_BACKWARD = CudaKernel(
 // A thread for each number.
 extern "C" __global__ void relu_backward(const stored* grad, const stored* y, stored* grad_x, index count) {
     index i = thread_number();
-    if (i < count) grad_x[i] = y[i] > 0 ? grad[i] : stored(0);
+    if (i < count) grad_x[i] = y[i] <= 0 ? stored(0) : grad[i];  // of a NaN it passes
 }
 """,
 )
 
 
 def relu_backward(grad, y):
-    """dL/dx: dL/dy where y > 0, else 0."""
+    """dL/dx = dL/dy where y > 0 or NaN, else 0."""
     grad, y = contiguous(grad), contiguous(y)
     grad_x = cupy.empty_like(grad)
     RELU_BACKWARD.for_each(grad.size, grad, y, grad_x, grad.size, dtype=grad.dtype)

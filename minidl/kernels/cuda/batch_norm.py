@@ -165,7 +165,7 @@ extern "C" __global__ void slab_grad_sums(
     for (index k = 0; k < walk.count; k++) {
         index i = walk.first + k * walk.stride;
         real g = grad[i];
-        if (relu && !(y[i] > 0)) g = 0;
+        if (relu && y[i] <= 0) g = 0;  // of a NaN it stays
         sums = sums + GradSums{g, g * ((real)x[i] - centre)};
     }
     sums = sum_over_rows(sums);
@@ -222,9 +222,10 @@ extern "C" __global__ void batch_norm_backward_x(
     for (index k = 0; k < walk.count; k++) {
         index i = walk.first + k * walk.stride;
         real g = grad[i];
-        if (relu && !(y[i] > 0)) g = 0;
-        grad_x[i] = scale * (g - mean_g - slope * ((real)x[i] - centre));
+        if (relu && y[i] <= 0) g = 0;
         if (has_residual) grad_residual[i] = g;
+        if (through_statistics) g -= mean_g + slope * ((real)x[i] - centre);  // of a NaN, 0 times it would be NaN
+        grad_x[i] = scale * g;
     }
 }
 """,
@@ -232,7 +233,7 @@ extern "C" __global__ void batch_norm_backward_x(
 
 
 def batch_norm_backward(grad, x, y, mean, variance, weight, eps, relu, has_residual, through_statistics):
-    """(dL/dx, dL/dweight, dL/dbias, dL/dresidual), the last None without a residual. With g = dL/dy where y > 0,
+    """(dL/dx, dL/dweight, dL/dbias, dL/dresidual), the last None without a residual. With g = dL/dy where y > 0 or NaN,
 
     dL/dx = weight / sqrt(variance + eps) (g - dL/dbias / M - x_hat dL/dweight / M),  M numbers in each channel.
     Where the statistics are constants (eval mode) it is only the first term.

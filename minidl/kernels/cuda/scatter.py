@@ -19,9 +19,9 @@ extern "C" __global__ void scatter_add(
     if (i >= count) return;
     long long position = positions[order[i]];
     if (i > 0 && positions[order[i - 1]] == position) return;
-    real sum = 0;
+    double sum = 0;  // one position may have a million numbers
     for (index k = i; k < count && positions[order[k]] == position; k++) sum += (real)grad[order[k]];
-    y[position] = sum;
+    y[position] = (real)sum;
 }
 """,
 )

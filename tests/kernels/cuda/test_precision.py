@@ -113,6 +113,21 @@ def test_the_nearest_bfloat16_is_stored_and_of_two_the_even_one(kernels, to_devi
     np.testing.assert_array_equal(to_host(kernels.add(a, b)).astype(np.float32), expected)
 
 
+def test_bfloat16_numbers_are_added_with_more_digits_than_they_have(device):
+    """In bfloat16, 256 + 1 is 256."""
+    ones = Tensor(np.ones((1024, 2), np.float32), device=device).to("bfloat16")
+    for total in (ones.sum(0), ones.sum(0) * ones.mean(0)):
+        assert str(total.dtype) == "bfloat16"
+        assert total.to("float32").numpy().tolist() == [1024, 1024]
+    shared = Tensor(np.zeros(2, np.float32), device=device).to("bfloat16").detach()
+    shared.requires_grad = ones.requires_grad = True
+    (ones + shared).backward(ones)
+    assert shared.grad.to("float32").numpy().tolist() == [1024, 1024]
+    ones.grad = None
+    ones.max(0).backward(shared.grad)
+    assert (ones.grad.to("float32").numpy() == 1).all()  # 1024 in equal shares
+
+
 def test_bfloat16_on_the_cpu_and_bfloat16_parameters_are_refused():
     x = Tensor(np.ones((1, 2, 2, 3))).to("bfloat16")
     with pytest.raises(TypeError, match="bfloat16 is computed with on device 'cuda' only"):
