@@ -20,7 +20,15 @@ from functools import partial
 
 import numpy as np
 from cifar_data import positive
-from imagenet_data import add_data_options, count_broken, image_folder, scores_of, to_input, top_errors
+from imagenet_data import (
+    TRAINING_LAYOUT,
+    add_data_options,
+    count_broken,
+    scores_of,
+    to_input,
+    top_errors,
+    training_folders,
+)
 from models.config import IMAGENET_MODELS, NetworkConfig
 from models.vgg import start_from_a
 from train_cifar_resnet import DTYPES, look, progress_bar
@@ -287,7 +295,7 @@ def make_run(data: ImageFolder, args: argparse.Namespace) -> Run:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """All options; what depends on the recipe is filled in by `fill_in`."""
-    add_data_options(parser)
+    add_data_options(parser, TRAINING_LAYOUT)
     parser.add_argument(
         "--model", required=True, choices=IMAGENET_MODELS, metavar="NAME", help=", ".join(IMAGENET_MODELS)
     )
@@ -350,8 +358,7 @@ def main() -> None:
     try:
         fill_in(args)
         check_dtype(args)
-        data = image_folder(args, "train")
-        validation_data = image_folder(args, "val", data.classes)
+        data, validation_data = training_folders(args)
         run = make_run(data, args)
         view = CentreView(args.validation_side, args.size, run.folder.config.mean)
         validation = ImageLoader(validation_data, 64, view, threads=args.threads, skip_broken=args.skip_broken)
