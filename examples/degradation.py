@@ -26,7 +26,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from cifar_data import CifarData, add_data_options, load_data, positive
+from cifar_data import CifarData, add_data_options, load_data, positive, whole
 from models.resnet import CifarResNet, cifar_resnet
 from tqdm import tqdm
 from train_cifar_resnet import PAPER_ERROR, WARMUP_DEPTH, WARMUP_ERROR, WARMUP_LR, divide_twice, make_step
@@ -339,7 +339,7 @@ def main() -> None:
     parser.add_argument("--shortcuts", choices=KINDS, nargs="+", default=["none", "A"], help="default: none A")
     parser.add_argument("--budget", type=budget, default="1h", help="iterations of each network, or a time for all")
     parser.add_argument("--batch-size", type=positive, default=128, metavar="N", help="default: 128")
-    parser.add_argument("--seed", type=int, default=0, help="of weights, order and augmentation; default: 0")
+    parser.add_argument("--seed", type=whole, default=0, help="of weights, order and augmentation; default: 0")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--out", default="runs/degradation", metavar="DIR", help="default: runs/degradation")
     add_data_options(parser)

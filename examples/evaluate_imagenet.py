@@ -23,7 +23,7 @@ import time
 from collections.abc import Iterator
 
 import numpy as np
-from cifar_data import positive
+from cifar_data import positive, whole
 from imagenet_data import (
     TEST_LAYOUT,
     add_data_options,
@@ -221,7 +221,7 @@ def main() -> None:
     parser.add_argument("--mode", choices=MODES, default="center", help="default: center")
     parser.add_argument("--scales", type=positive, nargs="+", metavar="Q", help="shorter sides; default: see above")
     parser.add_argument("--batch-size", type=positive, default=50, metavar="N", help="views at a time; default: 50")
-    parser.add_argument("--seed", type=int, default=0, help="of --random-init")
+    parser.add_argument("--seed", type=whole, default=0, help="of --random-init")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="all but float32 need cuda")
     args = parser.parse_args()

@@ -37,7 +37,7 @@ from boxes import (
     localisation_error,
     merge_greedily,
 )
-from cifar_data import positive
+from cifar_data import positive, rate, whole
 from models.localization import STRIDE, VIEW, box_network, boxes_of_class, euclidean_loss, small_vgg
 from models.vgg import VGG, DenseVGG
 from tqdm import tqdm
@@ -288,9 +288,9 @@ def main() -> None:
     parser.add_argument(
         "--test-images", type=positive, default=1000, metavar="N", help="of either size; default: 1,000"
     )
-    parser.add_argument("--class-lr", type=float, default=0.1, metavar="LR", help="default: 0.1")
-    parser.add_argument("--box-lr", type=float, default=0.2, metavar="LR", help="default: 0.2; the paper: 0.001")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--class-lr", type=rate, default=0.1, metavar="LR", help="default: 0.1")
+    parser.add_argument("--box-lr", type=rate, default=0.2, metavar="LR", help="default: 0.2; the paper: 0.001")
+    parser.add_argument("--seed", type=whole, default=0)
     parser.add_argument("--out", metavar="DIR", help="where boxes.png goes")
     args = parser.parse_args()
     start = time.perf_counter()

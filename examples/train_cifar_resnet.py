@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 
 import numpy as np
-from cifar_data import CifarData, add_data_options, load_data, positive
+from cifar_data import CifarData, add_data_options, load_data, positive, rate, whole
 from tqdm import tqdm
 from training import (
     Counter,
@@ -89,9 +89,9 @@ def add_training_options(parser: argparse.ArgumentParser, lr: float | None = Non
     length.add_argument("--epochs", type=positive, metavar="N")
     length.add_argument("--iterations", type=positive, metavar="N")
     parser.add_argument("--batch-size", type=positive, default=128, metavar="N", help="default: 128")
-    parser.add_argument("--lr", type=float, default=lr, help=f"default: {lr or 'that of the recipe'}")
-    parser.add_argument("--weight-decay", type=float, help="default: the recipe's")
-    parser.add_argument("--seed", type=int, default=0, help="of weights, order and augmentation; default: 0")
+    parser.add_argument("--lr", type=rate, default=lr, help=f"default: {lr or 'that of the recipe'}")
+    parser.add_argument("--weight-decay", type=rate, help="default: the recipe's")
+    parser.add_argument("--seed", type=whole, default=0, help="of weights, order and augmentation; default: 0")
     parser.add_argument("--out", default="runs/latest", metavar="DIR", help="default: runs/latest")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
 

@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 
 import numpy as np
-from cifar_data import positive
+from cifar_data import positive, rate, whole
 from imagenet_data import (
     TRAINING_LAYOUT,
     add_data_options,
@@ -317,7 +317,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     length.add_argument("--iterations", type=positive, metavar="N")
     parser.add_argument("--batch-size", type=positive, default=256, metavar="N", help="default: 256")
     parser.add_argument("--micro-batch", type=positive, metavar="N", help="images at a time; default: all of the batch")
-    parser.add_argument("--lr", type=float, help="default: the recipe's")
+    parser.add_argument("--lr", type=rate, help="default: the recipe's")
     parser.add_argument(
         "--patience",
         type=int,
@@ -325,7 +325,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="so many epochs in a row may bring no new best, with one more lr falls; default: 5",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of weights, order and views; default: 0")
+    parser.add_argument("--seed", type=whole, default=0, help="of weights, order and views; default: 0")
     parser.add_argument("--statistics", default="runs/imagenet.npz", metavar="FILE", help="keeps the mean and colours")
     parser.add_argument("--out", default="runs/imagenet", metavar="DIR", help="default: runs/imagenet")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")

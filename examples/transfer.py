@@ -14,7 +14,7 @@ on layer2, and 15 % with an untrained network. The features are the mean over th
 import argparse
 
 import numpy as np
-from cifar_data import CifarData, add_data_options, load_data, positive
+from cifar_data import CifarData, add_data_options, load_data, positive, whole
 from models.config import read_config
 from models.resnet import cifar_resnet
 from tqdm import tqdm
@@ -101,7 +101,7 @@ def main() -> None:
     parser.add_argument("--shortcut", choices=("A", "B", "C", "none"), default="A")
     parser.add_argument("--layer", default="layer3", help="whose output the features are; default: layer3, the last")
     parser.add_argument("--epochs", type=positive, default=20, help="of the linear classifier; default: 20")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=whole, default=0)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="that computes the features")
     add_data_options(parser)
     args = parser.parse_args()
