@@ -38,7 +38,7 @@ from models.vgg import VGG, DenseVGG
 from predict import probabilities
 from tqdm import tqdm
 from train_cifar_resnet import DTYPES
-from training import check_dtype, computing
+from training import check_dtype, computing, one_line_errors
 
 from minidl.data import (
     CentreView,
@@ -225,15 +225,13 @@ def main() -> None:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="all but float32 need cuda")
     args = parser.parse_args()
-    try:
+    with one_line_errors(parser):
         check_dtype(args)
         networks = load_networks(args)
         folder = validation_folder(networks, args)
         start = time.perf_counter()
         with computing(args):
             scores, labels = evaluate(networks, folder, args)
-    except (ValueError, RuntimeError, OSError) as problem:
-        parser.error(str(problem))
     report(networks, scores, labels, time.perf_counter() - start, args)
 
 

@@ -326,6 +326,64 @@ def test_what_the_options_leave_open_is_as_in_the_papers():
     assert found == [([256, 256], 256), ([256, 512], 384), ([256, 480], 256), ([72, 96], 72)]
 
 
+def test_sigterm_saves_and_tells_the_scheduler_that_the_run_is_not_finished(train, tmp_path, monkeypatch):
+    step = train_imagenet.train_step
+
+    def step_and_stop(*arguments):
+        step(*arguments)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_imagenet, "train_step", step_and_stop)
+        status, output, _ = train("run", "--epochs", 1)
+    assert status == 128 + signal.SIGTERM
+    assert "stopped after step 1; nothing is lost" in output
+    assert train("run", "--epochs", 1, "--resume")[0] == 0
+    assert [record["step"] for record in metrics(tmp_path / "run")] == [3]
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # overflow
+def test_a_step_that_breaks_the_network_is_an_error_and_no_checkpoint(train, tmp_path):
+    """Its loss is of before the update, and fine."""
+    status, *_ = train("run", "--iterations", 1, "--lr", 1e38)
+    assert "NaN or infinity in" in str(status)
+    assert "none was saved yet" in str(status)
+    assert not (tmp_path / "run" / "checkpoint.safetensors").exists()
+
+
+@pytest.mark.parametrize("weights_alone", [False, True])
+def test_a_checkpoint_that_cannot_be_resumed_is_named(train, tmp_path, weights_alone):
+    train("run", "--iterations", 1)
+    checkpoint = tmp_path / "run" / "checkpoint.safetensors"
+    if weights_alone:
+        save_file({name: array for name, array in load_file(checkpoint).items() if "/" not in name}, checkpoint)
+    else:
+        checkpoint.write_bytes(checkpoint.read_bytes()[:-8])
+    status, _, errors = train("run", "--iterations", 1, "--resume")
+    assert status == 2
+    assert str(checkpoint) in errors.splitlines()[-1]
+    assert ("it has no 'options'" if weights_alone else "no whole safetensors file") in errors
+
+
+def test_a_run_that_is_over_says_so_again_also_without_its_metrics(train, tmp_path):
+    train("run", "--iterations", 1)
+    status, output, _ = train("run", "--iterations", 1, "--resume")
+    assert status == 0
+    assert "validation error of resnet18" in output
+    (tmp_path / "run" / "metrics.jsonl").unlink()
+    status, output, _ = train("run", "--iterations", 1, "--resume")
+    assert status == 0
+    assert "validation error" not in output
+
+
+def test_an_existing_checkpoint_is_an_error_before_the_images_are_measured(train, tmp_path):
+    """Which takes as long as an epoch of loading."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoint.safetensors").touch()
+    assert "go on with --resume" in str(train("run")[0])
+    assert not (tmp_path / "statistics.npz").exists()
+
+
 # -- where the photographs are -----------------------------------------------------------------------------------------
 
 
