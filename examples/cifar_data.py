@@ -1,6 +1,7 @@
 """The data of the CIFAR scripts: CIFAR-10, CIFAR-100, or shapes drawn by the program itself."""
 
 import argparse
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,6 +69,22 @@ def positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number >= 1, got {text}")
+    return number
+
+
+def whole(text: str) -> int:
+    """The type of an option that may also be 0, such as a seed."""
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"expected a whole number >= 0, got {text}")
+    return number
+
+
+def rate(text: str) -> float:
+    """The type of a learning rate or a weight decay."""
+    number = float(text)
+    if not 0 <= number < math.inf:  # NaN neither
+        raise argparse.ArgumentTypeError(f"expected a finite number >= 0, got {text}")
     return number
 
 

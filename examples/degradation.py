@@ -26,11 +26,21 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from cifar_data import CifarData, add_data_options, load_data, positive
+from cifar_data import CifarData, add_data_options, load_data, positive, whole
 from models.resnet import CifarResNet, cifar_resnet
 from tqdm import tqdm
 from train_cifar_resnet import PAPER_ERROR, WARMUP_DEPTH, WARMUP_ERROR, WARMUP_LR, divide_twice, make_step
-from training import Counter, RunFolder, StopRequest, Totals, check_loss, error_rate
+from training import (
+    Counter,
+    RunFolder,
+    StopRequest,
+    Totals,
+    check_loss,
+    drawing,
+    error_rate,
+    locked,
+    one_line_errors,
+)
 
 from minidl import Tensor, no_grad
 from minidl.checkpoint import load_checkpoint
@@ -55,6 +65,11 @@ def make_network(shortcut: str, depth: int, data: CifarData, args: argparse.Name
 def folder_of(shortcut: str, depth: int, args: argparse.Namespace) -> Path:
     """DIR/plain-20, and DIR/residual-20 for option A, DIR/residual-B-20 for option B."""
     return Path(args.out, f"{FOLDERS[shortcut]}-{depth}")
+
+
+def picture_of(args: argparse.Namespace) -> Path:
+    """DIR/degradation.png."""
+    return Path(args.out, "degradation.png")
 
 
 # -- what is measured --------------------------------------------------------------------------------------------------
@@ -112,7 +127,8 @@ class Run:
 
     def __init__(self, shortcut: str, depth: int, data: CifarData, args: argparse.Namespace, iterations: int):
         path = folder_of(shortcut, depth, args)
-        self.folder = RunFolder(path, resume=(path / "checkpoint.safetensors").exists())
+        advice = "the recipe's rate is too high for these batches; try a larger --batch-size"
+        self.folder = RunFolder(path, (path / "checkpoint.safetensors").exists(), advice=advice)
         matter = "dataset", "limit_train", "holdout", "batch_size", "seed"
         self.options = {"iterations": iterations} | {name: getattr(args, name) for name in matter}
         self.data, self.counter = data, Counter(args.device)
@@ -125,27 +141,28 @@ class Run:
 
     def resume(self) -> None:
         """Go to where the checkpoint was written."""
-        done = self.folder.load(self.model, self.optimizer, self.options)
-        self.step, self.warming_up = done["step"], done["warming_up"]
-        self.counter.start_from(Totals(**done["totals"]))
-        self.loader.load_state_dict(done["loader"])
-        self.folder.forget_after(self.step)
+        with self.folder.resuming():
+            done = self.folder.load(self.model, self.optimizer, self.options)
+            self.step, self.warming_up = done["step"], done["warming_up"]
+            self.counter.start_from(Totals(**done["totals"]))
+            self.loader.load_state_dict(done["loader"])
+            self.folder.forget_after(self.step)
 
-    def save(self) -> None:
-        """Write the checkpoint."""
+    def save(self, record: dict | None = None) -> None:
+        """Write the checkpoint and, after a measurement, its record."""
         done = {"step": self.step, "warming_up": self.warming_up, "totals": vars(self.counter.read())}
         done |= {"loader": self.loader.state_dict(), "options": self.options}
-        self.folder.save(self.model, self.optimizer, done)
+        self.folder.save(self.model, self.optimizer, done, record)
 
     def measure(self) -> None:
-        """Add a line to the metrics, and count anew."""
+        """Add a line to the metrics, count anew, and write the checkpoint."""
         totals = self.counter.read()
-        check_loss(totals.loss, self.step, self.step, self.folder)
+        check_loss(totals.loss, self.step, self.step, self.folder.remedy)
         record = {"step": self.step, "train_error": totals.error, "test_error": error_rate(self.model, self.data)}
         record |= {"split": self.data.test_split, "gradients": gradient_norms(self.model, *probe_batch(self.data))}
-        self.folder.append(record)
         self.warming_up = self.warming_up and totals.error >= WARMUP_ERROR
         self.counter.start_from(Totals())
+        self.save(record)
 
 
 def train(run: Run, iterations: int, stop: StopRequest) -> None:
@@ -162,7 +179,6 @@ def train(run: Run, iterations: int, stop: StopRequest) -> None:
             bar.update()
             if run.step in measured_at:
                 run.measure()
-                run.save()
             if stop.asked:
                 break
     run.save()
@@ -244,23 +260,16 @@ def measured(shortcut: str, depth: int, args: argparse.Namespace) -> RunFolder |
     """The network's folder, if it has been measured."""
     path = folder_of(shortcut, depth, args)
     folder = RunFolder(path, resume=True) if (path / "checkpoint.safetensors").exists() else None
-    return folder if folder and folder.records() else None
+    return folder if folder and folder.records else None
 
 
 def draw(data: CifarData, args: argparse.Namespace, iterations: int) -> None:
     """DIR/degradation.png: the errors, the responses and the gradients, one below the other."""
-    try:
-        import matplotlib
+    from matplotlib.figure import Figure
 
-        matplotlib.use("Agg")
-        from matplotlib import pyplot
-    except ImportError:
-        return
     columns, probes = columns_of(args), probe_batch(data)
-    size = max(8, 5.5 * len(columns)), 11
-    figure, axes = pyplot.subplots(
-        3, len(columns), figsize=size, dpi=100, sharey="row", squeeze=False, layout="constrained"
-    )
+    figure = Figure(figsize=(max(8, 5.5 * len(columns)), 11), dpi=100, layout="constrained")
+    axes = figure.subplots(3, len(columns), sharey="row", squeeze=False)
     label_panels(axes, columns)
     for column, networks in zip(axes.T, columns.values(), strict=True):
         for number, (label, network) in enumerate(networks.items()):
@@ -270,8 +279,7 @@ def draw(data: CifarData, args: argparse.Namespace, iterations: int) -> None:
                 draw_network(column, make_network(*network, data, args), folder, probes, f"C{number}")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=6)
     figure.supxlabel(caption(args, iterations), fontsize=9)
-    figure.savefig(Path(args.out, "degradation.png"))
-    pyplot.close(figure)
+    figure.savefig(picture_of(args))
 
 
 def label_panels(axes, titles: Iterable[str]) -> None:
@@ -294,7 +302,7 @@ def label_panels(axes, titles: Iterable[str]) -> None:
 
 def draw_network(column, model: CifarResNet, folder: RunFolder, probes: tuple, color: str) -> None:
     """One network's lines in the three panels of its column."""
-    records = folder.records()
+    records = folder.records
     steps, layers = [record["step"] for record in records], range(1, len(records[-1]["gradients"]) + 1)
     column[0].plot(steps, [100 * record["train_error"] for record in records], "--", color=color)
     column[0].plot(steps, [100 * record["test_error"] for record in records], color=color)
@@ -324,12 +332,26 @@ def row(shortcut: str, depth: int, data: CifarData, args: argparse.Namespace) ->
     folder = measured(shortcut, depth, args)
     if folder is None:
         return ()
-    last, model = folder.records()[-1], make_network(shortcut, depth, data, args)
+    last, model = folder.records[-1], make_network(shortcut, depth, data, args)
     parameters = sum(math.prod(parameter.shape) for parameter in model.parameters())
     errors = f"{last['train_error']:.2%}", f"{last['test_error']:.2%}"
     known = args.dataset == "cifar10" and shortcut == "A" and depth in PAPER_ERROR
     paper = f"{PAPER_ERROR[depth]:.2f}%" if known else "-"
     return f"{depth} layers, {KINDS[shortcut]}", f"{parameters:,}", f"{last['step']:,}", *errors, paper
+
+
+def train_all(data: CifarData, args: argparse.Namespace) -> None:
+    """Train what is not trained yet, until asked to stop; draw what there is, and print the table."""
+    iterations = count_iterations(data, args)
+    with StopRequest() as stop:
+        for depth in args.depths:
+            for shortcut in args.shortcuts:
+                if not stop.asked:
+                    train(Run(shortcut, depth, data, args, iterations), iterations, stop)
+    with drawing(picture_of(args)):
+        draw(data, args, iterations)
+    print(table(data, args))
+    stop.end("stopped; nothing is lost: the same command goes on" if stop.asked else str(picture_of(args)))
 
 
 def main() -> None:
@@ -339,26 +361,18 @@ def main() -> None:
     parser.add_argument("--shortcuts", choices=KINDS, nargs="+", default=["none", "A"], help="default: none A")
     parser.add_argument("--budget", type=budget, default="1h", help="iterations of each network, or a time for all")
     parser.add_argument("--batch-size", type=positive, default=128, metavar="N", help="default: 128")
-    parser.add_argument("--seed", type=int, default=0, help="of weights, order and augmentation; default: 0")
+    parser.add_argument("--seed", type=whole, default=0, help="of weights, order and augmentation; default: 0")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--out", default="runs/degradation", metavar="DIR", help="default: runs/degradation")
     add_data_options(parser)
     args = parser.parse_args()
-    try:
-        for depth in args.depths:
-            cifar_resnet(depth)
-        data = load_data(args).to(args.device)
-    except (ValueError, RuntimeError, OSError) as problem:
-        parser.error(str(problem))
-    iterations = count_iterations(data, args)
-    with StopRequest() as stop:
-        for depth in args.depths:
-            for shortcut in args.shortcuts:
-                if not stop.asked:
-                    train(Run(shortcut, depth, data, args, iterations), iterations, stop)
-    draw(data, args, iterations)
-    print(table(data, args))
-    print("stopped; nothing is lost: the same command goes on" if stop.asked else f"{args.out}/degradation.png")
+    with locked(args.out):
+        with one_line_errors(parser):
+            for depth in args.depths:
+                cifar_resnet(depth)
+            data = load_data(args).to(args.device)
+        with one_line_errors():
+            train_all(data, args)
 
 
 if __name__ == "__main__":

@@ -12,7 +12,8 @@
     dense       the whole photograph and its mirror image, the class scores averaged over all places; VGG's fully
                 connected layers become convolutions, a ResNet averages its features anyhow
 
-The probabilities (softmax) of all views, scales and networks are averaged. Several files of --weights are an ensemble.
+--data DIR holds val/<wnid>/*.JPEG, or <wnid>/*.JPEG. Several files of --weights are an ensemble. The probabilities
+(softmax) of all views, scales and networks are averaged.
 --scales are the shorter sides of the photographs: 256, 384 and 512 for multicrop, else the one it was validated at.
 Files that do not say which network they are for (torchvision's) need --model.
 """
@@ -22,14 +23,22 @@ import time
 from collections.abc import Iterator
 
 import numpy as np
-from cifar_data import positive
-from imagenet_data import add_data_options, count_broken, image_folder, scores_of, to_input, top_errors
+from cifar_data import positive, whole
+from imagenet_data import (
+    TEST_LAYOUT,
+    add_data_options,
+    count_broken,
+    folder_to_test,
+    scores_of,
+    to_input,
+    top_errors,
+)
 from models.config import IMAGENET_MODELS, NetworkConfig, load_network, standard_config, torchvision_config
 from models.vgg import VGG, DenseVGG
 from predict import probabilities
 from tqdm import tqdm
 from train_cifar_resnet import DTYPES
-from training import check_dtype, computing
+from training import check_dtype, computing, one_line_errors
 
 from minidl.data import (
     CentreView,
@@ -170,7 +179,7 @@ def validation_folder(networks: list[tuple[Module, NetworkConfig]], args: argpar
     known = [config.classes for _, config in networks if config.classes is not None]
     if any(classes != known[0] for classes in known):
         raise ValueError("--weights: the networks of an ensemble must know the same classes in the same order")
-    folder = image_folder(args, "val", known[0] if known else None)
+    folder = folder_to_test(args, known[0] if known else None)
     if not known and not args.random_init and len(folder.classes) != expected:
         raise ValueError(
             f"--data: expected the {expected} classes that {args.weights[0]} is for, got {len(folder.classes)}, and it "
@@ -204,7 +213,7 @@ def report(networks: list, scores: np.ndarray, labels: np.ndarray, seconds: floa
 def main() -> None:
     """Read the options, test, and compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_data_options(parser)
+    add_data_options(parser, TEST_LAYOUT)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--weights", nargs="+", metavar="FILE", help="checkpoints or weights; several are an ensemble")
     source.add_argument("--random-init", action="store_true", help="an untrained --model")
@@ -212,19 +221,17 @@ def main() -> None:
     parser.add_argument("--mode", choices=MODES, default="center", help="default: center")
     parser.add_argument("--scales", type=positive, nargs="+", metavar="Q", help="shorter sides; default: see above")
     parser.add_argument("--batch-size", type=positive, default=50, metavar="N", help="views at a time; default: 50")
-    parser.add_argument("--seed", type=int, default=0, help="of --random-init")
+    parser.add_argument("--seed", type=whole, default=0, help="of --random-init")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="all but float32 need cuda")
     args = parser.parse_args()
-    try:
+    with one_line_errors(parser):
         check_dtype(args)
         networks = load_networks(args)
         folder = validation_folder(networks, args)
         start = time.perf_counter()
         with computing(args):
             scores, labels = evaluate(networks, folder, args)
-    except (ValueError, RuntimeError, OSError) as problem:
-        parser.error(str(problem))
     report(networks, scores, labels, time.perf_counter() - start, args)
 
 

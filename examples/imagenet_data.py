@@ -1,4 +1,7 @@
-"""The data of the ImageNet scripts: DIR/train/<wnid>/*.JPEG and DIR/val/<wnid>/*.JPEG, any number of classes."""
+"""The data of the ImageNet scripts: DIR/train/<wnid>/*.JPEG and DIR/val/<wnid>/*.JPEG, any number of classes.
+
+A folder for each class is all that testing needs: DIR/val/<wnid>/*.JPEG, or DIR/<wnid>/*.JPEG.
+"""
 
 import argparse
 from collections.abc import Callable, Iterable
@@ -9,18 +12,64 @@ import numpy as np
 from minidl import Tensor
 from minidl.data import ImageFolder, ImageLoader
 
+TRAINING_LAYOUT = "train/<wnid>/*.JPEG and val/<wnid>/*.JPEG"
+TEST_LAYOUT = "val/<wnid>/*.JPEG, or <wnid>/*.JPEG"
 
-def add_data_options(parser: argparse.ArgumentParser) -> None:
+
+def add_data_options(parser: argparse.ArgumentParser, layout: str) -> None:
     """--data, --names, --skip-broken, --threads."""
-    parser.add_argument("--data", required=True, metavar="DIR", help="holds train/<wnid>/*.JPEG and val/<wnid>/*.JPEG")
+    parser.add_argument("--data", required=True, metavar="DIR", help=f"holds {layout}")
     parser.add_argument("--names", metavar="FILE", help="a line 'n01440764 tench, Tinca tinca' for each class")
     parser.add_argument("--skip-broken", action="store_true", help="go on without files that cannot be decoded")
     parser.add_argument("--threads", type=int, metavar="N", help="that decode; default: as many as there are cores")
 
 
-def image_folder(args: argparse.Namespace, split: str, classes: tuple[str, ...] | None = None) -> ImageFolder:
-    """DIR/train or DIR/val, labelled as `classes` say."""
-    return ImageFolder(Path(args.data, split), args.names, classes)
+def training_folders(args: argparse.Namespace) -> tuple[ImageFolder, ImageFolder]:
+    """DIR/train and DIR/val; a ValueError says which of them is missing, and how to get it."""
+    folders = _folders_in(args.data, TRAINING_LAYOUT)
+    if not folders & {"train", "val"}:
+        raise ValueError(
+            f"--data: expected {TRAINING_LAYOUT} in {args.data}, got {_some(folders)} directly in it; "
+            "move most photographs of each class to train/<class>, and some to val/<class>"
+        )
+    for split, others in (("train", "those to train on"), ("val", "those to test on")):
+        if split not in folders:
+            raise ValueError(
+                f"--data: expected {TRAINING_LAYOUT} in {args.data}, got no {split}; "
+                f"put photographs there, {others}, in a folder for each class"
+            )
+    train = ImageFolder(Path(args.data, "train"), args.names)
+    return train, ImageFolder(Path(args.data, "val"), args.names, train.classes)
+
+
+def folder_to_test(args: argparse.Namespace, classes: tuple[str, ...] | None = None) -> ImageFolder:
+    """DIR/val, or DIR itself where that holds the folders of the classes; labelled as `classes` say."""
+    folders = _folders_in(args.data, TEST_LAYOUT)
+    if "val" not in folders and "train" in folders:
+        raise ValueError(
+            f"--data: expected {TEST_LAYOUT} in {args.data}, got train without val; "
+            f"put photographs to test on there, or test those of --data {Path(args.data, 'train')}"
+        )
+    return ImageFolder(Path(args.data, "val" if "val" in folders else ""), args.names, classes)
+
+
+def _folders_in(place: str, layout: str) -> set[str]:
+    """The names of the folders in --data, of which there must be some."""
+    if not Path(place).is_dir():
+        found = "a file" if Path(place).exists() else "nothing there"
+        raise ValueError(f"--data: expected a folder with {layout}, got {found}: {place}; give the folder's path")
+    folders = {path.name for path in Path(place).iterdir() if path.is_dir() and not path.name.startswith(".")}
+    if not folders:
+        raise ValueError(
+            f"--data: expected {layout} in {place}, got no folder in it; sort the photographs into a folder per class"
+        )
+    return folders
+
+
+def _some(folders: set[str]) -> str:
+    """'n01, n02, ... (146 folders)'."""
+    names = sorted(folders)
+    return f"{', '.join(names[:2])}, ... ({len(names)} folders)" if len(names) > 2 else ", ".join(names)
 
 
 def to_input(images, args: argparse.Namespace) -> Tensor:

@@ -37,11 +37,11 @@ from boxes import (
     localisation_error,
     merge_greedily,
 )
-from cifar_data import positive
+from cifar_data import positive, rate, whole
 from models.localization import STRIDE, VIEW, box_network, boxes_of_class, euclidean_loss, small_vgg
 from models.vgg import VGG, DenseVGG
 from tqdm import tqdm
-from training import clock
+from training import check_finite, check_loss, clock, drawing, one_line_errors
 
 from minidl import Tensor, no_grad
 from minidl.data import normalize
@@ -53,6 +53,7 @@ from minidl.optim import SGD, OneCycleLR
 BATCH = 64
 IMAGE, LARGE = 64, 96  # sides of the images in pixels
 MARGIN = (IMAGE - VIEW) // 2  # around the central view
+RATES = {"classes": "--class-lr", "boxes": "--box-lr"}  # the option of each network's learning rate
 RADII = 9, 18  # least and largest of the circle around a shape, in pixels
 CLASSES = 3  # of an image whose boxes are merged: OverFeat's k
 ROWS, COLUMNS = 3, 6  # of either half of boxes.png
@@ -141,17 +142,23 @@ def fit(network: VGG, loss: Loss, data: PlacedShapes, epochs: int, lr: float, se
     rng = np.random.default_rng(seed)
     steps = -(-len(data) // BATCH)
     schedule = OneCycleLR(lr, epochs * steps)
+
+    def remedy() -> str:
+        return f"try a lower {RATES[name]} (a tenth)"
+
     with tqdm(desc=name, total=epochs * steps, unit=" steps", dynamic_ncols=True) as bar:
         for _ in range(epochs):
             for rows in np.array_split(rng.permutation(len(data)), steps):
                 optimizer.lr = schedule(bar.n)
                 views, boxes = data.random_views(rows, rng)
                 value = loss(network(Tensor(views)), data.labels[rows], encode(boxes, VIEW))
+                check_loss(value.item(), bar.n, bar.n, remedy)
                 value.backward()
                 optimizer.step()
                 optimizer.zero_grad()
                 bar.set_postfix(loss=f"{value.item():.3f}", refresh=False)
                 bar.update()
+    check_finite(network, optimizer, remedy)
 
 
 def train(args: argparse.Namespace) -> tuple[VGG, VGG]:
@@ -228,15 +235,10 @@ def report(class_net: VGG, box_net: VGG, data: PlacedShapes) -> str:
 
 def draw(class_net: VGG, box_net: VGG, near: PlacedShapes, anywhere: PlacedShapes, path: Path) -> None:
     """boxes.png: central views above, larger images below, each with the true and the predicted box."""
-    try:
-        import matplotlib
+    from matplotlib.figure import Figure
 
-        matplotlib.use("Agg")
-        from matplotlib import pyplot
-    except ImportError:
-        return
     near, anywhere = near.first(ROWS * COLUMNS), anywhere.first(ROWS * COLUMNS)
-    figure = pyplot.figure(figsize=(10, 13), dpi=100, layout="constrained")
+    figure = Figure(figsize=(10, 13), dpi=100, layout="constrained")
     above, below = figure.subfigures(2, 1)
     views = near.images[:, MARGIN:-MARGIN, MARGIN:-MARGIN]
     found = central_boxes(box_net, near) - MARGIN
@@ -251,7 +253,6 @@ def draw(class_net: VGG, box_net: VGG, near: PlacedShapes, anywhere: PlacedShape
     lines = above.axes[0].lines
     figure.legend(lines, ("truth", "predicted"), loc="outside lower center", ncols=2, frameon=False)
     figure.savefig(path)
-    pyplot.close(figure)
 
 
 def draw_grid(figure, images: np.ndarray, truth: np.ndarray, predicted: np.ndarray, names: list[str]) -> None:
@@ -276,23 +277,8 @@ def draw_grid(figure, images: np.ndarray, truth: np.ndarray, predicted: np.ndarr
 # -- all of it ---------------------------------------------------------------------------------------------------------
 
 
-def main() -> None:
-    """Read the options, train both networks, test them."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--boxes", choices=("single", "per-class"), default="per-class", help="default: per-class")
-    parser.add_argument(
-        "--class-epochs", type=positive, default=8, metavar="N", help="of the classification network; default: 8"
-    )
-    parser.add_argument("--box-epochs", type=positive, default=4, metavar="N", help="of the box network; default: 4")
-    parser.add_argument("--images", type=positive, default=10_000, metavar="N", help="to train on; default: 10,000")
-    parser.add_argument(
-        "--test-images", type=positive, default=1000, metavar="N", help="of either size; default: 1,000"
-    )
-    parser.add_argument("--class-lr", type=float, default=0.1, metavar="LR", help="default: 0.1")
-    parser.add_argument("--box-lr", type=float, default=0.2, metavar="LR", help="default: 0.2; the paper: 0.001")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", metavar="DIR", help="where boxes.png goes")
-    args = parser.parse_args()
+def train_and_test(args: argparse.Namespace) -> None:
+    """Train both networks, print how good they are, and draw DIR/boxes.png."""
     start = time.perf_counter()
     near, anywhere = (
         make_placed_shapes(args.test_images, size, margin, args.seed, train=False)
@@ -306,8 +292,33 @@ def main() -> None:
     print(f"{f'{IMAGE} pixels, in the middle':26}{report(class_net, box_net, near)}")
     print(f"{f'{LARGE} pixels, anywhere':26}{report(class_net, box_net, anywhere)}")
     if args.out:
-        Path(args.out).mkdir(parents=True, exist_ok=True)
-        draw(class_net, box_net, near, anywhere, Path(args.out, "boxes.png"))
+        path = Path(args.out, "boxes.png")
+        with drawing(path):
+            draw(class_net, box_net, near, anywhere, path)
+
+
+def main() -> None:
+    """Read the options, train both networks, test them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--boxes", choices=("single", "per-class"), default="per-class", help="default: per-class")
+    parser.add_argument(
+        "--class-epochs", type=positive, default=8, metavar="N", help="of the classification network; default: 8"
+    )
+    parser.add_argument("--box-epochs", type=positive, default=4, metavar="N", help="of the box network; default: 4")
+    parser.add_argument("--images", type=positive, default=10_000, metavar="N", help="to train on; default: 10,000")
+    parser.add_argument(
+        "--test-images", type=positive, default=1000, metavar="N", help="of either size; default: 1,000"
+    )
+    parser.add_argument("--class-lr", type=rate, default=0.1, metavar="LR", help="default: 0.1")
+    parser.add_argument("--box-lr", type=rate, default=0.2, metavar="LR", help="default: 0.2; the paper: 0.001")
+    parser.add_argument("--seed", type=whole, default=0)
+    parser.add_argument("--out", metavar="DIR", help="where boxes.png goes")
+    args = parser.parse_args()
+    with one_line_errors(parser):
+        if args.out:
+            Path(args.out).mkdir(parents=True, exist_ok=True)
+    with one_line_errors():
+        train_and_test(args)
 
 
 if __name__ == "__main__":

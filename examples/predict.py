@@ -16,6 +16,7 @@ import numpy as np
 from cifar_data import positive
 from models.config import IMAGENET_MODELS, NetworkConfig, load_network, torchvision_config
 from tqdm import tqdm
+from training import one_line_errors
 
 from minidl import Tensor, no_grad
 from minidl.data import BrokenImageError, image_files, read_image
@@ -98,7 +99,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, metavar="FILE", help="draw them, as PNG, PDF or SVG")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     args = parser.parse_args()
-    try:
+    with one_line_errors(parser):
         config = args.model and torchvision_config(args.model, args.weights, args.names)
         model, config = load_network(args.weights, config)
         guesses = predict(model.to(args.device), config, find_images(args.images), args.top, args.device)
@@ -106,10 +107,6 @@ def main() -> None:
             print(path, *(f"{probability:9.1%}  {name}" for name, probability in found), sep="\n")
         if args.out and guesses:
             draw(guesses, args.out)
-    except ImportError as problem:  # matplotlib, if it is --out that needs it
-        parser.error(f"{problem}: pip install {problem.name}")
-    except (ValueError, RuntimeError, OSError) as problem:
-        parser.error(str(problem))
     if not guesses:
         sys.exit("error: no photograph could be read")
 

@@ -9,7 +9,8 @@
     python examples/train_cifar_resnet.py --out runs/resnet20 --resume           go on after Ctrl-C
 
 Expect (two CPU cores): 96 % of the shapes right after 4 epochs and two minutes; 87 % of CIFAR-10 after 10 epochs of the
-one-cycle recipe and half an hour. DIR of --out gets metrics.jsonl, curves.png and a checkpoint after each epoch.
+one-cycle recipe and half an hour. DIR of --out gets metrics.jsonl, curves.png and a checkpoint after each epoch, and a
+checkpoint when Ctrl-C, SIGTERM or SIGHUP stops the run. The status is 143 after SIGTERM and 129 after SIGHUP.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 
 import numpy as np
-from cifar_data import CifarData, add_data_options, load_data, positive
+from cifar_data import CifarData, add_data_options, load_data, positive, rate, whole
 from tqdm import tqdm
 from training import (
     Counter,
@@ -31,6 +32,9 @@ from training import (
     clock,
     computing,
     error_rate,
+    locked,
+    one_line_errors,
+    tell,
 )
 
 from minidl import cuda_graph
@@ -89,9 +93,9 @@ def add_training_options(parser: argparse.ArgumentParser, lr: float | None = Non
     length.add_argument("--epochs", type=positive, metavar="N")
     length.add_argument("--iterations", type=positive, metavar="N")
     parser.add_argument("--batch-size", type=positive, default=128, metavar="N", help="default: 128")
-    parser.add_argument("--lr", type=float, default=lr, help=f"default: {lr or 'that of the recipe'}")
-    parser.add_argument("--weight-decay", type=float, help="default: the recipe's")
-    parser.add_argument("--seed", type=int, default=0, help="of weights, order and augmentation; default: 0")
+    parser.add_argument("--lr", type=rate, default=lr, help=f"default: {lr or 'that of the recipe'}")
+    parser.add_argument("--weight-decay", type=rate, help="default: the recipe's")
+    parser.add_argument("--seed", type=whole, default=0, help="of weights, order and augmentation; default: 0")
     parser.add_argument("--out", default="runs/latest", metavar="DIR", help="default: runs/latest")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
 
@@ -142,13 +146,13 @@ def train(
                     break
             progress.training_seconds += time.perf_counter() - began
             test_error = error_rate(model, data) if epoch_ends else None
-            progress.seconds = round(time.perf_counter() - started, 2)
+            progress.seconds, record = round(time.perf_counter() - started, 2), None
             if epoch_ends:
                 epoch = -(-progress.step // len(loader))
-                end_epoch(progress, folder, bar, epoch, optimizer.lr, data.test_split, test_error)
-            save(folder, model, optimizer, loader, progress, args)
+                record = end_epoch(progress, epoch, optimizer.lr, data.test_split, test_error)
+            save(folder, model, optimizer, loader, progress, args, record)
     if progress.step < total_steps:
-        print(f"stopped after step {progress.step:,}; nothing is lost: the same command with --resume goes on")
+        stop.end(f"stopped after step {progress.step:,}; nothing is lost: the same command with --resume goes on")
         return None
     print(f"{progress.images_per_second:,.0f} images/s; {clock(progress.seconds)} to the final error")
     return error_rate(model, data) if test_error is None else test_error
@@ -176,34 +180,39 @@ def train_step(model: Module, optimizer: SGD, data: CifarData, counter: Counter,
     counter.add(len(labels), loss, (logits.argmax(dim=1).data != labels).sum())
 
 
-def end_epoch(
-    progress: Progress, folder: RunFolder, bar: tqdm, epoch: int, lr: float, split: str, test_error: float
-) -> None:
-    """Note what the epoch came to, and begin to count anew."""
+def end_epoch(progress: Progress, epoch: int, lr: float, split: str, test_error: float) -> dict:
+    """Print what the epoch came to, and begin to count anew; its line of the metrics."""
     train_error = progress.totals.error
     record = {"epoch": epoch, "step": progress.step, "lr": lr, "train_loss": progress.totals.loss}
     record |= {"train_error": train_error, "test_error": test_error, "split": split, "seconds": progress.seconds}
-    folder.append(record)
-    bar.write(f"epoch {epoch:3d}   training error {train_error:6.2%}   {split} error {test_error:6.2%}")
+    tell(f"epoch {epoch:3d}   training error {train_error:6.2%}   {split} error {test_error:6.2%}")
     progress.warming_up = progress.warming_up and train_error >= WARMUP_ERROR
     progress.images += progress.totals.images
     progress.totals = Totals()
+    return record
 
 
 def save(
-    folder: RunFolder, model: Module, optimizer: SGD, loader: IndexLoader, progress: Progress, args: argparse.Namespace
+    folder: RunFolder,
+    model: Module,
+    optimizer: SGD,
+    loader: IndexLoader,
+    progress: Progress,
+    args: argparse.Namespace,
+    record: dict | None,
 ) -> None:
-    """Write the checkpoint."""
+    """Write the checkpoint and, at the end of an epoch, its record."""
     counters = {"progress": asdict(progress), "loader": loader.state_dict(), "options": options_that_matter(args)}
-    folder.save(model, optimizer, counters)
+    folder.save(model, optimizer, counters, record)
 
 
 def resume(folder: RunFolder, model: Module, optimizer: SGD, loader: IndexLoader, args: argparse.Namespace) -> Progress:
     """Load the checkpoint; how far the run had come."""
-    counters = folder.load(model, optimizer, options_that_matter(args))
-    progress = Progress(**counters["progress"] | {"totals": Totals(**counters["progress"]["totals"])})
-    loader.load_state_dict(counters["loader"])
-    folder.forget_after(progress.step)
+    with folder.resuming():
+        counters = folder.load(model, optimizer, options_that_matter(args))
+        progress = Progress(**counters["progress"] | {"totals": Totals(**counters["progress"]["totals"])})
+        loader.load_state_dict(counters["loader"])
+        folder.forget_after(progress.step)
     return progress
 
 
@@ -214,9 +223,9 @@ def progress_bar(step: int, total_steps: int) -> tqdm:
 
 
 def look(counter: Counter, progress: Progress, bar: tqdm, folder: RunFolder, batch_size: int) -> None:
-    """Wait for the device, and show how the epoch goes; stop if the loss is no number."""
+    """Wait for the device, and show how the epoch goes; stop if the loss is NaN or infinite."""
     progress.totals = totals = counter.read()
-    check_loss(totals.loss, bar.n, progress.step - 1, folder)
+    check_loss(totals.loss, bar.n, progress.step - 1, folder.remedy)
     images_per_second = (bar.format_dict["rate"] or 0) * batch_size
     bar.set_postfix_str(
         f"loss {totals.loss:.3f}, accuracy {1 - totals.error:.1%}, {images_per_second:,.0f} images/s", refresh=False
@@ -258,18 +267,17 @@ def main() -> None:
     parser.add_argument("--recompute", action="store_true", help="less memory, a third more time, the same bits")
     add_training_options(parser)
     args = parser.parse_args()
-    try:
-        check_dtype(args)
-        data = load_data(args)
-        name = f"{'plain' if args.shortcut == 'none' else 'resnet'}{args.depth}"
-        config = data.config(name, "cifar_resnet", depth=args.depth, shortcut=args.shortcut)
-        model = config.build(seed=args.seed, recompute=args.recompute).to(args.device)
-    except (ValueError, RuntimeError, OSError) as problem:
-        parser.error(str(problem))
-    needs_warmup = args.recipe == "paper" and args.depth >= WARMUP_DEPTH
-    folder = RunFolder(args.out, args.resume, config)
-    with computing(args):
-        error = train(model, data, folder, args, needs_warmup)
+    with locked(args.out):
+        with one_line_errors(parser):
+            check_dtype(args)
+            data = load_data(args)
+            name = f"{'plain' if args.shortcut == 'none' else 'resnet'}{args.depth}"
+            config = data.config(name, "cifar_resnet", depth=args.depth, shortcut=args.shortcut)
+            model = config.build(seed=args.seed, recompute=args.recompute).to(args.device)
+            folder = RunFolder(args.out, args.resume, config)
+        needs_warmup = args.recipe == "paper" and args.depth >= WARMUP_DEPTH
+        with one_line_errors(), computing(args):
+            error = train(model, data, folder, args, needs_warmup)
     if error is not None:
         print(f"{data.test_split} error of {args.depth} layers on {args.dataset}: {error:.2%}")
         if args.dataset == "cifar10" and args.shortcut == "A" and args.depth in PAPER_ERROR:

@@ -12,7 +12,7 @@ import argparse
 from cifar_data import load_data
 from models.vgg import CONFIGS
 from train_cifar_resnet import add_training_options, train
-from training import RunFolder, check_dtype, computing
+from training import RunFolder, check_dtype, computing, locked, one_line_errors
 
 
 def main() -> None:
@@ -22,16 +22,15 @@ def main() -> None:
     parser.add_argument("--batch-norm", action=argparse.BooleanOptionalAction, default=True)
     add_training_options(parser, lr=0.05)
     args = parser.parse_args()
-    try:
-        check_dtype(args)
-        data = load_data(args)
-        config = data.config(f"vgg-{args.config}", "vgg", config=args.config, batch_norm=args.batch_norm, image_size=32)
-        model = config.build(seed=args.seed).to(args.device)
-    except (ValueError, RuntimeError, OSError) as problem:
-        parser.error(str(problem))
-    folder = RunFolder(args.out, args.resume, config)
-    with computing(args):
-        error = train(model, data, folder, args)
+    with locked(args.out):
+        with one_line_errors(parser):
+            check_dtype(args)
+            data, options = load_data(args), {"config": args.config, "batch_norm": args.batch_norm}
+            config = data.config(f"vgg-{args.config}", "vgg", **options, image_size=32)
+            model = config.build(seed=args.seed).to(args.device)
+            folder = RunFolder(args.out, args.resume, config)
+        with one_line_errors(), computing(args):
+            error = train(model, data, folder, args)
     if error is not None:
         print(f"{data.test_split} error of VGG-{args.config} on {args.dataset}: {error:.2%}")
 

@@ -9,7 +9,8 @@
 
 `--data DIR` holds train/<wnid>/*.JPEG and val/<wnid>/*.JPEG. Any number of classes will do: a handful of photographs is
 learnt by heart in minutes on a CPU; the 1.28 million of ILSVRC-2012 are for a GPU. DIR of --out gets metrics.jsonl,
-curves.png and a checkpoint after each epoch and every 1,000 steps. `evaluate_imagenet.py` tests it as the papers do.
+curves.png and a checkpoint after each epoch, every 1,000 steps, and when Ctrl-C, SIGTERM or SIGHUP stops the run; the
+status is 143 after SIGTERM and 129 after SIGHUP. `evaluate_imagenet.py` tests it as the papers do.
 """
 
 import argparse
@@ -19,12 +20,31 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 
 import numpy as np
-from cifar_data import positive
-from imagenet_data import add_data_options, count_broken, image_folder, scores_of, to_input, top_errors
+from cifar_data import positive, rate, whole
+from imagenet_data import (
+    TRAINING_LAYOUT,
+    add_data_options,
+    count_broken,
+    scores_of,
+    to_input,
+    top_errors,
+    training_folders,
+)
 from models.config import IMAGENET_MODELS, NetworkConfig, check_variant
 from models.vgg import start_from_a
 from train_cifar_resnet import DTYPES, look, progress_bar
-from training import Counter, RunFolder, StopRequest, Totals, check_dtype, clock, computing
+from training import (
+    Counter,
+    RunFolder,
+    StopRequest,
+    Totals,
+    check_dtype,
+    clock,
+    computing,
+    locked,
+    one_line_errors,
+    tell,
+)
 
 from minidl import fork_rng, no_grad
 from minidl.checkpoint import read_checkpoint
@@ -124,32 +144,34 @@ class Run:
     options: dict
     progress: Progress
 
-    def save(self) -> None:
-        """Write the checkpoint."""
+    def save(self, record: dict | None = None) -> None:
+        """Write the checkpoint and, at the end of an epoch, its record."""
         counters = {"progress": asdict(self.progress), "loader": self.loader.state_dict()}
         counters |= {"plateau": self.plateau.state_dict(), "options": self.options}
-        self.folder.save(self.model, self.optimizer, counters)
+        self.folder.save(self.model, self.optimizer, counters, record)
 
     def resume(self) -> None:
         """Go on from the checkpoint."""
-        counters = self.folder.load(self.model, self.optimizer, self.options)
-        if counters["network"]["classes"] != list(self.folder.config.classes):
+        with self.folder.resuming():
+            counters = self.folder.load(self.model, self.optimizer, self.options)
+            classes = counters["network"]["classes"]
+            self.loader.load_state_dict(counters["loader"])
+            self.plateau.load_state_dict(counters["plateau"])
+            progress = counters["progress"]
+            self.progress = Progress(**progress | {"totals": Totals(**progress["totals"])})
+            self.folder.forget_after(self.progress.step)
+        if classes != list(self.folder.config.classes):
             raise ValueError(
                 "--resume: --data has other classes than the run began with; give the same, or another --out"
             )
-        self.loader.load_state_dict(counters["loader"])
-        self.plateau.load_state_dict(counters["plateau"])
-        progress = counters["progress"]
-        self.progress = Progress(**progress | {"totals": Totals(**progress["totals"])})
-        self.folder.forget_after(self.progress.step)
 
 
-def train(run: Run, validation: ImageLoader, args: argparse.Namespace) -> bool:
-    """Train to the end, with a checkpoint and a line of metrics after each epoch; False if it was interrupted."""
+def train(run: Run, validation: ImageLoader, stop: StopRequest, args: argparse.Namespace) -> bool:
+    """Train to the end, with a checkpoint and a line of metrics after each epoch; False if it was asked to stop."""
     progress, counter = run.progress, run.counter
     total_steps = args.iterations or args.epochs * len(run.loader)
     started = time.perf_counter() - progress.seconds
-    with StopRequest() as stop, progress_bar(progress.step, total_steps) as bar:
+    with progress_bar(progress.step, total_steps) as bar:
         while progress.step < total_steps and not stop.asked:
             run.optimizer.lr = run.plateau.lr
             counter.start_from(progress.totals)
@@ -167,7 +189,7 @@ def train(run: Run, validation: ImageLoader, args: argparse.Namespace) -> bool:
                 if stops:
                     break
             if epoch_ends:
-                end_epoch(run, validation, bar, args)
+                end_epoch(run, validation, args)
     return progress.step == total_steps
 
 
@@ -187,21 +209,21 @@ def train_step(model: Module, optimizer: SGD, images, labels, counter: Counter, 
     optimizer.zero_grad()
 
 
-def end_epoch(run: Run, validation: ImageLoader, bar, args: argparse.Namespace) -> None:
+def end_epoch(run: Run, validation: ImageLoader, args: argparse.Namespace) -> None:
     """Validate, lower the learning rate when that error falls no more, note it all, and count anew."""
     top1, top5 = validate(run.model, validation, args)
     progress, lr = run.progress, run.plateau.lr
     epoch = -(-progress.step // len(run.loader))
     record = {"epoch": epoch, "step": progress.step, "lr": lr, "train_loss": progress.totals.loss}
     record |= {"train_error": progress.totals.error, "test_error": top1, "top5_error": top5}
-    run.folder.append(record | {"split": "validation", "seconds": progress.seconds})
-    bar.write(
+    record |= {"split": "validation", "seconds": progress.seconds}
+    tell(
         f"epoch {epoch:3d}   lr {lr:g}   training error {progress.totals.error:6.2%}   "
         f"validation error {top1:6.2%}, top-5 {top5:6.2%}"
     )
     run.plateau.report(top1)
     progress.totals = Totals()
-    run.save()
+    run.save(record)
 
 
 def validate(model: Module, loader: ImageLoader, args: argparse.Namespace) -> tuple[float, float]:
@@ -268,9 +290,9 @@ def initialise(model: Module, draw: Callable[[tuple[int, ...]], np.ndarray], see
 
 def make_run(data: ImageFolder, args: argparse.Namespace) -> Run:
     """A run before its first step, or where --resume goes on."""
-    recipe = RECIPES[args.recipe]
+    recipe, folder = RECIPES[args.recipe], RunFolder(args.out, args.resume)
     statistics = measure_images(data, args.statistics, max(256, args.size), args.size, args.threads, args.skip_broken)
-    config = make_config(data, statistics, args)
+    folder.config = config = make_config(data, statistics, args)
     model = make_network(config, args)
     view = TrainingView(tuple(args.sides), args.size, config.mean, statistics.colours)
     loader = ImageLoader(
@@ -279,8 +301,9 @@ def make_run(data: ImageFolder, args: argparse.Namespace) -> Run:
     min_lr = 0.0 if recipe.falls is None else args.lr * 0.1**recipe.falls
     plateau = ReduceLROnPlateau(args.lr, patience=args.patience, min_lr=min_lr)
     options = {name: value for name, value in vars(args).items() if name not in NO_MATTER}
-    folder, optimizer = RunFolder(args.out, args.resume, config), make_optimizer(model, recipe, args)
-    run = Run(model, optimizer, plateau, loader, Counter(args.device), folder, options, Progress())
+    run = Run(
+        model, make_optimizer(model, recipe, args), plateau, loader, Counter(args.device), folder, options, Progress()
+    )
     if args.resume:
         run.resume()
     return run
@@ -288,7 +311,7 @@ def make_run(data: ImageFolder, args: argparse.Namespace) -> Run:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """All options; what depends on the recipe is filled in by `fill_in`."""
-    add_data_options(parser)
+    add_data_options(parser, TRAINING_LAYOUT)
     parser.add_argument(
         "--model", required=True, choices=IMAGENET_MODELS, metavar="NAME", help=", ".join(IMAGENET_MODELS)
     )
@@ -310,7 +333,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     length.add_argument("--iterations", type=positive, metavar="N")
     parser.add_argument("--batch-size", type=positive, default=256, metavar="N", help="default: 256")
     parser.add_argument("--micro-batch", type=positive, metavar="N", help="images at a time; default: all of the batch")
-    parser.add_argument("--lr", type=float, help="default: the recipe's")
+    parser.add_argument("--lr", type=rate, help="default: the recipe's")
     parser.add_argument(
         "--patience",
         type=int,
@@ -318,7 +341,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="so many epochs in a row may bring no new best, with one more lr falls; default: 5",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of weights, order and views; default: 0")
+    parser.add_argument("--seed", type=whole, default=0, help="of weights, order and views; default: 0")
     parser.add_argument("--statistics", default="runs/imagenet.npz", metavar="FILE", help="keeps the mean and colours")
     parser.add_argument("--out", default="runs/imagenet", metavar="DIR", help="default: runs/imagenet")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
@@ -348,28 +371,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser)
     args = parser.parse_args()
-    try:
-        fill_in(args)
-        check_dtype(args)
-        data = image_folder(args, "train")
-        validation_data = image_folder(args, "val", data.classes)
-        run = make_run(data, args)
-        view = CentreView(args.validation_side, args.size, run.folder.config.mean)
-        validation = ImageLoader(validation_data, 64, view, threads=args.threads, skip_broken=args.skip_broken)
-    except (ValueError, RuntimeError, OSError) as problem:
-        parser.error(str(problem))
-    try:
-        with computing(args, args.micro_batch, "--micro-batch"):
-            finished = train(run, validation, args)
-    except BrokenImageError as problem:
-        raise SystemExit(f"error: {problem}, which --skip-broken does") from None
+    with locked(args.out):
+        with one_line_errors(parser):
+            fill_in(args)
+            check_dtype(args)
+            data, validation_data = training_folders(args)
+            run = make_run(data, args)
+            view = CentreView(args.validation_side, args.size, run.folder.config.mean)
+            validation = ImageLoader(validation_data, 64, view, threads=args.threads, skip_broken=args.skip_broken)
+        with one_line_errors(), computing(args, args.micro_batch, "--micro-batch"), StopRequest() as stop:
+            try:
+                finished = train(run, validation, stop, args)
+            except BrokenImageError as problem:
+                raise ValueError(f"{problem}, which --skip-broken does") from None
     count_broken(run.loader, validation)
     if not finished:
-        print(f"stopped after step {run.progress.step:,}; nothing is lost: the same command with --resume goes on")
+        stop.end(f"stopped after step {run.progress.step:,}; nothing is lost: the same command with --resume goes on")
         return
-    last = run.folder.records()[-1]
-    errors = f"{last['test_error']:.2%}, top-5 {last['top5_error']:.2%}"
-    print(f"validation error of {args.model}: {errors}, after {clock(last['seconds'])}")
+    if run.folder.records:  # somebody may have removed the metrics of a run that was over
+        last = run.folder.records[-1]
+        errors = f"{last['test_error']:.2%}, top-5 {last['top5_error']:.2%}"
+        print(f"validation error of {args.model}: {errors}, after {clock(last['seconds'])}")
     print(f"now: evaluate_imagenet.py --data {args.data} --weights {run.folder.checkpoint} --mode dense")
 
 

@@ -14,10 +14,11 @@ on layer2, and 15 % with an untrained network. The features are the mean over th
 import argparse
 
 import numpy as np
-from cifar_data import CifarData, add_data_options, load_data, positive
+from cifar_data import CifarData, add_data_options, load_data, positive, whole
 from models.config import read_config
 from models.resnet import cifar_resnet
 from tqdm import tqdm
+from training import one_line_errors
 
 from minidl import FeatureExtractor, Tensor, load_checkpoint, manual_seed, no_grad
 from minidl.checkpoint import read_checkpoint
@@ -101,15 +102,13 @@ def main() -> None:
     parser.add_argument("--shortcut", choices=("A", "B", "C", "none"), default="A")
     parser.add_argument("--layer", default="layer3", help="whose output the features are; default: layer3, the last")
     parser.add_argument("--epochs", type=positive, default=20, help="of the linear classifier; default: 20")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=whole, default=0)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="that computes the features")
     add_data_options(parser)
     args = parser.parse_args()
-    try:
+    with one_line_errors(parser):
         data, model = load_data(args).to(args.device), load_network(args).to(args.device)
         train_accuracy, test_accuracy = transfer(model, data, args.layer, args.epochs, args.seed)
-    except (ValueError, RuntimeError, OSError) as problem:
-        parser.error(str(problem))
     network = "an untrained network" if args.random_init else args.weights
     print(f"a linear classifier on {args.layer} of {network}, {args.dataset}:")
     print(f"training accuracy {train_accuracy:.2%}, {data.test_split} accuracy {test_accuracy:.2%}")

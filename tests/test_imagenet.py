@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import signal
 import sys
 from argparse import Namespace
@@ -323,6 +324,155 @@ def test_what_the_options_leave_open_is_as_in_the_papers():
         train_imagenet.fill_in(args)
         found.append((args.sides, args.validation_side))
     assert found == [([256, 256], 256), ([256, 512], 384), ([256, 480], 256), ([72, 96], 72)]
+
+
+def test_sigterm_saves_and_tells_the_scheduler_that_the_run_is_not_finished(train, tmp_path, monkeypatch):
+    step = train_imagenet.train_step
+
+    def step_and_stop(*arguments):
+        step(*arguments)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train_imagenet, "train_step", step_and_stop)
+        status, output, _ = train("run", "--epochs", 1)
+    assert status == 128 + signal.SIGTERM
+    assert "stopped after step 1; nothing is lost" in output
+    assert train("run", "--epochs", 1, "--resume")[0] == 0
+    assert [record["step"] for record in metrics(tmp_path / "run")] == [3]
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # overflow
+def test_a_step_that_breaks_the_network_is_an_error_and_no_checkpoint(train, tmp_path):
+    """Its loss is of before the update, and fine."""
+    status, *_ = train("run", "--iterations", 1, "--lr", 1e38)
+    assert "NaN or infinity in" in str(status)
+    assert "none was saved yet" in str(status)
+    assert not (tmp_path / "run" / "checkpoint.safetensors").exists()
+
+
+@pytest.mark.parametrize("weights_alone", [False, True])
+def test_a_checkpoint_that_cannot_be_resumed_is_named(train, tmp_path, weights_alone):
+    train("run", "--iterations", 1)
+    checkpoint = tmp_path / "run" / "checkpoint.safetensors"
+    if weights_alone:
+        save_file({name: array for name, array in load_file(checkpoint).items() if "/" not in name}, checkpoint)
+    else:
+        checkpoint.write_bytes(checkpoint.read_bytes()[:-8])
+    status, _, errors = train("run", "--iterations", 1, "--resume")
+    assert status == 2
+    assert str(checkpoint) in errors.splitlines()[-1]
+    assert ("it has no 'options'" if weights_alone else "no whole safetensors file") in errors
+
+
+def test_a_run_that_is_over_says_so_again_also_without_its_metrics(train, tmp_path):
+    train("run", "--iterations", 1)
+    status, output, _ = train("run", "--iterations", 1, "--resume")
+    assert status == 0
+    assert "validation error of resnet18" in output
+    (tmp_path / "run" / "metrics.jsonl").unlink()
+    status, output, _ = train("run", "--iterations", 1, "--resume")
+    assert status == 0
+    assert "validation error" not in output
+
+
+def test_an_existing_checkpoint_is_an_error_before_the_images_are_measured(train, tmp_path):
+    """Which takes as long as an epoch of loading."""
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "checkpoint.safetensors").touch()
+    assert "go on with --resume" in str(train("run")[0])
+    assert not (tmp_path / "statistics.npz").exists()
+
+
+# -- where the photographs are -----------------------------------------------------------------------------------------
+
+
+def break_layout(photographs, layout):
+    """Make of DIR/train and DIR/val something else; the folder to pass as --data."""
+    if layout == "plain":
+        return photographs / "train"
+    if layout == "nothing there":
+        return photographs / "elsewhere"
+    if layout == "a file":
+        return photographs / "train" / "n01" / "0.png"
+    if layout == "unsorted":
+        return photographs / "train" / "n01"
+    if layout == "empty":
+        (photographs / "empty").mkdir()
+        return photographs / "empty"
+    missing = layout.removesuffix(" is missing").removesuffix(" is a file")
+    (photographs / missing).rename(photographs.parent / missing)
+    if layout.endswith("file"):
+        (photographs / missing).touch()
+    return photographs
+
+
+NOT_FOR_TRAINING = {
+    "nothing there": "expected a folder with train/<wnid>/*.JPEG and val/<wnid>/*.JPEG, got nothing there",
+    "a file": "expected a folder with train/<wnid>/*.JPEG and val/<wnid>/*.JPEG, got a file",
+    "empty": "got no folder in it; sort the photographs into a folder per class",
+    "unsorted": "got no folder in it; sort the photographs into a folder per class",
+    "plain": "got n01, n02, ... (3 folders) directly in it; move most photographs of each class to train/<class>",
+    "train is missing": "got no train; put photographs there, those to train on",
+    "train is a file": "got no train; put photographs there, those to train on",
+    "val is missing": "got no val; put photographs there, those to test on, in a folder for each class",
+    "val is a file": "got no val; put photographs there, those to test on, in a folder for each class",
+}
+
+
+@pytest.mark.parametrize("layout", NOT_FOR_TRAINING)
+def test_training_says_which_folders_it_expects(train, photographs, tmp_path, layout):
+    place = break_layout(photographs, layout)
+    status, _, errors = train("run", "--iterations", 1, "--data", place)
+    (line,) = (line for line in errors.splitlines() if "error:" in line)
+    assert status == 2
+    assert "error: --data: expected" in line
+    assert str(place) in line
+    assert NOT_FOR_TRAINING[layout] in line
+    assert not (tmp_path / "run").exists()
+
+
+NOT_FOR_TESTING = {
+    "nothing there": "expected a folder with val/<wnid>/*.JPEG, or <wnid>/*.JPEG, got nothing there",
+    "a file": "expected a folder with val/<wnid>/*.JPEG, or <wnid>/*.JPEG, got a file",
+    "empty": "got no folder in it; sort the photographs into a folder per class",
+    "unsorted": "got no folder in it; sort the photographs into a folder per class",
+    "val is missing": "got train without val; put photographs to test on there, or test those of --data",
+    "val is a file": "got train without val; put photographs to test on there, or test those of --data",
+}
+
+
+@pytest.mark.parametrize("layout", NOT_FOR_TESTING)
+def test_testing_says_which_folders_it_expects(weights, evaluate, photographs, layout):
+    place = break_layout(photographs, layout)
+    status, _, errors = evaluate("--weights", weights[0], "--data", place)
+    (line,) = (line for line in errors.splitlines() if "error:" in line)
+    assert status == 2
+    assert "error: --data: expected" in line
+    assert str(place) in line
+    assert NOT_FOR_TESTING[layout] in line
+
+
+def test_a_plain_folder_of_classes_is_tested_as_it_is(weights, evaluate, photographs):
+    _, expected, _ = evaluate("--weights", weights[0])
+    status, output, _ = evaluate("--weights", weights[0], "--data", photographs / "val")
+    assert status == 0
+    assert output.splitlines()[0] == expected.splitlines()[0]
+    assert "of 3 photographs" in output
+    status, output, _ = evaluate("--weights", weights[0], "--data", photographs / "train")
+    assert status == 0
+    assert "of 9 photographs" in output
+
+
+def test_the_sample_of_imagenet_is_tested_as_it_is(evaluate, imagenet_sample, tmp_path):
+    """A folder for each of 146 classes, and no train or val; a few of these are enough."""
+    (tmp_path / "sample").mkdir()
+    for folder in [folder for folder in sorted(imagenet_sample.iterdir()) if folder.is_dir()][:3]:
+        (tmp_path / "sample" / folder.name).symlink_to(folder)
+    options = ["--random-init", "--model", "resnet18", "--scales", 224]
+    status, output, _ = evaluate(*options, "--data", tmp_path / "sample")
+    assert status == 0
+    assert re.search(r"of \d+ photographs", output)
 
 
 # -- testing -----------------------------------------------------------------------------------------------------------

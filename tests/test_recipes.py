@@ -62,9 +62,9 @@ def test_the_warm_up_ends_with_the_epoch_whose_training_error_is_low_enough(
 
 
 def note_rate(end_epoch, seen):
-    def noting(progress, folder, bar, epoch, lr, *others):
+    def noting(progress, epoch, lr, *others):
         seen.append(lr)
-        return end_epoch(progress, folder, bar, epoch, lr, *others)
+        return end_epoch(progress, epoch, lr, *others)
 
     return noting
 
