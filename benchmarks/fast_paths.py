@@ -20,7 +20,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "examples"), str(ROOT / "benchmarks")]
@@ -30,9 +29,10 @@ from models.resnet import cifar_resnet
 from train_cifar_resnet import RECIPES, train_step
 from training import Counter, error_rate
 
+import minidl
 from minidl.data import IndexLoader
 from minidl.kernels import cpu, reference
-from minidl.kernels.cpu import _conv_im2col, conv
+from minidl.kernels.cpu import _matmul
 from minidl.optim import SGD
 
 BATCH = 128
@@ -60,12 +60,15 @@ class Run:
 def im2col_alone() -> None:
     """Every convolution by one im2col and one product for each result."""
 
-    def separate_gradients(grad, x, weight, stride, padding):
-        grad_x = _conv_im2col.backward_x(grad, weight, x.shape, stride, padding)
-        return grad_x, _conv_im2col.backward_weight(grad, x, weight.shape, stride, padding)
+    backward = cpu.conv2d_backward
 
-    conv._algorithm = lambda *_: SimpleNamespace(**vars(_conv_im2col) | {"backward": separate_gradients})
-    _conv_im2col.SMALL_PRODUCT = 0
+    def separate_gradients(*arguments):
+        *arguments, needs_x, needs_weight = arguments
+        return backward(*arguments, needs_x, False)[0], backward(*arguments, False, needs_weight)[1]
+
+    minidl.set_convolution("im2col")
+    cpu.conv2d_backward = separate_gradients
+    _matmul.SMALL_PRODUCT = 0
 
 
 def plain_loops() -> None:

@@ -226,11 +226,6 @@ def seconds_of(work: Callable) -> float:
     return seconds_between_events(graph.launch) / REPEATS
 
 
-def seconds_without_graph(work: Callable) -> float:
-    """The same for cuBLAS, which cannot be captured: long enough for the host's part not to count."""
-    return seconds_between_events(lambda: [work() for _ in range(REPEATS)]) / REPEATS
-
-
 def seconds_between_events(work: Callable) -> float:
     """That the device takes for what it queues, the second time."""
     import cupy
@@ -261,32 +256,30 @@ def flops_of(name: str, arguments: tuple) -> int:
 
 
 def measure_convolution(shape: tuple[int, ...]) -> list[dict]:
-    """TFLOP/s of a 3x3 convolution that keeps its shape: by our products in each dtype, and by im2col and cuBLAS."""
+    """TFLOP/s of a 3x3 convolution that keeps its shape, in each dtype; and of cuBLAS, given the columns of im2col."""
     import cupy
 
-    from minidl.kernels.cuda import _conv_im2col, _conv_implicit
+    from minidl.kernels.cuda.conv import backward_weight, backward_x, conv2d_forward
 
     channels, geometry = shape[3], ((1, 1), (1, 1))
     flops = 2 * math.prod(shape) * 9 * channels
     numbers = [np.random.default_rng(0).standard_normal(size) for size in (shape, (3, 3, channels, channels))]
     lines = []
-    for way, dtype, module in (
-        ("bfloat16", "bfloat16", _conv_implicit),
-        ("tf32", "float32", _conv_implicit),
-        ("float32", "float32", _conv_implicit),
-        ("float32, im2col and cuBLAS", "float32", _conv_im2col),
-    ):
+    for way, dtype in (("bfloat16", "bfloat16"), ("tf32", "float32"), ("float32", "float32")):
         x, weight = (Tensor(array, "float32", "cuda").to(dtype).data for array in numbers)
         passes = {
-            "forward": functools.partial(module.forward, x, weight, None, *geometry),
-            "backward_x": functools.partial(module.backward_x, x, weight, x.shape, *geometry),
-            "backward_weight": functools.partial(module.backward_weight, x, x, weight.shape, *geometry),
+            "forward": functools.partial(conv2d_forward, x, weight, None, *geometry),
+            "backward_x": functools.partial(backward_x, x, weight, x.shape, *geometry),
+            "backward_weight": functools.partial(backward_weight, x, x, weight.shape, *geometry),
         }
         with tf32() if way == "tf32" else contextlib.nullcontext():
-            timer = seconds_of if module is _conv_implicit else seconds_without_graph
-            seconds = {name: timer(work) for name, work in passes.items()}
+            seconds = {name: seconds_of(work) for name, work in passes.items()}
         lines.append({"way": way} | {name: flops / time / 1e12 for name, time in seconds.items()})
-        cupy.get_default_memory_pool().free_all_blocks()
+    columns = cupy.ones((math.prod(shape[:3]), 9 * channels), "float32")
+    matrix = weight.reshape(9 * channels, channels)
+    seconds = seconds_between_events(lambda: [columns @ matrix for _ in range(REPEATS)]) / REPEATS
+    lines.append({"way": "float32, cuBLAS, columns given", "forward": flops / seconds / 1e12})
+    cupy.get_default_memory_pool().free_all_blocks()
     return lines
 
 

@@ -48,8 +48,6 @@ LONG = 0.05
 # Multiplications of the definition, from the result and the arguments: each number of grad, or y, needs one column.
 MULTIPLICATIONS = {
     "conv2d_forward": lambda y, x, weight, *_: y.size * weight[..., 0].size,
-    "conv2d_backward_x": lambda grad_x, grad, weight, *_: grad.size * weight[..., 0].size,
-    "conv2d_backward_weight": lambda grad_weight, grad, *_: grad.size * grad_weight[..., 0].size,
     "conv2d_backward": lambda grads, grad, x, weight, *_: len(arrays_in(grads)) * grad.size * weight[..., 0].size,
     "linear_forward": lambda y, x, weight, *_: y.size * len(weight),
     "linear_backward_x": lambda grad_x, grad, weight: grad.size * len(weight),
@@ -133,13 +131,12 @@ def outline(value: object) -> object:
 
 
 def apart(operation: Operation) -> list[Operation]:
-    """A conv2d_backward as the two kernels that compute one gradient each; any other operation as it is."""
-    if operation.name != "conv2d_backward":
+    """A conv2d_backward of two gradients as two of one gradient each; any other operation as it is."""
+    *arguments, needs_x, needs_weight = operation.arguments
+    if operation.name != "conv2d_backward" or not (needs_x and needs_weight):
         return [operation]
-    grad, x, weight, stride, padding, *_ = operation.arguments
-    by_x = cpu.conv2d_backward_x, (grad, weight, x.shape, stride, padding)
-    by_weight = cpu.conv2d_backward_weight, (grad, x, weight.shape, stride, padding)
-    return [Operation([step], operation.count) for step in (by_x, by_weight)]
+    steps = [(cpu.conv2d_backward, (*arguments, *needs)) for needs in ((True, False), (False, True))]
+    return [Operation([step], operation.count) for step in steps]
 
 
 # ---- what an operation is and does -----------------------------------------------------------------------------------
@@ -154,8 +151,6 @@ def label(operation: Operation) -> str:
 
 def word(name: str, value: object) -> str | None:
     """An argument in words; None for one that the time does not depend on, or that is as usual."""
-    if name == "residual":
-        return None if value is None or value is False else name
     if isinstance(value, np.ndarray):
         return "x".join(map(str, value.shape)) if value.ndim > 1 else None
     if isinstance(value, list):

@@ -51,19 +51,11 @@ def conv2d_forward(layout, x, weight, bias, stride, padding):
     return lambda: F.conv2d(x, weight, bias, stride, padding)
 
 
-def conv2d_backward(layout, grad, x, weight, stride, padding, needs_x=True, needs_weight=True):
+def conv2d_backward(layout, grad, x, weight, stride, padding, needs_x, needs_weight):
     x = tensor(x, layout).requires_grad_(needs_x)
     weight = kernel_tensor(weight, layout).requires_grad_(needs_weight)
     inputs = [each for each in (x, weight) if each.requires_grad]
     return gradients(F.conv2d(x, weight, None, stride, padding), inputs, tensor(grad, layout))
-
-
-def conv2d_backward_x(layout, grad, weight, x_shape, stride, padding):
-    return conv2d_backward(layout, grad, np.zeros(x_shape, grad.dtype), weight, stride, padding, needs_weight=False)
-
-
-def conv2d_backward_weight(layout, grad, x, weight_shape, stride, padding):
-    return conv2d_backward(layout, grad, x, np.zeros(weight_shape, grad.dtype), stride, padding, needs_x=False)
 
 
 def linear_forward(layout, x, weight, bias):
@@ -92,28 +84,25 @@ def bias_backward(layout, grad):
 # ---- batch normalisation: one operation in PyTorch, with the statistics, or with the sums ----------------------------
 
 
-def batch_norm_apply(layout, x, mean, variance, weight, bias, residual, eps, relu):
-    x, residual = tensor(x, layout), None if residual is None else tensor(residual, layout)
+def batch_norm_apply(layout, x, mean, variance, weight, bias, eps, relu):
+    x = tensor(x, layout)
     mean, variance, weight, bias = map(copied, (mean, variance, weight, bias))
 
     def forward():
         y = F.batch_norm(x, mean, variance, weight, bias, training=True, eps=eps)
-        y = y if residual is None else y + residual
         return F.relu(y) if relu else y
 
     return forward
 
 
-def batch_norm_backward(layout, grad, x, y, mean, variance, weight, eps, relu, residual, _through_statistics):
+def batch_norm_backward(layout, grad, x, y, mean, variance, weight, eps, relu, _through_statistics):
     shift = np.zeros_like(x)
     if relu:  # something to add, with which the ReLU cuts off the same numbers as it did
         shift = np.where(y > 0, y, -1) - weight * (x - mean) / np.sqrt(variance + eps)
     x, weight = tensor(x, layout).requires_grad_(), copied(weight).requires_grad_()
     bias = torch.zeros_like(weight, requires_grad=True)
-    shift = tensor(shift, layout).requires_grad_(residual)
-    output = F.batch_norm(x, None, None, weight, bias, training=True, eps=eps) + shift
-    inputs = [x, weight, bias, shift] if residual else [x, weight, bias]
-    return gradients(F.relu(output) if relu else output, inputs, tensor(grad, layout))
+    output = F.batch_norm(x, None, None, weight, bias, training=True, eps=eps) + tensor(shift, layout)
+    return gradients(F.relu(output) if relu else output, [x, weight, bias], tensor(grad, layout))
 
 
 # ---- activations, pooling, the loss ----------------------------------------------------------------------------------
@@ -199,8 +188,6 @@ COUNTERPARTS = {
     for function in (
         conv2d_forward,
         conv2d_backward,
-        conv2d_backward_x,
-        conv2d_backward_weight,
         linear_forward,
         linear_backward_x,
         linear_backward_weight,

@@ -42,11 +42,11 @@ from training import (
     one_line_errors,
 )
 
-from minidl import Tensor, no_grad
+from minidl import Tensor, no_grad, watch
 from minidl.checkpoint import load_checkpoint
 from minidl.data import IndexLoader
 from minidl.files import write_whole
-from minidl.functional import cross_entropy, relu
+from minidl.functional import cross_entropy
 from minidl.optim import SGD
 
 KINDS = {"none": "plain", "A": "option A", "B": "option B", "C": "option C"}  # of networks, by their shortcut
@@ -82,27 +82,13 @@ def probe_batch(data: CifarData) -> tuple:
 
 
 def responses(model: CifarResNet, images: Tensor) -> tuple[list[float], Tensor]:
-    """The standard deviation of each 3x3 layer's output, after batch-norm and before ReLU and sum; and the logits.
-
-    The forward pass of the network, step by step, as a block fuses what is to be seen here.
-    """
-    deviations = []
-
-    def note(y: Tensor) -> Tensor:
-        deviations.append(float(y.numpy().std()))
-        return y
-
+    """The standard deviation of each 3x3 layer's output, after batch-norm and before ReLU and sum; and the logits."""
+    names = [name for name, _ in model.named_modules() if name.endswith(("bn1", "bn2"))]
     model.eval()
-    with no_grad():
-        x = relu(note(model.bn1(model.conv1(images))))
-        for block in (*model.layer1.modules, *model.layer2.modules, *model.layer3.modules):
-            y = relu(note(block.bn1(block.conv1(x))))
-            y = note(block.bn2(block.conv2(y)))
-            around = block.shortcut(x)
-            x = relu(y if around is None else y + around)
-        logits = model.fc(model.avgpool(x))
+    with no_grad(), watch(model, *names) as outputs:
+        logits = model(images)
     model.train()
-    return deviations, logits
+    return [float(outputs[name].numpy().std()) for name in names], logits
 
 
 def gradient_norms(model: CifarResNet, images: Tensor, labels) -> list[float]:

@@ -9,7 +9,7 @@ from minidl.creation import arange, ones, randn, zeros
 from minidl.dtypes import float32, float64, int64
 from minidl.features import FeatureExtractor, watch
 from minidl.functional import cat, maximum, stack, where
-from minidl.kernels.cpu._parallel import get_num_threads, set_num_threads
+from minidl.kernels.cpu._threads import get_num_threads, set_num_threads
 from minidl.kernels.cpu.conv import get_convolution, set_convolution
 from minidl.kernels.memory import explain_out_of_memory
 from minidl.kernels.precision import tf32

@@ -7,23 +7,23 @@ plain arrays.
 """
 
 import contextlib
-import operator
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 
 
 class Leaf:
-    """Where the walk ends: the place of a tensor that asks for its gradient and was not computed from others."""
+    """The end of the walk: the place in the graph of a tensor that asks for its gradient and was not computed."""
 
     __slots__ = ("__weakref__", "grad", "hooks")
+    inputs = ()
 
     def __init__(self):
         self.grad = None
-        self.hooks: list[Callable[[], None]] = []  # called when `grad` has been completed by a backward pass
+        self.hooks: list[Callable[[], None]] = []  # called when a backward pass has completed `grad`
 
     def finish(self, grad):
-        """Called once in a backward pass, with its whole gradient. Sums are new arrays: that one may be shared."""
+        """Add the whole gradient of a backward pass. Never in place: another leaf may hold the same array."""
         if grad is None:
             return
         self.grad = grad if self.grad is None else self.grad + grad
@@ -34,19 +34,20 @@ class Leaf:
 class Node:
     """One application of an op: `backward` turns dL/d(output) into one dL/d(input), or None, for each of `inputs`.
 
-    `inputs` holds the Node or Leaf behind each input, and None behind an input that needs no gradient. `backward` is
-    None once it was used: what the op had saved is gone then.
+    `inputs` holds the Node or Leaf of each input, and None for an input that needs no gradient. `kinds` holds the shape
+    and dtype of each input, which its gradient must have. `backward` is None after its use: what the op had saved is
+    freed.
     """
 
-    __slots__ = ("__weakref__", "backward", "inputs", "name")
+    __slots__ = ("__weakref__", "backward", "inputs", "kinds", "name")
 
-    def __init__(self, name: str, backward: Callable, inputs: tuple):
+    def __init__(self, name: str, backward: Callable, inputs: tuple, kinds: tuple = ()):
         self.name = name
         self.backward: Callable | None = backward
-        self.inputs = inputs
+        self.inputs, self.kinds = inputs, kinds or (None,) * len(inputs)
 
     def input_grads(self, grad) -> tuple:
-        """dL/d(input) for each input; frees what the op saved, so it can be asked once."""
+        """dL/d(input) for each input. It frees what the op saved, so it works once."""
         grads = self.backward(grad)
         self.backward = None
         grads = grads if isinstance(grads, tuple) else (grads,)
@@ -54,52 +55,62 @@ class Node:
             raise ValueError(
                 f"{self.name}.backward: expected {len(self.inputs)} gradients, one for each input, got {len(grads)}"
             )
+        for number, (source, kind, grad) in enumerate(zip(self.inputs, self.kinds, grads, strict=True)):
+            if source is None or grad is None or kind is None:
+                continue
+            if (grad.shape, grad.dtype) != kind:
+                expected = f"a gradient of {kind[0]} {kind[1]} for input {number}"
+                raise ValueError(f"{self.name}.backward: expected {expected}, got {grad.shape} {grad.dtype}")
         return grads
 
 
-def backward(root: Node | Leaf, grad, add: Callable = operator.add) -> None:
+def backward(root: Node | Leaf, grad) -> None:
     """Add dL/d(leaf) to `leaf.grad` for every leaf that root was computed from; `grad` is dL/d(root)."""
-    for leaf, grad_leaf in gradients(root, grad, add):
+    for leaf, grad_leaf in gradients(root, grad):
         leaf.finish(grad_leaf)
 
 
-def gradients(root: Node | Leaf, grad, add: Callable = operator.add) -> Iterator[tuple[Leaf, object]]:
-    """(leaf, dL/d(leaf)) for every leaf that root was computed from, each as soon as it is known.
+def gradients(root: Node | Leaf, grad) -> Iterator[tuple[Leaf, object]]:
+    """(leaf, dL/d(leaf)) for every leaf that root was computed from, each as soon as it is complete.
 
-    Gradients that meet at a place are summed by `add`, into a new array, as each may belong to others too.
-    A place is visited when all its consumers have been, so its gradient is complete and is used once. This is Kahn's
-    topological sort (1962): no recursion, however deep the network, and a leaf is finished as soon as its last
-    consumer is, not at the end. What a node saved is freed as soon as it was used.
+    The gradient of a place is the sum of what its consumers send it; each sum is a new array. None, from a consumer
+    that does not depend on a place, adds nothing.
+    """
+    pending = {root: grad}
+    for place in in_order(root):
+        grad = pending.pop(place, None)
+        if isinstance(place, Leaf):
+            yield place, grad
+        elif grad is not None:
+            for source, contribution in zip(place.inputs, place.input_grads(grad), strict=True):
+                if source is not None and contribution is not None:
+                    pending[source] = pending[source] + contribution if source in pending else contribution
+
+
+def in_order(root: Node | Leaf) -> Iterator[Node | Leaf]:
+    """Every place below root, each after all places that use it.
+
+    This is Kahn's topological sort (1962): no recursion, however deep the network, and a leaf comes as soon as its
+    last consumer, not at the end.
     """
     waiting = count_consumers(root)
-    pending = {root: grad}
     ready = [root]
     while ready:
         place = ready.pop()
-        grad = pending.pop(place, None)  # None: every consumer said that it does not depend on this place
-        if isinstance(place, Leaf):
-            yield place, grad
-            continue
-        grads = (None,) * len(place.inputs) if grad is None else place.input_grads(grad)
-        for source, contribution in zip(place.inputs, grads, strict=True):
-            if source is None:
-                continue
-            if contribution is not None:
-                pending[source] = add(pending[source], contribution) if source in pending else contribution
+        yield place
+        for source in filter(None, place.inputs):
             waiting[source] -= 1
             if waiting[source] == 0:
                 ready.append(source)
 
 
 def count_consumers(root: Node | Leaf) -> Counter:
-    """How many gradients each place below root will be sent. An error comes here, before any gradient is added."""
+    """How often each place below root is used. A freed graph is an error here, before any gradient is added."""
     waiting = Counter()
     found = [root]
     while found:
         place = found.pop()
-        if isinstance(place, Leaf):
-            continue
-        if place.backward is None:
+        if isinstance(place, Node) and place.backward is None:
             raise RuntimeError(
                 f"backward: the graph was walked before, and what {place.name} had saved is freed; "
                 "run the forward pass again, or add the losses up and call backward once"

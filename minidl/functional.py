@@ -12,7 +12,7 @@ from minidl.dtypes import float32, is_bfloat16, is_floating_point
 from minidl.kernels import device_of, kernels_for, to_device
 from minidl.ops.activation import ReLU
 from minidl.ops.arithmetic import Maximum, Where
-from minidl.ops.batch_norm import BatchNorm, FixedBatchNorm
+from minidl.ops.batch_norm import BatchNorm, BatchNormEval
 from minidl.ops.conv import Conv2d
 from minidl.ops.dropout import Dropout
 from minidl.ops.function import Function
@@ -106,7 +106,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
             f"(x {x.shape}, weight {weight.shape} = (in, out))"
         )
     _check_per_channel("linear", "bias", bias, weight.shape[1])
-    return apply(Linear, *_present(x, weight, bias))
+    return apply(Linear, x, weight, bias)
 
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Pair = 1, padding: Pair = 0) -> Tensor:
@@ -134,7 +134,7 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Pair =
     _check_per_channel("conv2d", "bias", bias, out_channels)
     stride, padding = as_pair("conv2d", "stride", stride, 1), as_pair("conv2d", "padding", padding, 0)
     _check_fits("conv2d", x, (kh, kw), padding)
-    return apply(Conv2d, *_present(x, weight, bias), stride=stride, padding=padding)
+    return apply(Conv2d, x, weight, bias, stride=stride, padding=padding)
 
 
 def max_pool2d(
@@ -198,21 +198,20 @@ def batch_norm(
     training: bool = True,
     momentum: float = 0.1,
     eps: float = 1e-5,
-    residual: Tensor | None = None,
     relu: bool = False,
 ) -> Tensor:
     """y = weight (x - mean) / sqrt(variance + eps) + bias for each channel of x (N, C) or (N, H, W, C).
 
     In training, mean and variance (divided by the count) are those of x, and the gradient goes through them; the
     running values, where given, become (1 - momentum) running + momentum new, the variance divided by count - 1.
-    Otherwise the running values are used, as constants. `residual`, of x's shape, is added to y, and `relu` cuts the
-    sum off at 0, both without another pass over memory. Ioffe, Szegedy 2015, algorithms 1 and 2.
+    Otherwise the running values are used, as constants. With `relu`, y is max(y, 0), without another pass over memory.
+    Ioffe, Szegedy 2015, algorithms 1 and 2.
 
     >>> batch_norm(Tensor([[1.0], [3.0]]), Tensor([1.0]), Tensor([0.0]), eps=0)
     Tensor([[-1.],
             [ 1.]], shape=(2, 1), float32)
     """
-    _check_batch_norm(x, weight, bias, running_mean, running_var, residual)
+    _check_batch_norm(x, weight, bias, running_mean, running_var)
     check_batch_norm_options("batch_norm", eps, momentum)
     if not training:
         if running_mean is None or running_var is None:
@@ -221,9 +220,8 @@ def batch_norm(
         mean, variance = once(lambda: (running_mean.data.copy(), running_var.data.copy()))
     else:
         mean, variance = once(lambda: _statistics(x, running_mean, running_var, momentum))
-    function = BatchNorm if training else FixedBatchNorm
-    tensors = _present(x, weight, bias, residual)
-    return apply(function, *tensors, mean=mean, variance=variance, eps=float(eps), relu=relu)
+    function = BatchNorm if training else BatchNormEval
+    return apply(function, x, weight, bias, mean=mean, variance=variance, eps=float(eps), relu=relu)
 
 
 def _statistics(x: Tensor, running_mean: Tensor | None, running_var: Tensor | None, momentum: float):
@@ -339,10 +337,6 @@ def mse_loss(x: Tensor, target: Tensor) -> Tensor:
 # -- checks ------------------------------------------------------------------------------------------------------------
 
 
-def _present(*tensors: Tensor | None) -> list[Tensor]:
-    return [tensor for tensor in tensors if tensor is not None]
-
-
 def _check_batch(function: str, x: Tensor, ndim: int, layout: str) -> None:
     _check_floats(function, x)
     expect(function, x.ndim == ndim, f"x {layout}", f"shape {x.shape}")
@@ -399,7 +393,7 @@ def _check_pooling(function: str, x: Tensor, kernel_size: Pair, stride: Pair | N
     return kernel_size, stride, padding
 
 
-def _check_batch_norm(x: Tensor, weight: Tensor, bias: Tensor, running_mean, running_var, residual) -> None:
+def _check_batch_norm(x: Tensor, weight: Tensor, bias: Tensor, running_mean, running_var) -> None:
     _check_floats("batch_norm", x)
     _check_batch("batch_norm", x, 2 if x.ndim == 2 else 4, "(N, C) or (N, H, W, C)")
     check_tensors("batch_norm", weight)
@@ -414,9 +408,7 @@ def _check_batch_norm(x: Tensor, weight: Tensor, bias: Tensor, running_mean, run
         _check_per_channel("batch_norm", name, vector, channels)
     if (running_mean is None) != (running_var is None):
         raise ValueError("batch_norm: expected both running_mean and running_var, or neither")
-    check_alike("batch_norm", x, *_present(running_mean, running_var), parameters=(1, 2))
-    if residual is not None and residual.shape != x.shape:
-        raise ValueError(f"batch_norm: residual {residual.shape} and x {x.shape} differ in shape")
+    check_alike("batch_norm", x, running_mean, running_var, parameters=(1, 2))
 
 
 def _with_enough_digits(x: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from minidl.autograd import Leaf, Node, count_consumers, gradients, is_grad_enabled, set_grad_enabled
-from minidl.kernels import kernels_for
 from minidl.tensor import Tensor, check_tensors
 
 _thread = threading.local()
@@ -90,7 +89,7 @@ def _backward(function: Callable, inputs: list[Tensor], values: list, leaves: li
     remaining = iter(values)
     with set_grad_enabled(True), _once_through(partial(_repeat, remaining)):
         root = _root(function(*inputs), grad.shape)
-    found = dict(gradients(root, grad, kernels_for(grad).add))
+    found = dict(gradients(root, grad))
     if next(remaining, _NOTHING) is not _NOTHING or found.keys() != set(leaves):
         raise _changed()
     return tuple(found[leaf] for leaf in leaves)

@@ -8,7 +8,7 @@ import numpy as np
 from minidl.autograd import Leaf, Node, backward, is_grad_enabled
 from minidl.checks import expect
 from minidl.dtypes import as_dtype, float32, float64, is_bfloat16, is_floating_point
-from minidl.kernels import device_of, kernels_for, to_device
+from minidl.kernels import device_of, to_device
 from minidl.ops.arithmetic import Add, Clip, Div, Exp, Log, MatMul, Mul, Pow, Sigmoid, Sqrt, Sub, Tanh
 from minidl.ops.convert import Cast, Move
 from minidl.ops.function import Context, Function
@@ -154,7 +154,7 @@ class Tensor:
         if grad is not None:
             self._check_grad("backward", grad)
         grad = np.ones_like(self.data) if grad is None else grad.data
-        backward(self._place, grad, add=kernels_for(self.data).add)
+        backward(self._place, grad)
 
     def _check_grad(self, operation: str, grad: "Tensor") -> None:
         check_tensors(operation, grad)
@@ -352,15 +352,17 @@ class Buffer(Tensor):
         self.persistent = persistent
 
 
-def apply(function: type[Function], *inputs: Tensor, **hyperparameters) -> Tensor:
-    """Run an operation on tensors, and record it if one of them requires grad."""
+def apply(function: type[Function], *inputs: Tensor | None, **hyperparameters) -> Tensor:
+    """Run an operation on tensors, and record it if one of them requires grad. None stands for an absent input."""
     _check_inputs(function, inputs)
     recording = is_grad_enabled()
-    ctx = Context(tuple(recording and tensor.requires_grad for tensor in inputs))
-    output = Tensor(function.forward(ctx, *(tensor.data for tensor in inputs), **hyperparameters))
+    ctx = Context(tuple(recording and tensor is not None and tensor.requires_grad for tensor in inputs))
+    arrays = [None if tensor is None else tensor.data for tensor in inputs]
+    output = Tensor(function.forward(ctx, *arrays, **hyperparameters))
     if any(ctx.needs_grad) and is_floating_point(output.dtype):  # integers and bools have no gradient
-        sources = tuple(tensor._place for tensor in inputs)
-        output._place = Node(function.__name__, functools.partial(function.backward, ctx), sources)
+        sources = tuple(None if tensor is None else tensor._place for tensor in inputs)
+        kinds = tuple(None if array is None else (array.shape, array.dtype) for array in arrays)
+        output._place = Node(function.__name__, functools.partial(function.backward, ctx), sources, kinds)
     return output
 
 
@@ -425,7 +427,7 @@ def check_tensors(operation: str, *values) -> None:
 
 
 def _check_inputs(function: type[Function], inputs: tuple[Tensor, ...]) -> None:
-    check_tensors(_name(function), *inputs)
+    check_tensors(_name(function), inputs[0], *(tensor for tensor in inputs if tensor is not None))
     if function in FLOATS_ONLY and not is_floating_point(inputs[0].dtype):
         raise TypeError(
             f"{_name(function)}: expected floating-point numbers, got {inputs[0].dtype}; "
@@ -434,13 +436,15 @@ def _check_inputs(function: type[Function], inputs: tuple[Tensor, ...]) -> None:
     check_alike(_name(function), *inputs, parameters=function.parameters)
 
 
-def check_alike(operation: str, *tensors: Tensor, parameters: tuple[int, ...] = ()) -> None:
+def check_alike(operation: str, *tensors: Tensor | None, parameters: tuple[int, ...] = ()) -> None:
     """All on one device and, as silent conversions hide mistakes, of one dtype.
 
     Where tensors[0] is of bfloat16, the tensors whose numbers are `parameters` are of float32.
     """
     first = tensors[0]
     for i, tensor in enumerate(tensors[1:], start=1):
+        if tensor is None:
+            continue
         dtype = float32 if i in parameters and is_bfloat16(first.dtype) else first.dtype
         for expected, got, fact in ((dtype, tensor.dtype, "dtype"), (first.device, tensor.device, "device")):
             if expected != got:

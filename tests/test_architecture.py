@@ -110,7 +110,7 @@ def test_imports_point_down(path):
 def test_the_kernels_of_a_device_stand_alone(package):
     for path in (PACKAGE / "kernels" / package).glob("*.py"):
         others = [name for name in imported(path) if name.startswith("minidl.kernels.")]
-        ours = f"minidl.kernels.{package}.", "minidl.kernels.precision."
+        ours = f"minidl.kernels.{package}.", "minidl.kernels.precision.", "minidl.kernels.shapes."
         assert all(name.startswith(ours) for name in others), name_of(path)
 
 

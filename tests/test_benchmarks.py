@@ -115,8 +115,8 @@ def test_kernels_measures_ours_alone(tmp_path):
 
 def test_kernels_measures_ours_against_torch(torch, tmp_path):
     record = run("kernels.py", tmp_path / "record.json", "--repeat", "1", "--apart", "--against", "torch")
-    assert calls_of(record, "conv2d_backward_x") == 18  # the images themselves need no gradient
-    assert calls_of(record, "conv2d_backward_weight") == 19
+    # The images themselves need no gradient, so that the first convolution has one; the others are counted twice.
+    assert calls_of(record, "conv2d_backward") == 18 + 19
     for row in record["kernels"]:
         assert row["ratio_channels_last"] == pytest.approx(row["ours_ms"] / row["torch_channels_last_ms"], rel=0.1)
 

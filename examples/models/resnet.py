@@ -18,7 +18,7 @@ import math
 from collections.abc import Callable
 
 from minidl import Tensor, fork_rng, recompute
-from minidl.functional import pad_channels
+from minidl.functional import pad_channels, relu
 from minidl.nn import BatchNorm2d, Conv2d, GlobalAvgPool, Linear, MaxPool2d, Module, Sequential
 
 IMAGENET_BLOCKS = {
@@ -51,6 +51,8 @@ class ProjectionShortcut(Sequential):
 def make_shortcut(option: str, in_channels: int, out_channels: int, stride: int) -> Module | None:
     """What x goes through on its way around a block, or None for x as it is: section 3.3 of the paper, table 3."""
     grows = stride != 1 or in_channels != out_channels
+    if option == "none":
+        return None
     if option == "A":
         return PaddedShortcut(in_channels, out_channels, stride) if grows else None
     if option == "B":
@@ -61,19 +63,13 @@ def make_shortcut(option: str, in_channels: int, out_channels: int, stride: int)
 
 
 class Block(Module):
-    """relu(F(x) + shortcut(x)), or relu(F(x)) in a plain network. Subclasses say what F is."""
+    """relu(F(x) + shortcut(x)); the subclasses say what F is."""
 
-    expansion = 1
+    expansion = 1  # a block has channels * expansion outputs
+    downsample: Module | None  # torchvision's name for the shortcut of a block that changes the shape
 
-    def __init__(self, in_channels: int, channels: int, stride: int, shortcut: str):
-        self.is_plain = shortcut == "none"
-        out_channels = channels * self.expansion
-        self.downsample = None if self.is_plain else make_shortcut(shortcut, in_channels, out_channels, stride)
-
-    def shortcut(self, x: Tensor) -> Tensor | None:
+    def shortcut(self, x: Tensor) -> Tensor:
         """What is added to F(x)."""
-        if self.is_plain:
-            return None
         return x if self.downsample is None else self.downsample(x)
 
 
@@ -85,12 +81,12 @@ class BasicBlock(Block):
         self.bn1 = BatchNorm2d(channels)
         self.conv2 = Conv2d(channels, channels, 3, padding=1, bias=False)
         self.bn2 = BatchNorm2d(channels)
-        super().__init__(in_channels, channels, stride, shortcut)
+        self.downsample = make_shortcut(shortcut, in_channels, channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, H, W, in_channels) -> (N, H/stride, W/stride, channels)."""
         y = self.bn1(self.conv1(x), relu=True)
-        return self.bn2(self.conv2(y), residual=self.shortcut(x), relu=True)
+        return relu(self.bn2(self.conv2(y)) + self.shortcut(x))
 
 
 class Bottleneck(Block):
@@ -109,13 +105,32 @@ class Bottleneck(Block):
         self.bn2 = BatchNorm2d(channels)
         self.conv3 = Conv2d(channels, 4 * channels, 1, bias=False)
         self.bn3 = BatchNorm2d(4 * channels)
-        super().__init__(in_channels, channels, stride, shortcut)
+        self.downsample = make_shortcut(shortcut, in_channels, 4 * channels, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, H, W, in_channels) -> (N, H/stride, W/stride, 4 channels)."""
         y = self.bn1(self.conv1(x), relu=True)
         y = self.bn2(self.conv2(y), relu=True)
-        return self.bn3(self.conv3(y), residual=self.shortcut(x), relu=True)
+        return relu(self.bn3(self.conv3(y)) + self.shortcut(x))
+
+
+class PlainBasicBlock(BasicBlock):
+    """relu(F(x)), without a shortcut: the block of a plain network."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, H, W, in_channels) -> (N, H/stride, W/stride, channels)."""
+        y = self.bn1(self.conv1(x), relu=True)
+        return self.bn2(self.conv2(y), relu=True)
+
+
+class PlainBottleneck(Bottleneck):
+    """relu(F(x)), without a shortcut."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, H, W, in_channels) -> (N, H/stride, W/stride, 4 channels)."""
+        y = self.bn1(self.conv1(x), relu=True)
+        y = self.bn2(self.conv2(y), relu=True)
+        return self.bn3(self.conv3(y), relu=True)
 
 
 MakeBlock = Callable[[int, int, int], Block]
@@ -200,7 +215,8 @@ def cifar_resnet(
         raise ValueError(
             f"cifar_resnet: expected a depth of 6n + 2 (8, 14, 20, 32, 44, 56, 110, 1202, ...), got {depth}"
         )
-    make_block = functools.partial(BasicBlock, shortcut=shortcut)
+    block = PlainBasicBlock if shortcut == "none" else BasicBlock
+    make_block = functools.partial(block, shortcut=shortcut)
     with fork_rng(seed):
         container = RecomputedStage if recompute else Sequential
         return CifarResNet(make_block, (depth - 2) // 6, num_classes, container)
@@ -216,8 +232,10 @@ def imagenet_resnet(
         raise ValueError(f"imagenet_resnet: expected variant 'torchvision' or 'he2015', got {variant!r}")
     kind, blocks = IMAGENET_BLOCKS[depth]
     if kind == "basic":
-        block, make_block = BasicBlock, functools.partial(BasicBlock, shortcut=shortcut)
+        block = PlainBasicBlock if shortcut == "none" else BasicBlock
+        make_block = functools.partial(block, shortcut=shortcut)
     else:
-        block, make_block = Bottleneck, functools.partial(Bottleneck, shortcut=shortcut, variant=variant)
+        block = PlainBottleneck if shortcut == "none" else Bottleneck
+        make_block = functools.partial(block, shortcut=shortcut, variant=variant)
     with fork_rng(seed):
         return ImageNetResNet(make_block, block.expansion, blocks, num_classes)

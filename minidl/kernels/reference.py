@@ -6,8 +6,8 @@ of the arguments, and no argument is written into, except by the three updates a
 
 Images are (N, H, W, C), convolution weights (KH, KW, C, O), linear weights (in, out). `kernel_size`, `stride` and
 `padding` are pairs: (KH, KW), (SH, SW), (PH, PW). `grad` is dL/dy, the gradient of the loss with respect to the output;
-`grad_x` is dL/dx. In loops over windows (i, j) is a pixel of the output, (p, q) a position in the window, (h, w) a
-pixel of the input.
+`grad_x` is dL/dx. In loops over windows (i, j) is a pixel of the output, (u, v) a tap, that is a position in the
+window, and (h, w) a pixel of the input.
 """
 
 import math
@@ -24,8 +24,6 @@ __all__ = [
     "batch_statistics",
     "bias_backward",
     "conv2d_backward",
-    "conv2d_backward_weight",
-    "conv2d_backward_x",
     "conv2d_forward",
     "crop_and_flip",
     "cross_entropy_backward",
@@ -77,57 +75,48 @@ def _windows_along(size, kernel_size, stride, padding, ceil_mode):
 
 
 def _taps(size, output_size, kernel_size, stride, padding):
-    """Every (i, j, p, q, h, w) such that window (i, j) has the input pixel (h, w) at its position (p, q),
+    """Every (i, j, u, v, h, w) such that window (i, j) has the input pixel (h, w) at its tap (u, v),
 
-        h = i*SH + p - PH,    w = j*SW + q - PW,
+        h = i*SH + u - PH,    w = j*SW + v - PW,
 
-    window by window, each in row-major order. Positions that lie on the padding are left out.
+    window by window, each in row-major order. Taps that lie on the padding are left out.
     """
     height, width = size
-    for i, j, p, q in np.ndindex(*output_size, *kernel_size):
-        h = i * stride[0] + p - padding[0]
-        w = j * stride[1] + q - padding[1]
+    for i, j, u, v in np.ndindex(*output_size, *kernel_size):
+        h = i * stride[0] + u - padding[0]
+        w = j * stride[1] + v - padding[1]
         if 0 <= h < height and 0 <= w < width:
-            yield i, j, p, q, h, w
+            yield i, j, u, v, h, w
 
 
 # ---- convolution: a sum of products over the taps, linear in x and in weight -----------------------------------------
 
 
 def conv2d_forward(x, weight, bias, stride, padding):
-    """y[n, i, j, o] = bias[o] + sum over p, q, c of x[n, h, w, c] * weight[p, q, c, o];  y is (N, OH, OW, O).
+    """y[n, i, j, o] = bias[o] + sum over u, v, c of x[n, h, w, c] * weight[u, v, c, o];  y is (N, OH, OW, O).
 
-    (h, w) is where position (p, q) of window (i, j) falls, see `_taps`; x counts as 0 on the padding. The kernel is not
+    (h, w) is where tap (u, v) of window (i, j) falls, see `_taps`; x counts as 0 on the padding. The kernel is not
     flipped: this is cross-correlation, as everywhere in deep learning. `bias` is (O,) or None.
     """
     kernel_size, size = weight.shape[:2], x.shape[1:3]
     output_size = _output_size(size, kernel_size, stride, padding)
     y = np.zeros((len(x), *output_size, weight.shape[3]), x.dtype)
-    for i, j, p, q, h, w in _taps(size, output_size, kernel_size, stride, padding):
-        y[:, i, j] += x[:, h, w] @ weight[p, q]  # (N, C) @ (C, O)
+    for i, j, u, v, h, w in _taps(size, output_size, kernel_size, stride, padding):
+        y[:, i, j] += x[:, h, w] @ weight[u, v]  # (N, C) @ (C, O)
     return y if bias is None else y + bias
 
 
-def conv2d_backward_x(grad, weight, x_shape, stride, padding):
-    """What a pixel gave to each window it was in comes back along the same tap: the forward loop, read from y to x."""
-    grad_x = np.zeros(x_shape, grad.dtype)
-    for i, j, p, q, h, w in _taps(x_shape[1:3], grad.shape[1:3], weight.shape[:2], stride, padding):
-        grad_x[:, h, w] += grad[:, i, j] @ weight[p, q].T  # (N, O) @ (O, C)
-    return grad_x
+def conv2d_backward(grad, x, weight, stride, padding, needs_x, needs_weight):
+    """(grad_x, grad_weight), None for one that is not needed: the forward loop, read from y to x and from y to weight.
 
-
-def conv2d_backward_weight(grad, x, weight_shape, stride, padding):
-    """A tap collects from every window it was used in: its input times what came back to that window's output."""
-    grad_weight = np.zeros(weight_shape, grad.dtype)
-    for i, j, p, q, h, w in _taps(x.shape[1:3], grad.shape[1:3], weight_shape[:2], stride, padding):
-        grad_weight[p, q] += x[:, h, w].T @ grad[:, i, j]  # (C, N) @ (N, O)
-    return grad_weight
-
-
-def conv2d_backward(grad, x, weight, stride, padding):
-    """Both of them, (grad_x, grad_weight)."""
-    grad_x = conv2d_backward_x(grad, weight, x.shape, stride, padding)
-    return grad_x, conv2d_backward_weight(grad, x, weight.shape, stride, padding)
+    What a pixel gave to each window comes back to it along the same tap. A tap collects from every window its input
+    times what came back to that window's output.
+    """
+    grad_x, grad_weight = np.zeros_like(x), np.zeros_like(weight)
+    for i, j, u, v, h, w in _taps(x.shape[1:3], grad.shape[1:3], weight.shape[:2], stride, padding):
+        grad_x[:, h, w] += grad[:, i, j] @ weight[u, v].T  # (N, O) @ (O, C)
+        grad_weight[u, v] += x[:, h, w].T @ grad[:, i, j]  # (C, N) @ (N, O)
+    return grad_x if needs_x else None, grad_weight if needs_weight else None
 
 
 def bias_backward(grad):
@@ -260,22 +249,17 @@ def batch_statistics(x):
     return mean, variance
 
 
-def batch_norm_apply(x, mean, variance, weight, bias, residual, eps, relu):
-    """y = weight * x_hat + bias,  x_hat = (x - mean) / sqrt(variance + eps).
-
-    Then `residual` is added, if there is one, and then max(., 0) is taken, if `relu`.
-    """
+def batch_norm_apply(x, mean, variance, weight, bias, eps, relu):
+    """y = weight * x_hat + bias,  x_hat = (x - mean) / sqrt(variance + eps); then max(y, 0) if `relu`."""
     y = weight * _normalised(x, mean, variance, eps) + bias
-    if residual is not None:
-        y = y + residual
     return relu_forward(y) if relu else y
 
 
-def batch_norm_backward(grad, x, y, mean, variance, weight, eps, relu, has_residual, through_statistics):
-    """(grad_x, grad_weight, grad_bias, grad_residual); the last is None where there was no residual.
+def batch_norm_backward(grad, x, y, mean, variance, weight, eps, relu, through_statistics):
+    """(grad_x, grad_weight, grad_bias).
 
     With g = dL/d(what the ReLU was given), which is 0 where y <= 0 and else `grad`, and M rows:
-        grad_bias = sum of g,  grad_weight = sum of g * x_hat,  grad_residual = g,
+        grad_bias = sum of g,  grad_weight = sum of g * x_hat,
         grad_x = weight / sqrt(variance + eps) * (g - grad_bias / M - x_hat * grad_weight / M).
     The last two terms are how x acts through the mean and the variance. They are 0 where these are constants (eval
     mode), not `through_statistics`. Without relu g is `grad`, and `y` may be None.
@@ -286,7 +270,7 @@ def batch_norm_backward(grad, x, y, mean, variance, weight, eps, relu, has_resid
     rows = math.prod(x.shape[:-1])  # M
     grad_x_hat = g - grad_bias / rows - x_hat * (grad_weight / rows) if through_statistics else g
     grad_x = weight / np.sqrt(variance + eps) * grad_x_hat
-    return grad_x, grad_weight, grad_bias, g.copy() if has_residual else None
+    return grad_x, grad_weight, grad_bias
 
 
 def _normalised(x, mean, variance, eps):

@@ -86,8 +86,8 @@ class BatchNorm2d(Module):
         self.running_mean = Buffer(np.zeros(num_features, np.float32))
         self.running_var = Buffer(np.ones(num_features, np.float32))
 
-    def forward(self, x: Tensor, residual: Tensor | None = None, relu: bool = False) -> Tensor:
-        """The normalised x, then + residual, then cut off at 0 if relu: what ends a residual block, in one pass."""
+    def forward(self, x: Tensor, relu: bool = False) -> Tensor:
+        """The normalised x; with relu, max of that and 0, in the same pass."""
         return F.batch_norm(
             x,
             self.weight,
@@ -97,7 +97,6 @@ class BatchNorm2d(Module):
             training=self.training,
             momentum=self.momentum,
             eps=self.eps,
-            residual=residual,
             relu=relu,
         )
 

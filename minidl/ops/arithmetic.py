@@ -6,6 +6,7 @@ gradient of a broadcast input is summed back over the axes along which it was re
 
 import numpy as np
 
+from minidl.kernels import kernels_for
 from minidl.ops.function import Function
 from minidl.ops.reduce import sum_over
 
@@ -25,7 +26,8 @@ class Add(Function):
     @staticmethod
     def forward(ctx, a, b):
         ctx.save(a.shape, b.shape)
-        return a + b
+        same_floats = a.shape == b.shape and a.dtype.kind not in "biu"
+        return kernels_for(a).add(a, b) if same_floats else a + b  # the kernel adds on all threads
 
     @staticmethod
     def backward(ctx, grad):

@@ -13,7 +13,7 @@ class Linear(Function):
     parameters = 1, 2
 
     @staticmethod
-    def forward(ctx, x, weight, bias=None):
+    def forward(ctx, x, weight, bias):
         weight = weight.astype(x.dtype, copy=False)
         ctx.save(x, weight)
         return kernels_for(x).linear_forward(x, weight, bias)
@@ -22,8 +22,7 @@ class Linear(Function):
     def backward(ctx, grad):
         x, weight = ctx.saved
         kernels = kernels_for(x)
-        needs_x, needs_weight, *needs_bias = ctx.needs_grad
+        needs_x, needs_weight, needs_bias = ctx.needs_grad
         grad_x = kernels.linear_backward_x(grad, weight) if needs_x else None
         grad_weight = kernels.linear_backward_weight(grad, x) if needs_weight else None
-        grad_bias = [kernels.bias_backward(grad) if needed else None for needed in needs_bias]
-        return grad_x, grad_weight, *grad_bias
+        return grad_x, grad_weight, kernels.bias_backward(grad) if needs_bias else None

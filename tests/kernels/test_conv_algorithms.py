@@ -11,10 +11,10 @@ import minidl
 from minidl import get_convolution, set_convolution
 from minidl.functional import conv2d
 from minidl.kernels import reference
-from minidl.kernels.cpu import _conv_im2col, _conv_winograd, _im2col, conv
+from minidl.kernels.cpu import _im2col, _winograd, conv
 
-ALGORITHMS = [_conv_im2col, _conv_winograd]
-by_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS, ids=["im2col", "winograd"])
+ALGORITHMS = ["im2col", "winograd"]
+by_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS)
 
 # x shape, O, padding: whole tiles of 4x4 and parts of them, one image and many, one channel.
 GEOMETRIES = [
@@ -30,14 +30,16 @@ geometries = pytest.mark.parametrize(("x_shape", "out_channels", "padding"), GEO
 
 
 def run(algorithm, x, weight, bias, grad, padding):
-    """y, dL/dx, dL/dweight, and the last two once more, from the function that computes both."""
-    stride = (1, 1)
-    return [
-        algorithm.forward(x, weight, bias, stride, padding),
-        algorithm.backward_x(grad, weight, x.shape, stride, padding),
-        algorithm.backward_weight(grad, x, weight.shape, stride, padding),
-        *algorithm.backward(grad, x, weight, stride, padding),
-    ]
+    """y, dL/dx and dL/dweight, and each of the last two once more, computed alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(conv, "winograd_pays", lambda *_: algorithm == "winograd")
+        geometry = (1, 1), padding
+        return [
+            conv.conv2d_forward(x, weight, bias, *geometry),
+            *conv.conv2d_backward(grad, x, weight, *geometry, True, True),
+            conv.conv2d_backward(grad, x, weight, *geometry, True, False)[0],
+            conv.conv2d_backward(grad, x, weight, *geometry, False, True)[1],
+        ]
 
 
 def draw(rng, x_shape, out_channels, padding):
@@ -49,7 +51,7 @@ def draw(rng, x_shape, out_channels, padding):
 
 def expectation(x, weight, bias, grad, padding):
     stride = (1, 1)
-    gradients = reference.conv2d_backward(grad, x, weight, stride, padding)
+    gradients = reference.conv2d_backward(grad, x, weight, stride, padding, True, True)
     return [reference.conv2d_forward(x, weight, bias, stride, padding), *gradients, *gradients]
 
 
@@ -58,9 +60,9 @@ def chunks(request, monkeypatch):
     """As many chunks as the shapes call for, or a chunk for every image or row of tiles."""
     if request.param == "several":
         monkeypatch.setattr(_im2col, "COLUMN_ELEMENTS", 1)
-        monkeypatch.setattr(_conv_winograd, "BLOCK_COLUMNS", 1)
+        monkeypatch.setattr(_winograd, "BLOCK_COLUMNS", 1)
         for limit in ("BLOCK_TILES", "LEAST_TILES"):
-            monkeypatch.setattr(_conv_winograd, limit, 1)
+            monkeypatch.setattr(_winograd, limit, 1)
 
 
 @by_algorithm
@@ -103,27 +105,28 @@ def test_non_contiguous_arrays_are_welcome(rng):
 @pytest.mark.parametrize(
     ("x_shape", "weight_shape", "stride", "padding", "expected"),
     [
-        ((4, 56, 56, 256), (3, 3, 256, 256), (1, 1), (1, 1), (_conv_winograd, _conv_winograd)),
-        ((128, 8, 8, 64), (3, 3, 64, 64), (1, 1), (1, 1), (_conv_winograd, _conv_winograd)),
-        ((8, 14, 14, 256), (3, 3, 256, 256), (1, 1), (1, 1), (_conv_winograd, _conv_im2col)),
-        ((128, 32, 32, 16), (3, 3, 16, 16), (1, 1), (1, 1), (_conv_im2col, _conv_im2col)),
-        ((8, 7, 7, 512), (3, 3, 512, 512), (1, 1), (1, 1), (_conv_im2col, _conv_im2col)),
-        ((8, 56, 56, 64), (3, 3, 64, 128), (2, 2), (1, 1), (_conv_im2col, _conv_im2col)),
-        ((8, 56, 56, 64), (1, 1, 64, 256), (1, 1), (0, 0), (_conv_im2col, _conv_im2col)),
-        ((8, 56, 56, 64), (3, 3, 64, 64), (1, 1), (3, 3), (_conv_im2col, _conv_im2col)),
-        ((8, 56, 56, 64), (5, 5, 64, 64), (1, 1), (1, 1), (_conv_im2col, _conv_im2col)),
+        ((4, 56, 56, 256), (3, 3, 256, 256), (1, 1), (1, 1), (True, True)),
+        ((128, 8, 8, 64), (3, 3, 64, 64), (1, 1), (1, 1), (True, True)),
+        ((8, 14, 14, 256), (3, 3, 256, 256), (1, 1), (1, 1), (True, False)),
+        ((128, 32, 32, 16), (3, 3, 16, 16), (1, 1), (1, 1), (False, False)),
+        ((8, 7, 7, 512), (3, 3, 512, 512), (1, 1), (1, 1), (False, False)),
+        ((8, 56, 56, 64), (3, 3, 64, 128), (2, 2), (1, 1), (False, False)),
+        ((8, 56, 56, 64), (1, 1, 64, 256), (1, 1), (0, 0), (False, False)),
+        ((8, 56, 56, 64), (3, 3, 64, 64), (1, 1), (3, 3), (False, False)),
+        ((8, 56, 56, 64), (5, 5, 64, 64), (1, 1), (1, 1), (False, False)),
     ],
     ids=str,
 )
-def test_the_shapes_choose_the_algorithm_of_each_direction(x_shape, weight_shape, stride, padding, expected):
+def test_the_shapes_say_where_winograd_takes_over_in_each_direction(x_shape, weight_shape, stride, padding, expected):
     shapes = x_shape, weight_shape, stride, padding
-    assert (conv._algorithm(*shapes, conv.FORWARD_TILES), conv._algorithm(*shapes, conv.BACKWARD_TILES)) == expected
+    limits = conv.FORWARD_TILES, conv.BACKWARD_TILES
+    assert tuple(conv.winograd_pays(*shapes, tiles) for tiles in limits) == expected
 
 
 def test_winograds_matrices_give_the_convolution_of_a_single_tile(rng):
     """y = A^T [(G g G^T) * (B^T d B)] A, the formula itself."""
     d, g = rng.standard_normal((6, 6)), rng.standard_normal((3, 3))
-    b_t, g_matrix, a_t = _conv_winograd.B_T, _conv_winograd.G, _conv_winograd.A_T
+    a_t, g_matrix, b_t = _winograd.interpolation(_winograd.POINTS)
     y = a_t @ ((g_matrix @ g @ g_matrix.T) * (b_t @ d @ b_t.T)) @ a_t.T
     direct = [[(d[i : i + 3, j : j + 3] * g).sum() for j in range(4)] for i in range(4)]
     np.testing.assert_allclose(y, direct, atol=1e-12)
@@ -132,8 +135,8 @@ def test_winograds_matrices_give_the_convolution_of_a_single_tile(rng):
 def test_winograd_loses_little_in_float32(rng):
     """Less than a tenth of what is allowed: the points of the interpolation are chosen for it."""
     arrays = draw(rng, (8, 16, 16, 64), 64, (1, 1))
-    results = run(_conv_winograd, *(array.astype(np.float32) for array in arrays), (1, 1))
-    exact = run(_conv_im2col, *arrays, (1, 1))
+    results = run("winograd", *(array.astype(np.float32) for array in arrays), (1, 1))
+    exact = run("im2col", *arrays, (1, 1))
     for result, expected in zip(results, exact, strict=True):
         assert abs(result - expected).max() <= 1e-5 * abs(expected).max()
 
@@ -157,9 +160,9 @@ def outputs_of_one_pixel(value, row, column, rng):
     sees[row - 1 : row + 2, column - 1 : column + 2] = True
     arrays = x.astype(np.float32), weight.astype(np.float32)
     with np.errstate(invalid="ignore"):
-        y = conv2d(*map(minidl.Tensor, arrays), padding=1).numpy()[0]
-        exact = _conv_im2col.forward(*(a.astype(np.float64) for a in arrays), None, (1, 1), (1, 1))[0]
-    return sees, y, exact, abs(arrays[1]).max()
+        y = conv2d(*map(minidl.Tensor, arrays), padding=1).numpy()
+        exact, *_ = run("im2col", *(a.astype(np.float64) for a in arrays), None, y.astype(np.float64), (1, 1))
+    return sees, y[0], exact[0], abs(arrays[1]).max()
 
 
 pixels = pytest.mark.parametrize(("row", "column"), [(8, 8), (9, 10), (11, 12), (10, 15)])
@@ -199,14 +202,11 @@ def test_the_choice_holds_for_forward_and_backward(convolution, rng):
         assert get_convolution() == choice
         results[choice] = (
             conv.conv2d_forward(x, weight, None, (1, 1), (1, 1)),
-            *conv.conv2d_backward(grad, x, weight, (1, 1), (1, 1)),
-            conv.conv2d_backward_x(grad, weight, x.shape, (1, 1), (1, 1)),
-            conv.conv2d_backward_weight(grad, x, weight.shape, (1, 1), (1, 1)),
+            *conv.conv2d_backward(grad, x, weight, (1, 1), (1, 1), True, True),
         )
     for ours, other in zip(results["im2col"], results["auto"], strict=True):
         assert not np.array_equal(ours, other)
         assert abs(ours - other).max() <= 1e-5 * abs(ours).max()
-    np.testing.assert_array_equal(results["im2col"][0], _conv_im2col.forward(x, weight, None, (1, 1), (1, 1)))
 
 
 def test_another_word_is_refused():

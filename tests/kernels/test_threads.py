@@ -30,9 +30,8 @@ def conv_workloads():
         grad = draw(40, 20 // stride, 12 // stride, 32)
         window = (stride, stride), (padding, padding)
         yield "conv2d_forward", x, weight, draw(32), *window
-        yield "conv2d_backward_x", grad, weight, x.shape, *window
-        yield "conv2d_backward_weight", grad, x, weight.shape, *window
-        yield "conv2d_backward", grad, x, weight, *window
+        for needs in ((True, True), (True, False), (False, True)):
+            yield "conv2d_backward", grad, x, weight, *window, *needs
 
 
 def linear_workloads():
@@ -55,12 +54,12 @@ def pool_workloads():
 
 
 def batch_norm_workloads():
-    x, y, grad, residual = draw(4, *SHAPE)
+    x, y, grad = draw(3, *SHAPE)
     mean, weight, bias = draw(3, 64)
     variance = 1 + draw(64) ** 2
     yield "batch_statistics", x
-    yield "batch_norm_apply", x, mean, variance, weight, bias, residual, EPS, True
-    yield "batch_norm_backward", grad, x, y, mean, variance, weight, EPS, True, True, True
+    yield "batch_norm_apply", x, mean, variance, weight, bias, EPS, True
+    yield "batch_norm_backward", grad, x, y, mean, variance, weight, EPS, True, True
     yield "update_running_statistics", mean, variance, *draw(2, 64), 0.1, 9600
 
 

@@ -5,7 +5,7 @@ import argparse
 import numpy as np
 import pytest
 from models.config import BUILDERS, IMAGENET_MODELS, NetworkConfig, load_network, read_config
-from models.resnet import IMAGENET_BLOCKS, cifar_resnet
+from models.resnet import IMAGENET_BLOCKS, PlainBasicBlock, cifar_resnet
 from train_imagenet import make_network
 
 from minidl import Tensor, save_checkpoint
@@ -68,7 +68,7 @@ def test_the_networks_of_both_papers_have_names():
         assert builder in BUILDERS
         assert arguments.keys() <= {"config", "batch_norm", "depth", "shortcut"}
     builder, arguments = IMAGENET_MODELS["plain18"]
-    assert BUILDERS[builder](**arguments, num_classes=2).layer2[0].is_plain
+    assert isinstance(BUILDERS[builder](**arguments, num_classes=2).layer2[0], PlainBasicBlock)
 
 
 # -- the two variants of bottleneck blocks, whose weights have the same names and shapes ------------------------------

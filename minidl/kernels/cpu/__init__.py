@@ -8,7 +8,7 @@ from minidl.kernels.cpu.batch_norm import (
     batch_statistics,
 )
 from minidl.kernels.cpu.bias import bias_backward
-from minidl.kernels.cpu.conv import conv2d_backward, conv2d_backward_weight, conv2d_backward_x, conv2d_forward
+from minidl.kernels.cpu.conv import conv2d_backward, conv2d_forward
 from minidl.kernels.cpu.dropout import dropout_backward, dropout_forward
 from minidl.kernels.cpu.linear import linear_backward_weight, linear_backward_x, linear_forward
 from minidl.kernels.cpu.local_response_norm import local_response_norm_backward, local_response_norm_forward
@@ -36,8 +36,6 @@ __all__ = [
     "batch_statistics",
     "bias_backward",
     "conv2d_backward",
-    "conv2d_backward_weight",
-    "conv2d_backward_x",
     "conv2d_forward",
     "crop_and_flip",
     "cross_entropy_backward",

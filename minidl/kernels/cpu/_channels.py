@@ -5,13 +5,12 @@ import math
 
 import numpy as np
 
-from minidl.kernels.cpu._parallel import chunk_length, sum_chunks
+from minidl.kernels.cpu._slices import PIECE_ELEMENTS, rows_of, slices
+from minidl.kernels.cpu._threads import sum_pieces
 
-# (measured) A megabyte of float32: in smaller chunks the threads wait for each other and the GIL between the passes.
-CHUNK_ELEMENTS = 2**18
-# A chunk is summed in float32, one row after the other, and the chunks' sums are added in float64. Over this many rows
-# the error stays near 1e-6; of short rows, 100,000 would otherwise be in a chunk.
-MOST_ROWS_PER_CHUNK = 512
+# A piece is summed in float32, one row after the other, and the pieces' sums are added in float64. Over this many rows
+# the error stays near 1e-6; of short rows, 100,000 would otherwise be in a piece.
+MOST_ROWS = 512
 
 
 def keep_where(mask: np.ndarray, array: np.ndarray, out: np.ndarray) -> np.ndarray:
@@ -25,9 +24,8 @@ def keep_where(mask: np.ndarray, array: np.ndarray, out: np.ndarray) -> np.ndarr
 
 
 def relu_gradient(grad: np.ndarray, y: np.ndarray, out: np.ndarray) -> np.ndarray:
-    """out = grad where the ReLU that gave y let a number through: not where y <= 0, which a NaN is not."""
-    mask = y <= 0
-    return keep_where(np.logical_not(mask, out=mask), grad, out)
+    """out = grad where y > 0 or NaN, else 0, for the y of a ReLU: there y != 0, as y is never below 0."""
+    return keep_where(y != 0, grad, out)
 
 
 def as_rows(x: np.ndarray) -> np.ndarray:
@@ -35,9 +33,9 @@ def as_rows(x: np.ndarray) -> np.ndarray:
     return x.reshape(math.prod(x.shape[:-2]), -1) if x.ndim > 2 else x
 
 
-def rows_per_chunk(rows: np.ndarray) -> int:
-    """How many such rows are worked on at a time."""
-    return min(chunk_length(rows.shape[1], CHUNK_ELEMENTS), MOST_ROWS_PER_CHUNK)
+def pieces_of(rows: np.ndarray) -> list[slice]:
+    """Such rows, in pieces that are worked on at a time."""
+    return slices(len(rows), min(rows_of(PIECE_ELEMENTS, rows.shape[1]), MOST_ROWS))
 
 
 def repeated(vector: np.ndarray, rows: np.ndarray) -> np.ndarray:
@@ -51,8 +49,8 @@ def channel_sums(rows: np.ndarray, channels: int) -> np.ndarray:
 
 
 def summed_rows(rows: np.ndarray, channels: int) -> np.ndarray:
-    """The channel sums of all chunks together."""
-    return sum_chunks(lambda start, stop: channel_sums(rows[start:stop], channels), len(rows), rows_per_chunk(rows))
+    """The channel sums of all pieces together."""
+    return sum_pieces(lambda some: channel_sums(rows[some], channels), pieces_of(rows))
 
 
 def sums_and_dots(a: np.ndarray, b: np.ndarray, channels: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""im2col: every patch that a kernel sees becomes a row, so that a convolution is one matrix product.
+"""im2col: every patch of an image that a kernel sees becomes a row of a matrix.
 
 Chellapilla, Puri, Simard 2006, "High performance convolutional neural networks for document processing".
 """
@@ -7,19 +7,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minidl.kernels.cpu._parallel import even_slices, scratch
+from minidl.kernels.cpu._scratch import scratch
+from minidl.kernels.cpu._slices import even_slices
 
 # (measured) Numbers in a matrix of columns, 2 MB of float32. Smaller ones stay in a core's own cache, but then the
 # threads wait for each other and the GIL; larger ones leave the shared cache as well.
 COLUMN_ELEMENTS = 2**19
-# A small batch is cut into so many pieces, so that several threads have work; but (measured) a piece of fewer
+# A small batch is cut into this many pieces, so that several threads have work; but (measured) a piece of fewer
 # multiplications, about 0.1 ms, is not worth waking a thread for.
 LEAST_PIECES, LEAST_MULTIPLICATIONS = 4, 2**23
-
-
-def output_size(size: tuple[int, int], kernel_size, stride, padding) -> tuple[int, int]:
-    """(OH, OW): how many times the kernel fits into the padded input."""
-    return tuple((size[i] + 2 * padding[i] - kernel_size[i]) // stride[i] + 1 for i in (0, 1))
 
 
 class Piece(NamedTuple):
@@ -33,56 +29,90 @@ class Piece(NamedTuple):
         return y[self.images, self.rows].reshape(-1, y.shape[3])
 
 
-def cut(images: int, rows: int, elements_per_row: int, outputs: int) -> list[Piece]:
-    """All rows of all images, in pieces that suit the cache and the threads.
-
-    The elements are those of the columns, and each is multiplied `outputs` times.
-    """
-    pieces = min(LEAST_PIECES, images * rows * elements_per_row * outputs // LEAST_MULTIPLICATIONS)
-    rows_at_once = max(1, min(COLUMN_ELEMENTS // elements_per_row, images * rows // max(1, pieces)))
+def pieces_of(images: int, rows: int, images_at_once: int, rows_at_once: int) -> list[Piece]:
+    """All rows of all images, at most that many at once."""
     return [
         Piece(some_images, some_rows)
-        for some_images in even_slices(images, max(1, rows_at_once // rows))
-        for some_rows in even_slices(rows, rows_at_once)
+        for some_images in even_slices(images, max(1, images_at_once))
+        for some_rows in even_slices(rows, max(1, rows_at_once))
     ]
 
 
 class Patches:
-    """The patches that a kernel sees in images (N, H, W, C), one for each pixel of its output.
+    """The patches that a kernel of (KH, KW) pixels sees in images (N, H, W, C), one for each output (i, j).
 
-    The first patch begins `before` rows and columns ahead of the first pixel; outside the images are zeros. `outputs`
-    is the number of channels that will be made of each patch, which tells how much work a piece is.
+    Patch (i, j) begins at row i SH - PH and column j SW - PW; outside the images are zeros.
     """
 
-    def __init__(self, shape, kernel_size, stride, before, output_size, outputs):
-        self.kernel_size, self.stride, self.before, self.output_size = kernel_size, stride, before, output_size
-        self.length = kernel_size[0] * kernel_size[1] * shape[3]  # of a patch
-        self.pieces = cut(shape[0], output_size[0], output_size[1] * self.length, outputs)
+    def __init__(self, kernel_size, stride, padding, output_size):
+        self.kernel_size, self.stride, self.padding, self.output_size = kernel_size, stride, padding, output_size
+
+    def cut(self, images: int, channels: int, out_channels: int) -> list[Piece]:
+        """The outputs of a convolution in pieces that suit the cache and the threads."""
+        oh, ow = self.output_size
+        row = ow * self.kernel_size[0] * self.kernel_size[1] * channels  # numbers in the columns of a row of outputs
+        count = min(LEAST_PIECES, images * oh * row * out_channels // LEAST_MULTIPLICATIONS)
+        rows_at_once = max(1, min(COLUMN_ELEMENTS // row, images * oh // max(1, count)))
+        return pieces_of(images, oh, rows_at_once // oh, rows_at_once)
 
     def columns(self, x: np.ndarray, piece: Piece) -> np.ndarray:
-        """The patches of a piece's pixels as the rows of a (pixels, KH*KW*C) matrix, in this thread's scratch."""
-        (kh, kw), (sh, sw) = self.kernel_size, self.stride
-        oh, ow = piece.rows.stop - piece.rows.start, self.output_size[1]
-        top, left = piece.rows.start * sh - self.before[0], -self.before[1]
-        seen, top, left = within(x[piece.images], top, top + (oh - 1) * sh + kh, left, left + (ow - 1) * sw + kw)
-        n, h, w, c = seen.shape
-        if self.length == c and (h, w) == (oh, ow):
+        """The patches of a piece's outputs as the rows of a (pixels, KH*KW*C) matrix, in this thread's scratch."""
+        (kh, kw), c = self.kernel_size, x.shape[3]
+        top, bottom, left, right = self._window(piece)
+        seen, top, left = within(x[piece.images], top, bottom, left, right)
+        n, oh, ow = len(seen), piece.rows.stop - piece.rows.start, self.output_size[1]
+        if kh == kw == 1 and seen.shape[1:3] == (oh, ow):
             return seen.reshape(n * oh * ow, c)  # a 1x1 kernel sees the pixels themselves
-        # (measured) kw pixels that lie side by side are copied as one item: a third faster than number by number.
-        # Not np.dtype((np.void, n)): that clears a KeyboardInterrupt about to be raised (NumPy's npy_ctypes_check).
-        run = np.dtype(f"V{kw * c * seen.itemsize}")
-        image, row, pixel, _ = seen.strides
-        start, strides = top * row + left * pixel, (image, sh * row, sw * pixel, row)
-        patches = np.ndarray((n, oh, ow, kh), run, seen, start, strides)
-        columns = scratch("columns", (n * oh * ow, self.length), x.dtype)
-        columns.view(run).reshape(patches.shape)[...] = patches
+        columns = scratch("columns", (n * oh * ow, kh * kw * c), x.dtype)
+        self._runs_of(columns, n, oh)[...] = self._runs_in(seen, oh, top, left)
         return columns
+
+    def put(self, columns: np.ndarray, y: np.ndarray, piece: Piece) -> None:
+        """`columns` in reverse, for patches that do not overlap: write them into y; what lies outside is dropped."""
+        top, bottom, left, right = self._window(piece)
+        _, height, width, c = y.shape
+        n, oh = piece.images.stop - piece.images.start, piece.rows.stop - piece.rows.start
+        inside = y[piece.images, top:bottom, left:right]
+        fits = bottom <= height and right <= width
+        whole = inside if fits else scratch("padded", (n, bottom - top, right - left, c), y.dtype)
+        self._runs_in(whole, oh, 0, 0)[...] = self._runs_of(columns, n, oh)
+        if not fits:
+            inside[...] = whole[:, : height - top, : width - left]
+
+    def _window(self, piece: Piece) -> tuple[int, int, int, int]:
+        """The pixels that a piece's outputs see: from row top to row bottom, from column left to column right."""
+        (kh, kw), (sh, sw), (ph, pw) = self.kernel_size, self.stride, self.padding
+        bottom, right = (piece.rows.stop - 1) * sh - ph + kh, (self.output_size[1] - 1) * sw - pw + kw
+        return piece.rows.start * sh - ph, bottom, -pw, right
+
+    # (measured) KW pixels that lie side by side are copied as one item, a run: a third faster than number by number.
+
+    def _runs_in(self, x: np.ndarray, oh: int, top: int, left: int) -> np.ndarray:
+        """The view (n, OH, OW, KH) of x: the rows of the patches, of which the first begins at (top, left)."""
+        (kh, kw), (sh, sw) = self.kernel_size, self.stride
+        image, row, pixel, _ = x.strides
+        shape, strides = (len(x), oh, self.output_size[1], kh), (image, sh * row, sw * pixel, row)
+        return np.ndarray(shape, _run_dtype(kw * x.shape[3] * x.itemsize), x, top * row + left * pixel, strides)
+
+    def _runs_of(self, columns: np.ndarray, n: int, oh: int) -> np.ndarray:
+        """The same view of the columns."""
+        kh, _ = self.kernel_size
+        run = _run_dtype(columns.nbytes // (n * oh * self.output_size[1] * kh))
+        return columns.reshape(-1).view(run).reshape(n, oh, self.output_size[1], kh)
+
+
+def _run_dtype(nbytes: int) -> np.dtype:
+    """Items of that many bytes.
+
+    Not np.dtype((np.void, n)): that clears a KeyboardInterrupt about to be raised (NumPy's npy_ctypes_check).
+    """
+    return np.dtype(f"V{nbytes}")
 
 
 def within(x: np.ndarray, top: int, bottom: int, left: int, right: int) -> tuple[np.ndarray, int, int]:
-    """An array that holds x[:, top:bottom, left:right], contiguous, and where that begins in it.
+    """(array, top, left): x itself if it holds x[:, top:bottom, left:right]; else a copy of that, padded with zeros.
 
-    It is x itself, if it reaches that far; else a copy in this thread's scratch, with zeros outside the images.
+    The array is contiguous. (top, left) is where the window begins in it. A copy lies in this thread's scratch.
     """
     n, h, w, c = x.shape
     if top >= 0 and left >= 0 and bottom <= h and right <= w:

@@ -1,9 +1,9 @@
-"""Images for training: chosen, normalised, shifted and mirrored in one go, in chunks."""
+"""Images for training: chosen, normalised, shifted and mirrored in one go."""
 
 import numpy as np
 
-from minidl.kernels.cpu._channels import CHUNK_ELEMENTS
-from minidl.kernels.cpu._parallel import chunk_length, map_chunks
+from minidl.kernels.cpu._slices import PIECE_ELEMENTS, rows_of, slices
+from minidl.kernels.cpu._threads import map_pieces
 
 
 def crop_and_flip(images, chosen, tops, lefts, flips, mean, std, padding):
@@ -11,14 +11,14 @@ def crop_and_flip(images, chosen, tops, lefts, flips, mean, std, padding):
     _, height, width, channels = images.shape
     y = np.empty((len(chosen), height, width, channels), mean.dtype)
 
-    def fill(start, stop):
-        padded = np.zeros((stop - start, height + 2 * padding, width + 2 * padding, channels), y.dtype)
+    def fill(some):
+        padded = np.zeros((some.stop - some.start, height + 2 * padding, width + 2 * padding, channels), y.dtype)
         inside = padded[:, padding : padding + height, padding : padding + width]
-        np.subtract(images[chosen[start:stop]], mean, out=inside)
+        np.subtract(images[chosen[some]], mean, out=inside)
         inside /= std
-        for n, image in enumerate(padded, start):
+        for n, image in enumerate(padded, some.start):
             crop = image[tops[n] : tops[n] + height, lefts[n] : lefts[n] + width]
             y[n] = crop[:, ::-1] if flips[n] else crop
 
-    map_chunks(fill, len(chosen), chunk_length(height * width * channels, CHUNK_ELEMENTS))
+    map_pieces(fill, slices(len(chosen), rows_of(PIECE_ELEMENTS, height * width * channels)))
     return y

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from minidl.kernels.cpu._channels import CHUNK_ELEMENTS
-from minidl.kernels.cpu._parallel import map_chunks
 from minidl.kernels.cpu._philox import uniform
+from minidl.kernels.cpu._slices import PIECE_ELEMENTS, slices
+from minidl.kernels.cpu._threads import map_pieces
 
 
 def dropout_forward(x, probability, key):
@@ -12,11 +12,11 @@ def dropout_forward(x, probability, key):
     flat = x.reshape(-1)
     y = np.empty(flat.shape, x.dtype)
 
-    def drop(start, stop):
-        keep = uniform(start, stop, key) >= probability
-        np.multiply(flat[start:stop], keep * x.dtype.type(1 / (1 - probability)), out=y[start:stop])
+    def drop(some):
+        keep = uniform(some.start, some.stop, key) >= probability
+        np.multiply(flat[some], keep * x.dtype.type(1 / (1 - probability)), out=y[some])
 
-    map_chunks(drop, x.size, CHUNK_ELEMENTS)
+    map_pieces(drop, slices(x.size, PIECE_ELEMENTS))
     return y.reshape(x.shape)
 
 

@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from minidl.kernels.cpu._parallel import chunk_length, map_chunks
+from minidl.kernels.cpu._slices import rows_of, slices
+from minidl.kernels.cpu._threads import map_pieces
 
 # (measured, 4x25088 @ 25088x4096) Columns and rows of the matrix, and numbers of its gradient, in a block.
 FORWARD_COLUMNS, BACKWARD_ROWS, GRADIENT_ELEMENTS = 256, 256, 2**16
@@ -12,12 +13,12 @@ def linear_forward(x, weight, bias):
     """y = x W + b: (N, in), (in, out) -> (N, out)."""
     y = np.empty((len(x), weight.shape[1]), x.dtype)
 
-    def multiply(start, stop):
-        np.matmul(x, weight[:, start:stop], out=y[:, start:stop])
+    def multiply(some):
+        np.matmul(x, weight[:, some], out=y[:, some])
         if bias is not None:
-            y[:, start:stop] += bias[start:stop]
+            y[:, some] += bias[some]
 
-    map_chunks(multiply, weight.shape[1], FORWARD_COLUMNS)
+    map_pieces(multiply, slices(weight.shape[1], FORWARD_COLUMNS))
     return y
 
 
@@ -26,10 +27,10 @@ def linear_backward_x(grad, weight):
     grad_x = np.empty((len(grad), weight.shape[0]), grad.dtype)
     grad_t = np.ascontiguousarray(grad.T)
 
-    def multiply(start, stop):
-        grad_x[:, start:stop] = (weight[start:stop] @ grad_t).T
+    def multiply(some):
+        grad_x[:, some] = (weight[some] @ grad_t).T
 
-    map_chunks(multiply, weight.shape[0], BACKWARD_ROWS)
+    map_pieces(multiply, slices(weight.shape[0], BACKWARD_ROWS))
     return grad_x
 
 
@@ -37,8 +38,8 @@ def linear_backward_weight(grad, x):
     """dL/dW = x^T dL/dy: (N, out), (N, in) -> (in, out)."""
     grad_weight = np.empty((x.shape[1], grad.shape[1]), grad.dtype)
 
-    def multiply(start, stop):
-        np.matmul(x[:, start:stop].T, grad, out=grad_weight[start:stop])
+    def multiply(some):
+        np.matmul(x[:, some].T, grad, out=grad_weight[some])
 
-    map_chunks(multiply, x.shape[1], chunk_length(grad.shape[1], GRADIENT_ELEMENTS))
+    map_pieces(multiply, slices(x.shape[1], rows_of(GRADIENT_ELEMENTS, grad.shape[1])))
     return grad_weight

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from minidl.kernels.cpu._channels import CHUNK_ELEMENTS
-from minidl.kernels.cpu._parallel import chunk_length, map_chunks
+from minidl.kernels.cpu._slices import PIECE_ELEMENTS, rows_of, slices
+from minidl.kernels.cpu._threads import map_pieces
 
 
 def local_response_norm_forward(x, size, alpha, beta, k):
@@ -11,12 +11,12 @@ def local_response_norm_forward(x, size, alpha, beta, k):
     rows = x.reshape(-1, x.shape[-1])
     y, scale = np.empty(rows.shape, x.dtype), np.empty(rows.shape, x.dtype)
 
-    def normalise(start, stop):
-        part = rows[start:stop]
-        scale[start:stop] = k + alpha * _window_sum(part * part, size // 2, (size - 1) // 2)
-        np.multiply(part, scale[start:stop] ** -beta, out=y[start:stop])
+    def normalise(some):
+        part = rows[some]
+        scale[some] = k + alpha * _window_sum(part * part, size // 2, (size - 1) // 2)
+        np.multiply(part, scale[some] ** -beta, out=y[some])
 
-    map_chunks(normalise, len(rows), chunk_length(rows.shape[1], CHUNK_ELEMENTS))
+    map_pieces(normalise, slices(len(rows), rows_of(PIECE_ELEMENTS, rows.shape[1])))
     return y.reshape(x.shape), scale.reshape(x.shape)
 
 
@@ -25,13 +25,13 @@ def local_response_norm_backward(grad, x, y, scale, size, alpha, beta):
     grads, xs, ys, scales = (array.reshape(-1, x.shape[-1]) for array in (grad, x, y, scale))
     grad_x = np.empty(xs.shape, grad.dtype)
 
-    def backward(start, stop):
-        g, s = grads[start:stop], scales[start:stop]
+    def backward(some):
+        g, s = grads[some], scales[some]
         # c lies in d's window when d lies in c's mirrored window.
-        through_scale = _window_sum(g * ys[start:stop] / s, (size - 1) // 2, size // 2)
-        grad_x[start:stop] = g * s**-beta - (2 * alpha * beta) * xs[start:stop] * through_scale
+        through_scale = _window_sum(g * ys[some] / s, (size - 1) // 2, size // 2)
+        grad_x[some] = g * s**-beta - (2 * alpha * beta) * xs[some] * through_scale
 
-    map_chunks(backward, len(xs), chunk_length(xs.shape[1], CHUNK_ELEMENTS))
+    map_pieces(backward, slices(len(xs), rows_of(PIECE_ELEMENTS, xs.shape[1])))
     return grad_x.reshape(x.shape)
 
 

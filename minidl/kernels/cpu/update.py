@@ -2,8 +2,9 @@
 
 import numpy as np
 
-from minidl.kernels.cpu._channels import CHUNK_ELEMENTS
-from minidl.kernels.cpu._parallel import map_chunks, scratch
+from minidl.kernels.cpu._scratch import scratch
+from minidl.kernels.cpu._slices import PIECE_ELEMENTS, slices
+from minidl.kernels.cpu._threads import map_pieces
 
 
 def sgd_update(parameters, grads, velocities, lr, momentum, weight_decay, nesterov):
@@ -18,7 +19,7 @@ def sgd_update(parameters, grads, velocities, lr, momentum, weight_decay, nester
             step = step + momentum * v if nesterov else v
         p -= np.multiply(step, rate, out=scratch("scaled_step", p.shape, p.dtype))
 
-    _in_chunks(update, parameters, grads, *([velocities] if momentum else []))
+    _in_pieces(update, parameters, grads, *([velocities] if momentum else []))
 
 
 def adam_update(parameters, grads, means, squares, steps, lr, beta1, beta2, eps, weight_decay, decoupled):
@@ -45,7 +46,7 @@ def adam_update(parameters, grads, means, squares, steps, lr, beta1, beta2, eps,
         p -= (rate / (1 - beta1**t)) * m / (np.sqrt(v / (1 - beta2**t)) + eps)
 
     counts = [np.broadcast_to(step, p.shape) for step, p in zip(steps, parameters, strict=True)]
-    _in_chunks(update, parameters, grads, means, squares, counts)
+    _in_pieces(update, parameters, grads, means, squares, counts)
 
 
 def update_running_statistics(running_mean, running_variance, mean, variance, momentum, count):
@@ -65,29 +66,28 @@ def _decayed(grad, p, weight_decay):
     return decayed
 
 
-def _in_chunks(update, parameters, grads, *states):
-    """Call update(parameter, grad, *state) for chunks of all of them: a list of small arrays is one round of work."""
+def _in_pieces(update, parameters, grads, *states):
+    """Call update(parameter, grad, *state) for pieces of all of them."""
     # copy=False: where the memory is not contiguous, this is an error, and not an update of a copy.
     flat = [[np.reshape(array, -1, copy=False) for array in arrays] for arrays in (parameters, *states)]
     flat.insert(1, [grad.reshape(-1) for grad in grads])
-    chunks = _chunks(flat)
 
-    def update_chunk(number, _):
-        for piece in chunks[number]:
-            update(*piece)
+    def update_all(batch):
+        for arrays in batch:
+            update(*arrays)
 
-    map_chunks(update_chunk, len(chunks), 1)
+    map_pieces(update_all, _batches(flat))
 
 
-def _chunks(flat) -> list[list[list]]:
-    """Pieces [parameter, grad, *state] of the arrays, large ones cut and small ones together, in chunks of one size."""
-    chunks, room = [], 0
+def _batches(flat) -> list[list[list]]:
+    """Pieces [parameter, grad, *state] of the arrays: large ones cut, small ones together in one batch."""
+    batches, room = [], 0
     for arrays in zip(*flat, strict=True):
-        for start in range(0, arrays[0].size, CHUNK_ELEMENTS):
-            piece = [array[start : start + CHUNK_ELEMENTS] for array in arrays]
+        for some in slices(arrays[0].size, PIECE_ELEMENTS):
+            piece = [array[some] for array in arrays]
             if piece[0].size > room:
-                chunks.append([])
-                room = CHUNK_ELEMENTS
-            chunks[-1].append(piece)
+                batches.append([])
+                room = PIECE_ELEMENTS
+            batches[-1].append(piece)
             room -= piece[0].size
-    return chunks
+    return batches

@@ -8,7 +8,7 @@ from minidl.kernels.cuda.batch_norm import (
     batch_statistics,
 )
 from minidl.kernels.cuda.bias import bias_backward
-from minidl.kernels.cuda.conv import conv2d_backward, conv2d_backward_weight, conv2d_backward_x, conv2d_forward
+from minidl.kernels.cuda.conv import conv2d_backward, conv2d_forward
 from minidl.kernels.cuda.dropout import dropout_backward, dropout_forward
 from minidl.kernels.cuda.linear import linear_backward_weight, linear_backward_x, linear_forward
 from minidl.kernels.cuda.local_response_norm import local_response_norm_backward, local_response_norm_forward
@@ -36,8 +36,6 @@ __all__ = [
     "batch_statistics",
     "bias_backward",
     "conv2d_backward",
-    "conv2d_backward_weight",
-    "conv2d_backward_x",
     "conv2d_forward",
     "crop_and_flip",
     "cross_entropy_backward",

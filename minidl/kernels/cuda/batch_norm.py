@@ -97,8 +97,8 @@ BATCH_NORM_APPLY = CudaKernel(
 // A thread for each channel of a few rows. The mean goes first: x * scale + shift would lose digits where it is large.
 extern "C" __global__ void batch_norm_apply(
     const stored* __restrict__ x, const real* __restrict__ mean, const real* __restrict__ variance,
-    const real* __restrict__ weight, const real* __restrict__ bias, const stored* __restrict__ residual,
-    stored* __restrict__ y, real eps, int has_residual, int relu, index rows, index channels, index rows_per_thread
+    const real* __restrict__ weight, const real* __restrict__ bias,
+    stored* __restrict__ y, real eps, int relu, index rows, index channels, index rows_per_thread
 ) {
     Walk walk = walk_down(rows, channels, rows_per_thread);
     if (!walk.count) return;
@@ -109,7 +109,6 @@ extern "C" __global__ void batch_norm_apply(
     for (index k = 0; k < walk.count; k++) {
         index i = walk.first + k * walk.stride;
         real value = scale * ((real)x[i] - centre) + shift;
-        if (has_residual) value += (real)residual[i];
         y[i] = relu && value < 0 ? (real)0 : value;  // a NaN stays
     }
 }
@@ -117,20 +116,14 @@ extern "C" __global__ void batch_norm_apply(
 )
 
 
-def batch_norm_apply(x, mean, variance, weight, bias, residual, eps, relu):
-    """y = weight (x - mean) / sqrt(variance + eps) + bias, then + residual if there is one, then max(., 0) if relu."""
+def batch_norm_apply(x, mean, variance, weight, bias, eps, relu):
+    """y = weight (x - mean) / sqrt(variance + eps) + bias, then max(y, 0) if relu."""
     x = contiguous(x)
-    has_residual = residual is not None
-    residual = contiguous(residual) if has_residual else x  # which is not read then
     channel_arrays = map(contiguous, (mean, variance, weight, bias))
     y = cupy.empty_like(x)
     rows, channels = math.prod(x.shape[:-1]), x.shape[-1]
     slabs = cut(rows, channels, ROWS_PER_THREAD, MOST_BLOCKS)
-    arguments = (
-        *(x, *channel_arrays, residual, y),
-        *(float(eps), has_residual, bool(relu)),
-        *(rows, channels, slabs.rows_per_thread),
-    )
+    arguments = x, *channel_arrays, y, float(eps), bool(relu), rows, channels, slabs.rows_per_thread
     BATCH_NORM_APPLY.launch(slabs.blocks, slabs.threads, arguments, x.dtype)
     return y
 
@@ -205,8 +198,8 @@ extern "C" __global__ void batch_norm_backward_x(
     const stored* __restrict__ grad, const stored* __restrict__ x, const stored* __restrict__ y,
     const real* __restrict__ mean, const real* __restrict__ variance, const real* __restrict__ weight,
     const real* __restrict__ grad_weight, const real* __restrict__ grad_bias,
-    stored* __restrict__ grad_x, stored* __restrict__ grad_residual,
-    real eps, int relu, int has_residual, int through_statistics, index rows, index channels, index rows_per_thread
+    stored* __restrict__ grad_x,
+    real eps, int relu, int through_statistics, index rows, index channels, index rows_per_thread
 ) {
     Walk walk = walk_down(rows, channels, rows_per_thread);
     if (!walk.count) return;
@@ -223,7 +216,6 @@ extern "C" __global__ void batch_norm_backward_x(
         index i = walk.first + k * walk.stride;
         real g = grad[i];
         if (relu && y[i] <= 0) g = 0;
-        if (has_residual) grad_residual[i] = g;
         if (through_statistics) g -= mean_g + slope * ((real)x[i] - centre);  // of a NaN, 0 times it would be NaN
         grad_x[i] = scale * g;
     }
@@ -232,8 +224,8 @@ extern "C" __global__ void batch_norm_backward_x(
 )
 
 
-def batch_norm_backward(grad, x, y, mean, variance, weight, eps, relu, has_residual, through_statistics):
-    """(dL/dx, dL/dweight, dL/dbias, dL/dresidual), the last None without a residual. With g = dL/dy where y > 0 or NaN,
+def batch_norm_backward(grad, x, y, mean, variance, weight, eps, relu, through_statistics):
+    """(dL/dx, dL/dweight, dL/dbias). With g = dL/dy where y > 0 or NaN,
 
     dL/dx = weight / sqrt(variance + eps) (g - dL/dbias / M - x_hat dL/dweight / M),  M numbers in each channel.
     Where the statistics are constants (eval mode) it is only the first term.
@@ -242,17 +234,15 @@ def batch_norm_backward(grad, x, y, mean, variance, weight, eps, relu, has_resid
     grad, x, y, mean, variance, weight = map(contiguous, (grad, x, y, mean, variance, weight))
     grad_weight, grad_bias = _backward_parameters(grad, x, y, mean, variance, eps, relu)
     grad_x = cupy.empty_like(x)
-    grad_residual = cupy.empty_like(x) if has_residual else None
-    outputs = grad_x, grad_residual if has_residual else grad_x  # which is not written as a residual's then
     rows, channels = math.prod(x.shape[:-1]), x.shape[-1]
     slabs = cut(rows, channels, ROWS_PER_THREAD, MOST_BLOCKS)
     arguments = (
-        *(grad, x, y, mean, variance, weight, grad_weight, grad_bias, *outputs),
-        *(float(eps), bool(relu), bool(has_residual), bool(through_statistics)),
+        *(grad, x, y, mean, variance, weight, grad_weight, grad_bias, grad_x),
+        *(float(eps), bool(relu), bool(through_statistics)),
         *(rows, channels, slabs.rows_per_thread),
     )
     BATCH_NORM_BACKWARD_X.launch(slabs.blocks, slabs.threads, arguments, x.dtype)
-    return grad_x, grad_weight, grad_bias, grad_residual
+    return grad_x, grad_weight, grad_bias
 
 
 def _backward_parameters(grad, x, y, mean, variance, eps, relu):

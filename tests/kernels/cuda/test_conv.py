@@ -26,26 +26,26 @@ geometries = pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
 
 
 @pytest.fixture
-def implicit(kernels):
-    return importlib.import_module("minidl.kernels.cuda._conv_implicit")
+def conv(kernels):
+    return importlib.import_module("minidl.kernels.cuda.conv")
 
 
 @pytest.fixture
-def assert_agrees(implicit, to_device, to_host, rng):
+def assert_agrees(conv, to_device, to_host, rng):
     """assert_agrees(geometry, dtype, tolerance) unless all three products are what the plain loops compute."""
 
     def check(geometry, dtype, tolerance):
-        run, (stride, padding) = Runner(implicit, to_device, to_host), geometry[2:]
+        run, (stride, padding) = Runner(conv, to_device, to_host), geometry[2:]
         x, weight, bias, grad = (array.astype(dtype) for array in Case(*geometry).draw(rng))
         exact = [array.astype(np.float64) for array in (x, weight, bias, grad)]  # what was rounded is given to both
         bias = bias.astype(np.float32 if dtype == "bfloat16" else dtype)
-        y = run("forward", x, weight, bias, stride, padding)
-        without_bias = run("forward", x, weight, None, stride, padding)
-        grad_x, grad_weight = run("backward", grad, x, weight, stride, padding)
+        y = run("conv2d_forward", x, weight, bias, stride, padding)
+        without_bias = run("conv2d_forward", x, weight, None, stride, padding)
+        grad_x, grad_weight = run("conv2d_backward", grad, x, weight, stride, padding, True, True)
         grad_weight_dtype, (x, weight, bias, grad) = bias.dtype, exact
         assert_close(y, reference.conv2d_forward(x, weight, bias, stride, padding), tolerance)
         assert_close(without_bias, reference.conv2d_forward(x, weight, None, stride, padding), tolerance)
-        expected = reference.conv2d_backward(grad, x, weight, stride, padding)
+        expected = reference.conv2d_backward(grad, x, weight, stride, padding, True, True)
         assert_close(grad_x, expected[0], tolerance)
         assert_close(grad_weight, expected[1], tolerance)
         assert y.dtype == grad_x.dtype == dtype
@@ -72,18 +72,21 @@ def test_tf32_agrees_with_the_plain_loops_but_for_the_rounding_of_the_factors(ge
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_instructions_of_a_gpu_compute_what_their_plain_twins_compute(dtype, implicit, to_device, to_host, rng):
+def test_the_instructions_of_a_gpu_compute_what_their_plain_twins_compute(dtype, conv, to_device, to_host, rng):
     """Of tensor cores, of asynchronous copies and of rounding to TF32; the stand-in runs the twins in both cases."""
     from minidl.kernels.cuda._launch import CudaKernel
 
     (x, weight, bias, grad), (stride, padding) = Case(*GEOMETRIES[-1]).draw(rng), GEOMETRIES[-1][2:]
     x, weight, grad = (array.astype(dtype) for array in (x, weight, grad))
-    run = Runner(implicit, to_device, to_host)
+    run = Runner(conv, to_device, to_host)
 
     def results():
         with tf32():
-            y = run("forward", x, weight, bias.astype(np.float32), stride, padding)
-            return [array.astype(np.float64) for array in (y, *run("backward", grad, x, weight, stride, padding))]
+            y = run("conv2d_forward", x, weight, bias.astype(np.float32), stride, padding)
+            return [
+                array.astype(np.float64)
+                for array in (y, *run("conv2d_backward", grad, x, weight, stride, padding, True, True))
+            ]
 
     by_instructions = results()
     options = CudaKernel.options
@@ -96,9 +99,9 @@ def test_the_instructions_of_a_gpu_compute_what_their_plain_twins_compute(dtype,
         assert_close(ours, twin, 1e-2 if dtype == "bfloat16" else 1e-5)  # a sum in another order may round up, or down
 
 
-def test_the_weights_gradient_is_summed_over_slabs_of_pixels(implicit, to_device, to_host, rng, monkeypatch):
-    monkeypatch.setattr(implicit, "LEAST_PIXELS", 10)
+def test_the_weights_gradient_is_summed_over_slabs_of_pixels(conv, to_device, to_host, rng, monkeypatch):
+    monkeypatch.setattr(conv, "LEAST_PIXELS", 10)
     x, weight, _, grad = Case(*GEOMETRIES[0]).draw(rng)
-    expected = reference.conv2d_backward_weight(grad, x, weight.shape, (1, 1), (1, 1))
-    run = Runner(implicit, to_device, to_host)
+    expected = reference.conv2d_backward(grad, x, weight, (1, 1), (1, 1), False, True)[1]
+    run = Runner(conv, to_device, to_host)
     assert_close(run("backward_weight", grad, x, weight.shape, (1, 1), (1, 1)), expected)
