@@ -14,6 +14,7 @@ right runs differ too, as rounding grows from step to step.
 # ruff: noqa: E402 - the examples are imported from beside this folder
 
 import argparse
+import inspect
 import json
 import statistics
 import subprocess
@@ -73,8 +74,9 @@ def im2col_alone() -> None:
 
 def plain_loops() -> None:
     """Every kernel is that of reference.py."""
-    for name in reference.__all__:
-        setattr(cpu, name, getattr(reference, name))
+    for name, kernel in list(vars(cpu).items()):
+        if inspect.isfunction(kernel):
+            setattr(cpu, name, getattr(reference, name))
 
 
 def torch_step(run: Run, layout: str) -> Callable:

@@ -83,7 +83,7 @@ class Operation:
 @contextlib.contextmanager
 def recording(module) -> Iterator[list[Operation]]:
     """Note all calls of a module's functions. The list is filled when the context ends."""
-    originals = {name: getattr(module, name) for name in module.__all__}
+    originals = {name: value for name, value in vars(module).items() if inspect.isfunction(value)}
     calls, operations = [], []
 
     def recorder(kernel):

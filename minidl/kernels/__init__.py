@@ -1,6 +1,7 @@
 """The only code that knows NumPy from CuPy: how each operation is computed on each device.
 
-`cpu` and `reference` export the same names with the same signatures. An array decides which one it goes to.
+The public functions of `reference` are the contract: `cpu` and `cuda` have functions of the same names and signatures.
+An array decides which device computes with it.
 """
 
 import functools

@@ -14,47 +14,6 @@ import math
 
 import numpy as np
 
-__all__ = [
-    "adam_update",
-    "add",
-    "avg_pool2d_backward",
-    "avg_pool2d_forward",
-    "batch_norm_apply",
-    "batch_norm_backward",
-    "batch_statistics",
-    "bias_backward",
-    "conv2d_backward",
-    "conv2d_forward",
-    "crop_and_flip",
-    "cross_entropy_backward",
-    "cross_entropy_forward",
-    "dropout_backward",
-    "dropout_forward",
-    "global_avg_pool_backward",
-    "global_avg_pool_forward",
-    "linear_backward_weight",
-    "linear_backward_x",
-    "linear_forward",
-    "local_response_norm_backward",
-    "local_response_norm_forward",
-    "log_softmax_backward",
-    "log_softmax_forward",
-    "max_pool2d_backward",
-    "max_pool2d_forward",
-    "mse_loss_backward",
-    "mse_loss_forward",
-    "pad_channels_backward",
-    "pad_channels_forward",
-    "relu_backward",
-    "relu_forward",
-    "scatter_add",
-    "sgd_update",
-    "softmax_backward",
-    "softmax_forward",
-    "update_running_statistics",
-]
-
-
 # ---- windows: what convolution and pooling share ---------------------------------------------------------------------
 
 
@@ -127,6 +86,48 @@ def bias_backward(grad):
     return grad_bias.astype(grad.dtype)
 
 
+# ---- the same by im2col: the middle rung between these loops and kernels/cpu/conv.py ---------------------------------
+# Every patch of x that a window sees is a row of a matrix, and the whole convolution is one matrix product.
+
+
+def im2col(x, kernel_size, stride, padding):
+    """The patches of x as rows: (N, H, W, C) -> (N, OH, OW, KH, KW, C) -> (N*OH*OW, KH*KW*C)."""
+    (n, *size, c), (kh, kw), (sh, sw), (ph, pw) = x.shape, kernel_size, stride, padding
+    oh, ow = _output_size(size, kernel_size, stride, padding)
+    padded = np.pad(x, ((0, 0), (ph, ph), (pw, pw), (0, 0)))
+    patches = np.empty((n, oh, ow, kh, kw, c), x.dtype)
+    for u, v in np.ndindex(kh, kw):
+        patches[:, :, :, u, v] = padded[:, u : u + sh * oh : sh, v : v + sw * ow : sw]  # what tap (u, v) sees
+    return patches.reshape(n * oh * ow, kh * kw * c)
+
+
+def col2im(columns, x_shape, kernel_size, stride, padding):
+    """The transpose of im2col: each number is added to the pixel that it was copied from."""
+    (n, *size, c), (kh, kw), (sh, sw), (ph, pw) = x_shape, kernel_size, stride, padding
+    oh, ow = _output_size(size, kernel_size, stride, padding)
+    patches = columns.reshape(n, oh, ow, kh, kw, c)
+    padded = np.zeros((n, size[0] + 2 * ph, size[1] + 2 * pw, c), columns.dtype)
+    for u, v in np.ndindex(kh, kw):
+        padded[:, u : u + sh * oh : sh, v : v + sw * ow : sw] += patches[:, :, :, u, v]
+    return padded[:, ph : ph + size[0], pw : pw + size[1]]
+
+
+def conv2d_forward_by_im2col(x, weight, bias, stride, padding):
+    """Y = columns W + bias, with W the weight as a (KH*KW*C, O) matrix."""
+    kh, kw, c, o = weight.shape
+    output_size = _output_size(x.shape[1:3], (kh, kw), stride, padding)
+    y = im2col(x, (kh, kw), stride, padding) @ weight.reshape(kh * kw * c, o)
+    return (y if bias is None else y + bias).reshape(len(x), *output_size, o)
+
+
+def conv2d_backward_by_im2col(grad, x, weight, stride, padding):
+    """(grad_x, grad_weight): dL/dW = columns^T dL/dY, and dL/dcolumns = dL/dY W^T, which col2im takes back to x."""
+    kh, kw, c, o = weight.shape
+    rows, matrix = grad.reshape(-1, o), weight.reshape(kh * kw * c, o)  # (N*OH*OW, O), (KH*KW*C, O)
+    grad_weight = im2col(x, (kh, kw), stride, padding).T @ rows
+    return col2im(rows @ matrix.T, x.shape, (kh, kw), stride, padding), grad_weight.reshape(weight.shape)
+
+
 # ---- linear ----------------------------------------------------------------------------------------------------------
 
 
@@ -158,7 +159,7 @@ def linear_backward_weight(grad, x):
 
 
 def max_pool2d_forward(x, kernel_size, stride, padding, ceil_mode):
-    """(y, winner): the largest pixel of each window, and its position p*KW + q in that window; both (N, OH, OW, C).
+    """(y, winner): the largest pixel of each window, and its tap u*KW + v in that window; both (N, OH, OW, C).
 
     Among equals the first in row-major order wins; NaN beats every number. Padding takes no part, as if it were -inf.
     """
@@ -166,19 +167,19 @@ def max_pool2d_forward(x, kernel_size, stride, padding, ceil_mode):
     output_size = _output_size(size, kernel_size, stride, padding, ceil_mode)
     y = np.zeros((len(x), *output_size, x.shape[3]), x.dtype)
     winner = np.full(y.shape, -1)  # nobody yet
-    for i, j, p, q, h, w in _taps(size, output_size, kernel_size, stride, padding):
+    for i, j, u, v, h, w in _taps(size, output_size, kernel_size, stride, padding):
         pixel, best = x[:, h, w], y[:, i, j]  # (N, C)
         wins = (winner[:, i, j] == -1) | (pixel > best) | (np.isnan(pixel) & ~np.isnan(best))
         y[:, i, j] = np.where(wins, pixel, best)
-        winner[:, i, j] = np.where(wins, p * kernel_size[1] + q, winner[:, i, j])
+        winner[:, i, j] = np.where(wins, u * kernel_size[1] + v, winner[:, i, j])
     return y, winner
 
 
 def max_pool2d_backward(grad, winner, x_shape, kernel_size, stride, padding):
     """The winner of a window gets its whole gradient, the others get nothing."""
     grad_x = np.zeros(x_shape, grad.dtype)
-    for i, j, p, q, h, w in _taps(x_shape[1:3], grad.shape[1:3], kernel_size, stride, padding):
-        won = winner[:, i, j] == p * kernel_size[1] + q  # (N, C)
+    for i, j, u, v, h, w in _taps(x_shape[1:3], grad.shape[1:3], kernel_size, stride, padding):
+        won = winner[:, i, j] == u * kernel_size[1] + v  # (N, C)
         grad_x[:, h, w] += np.where(won, grad[:, i, j], 0)
     return grad_x
 
@@ -390,14 +391,14 @@ def _keep(shape, probability, key):
     keep = np.empty(math.prod(shape), bool)
     for start in range(0, keep.size, 4):
         block = start // 4
-        words = philox4x32((block % 2**32, block >> 32, step, layer), (seed_low, seed_high))
+        words = _philox4x32((block % 2**32, block >> 32, step, layer), (seed_low, seed_high))
         for i in range(start, min(start + 4, keep.size)):
             uniform = (words[i % 4] >> 8) * 2**-24  # in [0, 1)
             keep[i] = uniform >= probability
     return keep.reshape(shape)
 
 
-def philox4x32(counter, key, rounds=10):
+def _philox4x32(counter, key, rounds=10):
     """Four random 32-bit words, a function of four words of counter and two of key: Philox4x32-10.
 
     Each round multiplies two words into 64 bits and swaps halves; the key moves on between rounds. Salmon, Moraes,

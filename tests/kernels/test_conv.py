@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from minidl.kernels import reference
 from tests.kernels.compare import assert_close, nchw, nhwc, torch_gradients
 
 
@@ -68,6 +69,18 @@ def assert_conv_agrees(agrees, case, rng):
 @cases
 def test_conv_agrees_with_the_plain_loops(case, agrees, rng):
     assert_conv_agrees(agrees, case, rng)
+
+
+@cases
+def test_the_middle_rung_by_im2col_agrees_with_the_plain_loops(case, rng):
+    x, weight, bias, grad = case.draw(rng)
+    geometry = case.stride, case.padding
+    for some in (bias, None):
+        y = reference.conv2d_forward_by_im2col(x, weight, some, *geometry)
+        assert_close(y, reference.conv2d_forward(x, weight, some, *geometry))
+    ours = reference.conv2d_backward_by_im2col(grad, x, weight, *geometry)
+    for gradient, expected in zip(ours, reference.conv2d_backward(grad, x, weight, *geometry, True, True), strict=True):
+        assert_close(gradient, expected)
 
 
 @st.composite

@@ -1,5 +1,7 @@
 """The same bits, whatever the number of threads: shapes decide where chunks begin and in which order they are added."""
 
+import inspect
+
 import numpy as np
 import pytest
 from models.resnet import cifar_resnet
@@ -140,7 +142,7 @@ def test_the_number_of_threads_changes_no_bit(workload):
 
 
 def test_every_kernel_has_a_workload_here():
-    assert {name for name, *_ in WORKLOADS} == set(cpu.__all__)
+    assert {name for name, *_ in WORKLOADS} == {name for name, value in vars(cpu).items() if inspect.isfunction(value)}
 
 
 def test_a_network_learns_the_same_bits_on_any_number_of_threads():
