@@ -43,11 +43,11 @@ from training import (
 )
 
 from minidl import Tensor, no_grad, watch
-from minidl.checkpoint import load_checkpoint
 from minidl.data import IndexLoader
-from minidl.files import write_whole
 from minidl.functional import cross_entropy
 from minidl.optim import SGD
+from minidl.system.files import write_whole
+from minidl.training.checkpoint import load_checkpoint
 
 KINDS = {"none": "plain", "A": "option A", "B": "option B", "C": "option C"}  # of networks, by their shortcut
 FOLDERS = {"none": "plain", "A": "residual", "B": "residual-B", "C": "residual-C"}

@@ -47,7 +47,6 @@ from training import (
 )
 
 from minidl import fork_rng, no_grad
-from minidl.checkpoint import read_checkpoint
 from minidl.data import (
     BrokenImageError,
     CentreView,
@@ -62,6 +61,7 @@ from minidl.functional import cross_entropy
 from minidl.nn import Module
 from minidl.nn.init import normal, xavier_normal
 from minidl.optim import SGD, ReduceLROnPlateau
+from minidl.training.checkpoint import read_checkpoint
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,12 @@ from models.config import NetworkConfig
 from tqdm import tqdm
 
 from minidl import Tensor, explain_out_of_memory, no_grad, tf32, zeros
-from minidl.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
 from minidl.data import IndexLoader
-from minidl.files import write_whole
 from minidl.nn import Module
 from minidl.optim import Optimizer
+from minidl.system.files import write_whole
 from minidl.tensor import Buffer, Parameter
+from minidl.training.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
 
 try:
     import fcntl

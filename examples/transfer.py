@@ -21,11 +21,11 @@ from tqdm import tqdm
 from training import one_line_errors
 
 from minidl import FeatureExtractor, Tensor, load_checkpoint, manual_seed, no_grad
-from minidl.checkpoint import read_checkpoint
 from minidl.data import ArrayDataset, IndexLoader
 from minidl.functional import cross_entropy, global_avg_pool
 from minidl.nn import Linear, Module
 from minidl.optim import Adam, CosineAnnealingLR
+from minidl.training.checkpoint import read_checkpoint
 
 BATCH, LR = 256, 0.01
 

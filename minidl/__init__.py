@@ -1,23 +1,23 @@
 """minidl: a deep-learning framework small enough to read in an afternoon and fast enough to train with."""
 
 from minidl import data, functional, nn, optim
-from minidl._malloc import keep_freed_memory
 from minidl.autograd import is_grad_enabled, no_grad
-from minidl.capture import CapturedStep, cuda_graph
-from minidl.checkpoint import load_checkpoint, save_checkpoint
 from minidl.creation import arange, ones, randn, zeros
 from minidl.dtypes import float32, float64, int64
-from minidl.features import FeatureExtractor, watch
 from minidl.functional import cat, maximum, stack, where
 from minidl.kernels.cpu._threads import get_num_threads, set_num_threads
 from minidl.kernels.cpu.conv import get_convolution, set_convolution
-from minidl.kernels.memory import explain_out_of_memory
-from minidl.kernels.precision import tf32
 from minidl.ops.function import Function
-from minidl.random import fork_rng, manual_seed
-from minidl.recomputation import once, recompute
+from minidl.random import fork_rng, manual_seed, once
+from minidl.system.malloc import keep_freed_memory
+from minidl.system.memory import explain_out_of_memory
+from minidl.system.precision import tf32
 from minidl.tensor import Buffer, Parameter, Tensor, apply, matmul
 from minidl.testing import gradcheck
+from minidl.training.capture import CapturedStep, cuda_graph
+from minidl.training.checkpoint import load_checkpoint, save_checkpoint
+from minidl.training.recompute import recompute
+from minidl.training.watch import FeatureExtractor, watch
 
 __version__ = "0.1.0"
 

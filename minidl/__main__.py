@@ -12,8 +12,8 @@ import numpy as np
 from threadpoolctl import threadpool_info
 
 import minidl
-from minidl._malloc import keep_freed_memory
-from minidl.cpus import available_cpus
+from minidl.system.cpus import available_cpus
+from minidl.system.malloc import keep_freed_memory
 
 AVX512 = {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
 AVX2 = {"avx2", "fma"}

@@ -3,8 +3,7 @@
 import numpy as np
 
 from minidl.dtypes import float32
-from minidl.random import next_draw
-from minidl.recomputation import once
+from minidl.random import next_draw, once
 from minidl.tensor import Tensor
 
 

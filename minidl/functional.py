@@ -23,7 +23,7 @@ from minidl.ops.pad import PadChannels
 from minidl.ops.pool import AvgPool2d, GlobalAvgPool, MaxPool2d
 from minidl.ops.shape import Cat
 from minidl.ops.softmax import LogSoftmax, Softmax
-from minidl.recomputation import once
+from minidl.random import once
 from minidl.tensor import Tensor, apply, apply_broadcast, check_alike, check_tensors
 
 # -- joining and choosing ----------------------------------------------------------------------------------------------

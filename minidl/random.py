@@ -1,8 +1,12 @@
-"""Counted randomness: every draw is a function of (seed, number of the draw), so two integers restore any state."""
+"""Counted randomness: every draw is a function of (seed, number of the draw), so two integers restore any state.
+
+And `once`, for what must not be drawn or counted a second time when a part of a network is computed again.
+"""
 
 import contextlib
+import functools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -42,3 +46,29 @@ def fork_rng(seed: int) -> Iterator[None]:
         yield
     finally:
         _thread.state = before
+
+
+def once(compute: Callable[[], object]):
+    """compute(); but where `minidl.recompute` runs a function the second time, what compute() gave the first time.
+
+    For what a layer does besides computing its output: batch-norm updates its running statistics, dropout counts its
+    steps. The results are kept until backward, so they should be small::
+
+        key = minidl.once(self.next_key)
+    """
+    return getattr(_thread, "once", _call)(compute)
+
+
+def _call(compute: Callable[[], object]):
+    return compute()
+
+
+@contextlib.contextmanager
+def once_through(function: Callable) -> Iterator[None]:
+    """Inside the `with` block `once(compute)` is function(outer, compute), with the `outer` once of this thread."""
+    before = getattr(_thread, "once", _call)
+    _thread.once = functools.partial(function, before)
+    try:
+        yield
+    finally:
+        _thread.once = before

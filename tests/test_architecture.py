@@ -18,27 +18,22 @@ TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in [*FILES, 
 
 # What a part may import of the others: those above it in this table, and no more of them than it says.
 MAY_IMPORT = {
-    "_malloc": set(),
     "autograd": set(),
     "checks": set(),
-    "cpus": set(),
     "dtypes": set(),
-    "files": set(),
     "random": set(),
-    "kernels": {"cpus"},
-    "data": {"files", "kernels", "cpus"},
+    "system": set(),
+    "kernels": {"system"},
+    "data": {"kernels", "system"},
     "ops": {"kernels"},
     "tensor": {"kernels", "ops", "autograd", "checks", "dtypes"},
-    "capture": {"tensor", "kernels", "random"},
     "testing": {"tensor", "autograd"},
-    "recomputation": {"tensor", "kernels", "autograd"},
-    "creation": {"recomputation", "tensor", "random", "dtypes"},
-    "functional": {"recomputation", "tensor", "ops", "kernels", "checks", "dtypes"},
-    "nn": {"functional", "checks", "recomputation", "tensor", "random"},
-    "features": {"nn", "recomputation", "tensor"},
-    "optim": {"nn", "tensor", "kernels", "autograd"},
-    "checkpoint": {"optim", "nn", "tensor", "files"},
-    "__main__": {"_malloc", "cpus"},
+    "creation": {"tensor", "random", "dtypes"},
+    "functional": {"tensor", "ops", "kernels", "checks", "random", "dtypes"},
+    "nn": {"functional", "checks", "tensor", "random"},
+    "optim": {"nn", "tensor", "autograd", "kernels"},
+    "training": {"optim", "nn", "tensor", "autograd", "kernels", "random", "system"},
+    "__main__": {"system"},
 }
 READING_PATH = [
     "autograd.py",
@@ -110,7 +105,7 @@ def test_imports_point_down(path):
 def test_the_kernels_of_a_device_stand_alone(package):
     for path in (PACKAGE / "kernels" / package).glob("*.py"):
         others = [name for name in imported(path) if name.startswith("minidl.kernels.")]
-        ours = f"minidl.kernels.{package}.", "minidl.kernels.precision.", "minidl.kernels.shapes."
+        ours = f"minidl.kernels.{package}.", "minidl.system.precision.", "minidl.kernels.shapes."
         assert all(name.startswith(ours) for name in others), name_of(path)
 
 
@@ -131,7 +126,7 @@ def test_private_files_are_imported_by_their_neighbours_only_and_private_names_b
 
 @each_file
 def test_only_the_kernels_know_of_cupy(path):
-    if part_of(path) in ("kernels", "__main__"):  # __main__ tells which one is installed
+    if part_of(path) in ("kernels", "system", "__main__"):  # __main__ tells which one is installed
         return
     identifiers = [getattr(node, "id", getattr(node, "attr", "")) for node in ast.walk(TREES[path])]
     assert not [name for name in [*identifiers, *imported(path)] if name.split(".")[0] == "cupy"]

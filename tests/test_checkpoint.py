@@ -12,10 +12,10 @@ import safetensors.numpy
 
 import minidl
 from minidl import Tensor, load_checkpoint, nn, save_checkpoint
-from minidl.checkpoint import read_checkpoint
 from minidl.functional import cross_entropy
 from minidl.optim import SGD, Adam
 from minidl.tensor import Buffer
+from minidl.training.checkpoint import read_checkpoint
 
 OPTIMIZERS = [lambda parameters: SGD(parameters, 0.1, momentum=0.9), lambda parameters: Adam(parameters)]
 

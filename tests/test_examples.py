@@ -20,9 +20,9 @@ from safetensors.numpy import load_file
 from training import StopRequest
 
 from minidl import FeatureExtractor, Tensor
-from minidl.checkpoint import read_checkpoint
 from minidl.data import make_shapes
 from minidl.functional import cross_entropy
+from minidl.training.checkpoint import read_checkpoint
 
 ROOT = Path(__file__).parents[1]
 TINY = ["--limit-train", "64", "--batch-size", "16"]  # an epoch of four steps

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from minidl import files
-from minidl.files import write_whole
+from minidl.system import files
+from minidl.system.files import write_whole
 
 # Writes a file, and when all of it is in the part but not yet under its name: says so, and waits.
 WRITER = """
 import os, sys
 from pathlib import Path
-from minidl.files import write_whole
+from minidl.system.files import write_whole
 
 fsync = os.fsync
 

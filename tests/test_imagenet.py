@@ -22,9 +22,9 @@ from safetensors.numpy import load_file, save_file
 from training import Counter
 
 from minidl import Tensor, save_checkpoint
-from minidl.checkpoint import read_checkpoint
 from minidl.data import CentreView, DeviceLoader, ImageFolder, ImageLoader, read_image
 from minidl.functional import softmax
+from minidl.training.checkpoint import read_checkpoint
 
 CLASSES = "n01", "n02", "n03"
 TINY = ["--model", "resnet18", "--size", 32, "--sides", 36, 40, "--validation-side", 36, "--batch-size", 3]

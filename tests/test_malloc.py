@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from minidl import _malloc
+from minidl.system import malloc
 
 
 @pytest.fixture
@@ -16,15 +16,15 @@ def process(monkeypatch):
     calls = []
     state = SimpleNamespace(environ={}, platform="linux", calls=calls)
     state.library = SimpleNamespace(mallopt=lambda *args: calls.append(args))
-    monkeypatch.setattr(_malloc, "os", state)
-    monkeypatch.setattr(_malloc, "sys", state)
-    monkeypatch.setattr(_malloc, "ctypes", SimpleNamespace(CDLL=lambda name: state.library))
+    monkeypatch.setattr(malloc, "os", state)
+    monkeypatch.setattr(malloc, "sys", state)
+    monkeypatch.setattr(malloc, "ctypes", SimpleNamespace(CDLL=lambda name: state.library))
     return state
 
 
 def test_freed_memory_is_kept(process):
     """mallopt(M_MMAP_THRESHOLD, 32 MiB) and mallopt(M_TRIM_THRESHOLD, 2 GiB), with the numbers of glibc's malloc.h."""
-    assert _malloc.keep_freed_memory()
+    assert malloc.keep_freed_memory()
     assert process.calls == [(-3, 32 * 2**20), (-1, 2**31 - 1)]
 
 
@@ -34,20 +34,20 @@ def test_freed_memory_is_kept(process):
 )
 def test_whoever_has_chosen_otherwise_is_left_alone(variable, value, process):
     process.environ[variable] = value
-    assert not _malloc.keep_freed_memory()
+    assert not malloc.keep_freed_memory()
     assert process.calls == []
 
 
 def test_a_c_library_without_mallopt_is_left_alone(process):
     process.library = SimpleNamespace()
-    assert not _malloc.keep_freed_memory()
+    assert not malloc.keep_freed_memory()
 
 
 @pytest.mark.parametrize("platform", ["darwin", "win32"])
 def test_other_systems_are_left_alone(platform, process, monkeypatch):
     process.platform = platform
-    monkeypatch.setattr(_malloc, "ctypes", None)  # CDLL(None) is an error on Windows
-    assert not _malloc.keep_freed_memory()
+    monkeypatch.setattr(malloc, "ctypes", None)  # CDLL(None) is an error on Windows
+    assert not malloc.keep_freed_memory()
 
 
 PAGE_FAULTS = """

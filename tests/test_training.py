@@ -22,10 +22,10 @@ import transfer
 from cifar_data import CifarData
 from safetensors.numpy import load_file, save_file
 
-from minidl.checkpoint import read_checkpoint, save_checkpoint
 from minidl.data import make_shapes
 from minidl.nn import BatchNorm2d, Linear, Module
 from minidl.optim import SGD
+from minidl.training.checkpoint import read_checkpoint, save_checkpoint
 
 ROOT = Path(__file__).parents[1]
 

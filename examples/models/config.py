@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from minidl.checkpoint import load_checkpoint, read_checkpoint
 from minidl.data import CentreView, read_names
 from minidl.nn import Module
+from minidl.training.checkpoint import load_checkpoint, read_checkpoint
 from models.resnet import IMAGENET_BLOCKS, cifar_resnet, imagenet_resnet
 from models.vgg import CONFIGS, vgg
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from minidl.data.dataset import ArrayDataset
-from minidl.files import write_whole
+from minidl.system.files import write_whole
 
 # Bytes. Both archives have about 163 MiB; a server that sends more, perhaps without an end, sends something else.
 LARGEST_ARCHIVE = 2**28

@@ -10,7 +10,7 @@ import numpy as np
 
 from minidl.data.images import ImageFolder, ImageLoader
 from minidl.data.views import CentreView, ColourComponents
-from minidl.files import write_whole
+from minidl.system.files import write_whole
 
 # How far below 0 rounding may lead a variance of 0: 255^2 times the precision of float64 is 1e-11.
 ROUNDING = 1e-9

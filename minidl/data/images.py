@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from minidl.cpus import available_cpus
 from minidl.data.loader import Batch, DataLoader
+from minidl.system.cpus import available_cpus
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -18,7 +18,7 @@ import numpy as np
 
 from minidl.data.augment import CropAndFlip
 from minidl.data.dataset import ArrayDataset, Dataset
-from minidl.kernels.copy_ring import CopyRing
+from minidl.system.copies import CopyRing
 
 Batch = tuple[np.ndarray, np.ndarray]
 Transform = Callable[[np.ndarray, np.random.Generator], np.ndarray]

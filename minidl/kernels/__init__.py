@@ -11,6 +11,7 @@ from types import ModuleType
 import numpy as np
 
 from minidl.kernels import cpu
+from minidl.system.gpu import require_cupy
 
 
 def kernels_for(array) -> ModuleType:
@@ -34,17 +35,17 @@ def to_device(array, device: str):
         raise ValueError(f"to: expected device 'cpu' or 'cuda', got {device!r}")
     if device_of(array) == device:
         return array
-    return array.get() if device == "cpu" else _cupy().asarray(array)
+    return array.get() if device == "cpu" else require_cupy().asarray(array)
 
 
 def is_capturing(array) -> bool:
     """Whether what is done with the array now is captured in a CUDA graph, and not executed."""
-    return device_of(array) == "cuda" and _cupy().cuda.get_current_stream().is_capturing()
+    return device_of(array) == "cuda" and require_cupy().cuda.get_current_stream().is_capturing()
 
 
 def cuda_graphs() -> ModuleType:
     """What captures work on device 'cuda' and launches it again."""
-    _cupy()  # says what is missing
+    require_cupy()  # says what is missing
     from minidl.kernels.cuda import graph  # on first use, as it needs CuPy
 
     return graph
@@ -55,21 +56,3 @@ def _cuda() -> ModuleType:
     from minidl.kernels import cuda  # on first use, as it needs CuPy
 
     return cuda
-
-
-def _cupy() -> ModuleType:
-    """CuPy, if it finds a GPU."""
-    try:
-        import cupy
-    except ImportError as error:
-        raise RuntimeError(
-            f"device 'cuda' needs CuPy: pip install \"minidl[cuda13]\" (or minidl[cuda12]); its import says: {error}"
-        ) from error
-    try:
-        found = cupy.cuda.runtime.getDeviceCount()
-        message = "no CUDA-capable device is detected"
-    except cupy.cuda.runtime.CUDARuntimeError as error:  # no driver, an old driver, or no GPU
-        found, message = 0, error
-    if not found:
-        raise RuntimeError(f"device 'cuda': CuPy finds no GPU ({message}); use device 'cpu'")
-    return cupy

@@ -7,8 +7,7 @@ from minidl.checks import Pair, as_pair, as_windows, check_batch_norm_options, c
 from minidl.nn import init
 from minidl.nn.layout import ConvWeight, LinearWeight
 from minidl.nn.module import Module
-from minidl.random import next_draw
-from minidl.recomputation import once
+from minidl.random import next_draw, once
 from minidl.tensor import Buffer, Parameter, Tensor
 
 

@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from minidl.cpus import available_cpus
 from minidl.kernels.cpu import _blas
+from minidl.system.cpus import available_cpus
 
 
 def set_num_threads(number: int) -> None:

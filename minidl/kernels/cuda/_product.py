@@ -15,7 +15,7 @@ import numpy as np
 from minidl.kernels.cuda._launch import FLOATS, OLDEST, WITH_BFLOAT16, CudaKernel
 from minidl.kernels.cuda._multiply_add import MULTIPLY_ADD
 from minidl.kernels.cuda._tensor_cores import TENSOR_CORES
-from minidl.kernels.precision import tf32_is_on
+from minidl.system.precision import tf32_is_on
 
 TILE_ROWS, THREADS = 128, 256
 LARGEST_COPY = 16  # bytes that one instruction brings to shared memory

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from minidl.kernels import reference
-from minidl.kernels.precision import tf32
+from minidl.system.precision import tf32
 from tests.kernels.compare import TOLERANCE, Runner, assert_close
 from tests.kernels.test_conv import Case
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from minidl.files import write_whole
 from minidl.nn.module import Module, check_state
 from minidl.optim.optimizer import Optimizer
+from minidl.system.files import write_whole
 from minidl.tensor import Buffer
 
 # The dtypes that are written and read, by their names in files and in NumPy.

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from minidl.kernels import copy_ring
+from minidl.system import copies
 
 
 class Device:
@@ -114,7 +114,7 @@ def gpu(request, monkeypatch):
     def empty(length, dtype):
         return Buffer(device.pool.pop() if device.pool else np.zeros(length, dtype))
 
-    monkeypatch.setattr(copy_ring, "_cupy", lambda: SimpleNamespace(cuda=cuda, empty=empty))
+    monkeypatch.setattr(copies, "require_cupy", lambda: SimpleNamespace(cuda=cuda, empty=empty))
     return device
 
 
@@ -125,7 +125,7 @@ def batches(lengths):
 
 
 def test_every_step_reads_its_own_batch_whatever_order_the_device_takes(gpu):
-    ring, seen = copy_ring.CopyRing(), []
+    ring, seen = copies.CopyRing(), []
     lengths = [3, 4, 4, 2, 4, 5, 1, 5, 5, 5]
     for arrays in batches(lengths):
         on_device = ring.copy(arrays)
@@ -141,7 +141,7 @@ def test_every_step_reads_its_own_batch_whatever_order_the_device_takes(gpu):
 
 
 def test_a_batch_is_copied_while_the_device_works_on_the_one_before(gpu):
-    ring = copy_ring.CopyRing()
+    ring = copies.CopyRing()
     step = Work()
     for number, arrays in enumerate(batches([4] * 6)):
         images, labels = ring.copy(arrays)
@@ -158,6 +158,6 @@ def test_memory_from_the_pool_is_not_overwritten_while_earlier_work_reads_it(gpu
     old, seen = np.full(24, 7, np.uint8), []
     gpu.pool.append(old)
     gpu.current.add(Work(lambda: seen.append(old.copy())))
-    copy_ring.CopyRing().copy((np.zeros((4, 2, 3), np.uint8),))
+    copies.CopyRing().copy((np.zeros((4, 2, 3), np.uint8),))
     gpu.run()
     assert (seen[0] == 7).all()

@@ -4,8 +4,8 @@ import contextlib
 from collections.abc import Callable, Iterator
 
 from minidl.nn.module import Module
-from minidl.recomputation import keep_all
 from minidl.tensor import Tensor
+from minidl.training.recompute import keep_all
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from minidl.autograd import Leaf, Node, count_consumers, gradients, is_grad_enabled, set_grad_enabled
+from minidl.random import once_through
 from minidl.tensor import Tensor, check_tensors
 
 _thread = threading.local()
@@ -40,7 +41,7 @@ def recompute(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         return function(*inputs)
     copies = [Tensor(x.data, requires_grad=x.requires_grad) for x in inputs]  # the same memory, another place
     values = []
-    with _once_through(partial(_note, values, _current_once())):
+    with once_through(partial(_note, values)):
         array, leaves = _first_run(function, copies)
     y = Tensor(array)
     if leaves:
@@ -87,7 +88,7 @@ def _first_run(function: Callable, inputs: list[Tensor]) -> tuple:
 def _backward(function: Callable, inputs: list[Tensor], values: list, leaves: list[Leaf], grad) -> tuple:
     """dL/d(leaf) for each of the leaves, through a graph that lives no longer than this call."""
     remaining = iter(values)
-    with set_grad_enabled(True), _once_through(partial(_repeat, remaining)):
+    with set_grad_enabled(True), once_through(partial(_repeat, remaining)):
         root = _root(function(*inputs), grad.shape)
     found = dict(gradients(root, grad))
     if next(remaining, _NOTHING) is not _NOTHING or found.keys() != set(leaves):
@@ -102,51 +103,23 @@ def _root(y: Tensor, shape: tuple[int, ...]) -> Node | Leaf:
     return y._place
 
 
-# -- what must not be done twice ---------------------------------------------------------------------------------------
+# -- what the second run must not do again: see `minidl.once` ----------------------------------------------------------
 
 _NOTHING = object()  # in place of a result: all others, None too, may be one
 
 
-def once(compute: Callable[[], object]):
-    """compute(); but where `recompute` runs a function the second time, what compute() gave the first time.
-
-    For what a layer does besides computing its output: batch-norm updates its running statistics, dropout counts its
-    steps. The results are kept until backward, so they should be small::
-
-        key = minidl.once(self.next_key)
-    """
-    return _current_once()(compute)
-
-
-def _current_once() -> Callable:
-    return getattr(_thread, "once", _call)
-
-
-def _call(compute: Callable):
-    return compute()
-
-
-def _note(values: list, once: Callable, compute: Callable):
-    """Kept for the second run. A part within a part that is run again asks the outer one's `once`."""
-    values.append(once(compute))
+def _note(values: list, outer: Callable, compute: Callable):
+    """Keep what compute() gave for the second run. A part within a part asks the outer part first."""
+    values.append(outer(compute))
     return values[-1]
 
 
-def _repeat(remaining: Iterator, compute: Callable):
+def _repeat(remaining: Iterator, outer: Callable, compute: Callable):
+    """What compute() gave in the first run."""
     value = next(remaining, _NOTHING)
     if value is _NOTHING:
         raise _changed()
     return value
-
-
-@contextlib.contextmanager
-def _once_through(function: Callable) -> Iterator[None]:
-    before = _current_once()
-    _thread.once = function
-    try:
-        yield
-    finally:
-        _thread.once = before
 
 
 def _changed() -> RuntimeError:

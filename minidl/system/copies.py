@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from minidl.kernels import _cupy
+from minidl.system.gpu import require_cupy
 
 
 class CopyRing:
@@ -13,7 +13,7 @@ class CopyRing:
     """
 
     def __init__(self) -> None:
-        cupy = _cupy()
+        cupy = require_cupy()
         self._current_stream = cupy.cuda.get_current_stream
         self._copies = cupy.cuda.Stream(non_blocking=True)
         self._slots = _Slot(cupy), _Slot(cupy)

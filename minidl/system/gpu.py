@@ -1,0 +1,21 @@
+"""The GPU's library."""
+
+from types import ModuleType
+
+
+def require_cupy() -> ModuleType:
+    """CuPy; a RuntimeError with the remedy where it is not installed, or finds no GPU."""
+    try:
+        import cupy
+    except ImportError as error:
+        raise RuntimeError(
+            f"device 'cuda' needs CuPy: pip install \"minidl[cuda13]\" (or minidl[cuda12]); its import says: {error}"
+        ) from error
+    try:
+        found = cupy.cuda.runtime.getDeviceCount()
+        message = "no CUDA-capable device is detected"
+    except cupy.cuda.runtime.CUDARuntimeError as error:  # no driver, an old driver, or no GPU
+        found, message = 0, error
+    if not found:
+        raise RuntimeError(f"device 'cuda': CuPy finds no GPU ({message}); use device 'cpu'")
+    return cupy

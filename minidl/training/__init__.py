@@ -1,0 +1,1 @@
+"""Around the training step: recompute, capture in a CUDA graph, watch, save."""
