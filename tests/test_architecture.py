@@ -35,10 +35,10 @@ MAY_IMPORT = {
     "training": {"optim", "nn", "tensor", "autograd", "kernels", "random", "system"},
     "__main__": {"system"},
 }
+# What a student reads, with all that it imports. The CUDA kernels, a second language, are read beside kernels/cpu.
 READING_PATH = [
     "autograd.py",
     "tensor.py",
-    "checks.py",
     "functional.py",
     "ops",
     "nn",
@@ -46,8 +46,9 @@ READING_PATH = [
     "kernels/cpu",
     "kernels/reference.py",
 ]
+BESIDE_THE_PATH = "kernels/cuda"
 # Raising one of these needs a reason in the commit.
-MOST_LINES_TO_READ = 3000
+MOST_LINES_TO_READ = 3050  # 3,000 before what the path imports was counted too
 MOST_LINES_OF_A_FUNCTION = 40
 MOST_LINES_OF_THE_MEDIAN_FUNCTION = 10
 MOST_SECONDS_OF_IMPORT = 0.3
@@ -238,13 +239,44 @@ def test_lines_are_counted_as_said(tmp_path, monkeypatch):
     assert [length(function) for function in functions(path)] == [3]
 
 
+def files_of(name):
+    """The file of 'minidl.ops.conv.Conv2d', or of the package that it is in."""
+    for parts in (name.split("."), name.split(".")[:-1]):
+        place = ROOT.joinpath(*parts)
+        for path in (place.with_suffix(".py"), place / "__init__.py"):
+            if path in TREES:
+                return [path]
+    return []
+
+
+def reading_path():
+    """The files of READING_PATH, and those that they import, and those that these import."""
+    found, waiting = set(), []
+    for place in READING_PATH:
+        waiting += [PACKAGE / place] if place.endswith(".py") else sorted((PACKAGE / place).glob("*.py"))
+    while waiting:
+        path = waiting.pop()
+        if path not in found and PACKAGE / BESIDE_THE_PATH not in path.parents:
+            found.add(path)
+            waiting += [file for name in imported(path) if name.startswith("minidl.") for file in files_of(name)]
+    return found
+
+
+def test_the_reading_path_has_all_that_it_imports():
+    names = {path.relative_to(PACKAGE).as_posix() for path in reading_path()}
+    assert {
+        "checks.py",
+        "random.py",
+        "dtypes.py",
+        "kernels/__init__.py",
+        "kernels/shapes.py",
+        "system/cpus.py",
+    } <= names
+    assert not [name for name in names if name.startswith(("data", "training", "kernels/cuda"))]
+
+
 def test_the_reading_path_can_be_read_in_an_afternoon():
-    paths = [
-        path
-        for place in READING_PATH
-        for path in ([PACKAGE / place] if place.endswith(".py") else (PACKAGE / place).glob("*.py"))
-    ]
-    assert sum(lines_of_code(path) for path in paths) < MOST_LINES_TO_READ
+    assert sum(lines_of_code(path) for path in reading_path()) < MOST_LINES_TO_READ
 
 
 # -- what it says ------------------------------------------------------------------------------------------------------

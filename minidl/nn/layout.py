@@ -46,9 +46,10 @@ class ConvWeight:
 
 @dataclass(frozen=True)
 class LinearWeight:
-    """(in, out) in memory, (out, in) in files.
+    """(in, out) in memory, (out, in) in files: the weight of a convolution that sees the whole of a (H, W, C) image.
 
-    After a flatten, `in` runs over (H, W, C) here and over (C, H, W) in PyTorch: `flattened_from` is that (H, W, C).
+    For a vector H and W are 1. After a flatten `in` runs over (H, W, C) here and over (C, H, W) in PyTorch:
+    `flattened_from` is that (H, W, C).
     """
 
     flattened_from: tuple[int, int, int] | None = None
@@ -58,16 +59,11 @@ class LinearWeight:
         return shape[::-1]
 
     def to_file(self, array: np.ndarray) -> np.ndarray:
-        """(in, out) -> (out, in)."""
-        if self.flattened_from:
-            array = array.reshape(*self.flattened_from, -1).transpose(3, 2, 0, 1)  # (H, W, C, out) -> (out, C, H, W)
-            return array.copy().reshape(len(array), -1)
-        return array.T.copy()
+        """(in, out) = (H, W, C, out) -> (out, C, H, W) = (out, in)."""
+        h, w, c = self.flattened_from or (1, 1, len(array))
+        return ConvWeight().to_file(array.reshape(h, w, c, -1)).reshape(array.shape[::-1])
 
     def from_file(self, array: np.ndarray) -> np.ndarray:
-        """(out, in) -> (in, out)."""
-        if self.flattened_from:
-            h, w, c = self.flattened_from
-            array = array.reshape(-1, c, h, w).transpose(2, 3, 1, 0)  # (out, C, H, W) -> (H, W, C, out)
-            return array.copy().reshape(h * w * c, -1)
-        return array.T.copy()
+        """(out, in) = (out, C, H, W) -> (H, W, C, out) = (in, out)."""
+        h, w, c = self.flattened_from or (1, 1, array.shape[1])
+        return ConvWeight().from_file(array.reshape(-1, c, h, w)).reshape(array.shape[::-1])

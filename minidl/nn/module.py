@@ -1,6 +1,7 @@
 """Module: what has parameters, and what is made of modules."""
 
-from collections.abc import Iterable, Iterator
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
@@ -20,20 +21,34 @@ class Module:
     """
 
     training = True
+    forward_hooks: tuple[Callable, ...] = ()
 
     def forward(self, *inputs, **options):
         """What the module computes."""
         raise NotImplementedError(f"{type(self).__name__}: define forward(self, ...)")
 
     def __call__(self, *inputs, **options):
-        return self.forward(*inputs, **options)
+        output = self.forward(*inputs, **options)
+        for hook in self.forward_hooks:
+            hook(self, inputs, output)
+        return output
+
+    @contextlib.contextmanager
+    def forward_hook(self, hook: Callable[["Module", tuple, Tensor], None]) -> Iterator[None]:
+        """Inside the `with` block, hook(module, inputs, output) is called after each call of this module."""
+        self.forward_hooks = (*self.forward_hooks, hook)
+        try:
+            yield
+        finally:
+            self.forward_hooks = tuple(other for other in self.forward_hooks if other is not hook)
 
     # -- what it is made of --------------------------------------------------------------------------------------------
 
     def members(self) -> Iterator[tuple[str, object]]:
         """(name, value) of the attributes that hold a part of the module."""
         for name, value in vars(self).items():
-            yield from _parts(name, value)
+            if name != "forward_hooks":
+                yield from _parts(name, value)
 
     def children(self) -> Iterator[tuple[str, "Module"]]:
         """(name, module) of the modules that it is directly made of."""

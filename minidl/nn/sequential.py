@@ -36,6 +36,6 @@ class Sequential(Module):
 
 
 def _are_plain(batch_norm: Module, relu: Module | None) -> bool:
-    """Whether they are these two, and not a subclass or with a `forward` of their own, which may do something else."""
+    """Whether they are these two, not subclasses, and no hook waits for the output of either."""
     are_these = type(batch_norm) is BatchNorm2d and type(relu) is ReLU
-    return are_these and "forward" not in vars(batch_norm) and "forward" not in vars(relu)
+    return are_these and not batch_norm.forward_hooks and not relu.forward_hooks

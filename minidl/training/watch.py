@@ -1,7 +1,8 @@
 """What the layers inside a network compute."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+import functools
+from collections.abc import Iterator
 
 from minidl.nn.module import Module
 from minidl.tensor import Tensor
@@ -21,19 +22,16 @@ def watch(model: Module, *names: str) -> Iterator[dict[str, Tensor]]:
     Meanwhile `recompute` keeps everything, as outputs from inside of it would have no gradient otherwise.
     """
     outputs: dict[str, Tensor] = {}
-
-    def noting(name: str, forward: Callable) -> Callable:
-        def forward_and_note(*inputs, **options):
-            outputs[name] = forward(*inputs, **options)
-            return outputs[name]
-
-        return forward_and_note
-
     with contextlib.ExitStack() as stack:
         for name in names:
-            layer = find_layer(model, name)
-            stack.enter_context(_replaced_forward(layer, noting(name, layer.forward)))
+            note = functools.partial(_note, outputs, name)
+            stack.enter_context(find_layer(model, name).forward_hook(note))
+        stack.enter_context(keep_all())  # a tensor from inside a recomputed part has no way back to what came before
         yield outputs
+
+
+def _note(outputs: dict[str, Tensor], name: str, layer: Module, inputs: tuple, output: Tensor) -> None:
+    outputs[name] = output
 
 
 class FeatureExtractor(Module):
@@ -49,13 +47,12 @@ class FeatureExtractor(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The output of the layer's first call."""
-        layer = find_layer(self.model, self.layer)
-        compute, call = layer.forward, object()
+        call = object()
 
-        def compute_and_leave(*inputs, **options):
-            raise _Reached(call, compute(*inputs, **options))
+        def leave(layer: Module, inputs: tuple, output: Tensor) -> None:
+            raise _Reached(call, output)
 
-        with _replaced_forward(layer, compute_and_leave):
+        with find_layer(self.model, self.layer).forward_hook(leave), keep_all():
             try:
                 self.model(x)
             except _Reached as reached:
@@ -84,17 +81,3 @@ def find_layer(model: Module, name: str) -> Module:
             f"find_layer: {type(model).__name__} has no layer {name!r}, but {', '.join(filter(None, layers))}"
         )
     return layers[name]
-
-
-@contextlib.contextmanager
-def _replaced_forward(layer: Module, forward: Callable) -> Iterator[None]:
-    before = vars(layer).get("forward")
-    layer.forward = forward
-    try:
-        with keep_all():  # a tensor from inside of what is recomputed has no way back to what came before
-            yield
-    finally:
-        if before is None:
-            del layer.forward
-        else:
-            layer.forward = before
