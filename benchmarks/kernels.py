@@ -132,9 +132,9 @@ def outline(value: object) -> object:
 
 def apart(operation: Operation) -> list[Operation]:
     """A conv2d_backward of two gradients as two of one gradient each; any other operation as it is."""
-    *arguments, needs_x, needs_weight = operation.arguments
-    if operation.name != "conv2d_backward" or not (needs_x and needs_weight):
+    if operation.name != "conv2d_backward" or operation.arguments[-2:] != (True, True):
         return [operation]
+    arguments = operation.arguments[:-2]
     steps = [(cpu.conv2d_backward, (*arguments, *needs)) for needs in ((True, False), (False, True))]
     return [Operation([step], operation.count) for step in steps]
 

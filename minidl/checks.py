@@ -1,16 +1,23 @@
-"""Checks of arguments: by a function when it is called, and by a layer where it is made, before it sees a batch."""
+"""Checks of arguments, once, at the border: functions check when they are called, layers where they are made.
+
+An error says the operation, what it expected, what it got, and the remedy.
+"""
 
 import math
 
 import numpy as np
 
+from minidl.dtypes import is_floating_point
+from minidl.kernels import device_of
+from minidl.tensor import Tensor, check_alike, check_tensors
+
 Pair = int | tuple[int, int]
 
 
-def expect(function: str, holds: bool, expected: str, got) -> None:
+def expect(function: str, holds: bool, expected: str, *got) -> None:
     """A ValueError that says what was expected and what was given, unless it holds."""
     if not holds:
-        raise ValueError(f"{function}: expected {expected}, got {got}")
+        raise ValueError(f"{function}: expected {expected}, got {' '.join(map(str, got))}")
 
 
 def check_whole(function: str, least: int, **numbers: int) -> None:
@@ -42,3 +49,100 @@ def as_pair(function: str, name: str, value: Pair, least: int) -> tuple[int, int
     is_one = len(pair) == 2 and all(isinstance(number, int | np.integer) and number >= least for number in pair)
     expect(function, is_one, f"{name} to be a whole number >= {least} or a pair of them", repr(value))
     return int(pair[0]), int(pair[1])
+
+
+def check_floats(function: str, x: Tensor) -> None:
+    """x is a tensor of floating-point numbers."""
+    check_tensors(function, x)
+    if not is_floating_point(x.dtype):
+        raise TypeError(f"{function}: expected floating-point x, got {x.dtype}; convert it with .to('float32')")
+
+
+def check_batch(function: str, x: Tensor, ndim: int, layout: str) -> None:
+    """x is a batch of that layout, and not empty."""
+    check_floats(function, x)
+    expect(function, x.ndim == ndim, f"x {layout}", "shape", x.shape)
+    expect(function, 0 not in x.shape, "a batch with something in it", "shape", x.shape)
+
+
+def check_images(function: str, x: Tensor) -> None:
+    """x is (N, H, W, C)."""
+    check_batch(function, x, 4, "(N, H, W, C)")
+
+
+def nchw_hint(x: Tensor, channels: int) -> str:
+    """What to add to an error where the number of channels is wrong: the usual reason."""
+    return "; this looks like (N, C, H, W): use x.permute(0, 2, 3, 1)" if x.shape[1] == channels else ""
+
+
+def check_same_shape(function: str, tensors: list[Tensor], except_dim: int | None = None) -> None:
+    """All shapes agree, except along one dimension if that is named."""
+    check_tensors(function, *tensors)
+    ndim = tensors[0].ndim
+    if except_dim is not None and not -ndim <= except_dim < ndim:
+        raise ValueError(f"{function}: dim {except_dim} is not a dimension of {tensors[0].shape}")
+    free = None if except_dim is None else except_dim % ndim
+    compared = {tuple(size for i, size in enumerate(tensor.shape) if i != free) for tensor in tensors}
+    if len(compared) > 1 or len({tensor.ndim for tensor in tensors}) > 1:
+        where = "" if except_dim is None else f" except along dim {except_dim}"
+        raise ValueError(f"{function}: expected equal shapes{where}, got {', '.join(str(t.shape) for t in tensors)}")
+
+
+def check_per_channel(function: str, name: str, vector: Tensor | None, channels: int) -> None:
+    """vector, if there is one, is (channels,)."""
+    if vector is None:
+        return
+    check_tensors(function, vector)
+    expected = f"{name} of shape ({channels},), one number per channel"
+    expect(function, vector.shape == (channels,), expected, vector.shape)
+
+
+def check_fits(function: str, x: Tensor, kernel_size: tuple[int, int], padding: tuple[int, int]) -> None:
+    """The kernel is not larger than the padded image."""
+    padded = x.shape[1] + 2 * padding[0], x.shape[2] + 2 * padding[1]
+    if kernel_size[0] > padded[0] or kernel_size[1] > padded[1]:
+        raise ValueError(
+            f"{function}: a kernel of {kernel_size} is larger than the padded input, {padded}; x is {x.shape}"
+        )
+
+
+def check_pooling(function: str, x: Tensor, kernel_size: Pair, stride: Pair | None, padding: Pair):
+    """The pairs of a pooling of x: kernel size, stride, padding."""
+    check_images(function, x)
+    kernel_size, stride, padding = as_windows(function, kernel_size, stride, padding)
+    check_fits(function, x, kernel_size, padding)
+    return kernel_size, stride, padding
+
+
+def check_batch_norm(x: Tensor, weight: Tensor, bias: Tensor, running_mean, running_var) -> None:
+    """The tensors of batch normalisation."""
+    check_floats("batch_norm", x)
+    check_batch("batch_norm", x, 2 if x.ndim == 2 else 4, "(N, C) or (N, H, W, C)")
+    check_tensors("batch_norm", weight)
+    channels = weight.numel()
+    if x.shape[-1] != channels:
+        raise ValueError(
+            f"batch_norm: x has {x.shape[-1]} channels, weight expects {channels} (x {x.shape})"
+            + (nchw_hint(x, channels) if x.ndim == 4 else "")
+        )
+    vectors = {"weight": weight, "bias": bias, "running_mean": running_mean, "running_var": running_var}
+    for name, vector in vectors.items():
+        check_per_channel("batch_norm", name, vector, channels)
+    if (running_mean is None) != (running_var is None):
+        raise ValueError("batch_norm: expected both running_mean and running_var, or neither")
+    check_alike("batch_norm", x, running_mean, running_var, parameters=(1, 2))
+
+
+def check_labels(labels, logits: Tensor) -> None:
+    """labels is (N,), whole numbers below the number of classes."""
+    n, classes = logits.shape
+    if getattr(labels, "dtype", None) is None or labels.dtype.kind not in "iu":
+        kind = getattr(labels, "dtype", type(labels).__name__)
+        raise TypeError(f"cross_entropy: expected integer labels, got {kind}; convert them with .astype('int64')")
+    expected = f"{n} labels, one for each row of logits {logits.shape}"
+    expect("cross_entropy", labels.shape == (n,), expected, "shape", labels.shape)
+    # On a GPU a look at the labels would make the host wait for the device, in every step.
+    if device_of(labels) == "cpu" and not 0 <= labels.min() <= labels.max() < classes:
+        raise ValueError(
+            f"cross_entropy: expected labels in [0, {classes}), got labels from {labels.min()} to {labels.max()}"
+        )

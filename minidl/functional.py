@@ -7,9 +7,25 @@ import math
 
 import numpy as np
 
-from minidl.checks import Pair, as_pair, as_windows, check_batch_norm_options, check_whole, expect
-from minidl.dtypes import float32, is_bfloat16, is_floating_point
-from minidl.kernels import device_of, kernels_for, to_device
+from minidl.checks import (
+    Pair,
+    as_pair,
+    check_batch,
+    check_batch_norm,
+    check_batch_norm_options,
+    check_fits,
+    check_floats,
+    check_images,
+    check_labels,
+    check_per_channel,
+    check_pooling,
+    check_same_shape,
+    check_whole,
+    expect,
+    nchw_hint,
+)
+from minidl.dtypes import float32, is_bfloat16
+from minidl.kernels import kernels_for, to_device
 from minidl.ops.activation import ReLU
 from minidl.ops.arithmetic import Maximum, Where
 from minidl.ops.batch_norm import BatchNorm, BatchNormEval
@@ -24,7 +40,7 @@ from minidl.ops.pool import AvgPool2d, GlobalAvgPool, MaxPool2d
 from minidl.ops.shape import Cat
 from minidl.ops.softmax import LogSoftmax, Softmax
 from minidl.random import once
-from minidl.tensor import Tensor, apply, apply_broadcast, check_alike, check_tensors
+from minidl.tensor import Tensor, apply, apply_broadcast, check_tensors
 
 # -- joining and choosing ----------------------------------------------------------------------------------------------
 
@@ -36,7 +52,7 @@ def cat(tensors: list[Tensor], dim: int = 0) -> Tensor:
     Tensor([1., 2., 3.], shape=(3,), float32)
     """
     expect("cat", len(tensors) > 0, "at least one tensor", "none")
-    _check_same_shape("cat", tensors, except_dim=dim)
+    check_same_shape("cat", tensors, except_dim=dim)
     return apply(Cat, *tensors, dim=dim)
 
 
@@ -47,7 +63,7 @@ def stack(tensors: list[Tensor], dim: int = 0) -> Tensor:
     (2, 2)
     """
     expect("stack", len(tensors) > 0, "at least one tensor", "none")
-    _check_same_shape("stack", tensors)
+    check_same_shape("stack", tensors)
     shape = list(tensors[0].shape)
     if not -len(shape) - 1 <= dim <= len(shape):
         raise ValueError(f"stack: dim {dim} is not a dimension of the stacked {tensors[0].shape}")
@@ -98,14 +114,14 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     >>> linear(Tensor([[1.0, 2.0]]), Tensor([[1.0], [10.0]]), Tensor([0.5]))
     Tensor([[21.5]], shape=(1, 1), float32)
     """
-    _check_batch("linear", x, 2, "(N, in)")
-    expect("linear", weight.ndim == 2, "weight (in, out)", f"shape {weight.shape}")
+    check_batch("linear", x, 2, "(N, in)")
+    expect("linear", weight.ndim == 2, "weight (in, out)", "shape", weight.shape)
     if x.shape[1] != weight.shape[0]:
         raise ValueError(
             f"linear: x has {x.shape[1]} features, weight expects {weight.shape[0]} "
             f"(x {x.shape}, weight {weight.shape} = (in, out))"
         )
-    _check_per_channel("linear", "bias", bias, weight.shape[1])
+    check_per_channel("linear", "bias", bias, weight.shape[1])
     return apply(Linear, x, weight, bias)
 
 
@@ -123,17 +139,17 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Pair =
             [0.6667, 1.    , 1.    , 0.6667],
             [0.4444, 0.6667, 0.6667, 0.4444]], shape=(4, 4), float32)
     """
-    _check_images("conv2d", x)
-    expect("conv2d", weight.ndim == 4, "weight (KH, KW, C, O)", f"shape {weight.shape}")
+    check_images("conv2d", x)
+    expect("conv2d", weight.ndim == 4, "weight (KH, KW, C, O)", "shape", weight.shape)
     kh, kw, channels, out_channels = weight.shape
     if x.shape[3] != channels:
         raise ValueError(
             f"conv2d: x has {x.shape[3]} channels, weight expects {channels} (x {x.shape}, weight {weight.shape})"
-            + _nchw_hint(x, channels)
+            + nchw_hint(x, channels)
         )
-    _check_per_channel("conv2d", "bias", bias, out_channels)
+    check_per_channel("conv2d", "bias", bias, out_channels)
     stride, padding = as_pair("conv2d", "stride", stride, 1), as_pair("conv2d", "padding", padding, 0)
-    _check_fits("conv2d", x, (kh, kw), padding)
+    check_fits("conv2d", x, (kh, kw), padding)
     return apply(Conv2d, x, weight, bias, stride=stride, padding=padding)
 
 
@@ -148,7 +164,7 @@ def max_pool2d(
     >>> max_pool2d(Tensor([[[[1.0], [2.0]], [[3.0], [4.0]]]]), 2).item()
     4.0
     """
-    kernel_size, stride, padding = _check_pooling("max_pool2d", x, kernel_size, stride, padding)
+    kernel_size, stride, padding = check_pooling("max_pool2d", x, kernel_size, stride, padding)
     return apply(MaxPool2d, x, kernel_size=kernel_size, stride=stride, padding=padding, ceil_mode=ceil_mode)
 
 
@@ -167,7 +183,7 @@ def avg_pool2d(
     >>> avg_pool2d(Tensor([[[[1.0], [2.0]], [[3.0], [4.0]]]]), 2).item()
     2.5
     """
-    kernel_size, stride, padding = _check_pooling("avg_pool2d", x, kernel_size, stride, padding)
+    kernel_size, stride, padding = check_pooling("avg_pool2d", x, kernel_size, stride, padding)
     return apply(
         AvgPool2d,
         x,
@@ -185,7 +201,7 @@ def global_avg_pool(x: Tensor) -> Tensor:
     >>> global_avg_pool(Tensor([[[[1.0], [2.0]], [[3.0], [4.0]]]]))
     Tensor([[2.5]], shape=(1, 1), float32)
     """
-    _check_images("global_avg_pool", x)
+    check_images("global_avg_pool", x)
     return apply(GlobalAvgPool, x)
 
 
@@ -211,7 +227,7 @@ def batch_norm(
     Tensor([[-1.],
             [ 1.]], shape=(2, 1), float32)
     """
-    _check_batch_norm(x, weight, bias, running_mean, running_var)
+    check_batch_norm(x, weight, bias, running_mean, running_var)
     check_batch_norm_options("batch_norm", eps, momentum)
     if not training:
         if running_mean is None or running_var is None:
@@ -227,7 +243,7 @@ def batch_norm(
 def _statistics(x: Tensor, running_mean: Tensor | None, running_var: Tensor | None, momentum: float):
     """The mean and the variance of each channel of x, noted in the running values too."""
     kernels, count = kernels_for(x.data), x.numel() // x.shape[-1]
-    expect("batch_norm", count > 1, "more than one number per channel to take statistics of", f"x {x.shape}")
+    expect("batch_norm", count > 1, "more than one number per channel to take statistics of", "x", x.shape)
     mean, variance = kernels.batch_statistics(x.data)
     if running_mean is not None:
         kernels.update_running_statistics(running_mean.data, running_var.data, mean, variance, momentum, count)
@@ -252,7 +268,7 @@ def dropout(x: Tensor, probability: float, key: np.ndarray) -> Tensor:
     >>> dropout(Tensor([1.0, 1.0, 1.0, 1.0]), 0.5, np.array([7, 0, 0, 0], np.uint32)).max().item()
     2.0
     """
-    _check_floats("dropout", x)
+    check_floats("dropout", x)
     expect("dropout", 0 <= probability < 1, "a probability in [0, 1)", probability)
     if getattr(key, "shape", None) != (4,) or key.dtype != np.uint32:
         raise ValueError(f"dropout: expected an array of four uint32 numbers as key, got {key!r}")
@@ -267,7 +283,7 @@ def local_response_norm(x: Tensor, size: int = 5, alpha: float = 1e-4, beta: flo
     >>> local_response_norm(Tensor([[[[1.0]]]]), alpha=2.0, beta=1.0).item()
     0.25
     """
-    _check_images("local_response_norm", x)
+    check_images("local_response_norm", x)
     check_whole("local_response_norm", 1, size=size)
     return apply(LocalResponseNorm, x, size=size, alpha=alpha, beta=beta, k=k)
 
@@ -312,12 +328,12 @@ def cross_entropy(logits: Tensor, labels, label_smoothing: float = 0.0) -> Tenso
     >>> cross_entropy(Tensor([[2.0, 2.0], [0.0, 0.0]]), np.array([0, 1]))
     Tensor(0.6931, shape=(), float32)
     """
-    _check_batch("cross_entropy", logits, 2, "(N, K)")
+    check_batch("cross_entropy", logits, 2, "(N, K)")
     expect("cross_entropy", 0 <= label_smoothing <= 1, "label_smoothing in [0, 1]", label_smoothing)
     labels = labels.data if isinstance(labels, Tensor) else labels
     labels = np.asarray(labels) if isinstance(labels, list | tuple) else labels
-    _check_labels(labels, logits)
-    logits, labels = _with_enough_digits(logits), to_device(labels, logits.device)
+    check_labels(labels, logits)
+    logits, labels = _in_float32(logits), to_device(labels, logits.device)
     return apply(CrossEntropy, logits, labels=labels, label_smoothing=float(label_smoothing))
 
 
@@ -328,118 +344,27 @@ def mse_loss(x: Tensor, target: Tensor) -> Tensor:
     2.0
     """
     check_tensors("mse_loss", x, target)
-    expect("mse_loss", x.numel() > 0, "a batch with something in it", f"shape {x.shape}")
+    expect("mse_loss", x.numel() > 0, "a batch with something in it", "shape", x.shape)
     if x.shape != target.shape:
         raise ValueError(f"mse_loss: x {x.shape} and target {target.shape} differ in shape; reshape one of them")
-    return apply(MSELoss, _with_enough_digits(x), _with_enough_digits(target))
+    return apply(MSELoss, _in_float32(x), _in_float32(target))
 
 
-# -- checks ------------------------------------------------------------------------------------------------------------
-
-
-def _check_batch(function: str, x: Tensor, ndim: int, layout: str) -> None:
-    _check_floats(function, x)
-    expect(function, x.ndim == ndim, f"x {layout}", f"shape {x.shape}")
-    expect(function, 0 not in x.shape, "a batch with something in it", f"shape {x.shape}")
-
-
-def _check_floats(function: str, x: Tensor) -> None:
-    check_tensors(function, x)
-    if not is_floating_point(x.dtype):
-        raise TypeError(f"{function}: expected floating-point x, got {x.dtype}; convert it with .to('float32')")
-
-
-def _check_same_shape(function: str, tensors: list[Tensor], except_dim: int | None = None) -> None:
-    """All shapes agree, except along one dimension if that is named."""
-    check_tensors(function, *tensors)
-    ndim = tensors[0].ndim
-    if except_dim is not None and not -ndim <= except_dim < ndim:
-        raise ValueError(f"{function}: dim {except_dim} is not a dimension of {tensors[0].shape}")
-    free = None if except_dim is None else except_dim % ndim
-    compared = {tuple(size for i, size in enumerate(tensor.shape) if i != free) for tensor in tensors}
-    if len(compared) > 1 or len({tensor.ndim for tensor in tensors}) > 1:
-        where = "" if except_dim is None else f" except along dim {except_dim}"
-        raise ValueError(f"{function}: expected equal shapes{where}, got {', '.join(str(t.shape) for t in tensors)}")
-
-
-def _check_images(function: str, x: Tensor) -> None:
-    _check_batch(function, x, 4, "(N, H, W, C)")
-
-
-def _nchw_hint(x: Tensor, channels: int) -> str:
-    return "; this looks like (N, C, H, W): use x.permute(0, 2, 3, 1)" if x.shape[1] == channels else ""
-
-
-def _check_per_channel(function: str, name: str, vector: Tensor | None, channels: int) -> None:
-    if vector is None:
-        return
-    check_tensors(function, vector)
-    expected = f"{name} of shape ({channels},), one number per channel"
-    expect(function, vector.shape == (channels,), expected, vector.shape)
-
-
-def _check_fits(function: str, x: Tensor, kernel_size: tuple[int, int], padding: tuple[int, int]) -> None:
-    padded = x.shape[1] + 2 * padding[0], x.shape[2] + 2 * padding[1]
-    if kernel_size[0] > padded[0] or kernel_size[1] > padded[1]:
-        raise ValueError(
-            f"{function}: a kernel of {kernel_size} is larger than the padded input, {padded}; x is {x.shape}"
-        )
-
-
-def _check_pooling(function: str, x: Tensor, kernel_size: Pair, stride: Pair | None, padding: Pair):
-    _check_images(function, x)
-    kernel_size, stride, padding = as_windows(function, kernel_size, stride, padding)
-    _check_fits(function, x, kernel_size, padding)
-    return kernel_size, stride, padding
-
-
-def _check_batch_norm(x: Tensor, weight: Tensor, bias: Tensor, running_mean, running_var) -> None:
-    _check_floats("batch_norm", x)
-    _check_batch("batch_norm", x, 2 if x.ndim == 2 else 4, "(N, C) or (N, H, W, C)")
-    check_tensors("batch_norm", weight)
-    channels = weight.numel()
-    if x.shape[-1] != channels:
-        raise ValueError(
-            f"batch_norm: x has {x.shape[-1]} channels, weight expects {channels} (x {x.shape})"
-            + (_nchw_hint(x, channels) if x.ndim == 4 else "")
-        )
-    vectors = {"weight": weight, "bias": bias, "running_mean": running_mean, "running_var": running_var}
-    for name, vector in vectors.items():
-        _check_per_channel("batch_norm", name, vector, channels)
-    if (running_mean is None) != (running_var is None):
-        raise ValueError("batch_norm: expected both running_mean and running_var, or neither")
-    check_alike("batch_norm", x, running_mean, running_var, parameters=(1, 2))
-
-
-def _with_enough_digits(x: Tensor) -> Tensor:
+def _in_float32(x: Tensor) -> Tensor:
     """bfloat16 as float32: sums of exponentials and of squares need more than its 8 bits."""
     return x.to(float32) if is_bfloat16(x.dtype) else x
 
 
 def _along(name: str, function: type[Function], x: Tensor, dim: int) -> Tensor:
     """Apply a function of the last axis of (N, K) along any dimension."""
-    _check_floats(name, x)
-    x = _with_enough_digits(x)
+    check_floats(name, x)
+    x = _in_float32(x)
     if not -x.ndim <= dim < x.ndim:
         raise ValueError(f"{name}: dim {dim} is not a dimension of x {x.shape}")
-    expect(name, x.shape[dim] > 0, f"at least one number along dim {dim}", f"x {x.shape}")
+    expect(name, x.shape[dim] > 0, f"at least one number along dim {dim}", "x", x.shape)
     order = [axis for axis in range(x.ndim) if axis != dim % x.ndim] + [dim % x.ndim]
-    inverse = sorted(order, key=order.__getitem__)
+    inverse = [int(axis) for axis in np.argsort(order)]
     is_last = order == sorted(order)
     moved = x if is_last else x.permute(order)
     y = apply(function, moved.reshape(-1, moved.shape[-1])).reshape(moved.shape)
     return y if is_last else y.permute(inverse)
-
-
-def _check_labels(labels, logits: Tensor) -> None:
-    n, classes = logits.shape
-    if getattr(labels, "dtype", None) is None or labels.dtype.kind not in "iu":
-        kind = getattr(labels, "dtype", type(labels).__name__)
-        raise TypeError(f"cross_entropy: expected integer labels, got {kind}; convert them with .astype('int64')")
-    expected = f"{n} labels, one for each row of logits {logits.shape}"
-    expect("cross_entropy", labels.shape == (n,), expected, f"shape {labels.shape}")
-    # On a GPU a look at the labels would make the host wait for the device, in every step.
-    if device_of(labels) == "cpu" and not 0 <= labels.min() <= labels.max() < classes:
-        raise ValueError(
-            f"cross_entropy: expected labels in [0, {classes}), got labels from {labels.min()} to {labels.max()}"
-        )

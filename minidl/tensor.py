@@ -6,7 +6,6 @@ import reprlib
 import numpy as np
 
 from minidl.autograd import Leaf, Node, backward, is_grad_enabled
-from minidl.checks import expect
 from minidl.dtypes import as_dtype, float32, float64, is_bfloat16, is_floating_point
 from minidl.kernels import device_of, to_device
 from minidl.ops.arithmetic import Add, Clip, Div, Exp, Log, MatMul, Mul, Pow, Sigmoid, Sqrt, Sub, Tanh
@@ -91,7 +90,8 @@ class Tensor:
 
     def item(self) -> float | int | bool:
         """The number that a tensor of one element holds."""
-        expect("item", self.numel() == 1, "a tensor of one element", f"shape {self.shape}")
+        if self.numel() != 1:
+            raise ValueError(f"item: expected a tensor of one element, got shape {self.shape}")
         return self.data.item()
 
     def __float__(self) -> float:
@@ -149,8 +149,10 @@ class Tensor:
             raise RuntimeError(
                 "backward: this tensor was computed from nothing that requires grad, or inside no_grad()"
             )
-        got = f"shape {self.shape}; reduce it with .mean(), or pass grad"
-        expect("backward", grad is not None or self.numel() == 1, "a scalar loss", got)
+        if grad is None and self.numel() != 1:
+            raise ValueError(
+                f"backward: expected a scalar loss, got shape {self.shape}; reduce it with .mean(), or pass grad"
+            )
         if grad is not None:
             self._check_grad("backward", grad)
         grad = np.ones_like(self.data) if grad is None else grad.data
@@ -277,7 +279,8 @@ class Tensor:
 
     def mean(self, dim: Dim = None, keepdim: bool = False) -> "Tensor":
         """The mean over `dim`, or over everything."""
-        expect("mean", self.numel() > 0, "a tensor with something in it", f"shape {self.shape}")
+        if not self.numel():
+            raise ValueError(f"mean: expected a tensor with something in it, got shape {self.shape}")
         if not is_floating_point(self.dtype):
             raise TypeError(f"mean: expected floats, got {self.dtype}; convert them with .to('float32')")
         total = self.sum(dim, keepdim)
@@ -369,8 +372,10 @@ def apply(function: type[Function], *inputs: Tensor | None, **hyperparameters) -
 def matmul(a, b) -> Tensor:
     """The matrix product over the last two dimensions: (..., n, k) @ (..., k, m) -> (..., n, m)."""
     a, b = _operands(MatMul, a, b)
-    fit = a.ndim >= 2 and b.ndim >= 2 and a.shape[-1] == b.shape[-2]
-    expect("matmul", fit, "(..., n, k) @ (..., k, m)", f"{a.shape} @ {b.shape}; reshape a vector to a matrix")
+    if a.ndim < 2 or b.ndim < 2 or a.shape[-1] != b.shape[-2]:
+        raise ValueError(
+            f"matmul: expected (..., n, k) @ (..., k, m), got {a.shape} @ {b.shape}; reshape a vector to a matrix"
+        )
     return apply(MatMul, a, b)
 
 

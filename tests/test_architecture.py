@@ -19,14 +19,14 @@ TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in [*FILES, 
 # What a part may import of the others: those above it in this table, and no more of them than it says.
 MAY_IMPORT = {
     "autograd": set(),
-    "checks": set(),
     "dtypes": set(),
     "random": set(),
     "system": set(),
     "kernels": {"system"},
     "data": {"kernels", "system"},
     "ops": {"kernels"},
-    "tensor": {"kernels", "ops", "autograd", "checks", "dtypes"},
+    "tensor": {"kernels", "ops", "autograd", "dtypes"},
+    "checks": {"tensor", "kernels", "dtypes"},
     "testing": {"tensor", "autograd"},
     "creation": {"tensor", "random", "dtypes"},
     "functional": {"tensor", "ops", "kernels", "checks", "random", "dtypes"},
@@ -48,7 +48,7 @@ READING_PATH = [
 ]
 BESIDE_THE_PATH = "kernels/cuda"
 # Raising one of these needs a reason in the commit.
-MOST_LINES_TO_READ = 3050  # 3,000 before what the path imports was counted too
+MOST_LINES_TO_READ = 3070  # 3,000 before what the path imports was counted too (then 3,151)
 MOST_LINES_OF_A_FUNCTION = 40
 MOST_LINES_OF_THE_MEDIAN_FUNCTION = 10
 MOST_SECONDS_OF_IMPORT = 0.3

@@ -28,7 +28,7 @@ class BatchNorm(Function):
     @staticmethod
     def backward(ctx, grad):
         x, *saved = ctx.saved
-        return kernels_for(x).batch_norm_backward(grad, x, *saved, through_statistics=True)
+        return kernels_for(x).batch_norm_backward(grad, x, *saved, True)  # through the statistics too
 
 
 class BatchNormEval(Function):
@@ -43,4 +43,4 @@ class BatchNormEval(Function):
     @staticmethod
     def backward(ctx, grad):
         x, *saved = ctx.saved
-        return kernels_for(x).batch_norm_backward(grad, x, *saved, through_statistics=False)
+        return kernels_for(x).batch_norm_backward(grad, x, *saved, False)
