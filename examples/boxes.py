@@ -19,7 +19,7 @@ def encode(boxes: np.ndarray, size: int) -> np.ndarray:
     """(left, top, right, bottom) -> (centre x, centre y, width, height) / size: the target of the regression.
 
     Appendix A of Simonyan and Zisserman (2014) predicts these four. The unit is ours: the side `size` of the view that
-    the network sees, so that all four are around 1 whatever the size of the images.
+    the network sees, so that all four are around 1 for images of any size.
     """
     left, top, right, bottom = np.moveaxis(np.asarray(boxes), -1, 0)
     return np.stack([(left + right) / 2, (top + bottom) / 2, right - left, bottom - top], axis=-1) / size

@@ -230,7 +230,7 @@ def seconds_of_a_layer(shortcut: str, data: CifarData, args: argparse.Namespace)
 
 
 def columns_of(args: argparse.Namespace) -> dict[str, dict[str, tuple[str, int]]]:
-    """{title: {label: (shortcut, depth)}}, what is to be compared in one column."""
+    """{title: {label: (shortcut, depth)}}: the networks that one column compares."""
     if len(args.depths) == 1:
         depth = args.depths[0]
         return {f"{depth} layers": {KINDS[shortcut]: (shortcut, depth) for shortcut in args.shortcuts}}

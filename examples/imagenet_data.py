@@ -54,7 +54,7 @@ def folder_to_test(args: argparse.Namespace, classes: tuple[str, ...] | None = N
 
 
 def _folders_in(place: str, layout: str) -> set[str]:
-    """The names of the folders in --data, of which there must be some."""
+    """The names of the folders in --data; at least one."""
     if not Path(place).is_dir():
         found = "a file" if Path(place).exists() else "nothing there"
         raise ValueError(f"--data: expected a folder with {layout}, got {found}: {place}; give the folder's path")
@@ -73,7 +73,7 @@ def _some(folders: set[str]) -> str:
 
 
 def to_input(images, args: argparse.Namespace) -> Tensor:
-    """An array of images as the network's input, in the dtype that is to be computed in."""
+    """An array of images as the network's input, in the dtype of --dtype."""
     return Tensor(images).to("bfloat16" if args.dtype == "bfloat16" else "float32")
 
 

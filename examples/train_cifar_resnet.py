@@ -49,7 +49,7 @@ PAPER_ERROR = {20: 8.75, 32: 7.51, 44: 7.17, 56: 6.97, 110: 6.43, 1202: 7.93}
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train: either so many epochs or so many iterations, unless the options say otherwise."""
+    """How to train, for a number of epochs or of iterations, unless the options say otherwise."""
 
     lr: float
     schedule: Callable[[float, int], Callable[[int], float]]  # (lr, total steps) -> the learning rate of each step
@@ -74,7 +74,7 @@ DTYPES = "float32", "tf32", "bfloat16"
 # What --resume may change.
 NO_MATTER = "out", "resume", "data_dir", "device", "dtype", "recompute"
 
-# After how many steps the host looks at the loss. On a GPU it waits for them then, and leaves a gap before the next.
+# The loss is read every 50 steps on a GPU: reading it makes the CPU wait.
 LOOK_EVERY = {"cpu": 1, "cuda": 50}
 
 # Section 4.2: 110 layers do not start at 0.1; they begin with 0.01 until the training error is below 80 %.
@@ -170,7 +170,7 @@ def make_step(
 
 
 def train_step(model: Module, optimizer: SGD, data: CifarData, counter: Counter, batch) -> None:
-    """One step of gradient descent: arrays in, nothing out. On a GPU this only queues what is to be done."""
+    """One step of gradient descent: arrays in, nothing out. On a GPU this only queues the work."""
     images, labels = data.take(batch, data.train, data.augment)
     logits = model(images)
     loss = cross_entropy(logits, labels)

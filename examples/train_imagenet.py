@@ -107,8 +107,8 @@ RECIPES = {
     ),
 }
 
-# The weights of a VGG before training. The paper says N(0, variance 10^-2), with which net A begins at a loss of 4e7
-# and has none at the second step; and that, as was found later, with Glorot and Bengio's no deeper net needs net A.
+# The weights of a VGG before training. The paper says N(0, variance 10^-2): the loss of net A starts at 4e7, and is NaN
+# after one step. The paper adds that with Glorot and Bengio's initialisation no deeper net needs net A.
 INITIALISATIONS: dict[str, Callable[[tuple[int, ...]], np.ndarray]] = {
     "glorot": xavier_normal,
     "paper": partial(normal, std=0.1),
@@ -339,7 +339,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         type=int,
         default=5,
         metavar="N",
-        help="so many epochs in a row may bring no new best, with one more lr falls; default: 5",
+        help="epochs without a new best error before lr falls; default: 5",
     )
     parser.add_argument("--seed", type=whole, default=0, help="of weights, order and views; default: 0")
     parser.add_argument("--statistics", default="runs/imagenet.npz", metavar="FILE", help="keeps the mean and colours")

@@ -127,7 +127,7 @@ def _lock(path: Path) -> int:
 class RunFolder:
     """DIR/checkpoint.safetensors, DIR/metrics.jsonl (a line for each epoch) and DIR/curves.png.
 
-    With a `config` the checkpoint says of which network it is, which is all that scripts need to use it. A script that
+    With a `config` the checkpoint says which network it is for, so that scripts need only the file. A script that
     writes to the folder holds its lock, see `locked`.
 
     Attributes:
@@ -334,7 +334,7 @@ class Totals:
 
 
 class Counter:
-    """Adds up the totals on the device: `add` only queues work for a GPU, and whoever wants to `read` waits for it."""
+    """Adds up the totals on the device: `add` only queues work for a GPU; `read` waits for it."""
 
     def __init__(self, device: str):
         self.images, self.loss_sum, self.wrong = (zeros(dtype="float64", device=device).data for _ in range(3))
@@ -399,7 +399,7 @@ def check_dtype(args: argparse.Namespace) -> None:
 
 @contextlib.contextmanager
 def computing(args: argparse.Namespace, images: int | None = None, option: str = "--batch-size") -> Iterator[None]:
-    """Multiply as --dtype says; and where the memory does not do for so many images, say which number would."""
+    """Multiply as --dtype says; if the memory is too small for the batch, say which batch would fit."""
     try:
         with (
             tf32() if args.dtype == "tf32" else contextlib.nullcontext(),

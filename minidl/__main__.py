@@ -90,7 +90,7 @@ def describe_blas(libraries: Iterable[Mapping]) -> str:
 
 
 def describe_threads(threads: int, environment: Mapping[str, str]) -> str:
-    """Their number, and who has set it."""
+    """Their number, and what has set it."""
     wanted = environment.get("MINIDL_NUM_THREADS")
     return f"{threads}" if wanted is None else f"{threads} (MINIDL_NUM_THREADS={wanted})"
 

@@ -139,7 +139,7 @@ def no_grad() -> Iterator[None]:
 
 @contextlib.contextmanager
 def set_grad_enabled(enabled: bool) -> Iterator[None]:
-    """Record inside the `with` block, or do not, whatever was so before; in this thread only."""
+    """Switch recording on or off inside the `with` block, in this thread only."""
     before = is_grad_enabled()
     _thread.grad_enabled = enabled
     try:

@@ -44,7 +44,7 @@ def as_windows(function: str, kernel_size: Pair, stride: Pair | None, padding: P
 
 
 def as_pair(function: str, name: str, value: Pair, least: int) -> tuple[int, int]:
-    """3 -> (3, 3), and (2, 3) as it is; no number below `least`."""
+    """3 -> (3, 3); (2, 3) stays. Both are at least `least`."""
     pair = value if isinstance(value, tuple | list) else (value, value)
     is_one = len(pair) == 2 and all(isinstance(number, int | np.integer) and number >= least for number in pair)
     expect(function, is_one, f"{name} to be a whole number >= {least} or a pair of them", repr(value))
@@ -130,7 +130,7 @@ def check_batch_norm(x: Tensor, weight: Tensor, bias: Tensor, running_mean, runn
         check_per_channel("batch_norm", name, vector, channels)
     if (running_mean is None) != (running_var is None):
         raise ValueError("batch_norm: expected both running_mean and running_var, or neither")
-    check_alike("batch_norm", x, running_mean, running_var, parameters=(1, 2))
+    check_alike("batch_norm", x, running_mean, running_var, kept_in_float32=(1, 2))
 
 
 def check_labels(labels, logits: Tensor) -> None:

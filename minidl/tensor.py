@@ -16,8 +16,6 @@ from minidl.ops.shape import GetItem, Permute, Reshape
 
 Dim = int | tuple[int, ...] | None  # None is all dimensions, and so is (), as in PyTorch
 
-# What NumPy would answer in float64 if it were asked about integers.
-FLOATS_ONLY = {Div, Exp, Log, Sqrt, Sigmoid, Tanh}
 # The kinds of NumPy's dtypes that are complex, objects, bytes, strings, and dates.
 NO_NUMBERS = set("cOSUMm")
 
@@ -433,24 +431,24 @@ def check_tensors(operation: str, *values) -> None:
 
 def _check_inputs(function: type[Function], inputs: tuple[Tensor, ...]) -> None:
     check_tensors(_name(function), inputs[0], *(tensor for tensor in inputs if tensor is not None))
-    if function in FLOATS_ONLY and not is_floating_point(inputs[0].dtype):
+    if function.floats_only and not is_floating_point(inputs[0].dtype):
         raise TypeError(
             f"{_name(function)}: expected floating-point numbers, got {inputs[0].dtype}; "
             "convert them with .to('float32')"
         )
-    check_alike(_name(function), *inputs, parameters=function.parameters)
+    check_alike(_name(function), *inputs, kept_in_float32=function.kept_in_float32)
 
 
-def check_alike(operation: str, *tensors: Tensor | None, parameters: tuple[int, ...] = ()) -> None:
+def check_alike(operation: str, *tensors: Tensor | None, kept_in_float32: tuple[int, ...] = ()) -> None:
     """All on one device and, as silent conversions hide mistakes, of one dtype.
 
-    Where tensors[0] is of bfloat16, the tensors whose numbers are `parameters` are of float32.
+    If tensors[0] is bfloat16, the tensors with the numbers `kept_in_float32` are float32.
     """
     first = tensors[0]
     for i, tensor in enumerate(tensors[1:], start=1):
         if tensor is None:
             continue
-        dtype = float32 if i in parameters and is_bfloat16(first.dtype) else first.dtype
+        dtype = float32 if i in kept_in_float32 and is_bfloat16(first.dtype) else first.dtype
         for expected, got, fact in ((dtype, tensor.dtype, "dtype"), (first.device, tensor.device, "device")):
             if expected != got:
                 raise TypeError(

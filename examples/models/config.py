@@ -143,7 +143,7 @@ def torchvision_config(model: str, weights: str | Path, names: str | Path | None
 
 
 def standard_config(model: str, num_classes: int = 1000) -> NetworkConfig:
-    """A network of IMAGENET_MODELS whose classes nobody named, with torchvision's normalisation of images."""
+    """A network of IMAGENET_MODELS without names of classes, with torchvision's normalisation of images."""
     builder, arguments = IMAGENET_MODELS[model]
     names = tuple(f"class {number}" for number in range(num_classes))
     arguments = arguments | {"num_classes": num_classes}

@@ -39,7 +39,7 @@ def small_vgg(num_classes: int, seed: int = 0) -> VGG:
 
 
 def box_network(classification: VGG, boxes: int, seed: int = 0) -> VGG:
-    """A copy of a classification network that predicts so many boxes: (N, H, W, 3) -> (N, 4 * boxes).
+    """A copy of a classification network that predicts `boxes` boxes: (N, H, W, 3) -> (N, 4 * boxes).
 
     As in the paper, all its weights are those of the classification network, but for the last layer's, which are new.
     """

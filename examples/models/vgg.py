@@ -30,7 +30,7 @@ from minidl.nn import (
     Sequential,
 )
 
-# A number is a 3x3 convolution with so many channels, "1x1-n" a 1x1 one, "LRN" local response normalisation, and "M" a
+# A number n is a 3x3 convolution with n channels, "1x1-n" a 1x1 one, "LRN" local response normalisation, and "M" a
 # 2x2 max-pool.
 CONFIGS = {
     "A": [64, "M", 128, "M", 256, 256, "M", 512, 512, "M", 512, 512, "M"],
@@ -107,7 +107,7 @@ def make_features(config: list[int | str], batch_norm: bool) -> Sequential:
 
 
 def make_classifier(side: int, num_classes: int) -> Sequential:
-    """The three fully connected layers, of which only the first depends on the size of the images."""
+    """The three fully connected layers. Only the first depends on the size of the images."""
     return Sequential(
         Linear(side * side * 512, 4096, flattened_from=(side, side, 512)),
         ReLU(),
@@ -120,7 +120,7 @@ def make_classifier(side: int, num_classes: int) -> Sequential:
 
 
 def make_small_classifier(num_classes: int) -> Sequential:
-    """For 32x32 images, of which the features leave one pixel: dropout and one linear layer."""
+    """For 32x32 images, whose features are one pixel: dropout and one linear layer."""
     return Sequential(Dropout(0.5), Linear(512, num_classes))
 
 

@@ -65,10 +65,10 @@ class CropAndFlip:
         mean: as in `normalize`, and so is `std`.
         std: what is left is divided by it.
         padding: how far an image is shifted, in pixels along each axis; zeros, the mean image, move in.
-        flip_probability: how often an image is mirrored. With 0, and without padding, nothing is left to chance.
+        flip_probability: how often an image is mirrored. With 0, and padding 0, the result is not random.
 
     Raises:
-        ValueError: padding is below 0, or the probability is none.
+        ValueError: padding < 0, or flip_probability outside [0, 1].
     """
 
     def __init__(self, mean: Statistic, std: Statistic = 1.0, padding: int = 4, flip_probability: float = 0.5) -> None:
@@ -85,7 +85,7 @@ class CropAndFlip:
         return self.apply(images, np.arange(len(images)), *self.draw(rng, len(images)))
 
     def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
-        """(tops, lefts, flips) for so many images, int64 (3, count): the corner of each crop, and 1 to mirror it."""
+        """(tops, lefts, flips) for `count` images, int64 (3, count): the corner of each crop, and 1 to mirror it."""
         corners = rng.integers(0, 2 * self.padding + 1, size=(2, count))
         return np.vstack([corners, rng.random(count) < self.flip_probability])
 

@@ -251,7 +251,7 @@ def _quoted(value: object) -> str:
     quote.maxstring = quote.maxother = 100
     try:
         return quote.repr(value)
-    except ValueError:  # Python writes out no number of more than 4,300 digits
+    except ValueError:  # Python refuses to print numbers of more than 4,300 digits
         return type(value).__name__
 
 
@@ -272,7 +272,7 @@ def unpickle(content: bytes) -> dict:
         found = _Unpickler(io.BytesIO(content), encoding="bytes").load()
     except pickle.UnpicklingError:
         raise
-    except Exception as error:  # EOFError, UnicodeError, MemoryError: whatever the damage leads pickle to
+    except Exception as error:  # EOFError, UnicodeError, MemoryError: all that pickle may raise
         raise pickle.UnpicklingError(f"unpickle: damaged, or no pickle: {_quoted(error)}") from error
     if not isinstance(found, dict):
         raise pickle.UnpicklingError(f"unpickle: expected a dictionary, got {type(found).__name__}")

@@ -110,7 +110,7 @@ def _load(cache: Path, fingerprint: str, size: int) -> ImageStatistics | None:
                 return None
             statistics = ImageStatistics(arrays["mean_image"], arrays["covariance"])
         _check(statistics, size)
-    except Exception as error:  # KeyError, BadZipFile, zlib.error, MemoryError: whatever the damage leads NumPy to
+    except Exception as error:  # KeyError, BadZipFile, zlib.error, MemoryError: all that NumPy may raise
         raise ValueError(
             f"measure_images: expected a file of its own making, got {cache} ({error}); remove it, or name another"
         ) from error

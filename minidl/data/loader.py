@@ -4,7 +4,7 @@ Randomness is counted, never carried: each draw comes from a fresh generator see
 So the position is two integers, and a loader that has run ahead has used up nothing.
 
 Three ways to a GPU. `DataLoader` gives pixels on the host, and `Tensor(images, device="cuda")` copies them. For a data
-set that lies on the GPU, `IndexLoader` gives only what is to be done there. What is too large for it comes through a
+set that lies on the GPU, `IndexLoader` gives only indices and random draws. What is too large for it comes through a
 `DeviceLoader`, batch by batch, while the GPU works on the one before.
 """
 
@@ -177,7 +177,7 @@ class DeviceLoader:
     one is asked for.
 
     Args:
-        loader: gives tuples of arrays, as `DataLoader` does; whatever it raises is raised here.
+        loader: gives tuples of arrays, as `DataLoader` does; its errors are raised here.
         device: 'cpu' or 'cuda'.
     """
 
@@ -210,5 +210,5 @@ def _map_ahead(function: Callable[[int], Batch], numbers: range, ahead: int) -> 
             result = started.popleft().result()
             started.extend(thread.submit(function, number) for number in islice(waiting, 1))
             yield result
-    finally:  # also where the loop is left early: the generator is closed as soon as nobody holds it
+    finally:  # also where the loop is left early: the generator is closed as soon as nothing refers to it
         thread.shutdown(cancel_futures=True)

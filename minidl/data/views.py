@@ -27,7 +27,7 @@ RESNET_SIDES = (256, 480)
 
 
 def draw_side(sides: int | tuple[int, int], rng: np.random.Generator) -> int:
-    """A whole number from the first to the last of `sides`, all equally likely; a single one is what it is."""
+    """A whole number from the first to the last of `sides`, all equally likely; a single side is returned unchanged."""
     return sides if isinstance(sides, int) else int(rng.integers(sides[0], sides[1] + 1))
 
 
@@ -40,7 +40,7 @@ def random_box(sides: tuple[int, int], size: int, rng: np.random.Generator) -> B
 def centre_box(sides: tuple[int, int], size: int) -> Box:
     """The same of the crop in the middle; where the rest is odd it begins at the even one of the two places.
 
-    This is torchvision's `CenterCrop`: round((side - size) / 2), of which Python rounds a half to the even number.
+    This is torchvision's `CenterCrop`: round((side - size) / 2); Python rounds a half to the even number.
     """
     left, top = (round((side - size) / 2) for side in sides)
     return left, top, left + size, top + size

@@ -25,7 +25,7 @@ def kernels_for(array) -> ModuleType:
 
 def device_of(array) -> str:
     """'cuda' for a CuPy array, 'cpu' for any other."""
-    cupy = sys.modules.get("cupy")  # nobody has its arrays before it is imported
+    cupy = sys.modules.get("cupy")  # before it is imported there are no arrays of it
     return "cuda" if cupy is not None and isinstance(array, cupy.ndarray) else "cpu"
 
 

@@ -166,7 +166,7 @@ def max_pool2d_forward(x, kernel_size, stride, padding, ceil_mode):
     size = x.shape[1:3]
     output_size = _output_size(size, kernel_size, stride, padding, ceil_mode)
     y = np.zeros((len(x), *output_size, x.shape[3]), x.dtype)
-    winner = np.full(y.shape, -1)  # nobody yet
+    winner = np.full(y.shape, -1)  # none yet
     for i, j, u, v, h, w in _taps(size, output_size, kernel_size, stride, padding):
         pixel, best = x[:, h, w], y[:, i, j]  # (N, C)
         wins = (winner[:, i, j] == -1) | (pixel > best) | (np.isnan(pixel) & ~np.isnan(best))

@@ -68,6 +68,8 @@ class Mul(Function):
 class Div(Function):
     """y = a / b.   dL/da = dL/dy / b,   dL/db = -dL/dy y / b."""
 
+    floats_only = True
+
     @staticmethod
     def forward(ctx, a, b):
         y = a / b
@@ -117,6 +119,8 @@ class MatMul(Function):
 class Exp(Function):
     """y = e^x.   dL/dx = y dL/dy."""
 
+    floats_only = True
+
     @staticmethod
     def forward(ctx, x):
         y = np.exp(x)
@@ -132,6 +136,8 @@ class Exp(Function):
 class Log(Function):
     """y = ln x.   dL/dx = dL/dy / x."""
 
+    floats_only = True
+
     @staticmethod
     def forward(ctx, x):
         ctx.save(x)
@@ -145,6 +151,8 @@ class Log(Function):
 
 class Sqrt(Function):
     """y = sqrt(x).   dL/dx = dL/dy / (2 y)."""
+
+    floats_only = True
 
     @staticmethod
     def forward(ctx, x):
@@ -165,6 +173,8 @@ class Sigmoid(Function):
     Where y is rounded to 1 (float32: from x = 17 on), dL/dx is 0, as in PyTorch.
     """
 
+    floats_only = True
+
     @staticmethod
     def forward(ctx, x):
         e = np.exp(-np.abs(x))
@@ -180,6 +190,8 @@ class Sigmoid(Function):
 
 class Tanh(Function):
     """y = tanh x.   dL/dx = (1 - y^2) dL/dy."""
+
+    floats_only = True
 
     @staticmethod
     def forward(ctx, x):
@@ -231,7 +243,7 @@ class Maximum(Function):
 
 
 class Where(Function):
-    """y = a where the condition holds, else b.   dL/dy goes to whichever was taken."""
+    """y = a where the condition holds, else b.   dL/dy goes to the one that was taken."""
 
     @staticmethod
     def forward(ctx, a, b, *, condition):

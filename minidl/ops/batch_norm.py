@@ -17,7 +17,7 @@ class BatchNorm(Function):
     so their derivatives are part of dL/dx. Saves y for the ReLU alone; the next layer keeps it anyway.
     """
 
-    parameters = 1, 2
+    kept_in_float32 = 1, 2
 
     @staticmethod
     def forward(ctx, x, weight, bias, *, mean, variance, eps: float, relu: bool):
@@ -37,7 +37,7 @@ class BatchNormEval(Function):
     dL/dx = weight / sqrt(variance + eps) g, and the others as above.
     """
 
-    parameters = 1, 2
+    kept_in_float32 = 1, 2
     forward = BatchNorm.forward
 
     @staticmethod

@@ -19,7 +19,7 @@ class Conv2d(Function):
     Saves x itself and not its columns, which are KH KW times as large.
     """
 
-    parameters = 1, 2
+    kept_in_float32 = 1, 2
 
     @staticmethod
     def forward(ctx, x, weight, bias, *, stride, padding):

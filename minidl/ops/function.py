@@ -4,7 +4,7 @@
 class Context:
     """What passes from an op's forward to its backward.
 
-    `needs_grad[i]` tells whether the i-th input wants its gradient, so that a backward can skip what nobody asked for.
+    `needs_grad[i]` is True if input i needs its gradient. A backward can skip the others.
     """
 
     __slots__ = ("needs_grad", "saved")
@@ -39,9 +39,6 @@ class Function:
     None for one that needs no gradient. Neither may write into an array it was given.
     """
 
-    # The inputs, counted from 0, that stay float32 where input 0 is of bfloat16, so that small steps change them.
-    parameters: tuple[int, ...] = ()
-
     @staticmethod
     def forward(ctx: Context, *arrays, **hyperparameters):
         """y, and `ctx.save(...)` of what backward needs."""
@@ -51,3 +48,8 @@ class Function:
     def backward(ctx: Context, grad):
         """One dL/d(input) for each input array."""
         raise NotImplementedError
+
+    # Whether whole numbers are refused: NumPy would compute in float64.
+    floats_only = False
+    # Inputs (0, 1, ...) that stay float32 when input 0 is bfloat16: weights, in which small updates would be lost.
+    kept_in_float32: tuple[int, ...] = ()

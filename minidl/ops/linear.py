@@ -10,7 +10,7 @@ class Linear(Function):
     dL/dX = dL/dY W^T,   dL/dW = X^T dL/dY,   dL/db = the sum of dL/dY over the batch.
     """
 
-    parameters = 1, 2
+    kept_in_float32 = 1, 2
 
     @staticmethod
     def forward(ctx, x, weight, bias):

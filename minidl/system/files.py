@@ -36,7 +36,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def _open_part(path: Path) -> BinaryIO:
-    """A new file, with the mode of any new file, locked as long as it is open: nobody takes it for abandoned."""
+    """A new file, with the mode of any new file, locked as long as it is open, so that no process removes it."""
     while True:
         file = path.with_name(f"{path.name}.{secrets.token_hex(8)}.part").open("xb")
         _lock(file, wait=True)

@@ -8,9 +8,10 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def explain_out_of_memory(batch_size: int) -> Iterator[None]:
-    """Where a GPU's memory does not do for steps on so many images, a MemoryError says how many would fit.
+    """If a step runs out of GPU memory, raise a MemoryError that says which batch size would fit.
 
-    What a step takes is nearly proportional to its images, and what was there before it, as parameters, is not.
+    The memory of a step is nearly proportional to its batch size. What was allocated before it, such as parameters, is
+    not.
     """
     cupy = sys.modules.get("cupy")
     if cupy is None:

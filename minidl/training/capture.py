@@ -130,7 +130,7 @@ def _describe(facts: list[tuple]) -> str:
 
 
 def _detached(outputs):
-    """The outputs, none of which holds on to the graph that it was computed in."""
+    """The outputs, detached from the graph that computed them."""
     return _each_tensor(outputs, Tensor.detach)
 
 

@@ -14,7 +14,7 @@ _thread = threading.local()
 
 
 def recompute(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """function(*inputs), of which only the inputs are kept: backward computes it again, and then walks back through it.
+    """function(*inputs). Only the inputs are kept: backward computes it again, and then walks back through it.
 
         for block in blocks:
             x = minidl.recompute(block, x)
@@ -53,7 +53,7 @@ def recompute(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def keep_all() -> Iterator[None]:
-    """Within it, `recompute` simply calls the function: for who takes tensors out of its inside, as `watch` does."""
+    """Inside, `recompute` only calls the function: for code that reads intermediate tensors, such as `watch`."""
     before = getattr(_thread, "keeping_all", False)
     _thread.keeping_all = True
     try:

@@ -88,7 +88,7 @@ class Patches:
     # (measured) KW pixels that lie side by side are copied as one item, a run: a third faster than number by number.
 
     def _runs_in(self, x: np.ndarray, oh: int, top: int, left: int) -> np.ndarray:
-        """The view (n, OH, OW, KH) of x: the rows of the patches, of which the first begins at (top, left)."""
+        """The view (n, OH, OW, KH) of x: the rows of the patches. The first patch begins at (top, left)."""
         (kh, kw), (sh, sw) = self.kernel_size, self.stride
         image, row, pixel, _ = x.strides
         shape, strides = (len(x), oh, self.output_size[1], kh), (image, sh * row, sw * pixel, row)

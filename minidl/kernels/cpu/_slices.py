@@ -7,7 +7,7 @@ PIECE_ELEMENTS = 2**18
 
 
 def rows_of(elements: int, row: int) -> int:
-    """How many rows of that many elements make a piece of about so many elements; at least 1."""
+    """How many rows of `row` elements make a piece of about `elements` elements; at least 1."""
     return max(1, elements // max(1, row))
 
 

@@ -117,7 +117,7 @@ class Phase(NamedTuple):
     """The pixels x[:, r::SH], the taps of the kernel that they meet, and the patches of dL/dy that they see.
 
     Along one axis, x[h] reached y[i] through the tap u = h + PH - SH i. Let h = SH q + r and i = q + k: then
-    u = r + PH - SH k, whatever q is. So the pixels that begin at r meet every SH-th tap from (r + PH) % SH on, the
+    u = r + PH - SH k, for every q. So the pixels that begin at r meet every SH-th tap from (r + PH) % SH on, the
     first at k = (r + PH) // SH and each next one at a k smaller by one: their dL/dx is dL/dy convolved with the turned
     kernel of these taps, with stride 1. If SH = 1, there is one phase, with all taps.
     """

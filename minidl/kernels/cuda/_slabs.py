@@ -25,7 +25,7 @@ __device__ Walk walk_down(index rows, index channels, index rows_per_thread) {
     return {row * channels + channel, height * channels, left < rows_per_thread ? left : rows_per_thread};
 }
 
-// Whether this thread is the one that writes what its channel comes to.
+// True for the thread that writes its channel's sum.
 __device__ bool writes(index channels) {
     return threadIdx.y == 0 && thread_number() < channels;
 }
@@ -49,7 +49,7 @@ __device__ Value sum_over_rows(Value value) {
 
 
 class Slabs(NamedTuple):
-    """Rows cut into slabs, in which each thread has so many rows; and the blocks and threads of the kernel's launch."""
+    """Rows cut into slabs; the rows of each thread in a slab; the blocks and threads of the launch."""
 
     count: int
     rows_per_thread: int
@@ -58,7 +58,7 @@ class Slabs(NamedTuple):
 
 
 def cut(rows: int, channels: int, rows_per_thread: int, most_blocks: int) -> Slabs:
-    """Slabs of so many rows for each thread; of more, where that would take more blocks than `most_blocks`.
+    """Slabs with that many rows for each thread, or more, so that there are at most `most_blocks` blocks.
 
     A function of the shape alone, so that sums come out the same on every GPU.
     """

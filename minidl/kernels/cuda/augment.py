@@ -9,7 +9,7 @@ CROP_AND_FLIP = CudaKernel(
     "crop_and_flip",
     """
 // A thread for each number i = ((n*H + row)*W + column)*C + c of y; (h, w) is the pixel of the image that it shows.
-// Nobody has looked at `chosen`, as the host would have to wait for it: a number that is no image's makes NaN.
+// `chosen` is not checked, because the host would have to wait for it. An index outside the images gives NaN.
 extern "C" __global__ void crop_and_flip(
     const unsigned char* images, const long long* chosen, const long long* tops, const long long* lefts,
     const long long* flips, const real* mean, const real* deviation, real* y,

@@ -1,6 +1,6 @@
 """Batch normalisation, with the addition and the ReLU that follow it in a residual block.
 
-In every kernel a thread has one channel, and every so many rows of it: see `_slabs`.
+In every kernel a thread has one channel, and every n-th row of it: see `_slabs`.
 """
 
 import math

@@ -12,7 +12,7 @@ class Graph:
     """What a function does on the GPU. A capture executes nothing: it writes down each launch with its arguments.
 
     Among these are addresses, so every array of the function must stay where it was: what is computed lies in a pool
-    of memory of the graph's own, which nobody else takes from and which lives as long as the graph.
+    of memory that belongs to the graph alone, and lives as long as the graph.
     """
 
     def __init__(self):

@@ -11,7 +11,7 @@ SCATTER_ADD = CudaKernel(
     "scatter_add",
     """
 // A thread for each number of grad, in the order of their positions. The first of those with one position adds them all
-// up, in the order they have in grad: whoever adds with atomics adds in another order each time.
+// up, in the order they have in grad: atomics would add in another order each time.
 extern "C" __global__ void scatter_add(
     const stored* grad, const long long* positions, const long long* order, stored* y, index count
 ) {

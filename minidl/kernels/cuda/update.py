@@ -46,7 +46,7 @@ TABLE = (
     ENTRY
     + f"constexpr int piece = {PIECE};\n"
     + """
-// The parameter of which this block updates a piece: every thread of it looks through some of the table.
+// The parameter that this block updates a piece of: every thread of the block searches a part of the table.
 __device__ Entry find_entry(const Entry* table, index entries) {
     __shared__ Entry found;
     for (index i = threadIdx.x; i < entries; i += blockDim.x) {
