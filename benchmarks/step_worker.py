@@ -87,7 +87,10 @@ def make_our_step(model, name: str, batch: int, forward: bool = False) -> Callab
         with no_grad():
             return cross_entropy(model(images), labels).item()
 
-    return (model.eval() and evaluate) if forward else step
+    if forward:
+        model.eval()
+        return evaluate
+    return step
 
 
 def torch_step(name: str, batch: int, threads: int, weights: str, forward: bool, side: str) -> Callable[[], float]:
@@ -118,7 +121,10 @@ def torch_step(name: str, batch: int, threads: int, weights: str, forward: bool,
         with torch.no_grad():
             return torch.nn.functional.cross_entropy(network(images), labels).item()
 
-    return (model.eval() and evaluate) if forward else step
+    if forward:
+        model.eval()
+        return evaluate
+    return step
 
 
 def memory_mb(entry: str) -> float:

@@ -16,8 +16,8 @@ from minidl.ops.shape import GetItem, Permute, Reshape
 
 Dim = int | tuple[int, ...] | None  # None is all dimensions, and so is (), as in PyTorch
 
-# The kinds of NumPy's dtypes that are complex, objects, bytes, strings, and dates.
-NO_NUMBERS = set("cOSUMm")
+# The kinds of NumPy's dtypes that hold real numbers: bool, integers, unsigned integers, floats.
+NUMBERS = set("biuf")
 
 
 class Tensor:
@@ -285,7 +285,7 @@ class Tensor:
         return total / (self.numel() / total.numel())
 
     def var(self, dim: Dim = None, keepdim: bool = False, correction: int = 1) -> "Tensor":
-        """The sum of (x - mean)^2 over count - correction: 1 for a sample, 0 for a whole population."""
+        """The sum of (x - mean)^2 / (count - correction): 1 is PyTorch's "unbiased", 0 divides by the count."""
         deviations = self - self.mean(dim, keepdim=True)
         total = (deviations * deviations).sum(dim, keepdim)
         return total / (self.numel() / total.numel() - correction)
@@ -462,7 +462,7 @@ def _as_array(data, dtype, device):
         data = _from_lists(data)
         dtype = dtype or (float32 if data.dtype == float64 else None)
     kind = getattr(data.dtype, "kind", "O")  # another library's dtypes have none
-    if kind in NO_NUMBERS and not (kind == "V" and is_bfloat16(data.dtype)):
+    if kind not in NUMBERS and not (kind == "V" and is_bfloat16(data.dtype)):
         raise TypeError(f"Tensor: expected real numbers, or a NumPy or CuPy array of them, got {reprlib.repr(data)}")
     if device_of(data) == "cpu":
         data = np.asarray(data, dtype, order="C")

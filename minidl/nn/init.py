@@ -59,4 +59,5 @@ def xavier_uniform(shape: tuple[int, ...]) -> np.ndarray:
 def _fan(shape: tuple[int, ...], mode: str) -> int:
     if mode not in ("fan_in", "fan_out"):
         raise ValueError(f"he: expected mode 'fan_in' or 'fan_out', got {mode!r}")
-    return fans(shape)[mode == "fan_out"]
+    fan_in, fan_out = fans(shape)
+    return fan_in if mode == "fan_in" else fan_out

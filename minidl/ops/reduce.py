@@ -5,7 +5,7 @@ import numpy as np
 from minidl.ops.function import Function
 
 
-def as_kept(array, shape: tuple[int, ...], dim: tuple[int, ...] | None):
+def with_kept_dims(array, shape: tuple[int, ...], dim: tuple[int, ...] | None):
     """A reduced array with the axes it lost put back as 1, so that it broadcasts against the shape it came from."""
     lost = range(len(shape)) if dim is None else [axis % len(shape) for axis in dim]
     return array.reshape([1 if axis in lost else size for axis, size in enumerate(shape)])
@@ -33,7 +33,7 @@ class Sum(Function):
     @staticmethod
     def backward(ctx, grad):
         shape, dim = ctx.saved
-        return np.broadcast_to(as_kept(grad, shape, dim), shape).copy()
+        return np.broadcast_to(with_kept_dims(grad, shape, dim), shape).copy()
 
 
 class Max(Function):
@@ -51,6 +51,6 @@ class Max(Function):
     @staticmethod
     def backward(ctx, grad):
         x, y, dim = ctx.saved
-        winners = (x == as_kept(y, x.shape, dim)) | (x != x)  # a NaN is not equal to itself
+        winners = (x == with_kept_dims(y, x.shape, dim)) | (x != x)  # a NaN is not equal to itself
         count = winners.sum(axis=dim, keepdims=True)  # a whole number, as bfloat16 cannot count to 257
-        return np.where(winners, as_kept(grad, x.shape, dim) / count.astype(x.dtype), 0)
+        return np.where(winners, with_kept_dims(grad, x.shape, dim) / count.astype(x.dtype), 0)

@@ -33,8 +33,8 @@ class Permute(Function):
     @staticmethod
     def backward(ctx, grad):
         (dims,) = ctx.saved
-        inverse = sorted(range(grad.ndim), key=[dim % grad.ndim for dim in dims].__getitem__)
-        return grad.transpose(inverse).copy()
+        inverse = np.argsort([dim % grad.ndim for dim in dims])
+        return grad.transpose(*inverse.tolist()).copy()
 
 
 class GetItem(Function):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from minidl import Tensor
-from minidl.ops.reduce import as_kept
+from minidl.ops.reduce import with_kept_dims
 from tests.kernels.compare import assert_close
 from tests.ops.case import Case, distinct, same_in_both
 
@@ -96,6 +96,6 @@ def test_an_infinite_gradient_of_a_maximum_leaves_the_other_numbers_0(device):
 @pytest.mark.parametrize(
     ("dim", "kept"), [(None, (1, 1, 1)), ((), (2, 3, 4)), ((1,), (2, 1, 4)), ((-1, 0), (1, 3, 1))], ids=str
 )
-def test_as_kept_puts_the_lost_axes_back(dim, kept):
+def test_with_kept_dims_puts_the_lost_axes_back(dim, kept):
     x = np.zeros((2, 3, 4))
-    assert as_kept(x.sum(dim), x.shape, dim).shape == kept
+    assert with_kept_dims(x.sum(dim), x.shape, dim).shape == kept

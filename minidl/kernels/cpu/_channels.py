@@ -16,7 +16,8 @@ MOST_ROWS = 512
 def keep_where(mask: np.ndarray, array: np.ndarray, out: np.ndarray) -> np.ndarray:
     """out = array where the mask holds, and 0 elsewhere.
 
-    The bits are multiplied by 1 or 0 as integers: as floats, an inf or a nan that is masked out would leave a nan.
+    The bits are multiplied by 1 or 0 as integers: [inf, 2.5] with the mask [0, 1] gives [0, 2.5]. As floats, inf * 0
+    would be NaN.
     """
     bits = np.dtype(f"i{array.itemsize}")
     np.multiply(array.view(bits), mask, out=out.view(bits))
