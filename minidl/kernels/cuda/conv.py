@@ -157,7 +157,7 @@ struct TurnedWeight {{
     }}
 }};
 
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) convbackward_x(
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv_backward_x(
     const stored* grad, const stored* weight, stored* grad_x, {GEOMETRY}
 ) {{
     GradPatches patches{{grad, N, H, W, OH, OW, O, KH, KW, PH, PW}};
@@ -194,7 +194,7 @@ struct PatchColumns : Patches {{
     __device__ const stored* at(Place tap, Place pixel) const {{ return number(pixel, tap); }}
 }};
 
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) convbackward_weight(
+extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv_backward_weight(
     const stored* x, const stored* grad, real* slabs, index length, {GEOMETRY}
 ) {{
     index taps = KH * KW * C, pixels = N * OH * OW, first = blockIdx.y * length;

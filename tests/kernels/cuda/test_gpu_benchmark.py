@@ -24,12 +24,12 @@ def test_our_step_is_measured(kernels, tmp_path, monkeypatch, capsys):
     assert workload["losses"]["bfloat16"] == pytest.approx(workload["losses"]["float32"], rel=0.05)
     launches = {line["kernel"]: line["launches"] for line in workload["kernels"]}
     assert launches["conv_forward"] == launches["conv_backward_weight"] == 8  # seven convolutions, and the last layer
-    assert launches["conv_backward_x"] == 7  # nobody asks for that of the images
+    assert launches["conv_backward_x"] == 7  # the images need no gradient
     assert [line["way"] for line in record["convolution"]] == [
         "bfloat16",
         "tf32",
         "float32",
-        "float32, im2col and cuBLAS",
+        "float32, cuBLAS, columns given",
     ]
     assert set(record["device"]) >= {"gpu", "driver", "numpy", "torch"}
     assert "kernels of a bfloat16 step" in capsys.readouterr().out
