@@ -48,7 +48,7 @@ READING_PATH = [
 ]
 BESIDE_THE_PATH = "kernels/cuda"
 # Raising one of these needs a reason in the commit.
-MOST_LINES_TO_READ = 3070  # 3,000 before what the path imports was counted too (then 3,151)
+MOST_LINES_TO_READ = 3080  # 3,000 before what the path imports was counted too (then 3,151)
 MOST_LINES_OF_A_FUNCTION = 40
 MOST_LINES_OF_THE_MEDIAN_FUNCTION = 10
 MOST_SECONDS_OF_IMPORT = 0.3
