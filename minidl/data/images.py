@@ -13,7 +13,6 @@ import os
 import threading
 import warnings
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -275,6 +274,8 @@ class ImageLoader(DataLoader):
 
     def _load(self, order: np.ndarray, epoch: int, number: int) -> Batch:
         chosen = self._rows(order, number).tolist()
+        from concurrent.futures import ThreadPoolExecutor  # on first use, as it loads logging too
+
         # A fresh pool for each batch costs 1 % of decoding one image, and needs no shutdown.
         with ThreadPoolExecutor(self.threads, thread_name_prefix="ImageLoader") as threads:
             views, found = zip(*threads.map(partial(self._view_of, epoch), chosen), strict=True)

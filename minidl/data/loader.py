@@ -10,7 +10,6 @@ set that lies on the GPU, `IndexLoader` gives only indices and random draws. Wha
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
 
@@ -202,6 +201,8 @@ def _map_ahead(function: Callable[[int], Batch], numbers: range, ahead: int) -> 
     if ahead == 0:
         yield from map(function, numbers)
         return
+    from concurrent.futures import ThreadPoolExecutor  # on first use, as it loads logging too
+
     thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="DataLoader")
     try:
         waiting = iter(numbers)
