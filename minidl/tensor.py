@@ -430,7 +430,7 @@ def check_tensors(operation: str, *values) -> None:
 
 
 def _check_inputs(function: type[Function], inputs: tuple[Tensor, ...]) -> None:
-    check_tensors(_name(function), inputs[0], *(tensor for tensor in inputs if tensor is not None))
+    check_tensors(_name(function), inputs[0], *(tensor for tensor in inputs[1:] if tensor is not None))
     if function.floats_only and not is_floating_point(inputs[0].dtype):
         raise TypeError(
             f"{_name(function)}: expected floating-point numbers, got {inputs[0].dtype}; "
