@@ -25,13 +25,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "examples"), str(ROOT / "benchmarks")]
 
-from cifar_data import add_data_options, load_data
+from common.cifar import load_data
+from common.evaluate import error_rate
+from common.fit import classification_step
+from common.options import CIFAR, add_options
+from common.recipes import CIFAR_RECIPES
 from models.resnet import cifar_resnet
-from train_cifar_resnet import RECIPES, train_step
-from training import Counter, error_rate
 
 import minidl
-from minidl.data import IndexLoader
 from minidl.kernels import cpu, reference
 from minidl.kernels.cpu import _matmul
 from minidl.optim import SGD
@@ -44,18 +45,16 @@ class Run:
     """A network, its optimiser and its batches: the one-cycle recipe over so many epochs."""
 
     def __init__(self, args: argparse.Namespace, seed: int, epochs: int):
-        self.data, recipe = load_data(args), RECIPES["fast"]
+        self.data, recipe = load_data(args), CIFAR_RECIPES["fast"]
         self.model = cifar_resnet(20, "A", len(self.data.train.classes), seed)
         self.optimizer = SGD(self.model.parameters(), 0.0, 0.9, recipe.weight_decay, nesterov=recipe.nesterov)
-        self.loader = IndexLoader(self.data.train, BATCH, self.data.augment, shuffle=True, seed=seed)
+        self.loader = self.data.train_loader(BATCH, seed)
         self.schedule = recipe.schedule(recipe.lr, epochs * len(self.loader))
         self.recipe = recipe
 
-    def step(self, batch) -> float:
+    def step(self, images, labels) -> float:
         """The loss of a training step."""
-        counter = Counter("cpu")
-        train_step(self.model, self.optimizer, self.data, counter, batch)
-        return counter.read().loss
+        return classification_step(self.model, self.optimizer)(images, labels)[0].item()
 
 
 def im2col_alone() -> None:
@@ -80,7 +79,7 @@ def plain_loops() -> None:
 
 
 def torch_step(run: Run, layout: str) -> Callable:
-    """train_step by PyTorch, from the same weights."""
+    """The training step by PyTorch, from the same weights."""
     import torch
     import torch_twins
 
@@ -88,12 +87,10 @@ def torch_step(run: Run, layout: str) -> Callable:
     model = torch_twins.twin_of(run.model, torch_twins.cifar_resnet, 20).to(memory_format=memory)
     optimizer = torch.optim.SGD(model.parameters(), 1.0, 0.9, weight_decay=run.recipe.weight_decay, nesterov=True)
 
-    def step(batch) -> float:
+    def step(images, labels) -> float:
         optimizer.param_groups[0]["lr"] = run.optimizer.lr
-        chosen, labels, *draws = batch
-        images = run.data.augment.apply(run.data.train.images, chosen, *draws)
-        images = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(memory_format=memory)
-        loss = torch.nn.functional.cross_entropy(model(images), torch.from_numpy(labels).long())
+        images = torch.from_numpy(images.numpy()).permute(0, 3, 1, 2).contiguous(memory_format=memory)
+        loss = torch.nn.functional.cross_entropy(model(images), torch.from_numpy(labels.numpy()))
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -109,7 +106,7 @@ def losses(args: argparse.Namespace) -> dict:
     found = []
     for number, batch in zip(range(args.steps), run.loader, strict=False):
         run.optimizer.lr = run.schedule(number) if args.lr is None else args.lr
-        found.append(step(batch))
+        found.append(step(*batch))
     return {"losses": found}
 
 
@@ -121,8 +118,8 @@ def accuracy(args: argparse.Namespace) -> dict:
         for epoch in range(args.epochs):
             for number, batch in enumerate(run.loader):
                 run.optimizer.lr = run.schedule(epoch * len(run.loader) + number)
-                run.step(batch)
-        found.append(1 - error_rate(run.model, run.data))
+                run.step(*batch)
+        found.append(1 - error_rate(run.model, run.data.test_loader()))
         print(f"{args.side}, seed {seed}: {found[-1]:.2%}", file=sys.stderr, flush=True)
     return {"accuracies": found}
 
@@ -153,7 +150,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--json", type=Path, help="where to keep the results")
     parser.add_argument("--side", choices=SIDES, help="run this side alone and print its result as JSON")
-    add_data_options(parser)
+    add_options(parser, *CIFAR, "device")
     parser.set_defaults(dataset="cifar10")
     args = parser.parse_args()
     if args.side:

@@ -34,7 +34,7 @@ def train(model: Module, optimizer: SGD, batches: Iterator, steps: int) -> tuple
         before = time.perf_counter()
         images, labels = next(batches)
         waited += time.perf_counter() - before
-        loss = cross_entropy(model(Tensor(images)), labels)
+        loss = cross_entropy(model(images), labels)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -55,7 +55,9 @@ def measure(args: argparse.Namespace) -> dict[str, tuple[float, float]]:
     optimizer = SGD(model.parameters(), lr=1e-4, momentum=0.9)
     view = TrainingView(RESNET_SIDES, mean=config.mean, std=config.std)
     loader = ImageLoader(folder, args.batch, view, shuffle=True, drop_last=True, threads=args.threads)
-    one_batch = tuple(part.copy() for part in next(endless(DeviceLoader(loader, args.device))))  # its memory is reused
+    one_batch = tuple(
+        Tensor(part.data.copy()) for part in next(endless(DeviceLoader(loader, args.device)))
+    )  # its memory is reused
     sides = {
         "decoded by ImageLoader": lambda: endless(DeviceLoader(loader, args.device)),
         "one batch in memory": lambda: repeat(one_batch),

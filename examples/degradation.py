@@ -26,29 +26,25 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from cifar_data import CifarData, add_data_options, load_data, positive, whole
+from common.cifar import CifarData, load_data
+from common.errors import drawing
+from common.evaluate import error_rate
+from common.fit import classification_step, fit
+from common.folder import RunFolder
+from common.options import CIFAR, add_options, make_parser
+from common.recipes import CIFAR_RECIPES, PAPER_ERROR, WARMUP_DEPTH, WarmUp
+from common.run import Run, running
+from common.stop import Stopped
 from models.resnet import CifarResNet, cifar_resnet
-from tqdm import tqdm
-from train_cifar_resnet import PAPER_ERROR, WARMUP_DEPTH, WARMUP_ERROR, WARMUP_LR, divide_twice, make_step
-from training import (
-    Counter,
-    RunFolder,
-    StopRequest,
-    Totals,
-    check_loss,
-    drawing,
-    error_rate,
-    locked,
-    one_line_errors,
-)
 
-from minidl import Tensor, no_grad, watch
-from minidl.data import IndexLoader
+from minidl import Tensor, cuda_graph, no_grad, watch
+from minidl.data import AugmentedLoader
 from minidl.functional import cross_entropy
 from minidl.optim import SGD
 from minidl.system.files import write_whole
 from minidl.training.checkpoint import load_checkpoint
 
+RECIPE = CIFAR_RECIPES["paper"]
 KINDS = {"none": "plain", "A": "option A", "B": "option B", "C": "option C"}  # of networks, by their shortcut
 FOLDERS = {"none": "plain", "A": "residual", "B": "residual-B", "C": "residual-C"}
 MEASUREMENTS = 10  # of a run: its points in the figure
@@ -75,10 +71,9 @@ def picture_of(args: argparse.Namespace) -> Path:
 # -- what is measured --------------------------------------------------------------------------------------------------
 
 
-def probe_batch(data: CifarData) -> tuple:
+def probe_batch(data: CifarData) -> tuple[Tensor, Tensor]:
     """The same test images for all networks, and their labels."""
-    loader = IndexLoader(data.test, min(PROBES, len(data.test)), data.prepare)
-    return data.take(next(iter(loader)), data.test, data.prepare)
+    return next(iter(data.test_loader(min(PROBES, len(data.test)))))
 
 
 def responses(model: CifarResNet, images: Tensor) -> tuple[list[float], Tensor]:
@@ -108,72 +103,39 @@ def gradient_norms(model: CifarResNet, images: Tensor, labels) -> list[float]:
 # -- training ----------------------------------------------------------------------------------------------------------
 
 
-class Run:
-    """The training of one network, from where its folder says it is."""
+def train(shortcut: str, depth: int, data: CifarData, args: argparse.Namespace, iterations: int) -> None:
+    """Train one network from where its folder says it is, with measurements on the way."""
+    model = make_network(shortcut, depth, data, args)
+    optimizer = SGD(model.parameters(), RECIPE.lr, momentum=0.9, weight_decay=RECIPE.weight_decay)
+    schedule = WarmUp(RECIPE.schedule(RECIPE.lr, iterations), warming_up=depth >= WARMUP_DEPTH)
+    run = Run(
+        model,
+        optimizer,
+        data.train_loader(args.batch_size, args.seed),
+        iterations,
+        folder_to_train_in(shortcut, depth, args, iterations),
+        also={"warm_up": schedule},
+        name=folder_of(shortcut, depth, args).name,
+        ends={round(iterations * (i + 1) / MEASUREMENTS) for i in range(MEASUREMENTS)},
+        advice="the recipe's rate is too high for these batches; try a larger --batch-size",
+        again="the same command",
+    )
 
-    def __init__(self, shortcut: str, depth: int, data: CifarData, args: argparse.Namespace, iterations: int):
-        path = folder_of(shortcut, depth, args)
-        advice = "the recipe's rate is too high for these batches; try a larger --batch-size"
-        self.folder = RunFolder(path, (path / "checkpoint.safetensors").exists(), advice=advice)
-        matter = "dataset", "limit_train", "holdout", "batch_size", "seed"
-        self.options = {"iterations": iterations} | {name: getattr(args, name) for name in matter}
-        self.data, self.counter = data, Counter(args.device)
-        self.model = make_network(shortcut, depth, data, args)
-        self.optimizer = SGD(self.model.parameters(), lr=0.0, momentum=0.9, weight_decay=1e-4)
-        self.loader = IndexLoader(data.train, args.batch_size, data.augment, shuffle=True, seed=args.seed)
-        self.step, self.warming_up = 0, depth >= WARMUP_DEPTH
-        if self.folder.checkpoint.exists():
-            self.resume()
+    def measure() -> None:
+        gradients = gradient_norms(model, *probe_batch(data))
+        schedule.report(run.train_error)
+        run.end_epoch(error_rate(model, data.test_loader()), data.split, gradients=gradients)
 
-    def resume(self) -> None:
-        """Go to where the checkpoint was written."""
-        with self.folder.resuming():
-            done = self.folder.load(self.model, self.optimizer, self.options)
-            self.step, self.warming_up = done["step"], done["warming_up"]
-            self.counter.start_from(Totals(**done["totals"]))
-            self.loader.load_state_dict(done["loader"])
-            self.folder.forget_after(self.step)
-
-    def save(self, record: dict | None = None) -> None:
-        """Write the checkpoint and, after a measurement, its record."""
-        done = {"step": self.step, "warming_up": self.warming_up, "totals": vars(self.counter.read())}
-        done |= {"loader": self.loader.state_dict(), "options": self.options}
-        self.folder.save(self.model, self.optimizer, done, record)
-
-    def measure(self) -> None:
-        """Add a line to the metrics, count anew, and write the checkpoint."""
-        totals = self.counter.read()
-        check_loss(totals.loss, self.step, self.step, self.folder.remedy)
-        record = {"step": self.step, "train_error": totals.error, "test_error": error_rate(self.model, self.data)}
-        record |= {"split": self.data.test_split, "gradients": gradient_norms(self.model, *probe_batch(self.data))}
-        self.warming_up = self.warming_up and totals.error >= WARMUP_ERROR
-        self.counter.start_from(Totals())
-        self.save(record)
+    step = classification_step(model, optimizer)
+    fit(run, cuda_graph(step) if args.device == "cuda" else step, schedule, measure)
 
 
-def train(run: Run, iterations: int, stop: StopRequest) -> None:
-    """Train the network to the end, or until it is asked to stop."""
-    schedule = divide_twice(0.1, iterations)
-    measured_at = {round(iterations * (i + 1) / MEASUREMENTS) for i in range(MEASUREMENTS)}
-    step = make_step(run.model, run.optimizer, run.data, run.counter, run.loader.batch_size)
-    name = run.folder.path.name
-    with tqdm(desc=name, total=iterations, initial=run.step, unit=" steps", dynamic_ncols=True) as bar:
-        for batch in islice(without_end(run.loader), iterations - run.step):
-            run.optimizer.lr = WARMUP_LR if run.warming_up else schedule(run.step)
-            step(batch)
-            run.step += 1
-            bar.update()
-            if run.step in measured_at:
-                run.measure()
-            if stop.asked:
-                break
-    run.save()
-
-
-def without_end(loader: IndexLoader) -> Iterator[np.ndarray]:
-    """The batches of one epoch after the other."""
-    while True:
-        yield from loader
+def folder_to_train_in(shortcut: str, depth: int, args: argparse.Namespace, iterations: int) -> RunFolder:
+    """The folder of a network; the run goes on if it has a checkpoint."""
+    path = folder_of(shortcut, depth, args)
+    matter = "dataset", "limit_train", "holdout", "batch_size", "seed"
+    options = {"iterations": iterations} | {name: getattr(args, name) for name in matter}
+    return RunFolder(path, (path / "checkpoint.safetensors").exists(), options)
 
 
 # -- the budget --------------------------------------------------------------------------------------------------------
@@ -208,22 +170,29 @@ def count_iterations(data: CifarData, args: argparse.Namespace) -> int:
 def seconds_of_a_layer(shortcut: str, data: CifarData, args: argparse.Namespace) -> tuple[float, float]:
     """In a step of training, and in a measurement of the error."""
     depth, batch_size = min(args.depths), min(args.batch_size, len(data.train))
-    model, counter = make_network(shortcut, depth, data, args), Counter(args.device)
-    step = make_step(model, SGD(model.parameters(), lr=0.0), data, counter, batch_size)
-    batches = without_end(IndexLoader(data.train, batch_size, data.augment, drop_last=True))
+    model = make_network(shortcut, depth, data, args)
+    step = classification_step(model, SGD(model.parameters(), lr=0.0))
+    step = cuda_graph(step) if args.device == "cuda" else step
+    batches = without_end(data.train_loader(batch_size, args.seed, drop_last=True))
 
     def seconds_of(steps: int) -> float:
         start = time.perf_counter()
         for batch in islice(batches, steps):
-            step(batch)
-        counter.read()  # a GPU is waited for
+            loss, _ = step(*batch)
+        loss.item()  # a GPU is waited for
         return time.perf_counter() - start
 
     seconds_of(FIRST_STEPS)
     seconds = seconds_of(SPEED_STEPS) / SPEED_STEPS
     start = time.perf_counter()
-    error_rate(model, data)
+    error_rate(model, data.test_loader())
     return seconds / depth, (time.perf_counter() - start) / depth
+
+
+def without_end(loader: AugmentedLoader) -> Iterator[tuple[Tensor, Tensor]]:
+    """The batches of one epoch after the other."""
+    while True:
+        yield from loader
 
 
 # -- the figure and the table ------------------------------------------------------------------------------------------
@@ -245,7 +214,7 @@ def columns_of(args: argparse.Namespace) -> dict[str, dict[str, tuple[str, int]]
 def measured(shortcut: str, depth: int, args: argparse.Namespace) -> RunFolder | None:
     """The network's folder, if it has been measured."""
     path = folder_of(shortcut, depth, args)
-    folder = RunFolder(path, resume=True) if (path / "checkpoint.safetensors").exists() else None
+    folder = RunFolder(path, True, {}) if (path / "checkpoint.safetensors").exists() else None
     return folder if folder and folder.records else None
 
 
@@ -308,7 +277,7 @@ def caption(args: argparse.Namespace, iterations: int) -> str:
 
 def table(data: CifarData, args: argparse.Namespace) -> str:
     """The errors at each network's last measurement, and the paper's, after 64,000 iterations on CIFAR-10."""
-    heads = "network", "parameters", "iterations", "training error", f"{data.test_split} error", "the paper's"
+    heads = "network", "parameters", "iterations", "training error", f"{data.split} error", "the paper's"
     rows = [heads, *(row(shortcut, depth, data, args) for depth in args.depths for shortcut in args.shortcuts)]
     return "\n".join(f"{cells[0]:20}" + "".join(f"{cell:>18}" for cell in cells[1:]) for cells in rows if cells)
 
@@ -328,37 +297,33 @@ def row(shortcut: str, depth: int, data: CifarData, args: argparse.Namespace) ->
 
 def train_all(data: CifarData, args: argparse.Namespace) -> None:
     """Train what is not trained yet, until asked to stop; draw what there is, and print the table."""
-    iterations = count_iterations(data, args)
-    with StopRequest() as stop:
+    iterations, stopped = count_iterations(data, args), None
+    try:
         for depth in args.depths:
             for shortcut in args.shortcuts:
-                if not stop.asked:
-                    train(Run(shortcut, depth, data, args, iterations), iterations, stop)
+                train(shortcut, depth, data, args, iterations)
+    except Stopped as stop:
+        stopped = stop
     with drawing(picture_of(args)):
         draw(data, args, iterations)
     print(table(data, args))
-    stop.end("stopped; nothing is lost: the same command goes on" if stop.asked else str(picture_of(args)))
+    if stopped:
+        raise stopped
+    print(picture_of(args))
 
 
 def main() -> None:
     """Train what is not trained yet, draw all, and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--depths", type=int, nargs="+", default=[20, 32, 44, 56, 110], metavar="DEPTH")
     parser.add_argument("--shortcuts", choices=KINDS, nargs="+", default=["none", "A"], help="default: none A")
     parser.add_argument("--budget", type=budget, default="1h", help="iterations of each network, or a time for all")
-    parser.add_argument("--batch-size", type=positive, default=128, metavar="N", help="default: 128")
-    parser.add_argument("--seed", type=whole, default=0, help="of weights, order and augmentation; default: 0")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--out", default="runs/degradation", metavar="DIR", help="default: runs/degradation")
-    add_data_options(parser)
+    add_options(parser, *CIFAR, "batch_size", "seed", "device", "out", out="runs/degradation", batch_size=128)
     args = parser.parse_args()
-    with locked(args.out):
-        with one_line_errors(parser):
-            for depth in args.depths:
-                cifar_resnet(depth)
-            data = load_data(args).to(args.device)
-        with one_line_errors():
-            train_all(data, args)
+    with running(parser, args):
+        for depth in args.depths:
+            cifar_resnet(depth)
+        train_all(load_data(args), args)
 
 
 if __name__ == "__main__":

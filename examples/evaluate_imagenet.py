@@ -23,23 +23,15 @@ import time
 from collections.abc import Iterator
 
 import numpy as np
-from cifar_data import positive, whole
-from imagenet_data import (
-    TEST_LAYOUT,
-    add_data_options,
-    count_broken,
-    folder_to_test,
-    scores_of,
-    to_input,
-    top_errors,
-)
+from common.errors import fitting_memory, one_line_errors, precision
+from common.evaluate import probabilities, scores_of, top_errors
+from common.imagenet import count_broken, folder_to_test
+from common.options import PHOTOGRAPHS, add_options, check_device, make_parser, positive
 from models.config import IMAGENET_MODELS, NetworkConfig, load_network, standard_config, torchvision_config
 from models.vgg import VGG, DenseVGG
-from predict import probabilities
 from tqdm import tqdm
-from train_cifar_resnet import DTYPES
-from training import check_dtype, computing, one_line_errors
 
+from minidl import Tensor
 from minidl.data import (
     CentreView,
     CropsView,
@@ -147,13 +139,13 @@ def evaluate(
 def run_pass(network: Module, loader: ImageLoader, args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
     """The probabilities of each photograph, the mean of those of its views; and the labels."""
 
-    def compute(views) -> np.ndarray:
-        images = to_input(views.reshape(-1, *views.shape[-3:]), args)  # (N, views, H, W, 3) -> (N * views, H, W, 3)
+    def compute(views: Tensor) -> np.ndarray:
+        images = views.reshape(-1, *views.shape[-3:])  # (N, views, H, W, 3) -> (N * views, H, W, 3)
         parts = [images[i : i + args.batch_size] for i in range(0, len(images), args.batch_size)]
         rows = np.concatenate([probabilities(network, part) for part in parts])
         return rows.reshape(len(views), -1, rows.shape[1]).mean(axis=1)
 
-    batches = DeviceLoader(loader, args.device)
+    batches = DeviceLoader(loader, args.device, "bfloat16" if args.dtype == "bfloat16" else "float32")
     return scores_of(compute, tqdm(batches, f"{args.mode}, side {loader.view.shorter_side}", unit="batch"))
 
 
@@ -212,25 +204,22 @@ def report(networks: list, scores: np.ndarray, labels: np.ndarray, seconds: floa
 
 def main() -> None:
     """Read the options, test, and compare."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_data_options(parser, TEST_LAYOUT)
+    parser = make_parser(__doc__)
+    add_options(parser, *PHOTOGRAPHS)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--weights", nargs="+", metavar="FILE", help="checkpoints or weights; several are an ensemble")
     source.add_argument("--random-init", action="store_true", help="an untrained --model")
     parser.add_argument("--model", choices=IMAGENET_MODELS, metavar="NAME", help=", ".join(IMAGENET_MODELS))
     parser.add_argument("--mode", choices=MODES, default="center", help="default: center")
     parser.add_argument("--scales", type=positive, nargs="+", metavar="Q", help="shorter sides; default: see above")
-    parser.add_argument("--batch-size", type=positive, default=50, metavar="N", help="views at a time; default: 50")
-    parser.add_argument("--seed", type=whole, default=0, help="of --random-init")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="all but float32 need cuda")
+    add_options(parser, "batch_size", "seed", "device", "dtype", batch_size=50)
     args = parser.parse_args()
     with one_line_errors(parser):
-        check_dtype(args)
+        check_device(args)
         networks = load_networks(args)
         folder = validation_folder(networks, args)
         start = time.perf_counter()
-        with computing(args):
+        with precision(args.dtype), fitting_memory(args.batch_size):
             scores, labels = evaluate(networks, folder, args)
     report(networks, scores, labels, time.perf_counter() - start, args)
 

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from boxes import (
+from common.boxes import (
     LEAST_OVERLAP,
     decode,
     decode_places,
@@ -37,11 +37,12 @@ from boxes import (
     localisation_error,
     merge_greedily,
 )
-from cifar_data import positive, rate, whole
+from common.errors import clock, drawing, one_line_errors
+from common.fit import RandomBatches, fit
+from common.options import add_options, make_parser, positive, rate
+from common.run import Run
 from models.localization import STRIDE, VIEW, box_network, boxes_of_class, euclidean_loss, small_vgg
 from models.vgg import VGG, DenseVGG
-from tqdm import tqdm
-from training import check_finite, check_loss, clock, drawing, one_line_errors
 
 from minidl import Tensor, no_grad
 from minidl.data import normalize
@@ -53,7 +54,6 @@ from minidl.optim import SGD, OneCycleLR
 BATCH = 64
 IMAGE, LARGE = 64, 96  # sides of the images in pixels
 MARGIN = (IMAGE - VIEW) // 2  # around the central view
-RATES = {"classes": "--class-lr", "boxes": "--box-lr"}  # the option of each network's learning rate
 RADII = 9, 18  # least and largest of the circle around a shape, in pixels
 CLASSES = 3  # of an image whose boxes are merged: OverFeat's k
 ROWS, COLUMNS = 3, 6  # of either half of boxes.png
@@ -119,55 +119,61 @@ def prepare(images: np.ndarray) -> np.ndarray:
 
 # -- training ----------------------------------------------------------------------------------------------------------
 
-# loss(what the network says, the classes, the boxes as targets)
-Loss = Callable[[Tensor, np.ndarray, np.ndarray], Tensor]
+
+def learn_classes(network: VGG, data: PlacedShapes, args: argparse.Namespace) -> None:
+    """Train the classification network on random views."""
+
+    def measure(output: Tensor, labels: np.ndarray, boxes: np.ndarray) -> tuple[Tensor, Tensor]:
+        return cross_entropy(output, labels), (output.argmax(dim=1) != Tensor(labels)).sum()
+
+    learn(network, measure, data, args.class_epochs, args.class_lr, args.seed, "classes", "--class-lr")
 
 
-def class_loss(output: Tensor, labels: np.ndarray, targets: np.ndarray) -> Tensor:
-    """Of the classification network."""
-    return cross_entropy(output, labels)
+def learn_boxes(network: VGG, data: PlacedShapes, args: argparse.Namespace) -> None:
+    """Train the box network on random views; only the box of the true class counts."""
+
+    def measure(output: Tensor, labels: np.ndarray, boxes: np.ndarray) -> tuple[Tensor, int]:
+        predicted = boxes_of_class(output, labels)
+        wrong = intersection_over_union(decode(predicted.numpy(), VIEW), boxes) <= LEAST_OVERLAP
+        return euclidean_loss(predicted, Tensor(encode(boxes, VIEW), dtype="float32")), int(wrong.sum())
+
+    learn(network, measure, data, args.box_epochs, args.box_lr, args.seed, "boxes", "--box-lr")
 
 
-def box_loss(output: Tensor, labels: np.ndarray, targets: np.ndarray) -> Tensor:
-    """Of the box network: only the box of the true class counts."""
-    return euclidean_loss(boxes_of_class(output, labels), Tensor(targets, dtype="float32"))
-
-
-def fit(network: VGG, loss: Loss, data: PlacedShapes, epochs: int, lr: float, seed: int, name: str) -> None:
+def learn(
+    network: VGG, measure: Callable, data: PlacedShapes, epochs: int, lr: float, seed: int, name: str, option: str
+) -> None:
     """Train all layers, on a random view of each image in each epoch.
 
-    The paper begins with a rate of 0.001 and divides it; here it goes up and down again, as the epochs are few.
+    `measure(output, labels, boxes)` is the loss of a batch, and how many of its images the network got wrong. The paper
+    begins with a rate of 0.001 and divides it; here it goes up and down again, as the epochs are few.
     """
     optimizer = SGD(network.parameters(), lr, momentum=0.9, weight_decay=5e-4)
-    rng = np.random.default_rng(seed)
-    steps = -(-len(data) // BATCH)
-    schedule = OneCycleLR(lr, epochs * steps)
 
-    def remedy() -> str:
-        return f"try a lower {RATES[name]} (a tenth)"
+    def take(rows: np.ndarray, rng: np.random.Generator) -> tuple:
+        views, boxes = data.random_views(rows, rng)
+        return views, data.labels[rows], boxes
 
-    with tqdm(desc=name, total=epochs * steps, unit=" steps", dynamic_ncols=True) as bar:
-        for _ in range(epochs):
-            for rows in np.array_split(rng.permutation(len(data)), steps):
-                optimizer.lr = schedule(bar.n)
-                views, boxes = data.random_views(rows, rng)
-                value = loss(network(Tensor(views)), data.labels[rows], encode(boxes, VIEW))
-                check_loss(value.item(), bar.n, bar.n, remedy)
-                value.backward()
-                optimizer.step()
-                optimizer.zero_grad()
-                bar.set_postfix(loss=f"{value.item():.3f}", refresh=False)
-                bar.update()
-    check_finite(network, optimizer, remedy)
+    def step(views: np.ndarray, labels: np.ndarray, boxes: np.ndarray) -> tuple:
+        loss, wrong = measure(network(Tensor(views)), labels, boxes)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss, wrong
+
+    batches = RandomBatches(len(data), BATCH, seed, take)
+    total_steps = epochs * len(batches)
+    run = Run(network, optimizer, batches, total_steps, name=name, advice=f"try a lower {option} (a tenth)")
+    fit(run, step, OneCycleLR(lr, total_steps))
 
 
 def train(args: argparse.Namespace) -> tuple[VGG, VGG]:
     """The classification network, and the box network that began as a copy of it."""
     data = make_placed_shapes(args.images, IMAGE, MARGIN, args.seed)
     class_net = small_vgg(len(SHAPES), args.seed)
-    fit(class_net, class_loss, data, args.class_epochs, args.class_lr, args.seed, "classes")
+    learn_classes(class_net, data, args)
     box_net = box_network(class_net, 1 if args.boxes == "single" else len(SHAPES), args.seed)
-    fit(box_net, box_loss, data, args.box_epochs, args.box_lr, args.seed, "boxes")
+    learn_boxes(box_net, data, args)
     return class_net, box_net
 
 
@@ -299,20 +305,16 @@ def train_and_test(args: argparse.Namespace) -> None:
 
 def main() -> None:
     """Read the options, train both networks, test them."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--boxes", choices=("single", "per-class"), default="per-class", help="default: per-class")
-    parser.add_argument(
-        "--class-epochs", type=positive, default=8, metavar="N", help="of the classification network; default: 8"
-    )
-    parser.add_argument("--box-epochs", type=positive, default=4, metavar="N", help="of the box network; default: 4")
+    for name, of, lr, epochs in (("class", "classification", 0.1, 8), ("box", "box", 0.2, 4)):
+        how_long, how_fast = f"of the {of} network; default: {epochs}", f"its learning rate; default: {lr}"
+        parser.add_argument(f"--{name}-epochs", type=positive, default=epochs, metavar="N", help=how_long)
+        parser.add_argument(f"--{name}-lr", type=rate, default=lr, metavar="LR", help=how_fast)
     parser.add_argument("--images", type=positive, default=10_000, metavar="N", help="to train on; default: 10,000")
-    parser.add_argument(
-        "--test-images", type=positive, default=1000, metavar="N", help="of either size; default: 1,000"
-    )
-    parser.add_argument("--class-lr", type=rate, default=0.1, metavar="LR", help="default: 0.1")
-    parser.add_argument("--box-lr", type=rate, default=0.2, metavar="LR", help="default: 0.2; the paper: 0.001")
-    parser.add_argument("--seed", type=whole, default=0)
-    parser.add_argument("--out", metavar="DIR", help="where boxes.png goes")
+    parser.add_argument("--test-images", type=positive, default=1000, metavar="N", help="of each size; default: 1,000")
+    add_options(parser, "seed")
+    parser.add_argument("--out", metavar="DIR", help="where boxes.png goes; without it nothing is drawn")
     args = parser.parse_args()
     with one_line_errors(parser):
         if args.out:

@@ -8,19 +8,18 @@ Checkpoints of the training scripts say which network they are for. Files of wei
 names, need --model, and their images are normalised as torchvision does.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
 import numpy as np
-from cifar_data import positive
+from common.errors import one_line_errors
+from common.evaluate import probabilities
+from common.options import add_options, check_device, make_parser, positive
 from models.config import IMAGENET_MODELS, NetworkConfig, load_network, torchvision_config
 from tqdm import tqdm
-from training import one_line_errors
 
-from minidl import Tensor, no_grad
+from minidl import Tensor
 from minidl.data import BrokenImageError, image_files, read_image
-from minidl.functional import softmax
 from minidl.nn import Module
 
 BATCH = 16  # photographs at a time
@@ -48,12 +47,6 @@ def predict(
             rows = probabilities(model, Tensor(np.stack(list(pixels.values())), device=device))
             guesses |= {path: best(row, config.names, top) for path, row in zip(pixels, rows, strict=True)}
     return guesses
-
-
-def probabilities(model: Module, images: Tensor) -> np.ndarray:
-    """(N, H, W, 3) -> (N, classes)."""
-    with no_grad():
-        return softmax(model(images), dim=1).numpy()
 
 
 def best(row: np.ndarray, names: tuple[str, ...], top: int) -> Guesses:
@@ -90,16 +83,16 @@ def draw(guesses: dict[Path, Guesses], path: Path) -> None:
 
 def main() -> None:
     """Read the options, load the network, print and draw what it says."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = make_parser(__doc__)
     parser.add_argument("--weights", required=True, metavar="FILE", help="a checkpoint, or weights from elsewhere")
     parser.add_argument("--images", required=True, nargs="+", metavar="PATH", help="files, or folders of them")
     parser.add_argument("--model", choices=IMAGENET_MODELS, metavar="NAME", help=f"one of {', '.join(IMAGENET_MODELS)}")
-    parser.add_argument("--names", metavar="FILE", help="for --model: a line 'n01440764 tench, Tinca tinca' per class")
     parser.add_argument("--top", type=positive, default=5, metavar="N", help="guesses for each image; default: 5")
     parser.add_argument("--out", type=Path, metavar="FILE", help="draw them, as PNG, PDF or SVG")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    add_options(parser, "names", "device")
     args = parser.parse_args()
     with one_line_errors(parser):
+        check_device(args)
         config = args.model and torchvision_config(args.model, args.weights, args.names)
         model, config = load_network(args.weights, config)
         guesses = predict(model.to(args.device), config, find_images(args.images), args.top, args.device)

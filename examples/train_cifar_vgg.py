@@ -1,4 +1,4 @@
-"""Train a VGG network (Simonyan, Zisserman 2014) on 32x32 images, with the loop of train_cifar_resnet.py.
+"""Train a VGG network (Simonyan, Zisserman 2014) on 32x32 images; train_cifar_resnet.py shows the loop.
 
     python examples/train_cifar_vgg.py --config A --epochs 4                     shapes: no download
     python examples/train_cifar_vgg.py --dataset cifar10 --config D              VGG-16 with batch-norm, 10 epochs
@@ -9,30 +9,53 @@ unless --no-batch-norm says otherwise: a VGG of 16 layers hardly starts to learn
 
 import argparse
 
-from cifar_data import load_data
+from common.cifar import load_data
+from common.evaluate import error_rate
+from common.fit import classification_step, fit
+from common.folder import RunFolder
+from common.options import CIFAR, FOLDER, TRAINING, add_options, make_parser, options_of_run
+from common.recipes import CIFAR_RECIPES
+from common.run import Run, running
 from models.vgg import CONFIGS
-from train_cifar_resnet import add_training_options, train
-from training import RunFolder, check_dtype, computing, locked, one_line_errors
+
+from minidl import cuda_graph
+from minidl.optim import SGD
+
+
+def train(args: argparse.Namespace) -> None:
+    """Train the network."""
+    data, recipe = load_data(args), CIFAR_RECIPES[args.recipe].changed_by(args)
+    loader, test_loader = data.train_loader(args.batch_size, args.seed), data.test_loader()
+    total_steps = recipe.steps(len(loader))
+
+    options = {"config": args.config, "batch_norm": args.batch_norm, "image_size": 32}
+    config = data.config(f"vgg-{args.config}", "vgg", **options)
+    model = config.build(seed=args.seed).to(args.device)
+    optimizer = SGD(model.parameters(), recipe.lr, 0.9, recipe.weight_decay, nesterov=recipe.nesterov)
+    step = classification_step(model, optimizer)
+
+    run = Run(model, optimizer, loader, total_steps, RunFolder(args.out, args.resume, options_of_run(args), config))
+    fit(
+        run,
+        cuda_graph(step) if args.device == "cuda" else step,
+        recipe.schedule(recipe.lr, total_steps),
+        lambda: run.end_epoch(error_rate(model, test_loader), data.split),
+    )
+    print(run.summary())
+    print(f"{data.split} error of VGG-{args.config} on {args.dataset}: {run.test_error:.2%}")
 
 
 def main() -> None:
-    """Read the options, build the network, and train it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    """Read the options, and train."""
+    parser = make_parser(__doc__)
     parser.add_argument("--config", choices=CONFIGS, default="D", help="a column of the paper's table 1; default: D")
     parser.add_argument("--batch-norm", action=argparse.BooleanOptionalAction, default=True)
-    add_training_options(parser, lr=0.05)
+    parser.add_argument("--recipe", choices=CIFAR_RECIPES, default="fast", help="default: fast")
+    defaults = {"out": "runs/latest", "batch_size": 128, "lr": 0.05}
+    add_options(parser, *CIFAR, *TRAINING, *FOLDER, "dtype", "lr", "weight_decay", **defaults)
     args = parser.parse_args()
-    with locked(args.out):
-        with one_line_errors(parser):
-            check_dtype(args)
-            data, options = load_data(args), {"config": args.config, "batch_norm": args.batch_norm}
-            config = data.config(f"vgg-{args.config}", "vgg", **options, image_size=32)
-            model = config.build(seed=args.seed).to(args.device)
-            folder = RunFolder(args.out, args.resume, config)
-        with one_line_errors(), computing(args):
-            error = train(model, data, folder, args)
-    if error is not None:
-        print(f"{data.test_split} error of VGG-{args.config} on {args.dataset}: {error:.2%}")
+    with running(parser, args):
+        train(args)
 
 
 if __name__ == "__main__":

@@ -14,41 +14,23 @@ status is 143 after SIGTERM and 129 after SIGHUP. `evaluate_imagenet.py` tests i
 """
 
 import argparse
-import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
 from functools import partial
 
 import numpy as np
-from cifar_data import positive, rate, whole
-from imagenet_data import (
-    TRAINING_LAYOUT,
-    add_data_options,
-    count_broken,
-    scores_of,
-    to_input,
-    top_errors,
-    training_folders,
-)
+from common.errors import tell
+from common.evaluate import scores_of, top_errors
+from common.fit import classification_step, fit
+from common.folder import RunFolder
+from common.imagenet import count_broken, training_folders
+from common.options import FOLDER, PHOTOGRAPHS, TRAINING, add_options, make_parser, options_of_run, positive, whole
+from common.recipes import IMAGENET_RECIPES, Recipe
+from common.run import Run, running
 from models.config import IMAGENET_MODELS, NetworkConfig, check_variant
 from models.vgg import start_from_a
-from train_cifar_resnet import DTYPES, look, progress_bar
-from training import (
-    Counter,
-    RunFolder,
-    StopRequest,
-    Totals,
-    check_dtype,
-    clock,
-    computing,
-    locked,
-    one_line_errors,
-    tell,
-)
 
 from minidl import fork_rng, no_grad
 from minidl.data import (
-    BrokenImageError,
     CentreView,
     DeviceLoader,
     ImageFolder,
@@ -57,55 +39,10 @@ from minidl.data import (
     TrainingView,
     measure_images,
 )
-from minidl.functional import cross_entropy
 from minidl.nn import Module
 from minidl.nn.init import normal, xavier_normal
-from minidl.optim import SGD, ReduceLROnPlateau
+from minidl.optim import SGD, weight_decay_groups
 from minidl.training.checkpoint import read_checkpoint
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a paper trained.
-
-    Attributes:
-        lr: to begin with; it is divided by 10 whenever the validation error stops falling.
-        falls: how often at most, or None.
-        weight_decay: of the weights, and, if `decays_all`, of biases and batch-norm too.
-        epochs: 370,000 and 600,000 iterations of 256 images, from 1.28 million.
-        sides: a photograph's shorter side is drawn between these, in pixels, before it is cropped.
-        per_pixel_mean: what is subtracted: the mean of each pixel, or that of red, green and blue.
-    """
-
-    lr: float
-    falls: int | None
-    weight_decay: float
-    decays_all: bool
-    epochs: int
-    sides: tuple[int, int]
-    per_pixel_mean: bool
-
-
-RECIPES = {
-    "vgg": Recipe(  # section 3.1
-        lr=0.01,
-        falls=3,
-        weight_decay=5e-4,
-        decays_all=False,
-        epochs=74,
-        sides=(256, 256),
-        per_pixel_mean=False,
-    ),
-    "resnet": Recipe(  # section 3.4
-        lr=0.1,
-        falls=None,
-        weight_decay=1e-4,
-        decays_all=True,
-        epochs=120,
-        sides=(256, 480),
-        per_pixel_mean=True,
-    ),
-}
 
 # The weights of a VGG before training. The paper says N(0, variance 10^-2): the loss of net A starts at 4e7, and is NaN
 # after one step. The paper adds that with Glorot and Bengio's initialisation no deeper net needs net A.
@@ -114,127 +51,52 @@ INITIALISATIONS: dict[str, Callable[[tuple[int, ...]], np.ndarray]] = {
     "paper": partial(normal, std=0.1),
 }
 
-# What --resume may change: where things are, and how they are computed.
-NO_MATTER = {"data", "names", "statistics", "init_from", "out", "resume"}
-NO_MATTER |= {"skip_broken", "threads", "micro_batch", "device", "dtype"}
 
-LOOK_EVERY = {"cpu": 1, "cuda": 20}  # steps between the host's looks at the loss, for which a GPU waits
-SAVE_EVERY = 1000  # steps
+def train(args: argparse.Namespace) -> None:
+    """Train the network, with a validation after each epoch."""
+    data, validation_data = training_folders(args)
+    recipe = IMAGENET_RECIPES[args.recipe].changed_by(args)
+    statistics = measure_images(data, args.statistics, max(256, args.size), args.size, args.threads, args.skip_broken)
+    config = make_config(data, statistics, args)
+    model = make_network(config, args)
+    optimizer = make_optimizer(model, recipe)
 
+    view = TrainingView(tuple(args.sides), args.size, config.mean, statistics.colours)
+    centre = CentreView(args.validation_side, args.size, config.mean)
+    settings = {"threads": args.threads, "skip_broken": args.skip_broken}
+    photographs = ImageLoader(data, args.batch_size, view, shuffle=True, seed=args.seed, **settings)
+    validation_photographs = ImageLoader(validation_data, 64, centre, **settings)
+    dtype = "bfloat16" if args.dtype == "bfloat16" else "float32"
+    loader = DeviceLoader(photographs, args.device, dtype)
+    validation_loader = DeviceLoader(validation_photographs, args.device, dtype)
 
-@dataclass
-class Progress:
-    """How far a run has come."""
+    total_steps = recipe.steps(len(loader))
+    plateau = recipe.schedule(recipe.lr, total_steps, args.patience)
+    folder = RunFolder(args.out, args.resume, options_of_run(args), config)
+    at_once = args.micro_batch or args.batch_size
+    run = Run(model, optimizer, loader, total_steps, folder, also={"plateau": plateau}, micro_batch=at_once)
 
-    step: int = 0
-    seconds: float = 0.0
-    totals: Totals = field(default_factory=Totals)  # of the epoch in progress
+    def end_epoch() -> None:
+        top1, top5 = validate(model, validation_loader)
+        lr, plateau_lr = plateau.lr, plateau.report(top1)
+        run.end_epoch(top1, "validation", top5_error=top5)
+        if plateau_lr < lr:
+            tell(f"the learning rate falls from {lr:g} to {plateau_lr:g}")
 
-
-@dataclass
-class Run:
-    """All that a checkpoint keeps of a run, and where it is kept."""
-
-    model: Module
-    optimizer: SGD
-    plateau: ReduceLROnPlateau
-    loader: ImageLoader
-    counter: Counter
-    folder: RunFolder
-    options: dict
-    progress: Progress
-
-    def save(self, record: dict | None = None) -> None:
-        """Write the checkpoint and, at the end of an epoch, its record."""
-        counters = {"progress": asdict(self.progress), "loader": self.loader.state_dict()}
-        counters |= {"plateau": self.plateau.state_dict(), "options": self.options}
-        self.folder.save(self.model, self.optimizer, counters, record)
-
-    def resume(self) -> None:
-        """Go on from the checkpoint."""
-        with self.folder.resuming():
-            counters = self.folder.load(self.model, self.optimizer, self.options)
-            classes = counters["network"]["classes"]
-            self.loader.load_state_dict(counters["loader"])
-            self.plateau.load_state_dict(counters["plateau"])
-            progress = counters["progress"]
-            self.progress = Progress(**progress | {"totals": Totals(**progress["totals"])})
-            self.folder.forget_after(self.progress.step)
-        if classes != list(self.folder.config.classes):
-            raise ValueError(
-                "--resume: --data has other classes than the run began with; give the same, or another --out"
-            )
+    try:
+        fit(run, classification_step(model, optimizer, at_once), plateau, end_epoch)
+    finally:
+        count_broken(photographs, validation_photographs)
+    print(run.summary())
+    print(f"validation error of {args.model}: {run.test_error:.2%}")
+    print(f"now: evaluate_imagenet.py --data {args.data} --weights {folder.checkpoint} --mode dense")
 
 
-def train(run: Run, validation: ImageLoader, stop: StopRequest, args: argparse.Namespace) -> bool:
-    """Train to the end, with a checkpoint and a line of metrics after each epoch; False if it was asked to stop."""
-    progress, counter = run.progress, run.counter
-    total_steps = args.iterations or args.epochs * len(run.loader)
-    started = time.perf_counter() - progress.seconds
-    with progress_bar(progress.step, total_steps) as bar:
-        while progress.step < total_steps and not stop.asked:
-            run.optimizer.lr = run.plateau.lr
-            counter.start_from(progress.totals)
-            for images, labels in DeviceLoader(run.loader, args.device):
-                train_step(run.model, run.optimizer, images, labels, counter, args)
-                progress.step += 1
-                epoch_ends = run.loader.state_dict()["batch"] == 0 or progress.step == total_steps
-                stops = epoch_ends or stop.asked  # asked once: Ctrl-C may also come between here and the break
-                saves = stops or progress.step % SAVE_EVERY == 0
-                if saves or progress.step % LOOK_EVERY[args.device] == 0:
-                    look(counter, progress, bar, run.folder, args.batch_size)
-                    progress.seconds = round(time.perf_counter() - started, 2)
-                if saves and not epoch_ends:
-                    run.save()
-                if stops:
-                    break
-            if epoch_ends:
-                end_epoch(run, validation, args)
-    return progress.step == total_steps
-
-
-def train_step(model: Module, optimizer: SGD, images, labels, counter: Counter, args: argparse.Namespace) -> None:
-    """One step of gradient descent, in parts of at most --micro-batch images, whose gradients add up.
-
-    The loss of the batch is the mean over its images, so each part counts by its share of them. Batch-norm takes its
-    statistics of each part, as in the papers, where each GPU had one.
-    """
-    for start in range(0, len(labels), args.micro_batch):
-        part = slice(start, start + args.micro_batch)
-        logits = model(to_input(images[part], args))
-        loss = cross_entropy(logits, labels[part])
-        (loss * (len(labels[part]) / len(labels))).backward()
-        counter.add(len(labels[part]), loss.detach(), (logits.argmax(dim=1).data != labels[part]).sum())
-    optimizer.step()
-    optimizer.zero_grad()
-
-
-def end_epoch(run: Run, validation: ImageLoader, args: argparse.Namespace) -> None:
-    """Validate, lower the learning rate when that error falls no more, note it all, and count anew."""
-    top1, top5 = validate(run.model, validation, args)
-    progress, lr = run.progress, run.plateau.lr
-    epoch = -(-progress.step // len(run.loader))
-    record = {"epoch": epoch, "step": progress.step, "lr": lr, "train_loss": progress.totals.loss}
-    record |= {"train_error": progress.totals.error, "test_error": top1, "top5_error": top5}
-    record |= {"split": "validation", "seconds": progress.seconds}
-    tell(
-        f"epoch {epoch:3d}   lr {lr:g}   training error {progress.totals.error:6.2%}   "
-        f"validation error {top1:6.2%}, top-5 {top5:6.2%}"
-    )
-    run.plateau.report(top1)
-    progress.totals = Totals()
-    run.save(record)
-
-
-def validate(model: Module, loader: ImageLoader, args: argparse.Namespace) -> tuple[float, float]:
+def validate(model: Module, loader: DeviceLoader) -> tuple[float, float]:
     """(top-1, top-5) error on the centre crops."""
-
-    def compute(images) -> np.ndarray:
-        return model(to_input(images, args)).to("float32").numpy()
-
     model.eval()
     with no_grad():
-        scores, labels = scores_of(compute, DeviceLoader(loader, args.device))
+        scores, labels = scores_of(lambda images: model(images).to("float32").numpy(), loader)
     model.train()
     return top_errors(scores, labels)
 
@@ -250,7 +112,7 @@ def make_config(folder: ImageFolder, statistics: ImageStatistics, args: argparse
         arguments["image_size"] = args.size
     else:
         arguments = {"shortcut": args.shortcut, "variant": args.variant} | arguments  # a plain net has its own
-    mean = statistics.mean_image if RECIPES[args.recipe].per_pixel_mean else statistics.mean
+    mean = statistics.mean_image if IMAGENET_RECIPES[args.recipe].per_pixel_mean else statistics.mean
     return NetworkConfig(
         args.model, builder, arguments, folder.names, folder.classes, args.validation_side, args.size, mean
     )
@@ -272,14 +134,6 @@ def make_network(config: NetworkConfig, args: argparse.Namespace) -> Module:
     return model.to(args.device)
 
 
-def make_optimizer(model: Module, recipe: Recipe, args: argparse.Namespace) -> SGD:
-    """Momentum 0.9, and the paper's weight decay."""
-    weights = [parameter for parameter in model.parameters() if parameter.ndim > 1]
-    others = [parameter for parameter in model.parameters() if parameter.ndim <= 1]
-    groups = [{"params": weights}, {"params": others, "weight_decay": recipe.weight_decay * recipe.decays_all}]
-    return SGD(groups, args.lr, momentum=0.9, weight_decay=recipe.weight_decay)
-
-
 def initialise(model: Module, draw: Callable[[tuple[int, ...]], np.ndarray], seed: int) -> None:
     """Draw the weights of all convolutions and linear layers anew; biases are 0."""
     with fork_rng(seed):
@@ -288,111 +142,55 @@ def initialise(model: Module, draw: Callable[[tuple[int, ...]], np.ndarray], see
                 parameter.data[...] = draw(parameter.shape)
 
 
-def make_run(data: ImageFolder, args: argparse.Namespace) -> Run:
-    """A run before its first step, or where --resume goes on."""
-    recipe, folder = RECIPES[args.recipe], RunFolder(args.out, args.resume)
-    statistics = measure_images(data, args.statistics, max(256, args.size), args.size, args.threads, args.skip_broken)
-    folder.config = config = make_config(data, statistics, args)
-    model = make_network(config, args)
-    view = TrainingView(tuple(args.sides), args.size, config.mean, statistics.colours)
-    loader = ImageLoader(
-        data, args.batch_size, view, True, args.seed, threads=args.threads, skip_broken=args.skip_broken
-    )
-    min_lr = 0.0 if recipe.falls is None else args.lr * 0.1**recipe.falls
-    plateau = ReduceLROnPlateau(args.lr, patience=args.patience, min_lr=min_lr)
-    options = {name: value for name, value in vars(args).items() if name not in NO_MATTER}
-    run = Run(
-        model, make_optimizer(model, recipe, args), plateau, loader, Counter(args.device), folder, options, Progress()
-    )
-    if args.resume:
-        run.resume()
-    return run
+def make_optimizer(model: Module, recipe: Recipe) -> SGD:
+    """Momentum 0.9, and the paper's weight decay."""
+    groups = weight_decay_groups(model, recipe.weight_decay)
+    if recipe.decays_all:
+        groups[1]["weight_decay"] = recipe.weight_decay
+    return SGD(groups, recipe.lr, momentum=0.9, weight_decay=recipe.weight_decay)
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """All options; what depends on the recipe is filled in by `fill_in`."""
-    add_data_options(parser, TRAINING_LAYOUT)
-    parser.add_argument(
-        "--model", required=True, choices=IMAGENET_MODELS, metavar="NAME", help=", ".join(IMAGENET_MODELS)
-    )
-    parser.add_argument("--recipe", choices=RECIPES, help="default: the one of the model's paper")
-    parser.add_argument("--shortcut", choices=("A", "B", "C"), default="B", help="of a ResNet; default: B")
-    parser.add_argument("--variant", choices=("he2015", "torchvision"), default="he2015", help="see models/resnet.py")
-    parser.add_argument("--init", choices=INITIALISATIONS, default="glorot", help="of a VGG; default: glorot")
-    parser.add_argument("--init-from", metavar="FILE", help="weights to begin with: the same network's, or VGG-A's")
-    parser.add_argument("--sides", type=positive, nargs="+", metavar="S", help="shorter side, or its least and largest")
-    parser.add_argument(
-        "--validation-side",
-        type=positive,
-        metavar="Q",
-        help="the shorter side when validating; default: the middle of --sides for VGG, the least for ResNet",
-    )
-    parser.add_argument("--size", type=positive, default=224, metavar="N", help="of the crops; default: 224")
-    length = parser.add_mutually_exclusive_group()
-    length.add_argument("--epochs", type=positive, metavar="N", help="default: the recipe's")
-    length.add_argument("--iterations", type=positive, metavar="N")
-    parser.add_argument("--batch-size", type=positive, default=256, metavar="N", help="default: 256")
-    parser.add_argument("--micro-batch", type=positive, metavar="N", help="images at a time; default: all of the batch")
-    parser.add_argument("--lr", type=rate, help="default: the recipe's")
-    parser.add_argument(
-        "--patience",
-        type=int,
-        default=5,
-        metavar="N",
-        help="epochs without a new best error before lr falls; default: 5",
-    )
-    parser.add_argument("--seed", type=whole, default=0, help="of weights, order and views; default: 0")
-    parser.add_argument("--statistics", default="runs/imagenet.npz", metavar="FILE", help="keeps the mean and colours")
-    parser.add_argument("--out", default="runs/imagenet", metavar="DIR", help="default: runs/imagenet")
-    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="all but float32 need cuda")
+# -- options -----------------------------------------------------------------------------------------------------------
 
 
 def fill_in(args: argparse.Namespace) -> None:
     """What the options leave open is as in the paper."""
     args.recipe = args.recipe or ("vgg" if args.model.startswith("vgg") else "resnet")
-    recipe = RECIPES[args.recipe]
+    recipe = IMAGENET_RECIPES[args.recipe]
     sides = args.sides or recipe.sides
     if len(sides) > 2:
         raise ValueError(f"--sides: expected one number or two, got {' '.join(map(str, sides))}")
-    if args.patience < 0:
-        raise ValueError(f"--patience: expected 0 or more, got {args.patience}")
     args.sides = [min(sides), max(sides)]
     if args.validation_side is None:  # VGG: the middle of the range that was trained on; ResNet: 256 of 256 to 480
         args.validation_side = sum(args.sides) // 2 if args.recipe == "vgg" else args.sides[0]
     args.lr = recipe.lr if args.lr is None else args.lr
     args.epochs = args.epochs or recipe.epochs
-    args.micro_batch = args.micro_batch or args.batch_size
 
 
 def main() -> None:
-    """Read the options, build the network, train it."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_options(parser)
+    """Read the options, and train."""
+    parser = make_parser(__doc__)
+    add_options(parser, *PHOTOGRAPHS)
+    names = ", ".join(IMAGENET_MODELS)
+    parser.add_argument("--model", required=True, choices=IMAGENET_MODELS, metavar="NAME", help=names)
+    parser.add_argument("--recipe", choices=IMAGENET_RECIPES, help="default: the one of the model's paper")
+    parser.add_argument("--shortcut", choices=("A", "B", "C"), default="B", help="of a ResNet; default: B")
+    parser.add_argument("--variant", choices=("he2015", "torchvision"), default="he2015", help="see models/resnet.py")
+    parser.add_argument("--init", choices=INITIALISATIONS, default="glorot", help="of a VGG; default: glorot")
+    parser.add_argument("--init-from", metavar="FILE", help="weights to begin with: the same network's, or VGG-A's")
+    parser.add_argument("--sides", type=positive, nargs="+", metavar="S", help="shorter side, or its least and largest")
+    where = "the shorter side when validating; default: the middle of --sides for VGG, the least for ResNet"
+    parser.add_argument("--validation-side", type=positive, metavar="Q", help=where)
+    parser.add_argument("--size", type=positive, default=224, metavar="N", help="of the crops; default: 224")
+    parser.add_argument("--micro-batch", type=positive, metavar="N", help="images at a time; default: all of the batch")
+    when = "epochs without a new best error before lr falls; default: 5"
+    parser.add_argument("--patience", type=whole, default=5, metavar="N", help=when)
+    parser.add_argument("--statistics", default="runs/imagenet.npz", metavar="FILE", help="keeps the mean and colours")
+    add_options(parser, *TRAINING, *FOLDER, "dtype", "lr", out="runs/imagenet", batch_size=256)
     args = parser.parse_args()
-    with locked(args.out):
-        with one_line_errors(parser):
-            fill_in(args)
-            check_dtype(args)
-            data, validation_data = training_folders(args)
-            run = make_run(data, args)
-            view = CentreView(args.validation_side, args.size, run.folder.config.mean)
-            validation = ImageLoader(validation_data, 64, view, threads=args.threads, skip_broken=args.skip_broken)
-        with one_line_errors(), computing(args, args.micro_batch, "--micro-batch"), StopRequest() as stop:
-            try:
-                finished = train(run, validation, stop, args)
-            except BrokenImageError as problem:
-                raise ValueError(f"{problem}, which --skip-broken does") from None
-    count_broken(run.loader, validation)
-    if not finished:
-        stop.end(f"stopped after step {run.progress.step:,}; nothing is lost: the same command with --resume goes on")
-        return
-    if run.folder.records:  # somebody may have removed the metrics of a run that was over
-        last = run.folder.records[-1]
-        errors = f"{last['test_error']:.2%}, top-5 {last['top5_error']:.2%}"
-        print(f"validation error of {args.model}: {errors}, after {clock(last['seconds'])}")
-    print(f"now: evaluate_imagenet.py --data {args.data} --weights {run.folder.checkpoint} --mode dense")
+    with running(parser, args):
+        fill_in(args)
+        train(args)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Data: where images come from, how they are varied, how they become batches. Arrays only: no tensors here."""
+"""Data: where images come from, how they are varied, how they become batches."""
 
 from minidl.data.augment import CropAndFlip, channel_mean_std, normalize, per_pixel_mean, random_crop, random_flip
 from minidl.data.cifar import load_cifar10, load_cifar100
 from minidl.data.dataset import ArrayDataset, Dataset
 from minidl.data.image_statistics import ImageStatistics, measure_images
 from minidl.data.images import BrokenImageError, ImageFolder, ImageLoader, image_files, read_image, read_names
-from minidl.data.loader import DataLoader, DeviceLoader, IndexLoader
+from minidl.data.loader import AugmentedLoader, DataLoader, DeviceLoader
 from minidl.data.shapes import make_shapes
 from minidl.data.views import (
     RESNET_SIDES,
@@ -23,6 +23,7 @@ __all__ = [
     "RESNET_SIDES",
     "VGG_SIDES",
     "ArrayDataset",
+    "AugmentedLoader",
     "BrokenImageError",
     "CentreView",
     "ColourComponents",
@@ -34,7 +35,6 @@ __all__ = [
     "ImageFolder",
     "ImageLoader",
     "ImageStatistics",
-    "IndexLoader",
     "TrainingView",
     "WholeView",
     "channel_mean_std",

@@ -7,7 +7,7 @@ The recipe of ResNet's section 4.2 (He et al. 2015), as a `DataLoader` transform
         return random_flip(random_crop(images, rng, padding=4), rng)
 
 `CropAndFlip(mean, padding=4)` is the same in one go. It keeps the draws apart from the pixels, so that images which lie
-on a GPU are varied there: see `IndexLoader`.
+on a GPU are varied there: see `AugmentedLoader`.
 """
 
 import numpy as np
@@ -92,8 +92,8 @@ class CropAndFlip:
     def apply(self, images, chosen, tops, lefts, flips):
         """images[chosen], varied as drawn: (M, H, W, C) uint8 -> (N, H, W, C) float32, on the device of the images.
 
-        The four arrays (N,) are checked if they are on the host. On a GPU nobody looks at them, as the host would have
-        to wait: an image that does not exist is NaN there.
+        The four arrays (N,) are checked if they are on the host. On a GPU they are not, as the host would have to wait:
+        an image that does not exist is NaN there.
         """
         draws = chosen, tops, lefts, flips
         self._check(images, draws)

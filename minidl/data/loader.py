@@ -3,9 +3,8 @@
 Randomness is counted, never carried: each draw comes from a fresh generator seeded with (seed, purpose, epoch, batch).
 So the position is two integers, and a loader that has run ahead has used up nothing.
 
-Three ways to a GPU. `DataLoader` gives pixels on the host, and `Tensor(images, device="cuda")` copies them. For a data
-set that lies on the GPU, `IndexLoader` gives only indices and random draws. What is too large for it comes through a
-`DeviceLoader`, batch by batch, while the GPU works on the one before.
+`DataLoader` gives NumPy arrays. Two loaders give tensors on a device: `AugmentedLoader` for a data set that lies there
+as a whole, `DeviceLoader` for one that comes batch by batch, while the GPU works on the batch before.
 """
 
 from collections import deque
@@ -17,7 +16,9 @@ import numpy as np
 
 from minidl.data.augment import CropAndFlip
 from minidl.data.dataset import ArrayDataset, Dataset
+from minidl.kernels import device_of, to_device
 from minidl.system.copies import CopyRing
+from minidl.tensor import Tensor
 
 Batch = tuple[np.ndarray, np.ndarray]
 Transform = Callable[[np.ndarray, np.random.Generator], np.ndarray]
@@ -66,9 +67,10 @@ class DataLoader:
         self._epoch, self._batch = 0, 0
 
     def _check(self) -> None:
-        for name, least in (("batch_size", 1), ("seed", 0), ("prefetch", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{type(self).__name__}: {name} must be {least} or more, got {getattr(self, name)}")
+        limits = ("batch_size", self.batch_size, 1), ("seed", self.seed, 0), ("prefetch", self.prefetch, 0)
+        for name, value, least in limits:
+            if value < least:
+                raise ValueError(f"{type(self).__name__}: {name} must be {least} or more, got {value}")
         if len(self.dataset) == 0:
             raise ValueError(f"{type(self).__name__}: the data set is empty")
         if len(self) == 0:
@@ -133,17 +135,25 @@ class DataLoader:
         return np.random.default_rng([self.seed, purpose, epoch, number])
 
 
-class IndexLoader(DataLoader):
-    """Batches without pixels, for images that stay where they are: what a step picks and varies its own images by.
+class AugmentedLoader(DataLoader):
+    """Batches of an `ArrayDataset` as tensors on the device that holds its images, shifted and mirrored there.
 
-    A batch is one array, int64 (5, N): a column for each image, with the rows chosen, labels, tops, lefts and flips. It
-    is a few kilobytes, which one copy takes to a GPU:
+    The images of CIFAR go to a GPU once, as bytes: `dataset.to("cuda")`. Then a batch sends only which images it takes
+    and how they are varied, a few kilobytes, in one copy:
 
-        for batch in IndexLoader(dataset, 128, augment, shuffle=True):
-            chosen, labels, *draws = Tensor(batch, device="cuda").data
-            images = augment.apply(dataset.images, chosen, *draws)
+        for images, labels in AugmentedLoader(dataset.to("cuda"), 128, CropAndFlip(mean), shuffle=True):
+            loss = cross_entropy(model(images), labels)
 
-    They are, bit for bit, the batches of a DataLoader with the same numbers whose transform is `augment`.
+    The numbers are those of a `DataLoader` with the transform `augment`, on any device.
+
+    Args:
+        dataset: uint8 images; `dataset.to(device)` decides the device.
+        batch_size: images per batch; the last batch of an epoch may be smaller.
+        augment: how images are varied and normalised.
+        shuffle: a new order each epoch, otherwise the data set's own.
+        seed: with the epoch and the batch number, it decides all randomness.
+        drop_last: leave out a last batch that is not full.
+        dtype: of the images: a network computes in the dtype of its images. 'bfloat16' needs a GPU.
     """
 
     def __init__(
@@ -154,46 +164,64 @@ class IndexLoader(DataLoader):
         shuffle: bool = False,
         seed: int = 0,
         drop_last: bool = False,
+        dtype: str = "float32",
     ) -> None:
+        self.augment, self.dtype = augment, dtype
         # Nothing is loaded ahead: a batch takes less time than handing it over from another thread.
-        super().__init__(dataset, batch_size, shuffle, seed, augment, drop_last, prefetch=0)
+        super().__init__(dataset, batch_size, shuffle, seed, None, drop_last, prefetch=0)
 
-    def _load(self, order: np.ndarray, epoch: int, number: int) -> np.ndarray:
+    def _load(self, order: np.ndarray, epoch: int, number: int) -> tuple[Tensor, Tensor]:
         chosen = self._rows(order, number)
-        draws = self.transform.draw(self._generator(TRANSFORM, epoch, number), len(chosen))
-        return np.vstack([chosen, self.dataset.labels[chosen], draws])
+        draws = self.augment.draw(self._generator(TRANSFORM, epoch, number), len(chosen))
+        columns = np.vstack([chosen, self.dataset.labels[chosen], draws])  # int64 (5, N), for a single copy to a GPU
+        chosen, labels, *draws = to_device(columns, device_of(self.dataset.images))
+        images = self.augment.apply(self.dataset.images, chosen, *draws)
+        return Tensor(images).to(self.dtype), Tensor(labels)
 
 
 class DeviceLoader:
-    """The batches of a loader on a device; on 'cpu' they pass through as they are.
+    """The batches of a loader as tensors on a device.
 
     A batch is copied when it is asked for: the step before it has been queued by then, and while the GPU works on that,
     the copy runs on a stream of its own, out of pinned memory. So nothing is taken from the loader before it is wanted,
     and the loader's position, where it has one, counts what was handed out. (Nothing overlaps where each step makes the
     host wait for it, as `loss.item()` does.)
 
-    The arrays keep their dtype: uint8 images travel as bytes. Their memory is used again: a batch lasts until the next
-    one is asked for.
+    Arrays travel with their dtype: uint8 images as bytes. On a GPU their memory is used again: a batch lasts until the
+    next one is asked for.
 
     Args:
         loader: gives tuples of arrays, as `DataLoader` does; its errors are raised here.
         device: 'cpu' or 'cuda'.
+        dtype: that float arrays are converted to on the device; None leaves them as they are.
     """
 
-    def __init__(self, loader: Iterable[Batch], device: str) -> None:
+    def __init__(self, loader: Iterable[Batch], device: str, dtype: str | None = None) -> None:
         if device not in ("cpu", "cuda"):
             raise ValueError(f"DeviceLoader: expected device 'cpu' or 'cuda', got {device!r}")
-        self.loader = loader
+        self.loader, self.dtype = loader, dtype
         self._ring = CopyRing() if device == "cuda" else None
 
     def __len__(self) -> int:
         """Batches in a whole epoch."""
         return len(self.loader)
 
-    def __iter__(self) -> Iterator[tuple]:
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         """The loader's batches, in its order."""
         for batch in self.loader:
-            yield batch if self._ring is None else self._ring.copy(batch)
+            yield tuple(self._tensor(array) for array in (batch if self._ring is None else self._ring.copy(batch)))
+
+    def _tensor(self, array) -> Tensor:
+        convert = self.dtype is not None and array.dtype.kind == "f"
+        return Tensor(array).to(self.dtype) if convert else Tensor(array)
+
+    def state_dict(self) -> dict[str, int]:
+        """The position of the loader."""
+        return self.loader.state_dict()
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Set the position of the loader."""
+        self.loader.load_state_dict(state)
 
 
 def _map_ahead(function: Callable[[int], Batch], numbers: range, ahead: int) -> Iterator[Batch]:

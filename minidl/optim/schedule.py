@@ -85,7 +85,7 @@ class ReduceLROnPlateau:
     """lr falls by `factor` when a metric has not improved for more than `patience` reports.
 
     Smaller is better, and better by `threshold` of the best so far counts: PyTorch's rule, threshold_mode="rel".
-    `optimizer.lr = plateau.report(error)` after each epoch.
+    `optimizer.lr = plateau.report(error)` after each epoch; plateau(step) is the current rate, whatever the step.
     """
 
     def __init__(
@@ -96,6 +96,9 @@ class ReduceLROnPlateau:
         check_range("ReduceLROnPlateau", 0, lr, closed=True, min_lr=min_lr)
         self.lr, self.factor, self.patience, self.threshold, self.min_lr = lr, factor, patience, threshold, min_lr
         self.best, self.bad_reports = math.inf, 0
+
+    def __call__(self, step: int) -> float:
+        return self.lr
 
     def report(self, metric: float) -> float:
         """Take note of the metric; the learning rate to go on with."""

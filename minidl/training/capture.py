@@ -1,10 +1,11 @@
 """A training step as one CUDA graph: launched as a whole, without Python between its kernels."""
 
+from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
 
-from minidl.kernels import cuda_graphs, device_of
+from minidl.kernels import cuda_graphs, device_of, to_device
 from minidl.random import draws_so_far
 from minidl.tensor import Tensor
 
@@ -29,11 +30,12 @@ def cuda_graph(function: Callable) -> "CapturedStep":
             optimizer.lr = schedule(number)
             loss = step(images, labels)
 
-    The first two calls run the function as it is, the third captures it, and from then on the function is not called
-    any more: the GPU repeats what it did. So
+    The first two calls run the function as it is, the third captures it. From then on the function is not called any
+    more: the GPU repeats what it did. So
 
-    - tensors and arrays go in as arguments, each always of the same shape and dtype, from the host or the device;
-      other arguments are constants. For a smaller last batch call `step.function(images, labels)`;
+    - tensors and arrays go in as arguments, each always of the same dtype, from the host or the device; other arguments
+      are constants. One set of shapes is captured, the first that comes for the third time. Others, such as a smaller
+      last batch, run as without a graph;
     - out comes a Tensor, a tuple of them, or None: copies, without a graph behind them;
     - what changes from step to step lies in arrays that are written in place, as parameters, running statistics,
       momentum, the learning rate and the counters of Adam and Dropout do. What Python does happens in the capture
@@ -54,49 +56,51 @@ class CapturedStep:
     def __init__(self, function: Callable):
         self.function = function
         self._graph = cuda_graphs().Graph()
-        self._calls = 0
-        self._expected: list[tuple] = []  # of each argument what must not change
+        self._kinds: list[tuple] | None = None  # of the arguments, of the first call that succeeds
+        self._calls: Counter[tuple] = Counter()  # without the graph, of each set of shapes
+        self._captured: tuple | None = None  # the shapes that the graph is for
         self._buffers: dict[int, object] = {}  # for each argument that is an array, where the graph reads it
         self._outputs = None
 
     def __call__(self, *arguments):
-        self._take(arguments)
-        if self._calls < WARM_UP_CALLS:
-            outputs = self._graph.run(lambda: _detached(self._call_function(arguments)))
-        else:
-            if self._calls == WARM_UP_CALLS:
-                self._outputs = self._capture(arguments)
-            self._graph.launch()
-            outputs = self._outputs
-        self._calls += 1
+        shapes = self._shapes_of(arguments)
+        if self._captured is None and self._calls[shapes] == WARM_UP_CALLS:
+            self._outputs, self._captured = self._capture(arguments), shapes
+        if shapes != self._captured:
+            return self._run(arguments, shapes)
+        self._fill_buffers(arguments)
+        self._graph.launch()
+        return _copied(self._outputs)
+
+    def _shapes_of(self, arguments: tuple) -> tuple:
+        """The shapes of the arguments that are arrays; the rest must be as in the first call."""
+        kinds = [_kind(argument) for argument in arguments]
+        if self._kinds is not None and kinds != self._kinds:
+            raise ValueError(
+                f"cuda_graph: expected the arguments {_describe(self._kinds)} of the first call, got "
+                f"{_describe(kinds)}; call step.function(...) for others"
+            )
+        return tuple(argument.shape for argument in arguments if _is_array(argument))
+
+    def _run(self, arguments: tuple, shapes: tuple):
+        """Call the function as it is, in the memory that a graph will have."""
+        inputs = [_on_gpu(argument) for argument in arguments]
+        outputs = self._graph.run(lambda: _detached(self.function(*inputs)))
+        self._kinds = [_kind(argument) for argument in arguments]
+        self._calls[shapes] += 1
         return _copied(outputs)
 
-    def _take(self, arguments: tuple) -> None:
-        """Check the arguments, and copy the arrays among them to where the graph reads them."""
-        facts = [_facts(argument) for argument in arguments]
-        if self._calls == 0:
-            arrays = {i: argument for i, argument in enumerate(arguments) if not isinstance(argument, CONSTANTS)}
-            self._buffers = {i: cuda_graphs().InputBuffer(x.shape, x.dtype) for i, x in arrays.items()}
-            self._expected = facts
-        if facts != self._expected:
-            raise ValueError(
-                f"cuda_graph: expected the arguments {_describe(self._expected)} of the first call, got "
-                f"{_describe(facts)}; call step.function(...) for others, as a smaller last batch"
-            )
-        for i, buffer in self._buffers.items():
-            buffer.fill(arguments[i].data if isinstance(arguments[i], Tensor) else arguments[i])
-
-    def _call_function(self, arguments: tuple):
-        """The function's outputs for what the buffers hold."""
+    def _capture(self, arguments: tuple):
+        """The outputs of the function, whose graph reads its arguments from buffers."""
+        arrays = {i: argument for i, argument in enumerate(arguments) if _is_array(argument)}
+        self._buffers = {i: cuda_graphs().InputBuffer(x.shape, x.dtype) for i, x in arrays.items()}
         inputs = list(arguments)
         for i, buffer in self._buffers.items():
             inputs[i] = Tensor(buffer.array) if isinstance(arguments[i], Tensor) else buffer.array
-        return self.function(*inputs)
 
-    def _capture(self, arguments: tuple):
         def call():
             draws = draws_so_far()
-            outputs = _detached(self._call_function(arguments))
+            outputs = _detached(self.function(*inputs))
             if draws_so_far() != draws:
                 raise RuntimeError("it draws random numbers on the host, which would be the same in each step")
             return outputs
@@ -109,10 +113,15 @@ class CapturedStep:
                 "device (the gradients hold garbage now: call zero_grad() before you go on)"
             ) from error
 
+    def _fill_buffers(self, arguments: tuple) -> None:
+        """Copy the arrays to where the graph reads them."""
+        for i, buffer in self._buffers.items():
+            buffer.fill(arguments[i].data if isinstance(arguments[i], Tensor) else arguments[i])
 
-def _facts(argument) -> tuple:
-    """What must be the same in every call: an array's shape and dtype, a constant itself."""
-    if isinstance(argument, CONSTANTS):
+
+def _kind(argument) -> tuple:
+    """What must be the same in every call: the dtype of an array, a constant itself."""
+    if not _is_array(argument):
         return type(argument).__name__, argument
     if isinstance(argument, Tensor):
         if argument.requires_grad:
@@ -122,11 +131,21 @@ def _facts(argument) -> tuple:
             f"cuda_graph: expected tensors, arrays, numbers and strings as arguments, got {type(argument).__name__}; "
             "let the function find it where it is defined"
         )
-    return "Tensor" if isinstance(argument, Tensor) else "array", argument.shape, str(argument.dtype)
+    return "Tensor" if isinstance(argument, Tensor) else "array", str(argument.dtype)
 
 
-def _describe(facts: list[tuple]) -> str:
-    return "(" + ", ".join(" ".join(map(str, fact)) for fact in facts) + ")"
+def _is_array(argument) -> bool:
+    return not isinstance(argument, CONSTANTS)
+
+
+def _on_gpu(argument):
+    if isinstance(argument, Tensor):
+        return argument.to("cuda")
+    return to_device(argument, "cuda") if _is_array(argument) else argument
+
+
+def _describe(kinds: list[tuple]) -> str:
+    return "(" + ", ".join(" ".join(map(str, kind)) for kind in kinds) + ")"
 
 
 def _detached(outputs):

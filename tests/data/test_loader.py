@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minidl.data import ArrayDataset, CropAndFlip, DataLoader, DeviceLoader, IndexLoader
+from minidl.data import ArrayDataset, AugmentedLoader, CropAndFlip, DataLoader, DeviceLoader
 
 BOTH = pytest.mark.parametrize("prefetch", [0, 2])
 
@@ -318,10 +318,10 @@ next(iterator)
     assert (result.returncode, result.stderr) == (0, "")
 
 
-# IndexLoader
+# AugmentedLoader
 
 
-def shapeless(count=30):
+def noise(count=30):
     """Images of noise."""
     rng = np.random.default_rng(3)
     return ArrayDataset(rng.integers(0, 256, (count, 6, 5, 3), np.uint8), rng.integers(0, 9, count))
@@ -329,56 +329,61 @@ def shapeless(count=30):
 
 @pytest.mark.parametrize("shuffle", [False, True])
 @pytest.mark.parametrize("drop_last", [False, True])
-def test_an_index_loader_says_what_a_loader_with_its_augmentation_does(shuffle, drop_last, device, to_device, to_host):
-    dataset, augment = shapeless(), CropAndFlip(100.0, 64.0, padding=2)
-    pixels = DataLoader(dataset, 8, shuffle, seed=5, transform=augment, drop_last=drop_last)
-    indices = IndexLoader(dataset.to(device), 8, augment, shuffle, seed=5, drop_last=drop_last)
-    assert len(indices) == len(pixels)
+def test_an_augmented_loader_has_the_batches_of_a_loader_with_its_augmentation(shuffle, drop_last, device):
+    dataset, augment = noise(), CropAndFlip(100.0, 64.0, padding=2)
+    expected = DataLoader(dataset, 8, shuffle, seed=5, transform=augment, drop_last=drop_last)
+    loader = AugmentedLoader(dataset.to(device), 8, augment, shuffle, seed=5, drop_last=drop_last)
+    assert len(loader) == len(expected)
     for _ in range(2):
-        for (images, labels), batch in zip(pixels, indices, strict=True):
-            assert (batch.shape, batch.dtype) == ((5, len(labels)), np.int64)
-            chosen, labels_too, *draws = to_device(batch)
-            assert to_host(augment.apply(to_device(dataset.images), chosen, *draws)).tobytes() == images.tobytes()
-            assert to_host(labels_too).tolist() == labels.tolist()
-            assert indices.state_dict() == pixels.state_dict()
+        for (images, labels), (our_images, our_labels) in zip(expected, loader, strict=True):
+            assert (our_images.device, our_labels.device) == (device, device)
+            assert (our_images.dtype, our_labels.dtype) == (np.float32, np.int64)
+            assert our_images.numpy().tobytes() == images.tobytes()
+            assert our_labels.numpy().tolist() == labels.tolist()
+            assert loader.state_dict() == expected.state_dict()
 
 
-def test_an_index_loader_can_be_stopped_and_put_back():
-    loader = IndexLoader(shapeless(), 8, CropAndFlip(0.0), shuffle=True)
-    whole = [batch.tobytes() for batch in loader]
+def test_the_images_of_an_augmented_loader_have_its_dtype(device):
+    dtype = "float64" if device == "cpu" else "bfloat16"
+    (images, labels), *_ = AugmentedLoader(noise().to(device), 8, CropAndFlip(0.0), dtype=dtype)
+    assert (str(images.dtype), labels.dtype) == (dtype, np.int64)
+
+
+def test_an_augmented_loader_can_be_stopped_and_put_back():
+    loader = AugmentedLoader(noise(), 8, CropAndFlip(0.0), shuffle=True)
+    whole = [images.numpy().tobytes() for images, _ in loader]
     loader.load_state_dict({"epoch": 0, "batch": 2})
-    assert [batch.tobytes() for batch in loader] == whole[2:]
+    assert [images.numpy().tobytes() for images, _ in loader] == whole[2:]
 
 
-def test_the_errors_of_an_index_loader_have_its_name():
-    with pytest.raises(ValueError, match=r"^IndexLoader: batch_size must be 1 or more, got 0"):
-        IndexLoader(shapeless(), 0, CropAndFlip(0.0))
+def test_the_errors_of_an_augmented_loader_have_its_name():
+    with pytest.raises(ValueError, match=r"^AugmentedLoader: batch_size must be 1 or more, got 0"):
+        AugmentedLoader(noise(), 0, CropAndFlip(0.0))
 
 
 # DeviceLoader
 
 
 @pytest.fixture
-def on_host(to_host):
+def on_host():
     """Batches of a device as lists of labels, if their images show the same numbers."""
 
     def lists(batches):
         for images, labels in batches:
-            labels = to_host(labels)
-            np.testing.assert_array_equal(to_host(images)[:, 1, 1, 2], labels)
-            assert (to_host(images).dtype, labels.dtype) == (np.float32, np.int64)
-            yield labels.tolist()
+            np.testing.assert_array_equal(images.numpy()[:, 1, 1, 2], labels.numpy())
+            assert (images.dtype, labels.dtype) == (np.float32, np.int64)
+            yield labels.numpy().tolist()
 
     return lists
 
 
-def test_a_device_loader_has_the_batches_of_its_loader_on_the_device(device, to_device, on_host):
+def test_a_device_loader_has_the_batches_of_its_loader_on_the_device(device, on_host):
     loader = DeviceLoader(DataLoader(numbered(10), 4, shuffle=True), device)
     assert len(loader) == 3
     expected = DataLoader(numbered(10), 4, shuffle=True)
     for _ in range(3):
         assert list(on_host(loader)) == run(expected)
-    assert all(type(array) is type(to_device(np.zeros(1))) for array in next(iter(loader)))
+    assert all(tensor.device == device for tensor in next(iter(loader)))
 
 
 def test_images_of_bytes_travel_as_bytes(device):
@@ -386,23 +391,32 @@ def test_images_of_bytes_travel_as_bytes(device):
     assert [(images.dtype, labels.dtype) for images, labels in DeviceLoader(batches, device)] == [(np.uint8, np.int64)]
 
 
-def test_batches_may_grow_and_shrink(device, to_host):
+def test_a_device_loader_converts_the_floats(device):
+    dtype = "float64" if device == "cpu" else "bfloat16"
+    batches = [(np.ones((2, 3), np.float32), np.arange(2))]
+    ((images, labels),) = DeviceLoader(batches, device, dtype)
+    assert (str(images.dtype), labels.dtype) == (dtype, np.int64)
+
+
+def test_batches_may_grow_and_shrink(device):
     sizes = [1, 3, 2, 5, 5, 1]
     batches = [(np.full((size, 2), size, np.float32),) for size in sizes]
-    for size, (array,) in zip(sizes, DeviceLoader(batches, device), strict=True):
-        np.testing.assert_array_equal(to_host(array), np.full((size, 2), size))
+    for size, (tensor,) in zip(sizes, DeviceLoader(batches, device), strict=True):
+        np.testing.assert_array_equal(tensor.numpy(), np.full((size, 2), size))
 
 
-def test_on_the_cpu_batches_pass_through_as_they_are():
-    batches = [(np.zeros(3), np.arange(3)), (np.ones(3), np.arange(3))]
-    assert all(ours is theirs for ours, theirs in zip(DeviceLoader(batches, "cpu"), batches, strict=True))
+def test_on_the_cpu_nothing_is_copied():
+    batch = np.zeros(3), np.arange(3)
+    ((images, labels),) = DeviceLoader([batch], "cpu")
+    assert images.data is batch[0]
+    assert labels.data is batch[1]
 
 
 @BOTH
 def test_the_position_of_the_loader_counts_what_the_device_loader_has_handed_out(prefetch, device, on_host):
     loader = DataLoader(numbered(12), 4, prefetch=prefetch)
     for batch in DeviceLoader(loader, device):
-        assert loader.state_dict() == {"epoch": 0, "batch": 1}
+        assert loader.state_dict() == DeviceLoader(loader, device).state_dict() == {"epoch": 0, "batch": 1}
         assert list(on_host([batch])) == [[0, 1, 2, 3]]
         break
     assert list(on_host(DeviceLoader(loader, device))) == [[4, 5, 6, 7], [8, 9, 10, 11]]

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from boxes import (
+from common.boxes import (
     MERGE_BELOW,
     area,
     decode,

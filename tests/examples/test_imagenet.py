@@ -1,11 +1,7 @@
 """The ImageNet scripts on photographs that the tests make: both papers' recipes and ways of testing."""
 
-import argparse
-import json
-import os
 import re
 import signal
-import sys
 from argparse import Namespace
 from dataclasses import replace
 
@@ -13,18 +9,20 @@ import evaluate_imagenet
 import numpy as np
 import pytest
 import train_imagenet
-from imagenet_data import top_errors
+from common.evaluate import top_errors
+from common.fit import classification_step
+from common.recipes import IMAGENET_RECIPES
 from models.config import IMAGENET_MODELS, load_network, standard_config
 from models.resnet import imagenet_resnet
 from models.vgg import start_from_a, vgg
 from PIL import Image
 from safetensors.numpy import load_file, save_file
-from training import Counter
 
 from minidl import Tensor, save_checkpoint
 from minidl.data import CentreView, DeviceLoader, ImageFolder, ImageLoader, read_image
 from minidl.functional import softmax
 from minidl.training.checkpoint import read_checkpoint
+from tests.examples.tools import assert_same_run, metrics, run_main, signal_after
 
 CLASSES = "n01", "n02", "n03"
 TINY = ["--model", "resnet18", "--size", 32, "--sides", 36, 40, "--validation-side", 36, "--batch-size", 3]
@@ -44,51 +42,26 @@ def photographs(tmp_path, rng):
     return tmp_path / "photographs"
 
 
-def run(script, monkeypatch, capsys, *options):
-    """(exit status, stdout, stderr)."""
-    monkeypatch.setattr(sys, "argv", [script.__name__, *map(str, options)])
-    try:
-        script.main()
-        status = 0
-    except SystemExit as end:
-        status = end.code
-    return status, *capsys.readouterr()
-
-
 @pytest.fixture
-def train(photographs, monkeypatch, capsys, tmp_path):
+def train(photographs, capsys, tmp_path):
     """Runs train_imagenet.py into the folder tmp_path / name; (exit status, stdout, stderr)."""
 
     def train(name, *options):
         shared = ["--data", photographs, "--statistics", tmp_path / "statistics.npz", "--out", tmp_path / name]
-        return run(train_imagenet, monkeypatch, capsys, *TINY, *shared, *options)
+        return run_main(train_imagenet, [*TINY, *shared, *options], capsys)
 
     return train
 
 
 @pytest.fixture
-def evaluate(photographs, monkeypatch, capsys):
+def evaluate(photographs, capsys):
     def evaluate(*options):
-        return run(evaluate_imagenet, monkeypatch, capsys, "--data", photographs, *options)
+        return run_main(evaluate_imagenet, ["--data", photographs, *options], capsys)
 
     return evaluate
 
 
-def metrics(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
 # -- training ----------------------------------------------------------------------------------------------------------
-
-
-def test_the_recipes_are_the_papers():
-    """Simonyan and Zisserman (2014), section 3.1; He et al. (2015), section 3.4."""
-    simonyan, he = train_imagenet.RECIPES["vgg"], train_imagenet.RECIPES["resnet"]
-    assert (simonyan.lr, simonyan.weight_decay, simonyan.falls, simonyan.epochs) == (1e-2, 5e-4, 3, 74)
-    assert (he.lr, he.weight_decay, he.sides, he.per_pixel_mean) == (0.1, 1e-4, (256, 480), True)
-    assert (simonyan.sides, simonyan.per_pixel_mean) == ((256, 256), False)
-    assert round(he.epochs * 1_281_167 / 256, -5) == 600_000
-    assert round(simonyan.epochs * 1_281_167 / 256, -4) == 370_000
 
 
 def test_a_handful_of_photographs_is_learnt_by_heart(train, tmp_path):
@@ -98,57 +71,31 @@ def test_a_handful_of_photographs_is_learnt_by_heart(train, tmp_path):
     assert [record["step"] for record in records] == list(range(1, 9))
     assert records[0]["train_error"] > 0
     assert records[-1]["train_error"] == 0
-    assert f"validation error of resnet18: {records[-1]['test_error']:.2%}, top-5 0.00%" in output
+    assert f"validation error of resnet18: {records[-1]['test_error']:.2%}" in output
+    assert records[-1]["top5_error"] == 0
     model, config = load_network(tmp_path / "run" / "checkpoint.safetensors")
     assert (config.name, config.classes, config.shorter_side, config.size) == ("resnet18", CLASSES, 36, 32)
     assert config.mean.shape == (32, 32, 3)
     assert model.fc.weight.shape == (512, 3)
 
 
-def test_a_run_that_was_interrupted_and_resumed_ends_with_the_same_bits(train, tmp_path, monkeypatch):
-    """Stopped in the middle of the second epoch, by Ctrl-C."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_run_that_was_stopped_and_resumed_ends_with_the_same_bits(train, tmp_path, number):
+    """Stopped in the middle of the second epoch."""
     train("whole", "--epochs", 3)
-    step, steps = train_imagenet.train_step, []
-
-    def step_and_stop(*arguments):
-        step(*arguments)
-        steps.append(1)
-        if len(steps) == 4:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(train_imagenet, "train_step", step_and_stop)
+    with signal_after(4, number):
         status, output, _ = train("parts", "--epochs", 3)
-    assert (status, len(steps)) == (0, 4)
+    assert status == (0 if number == signal.SIGINT else 128 + number)
     assert "stopped after step 4; nothing is lost" in output
     assert len(metrics(tmp_path / "parts")) == 1
     train("parts", "--epochs", 3, "--resume")
-    whole, parts = (load_file(tmp_path / name / "checkpoint.safetensors") for name in ("whole", "parts"))
-    assert whole.keys() == parts.keys()
-    assert all(array.tobytes() == parts[name].tobytes() for name, array in whole.items())
-    for ours, theirs in zip(metrics(tmp_path / "whole"), metrics(tmp_path / "parts"), strict=True):
-        assert {**ours, "seconds": 0} == {**theirs, "seconds": 0}
-
-
-def test_an_interruption_after_a_step_loses_nothing(train, tmp_path, monkeypatch):
-    """Ctrl-C while the loss is looked at, for which a GPU is waited for: there is a step more, and a checkpoint."""
-    look = train_imagenet.look
-
-    def look_and_stop(counter, progress, *others):
-        look(counter, progress, *others)
-        if progress.step == 1:
-            os.kill(os.getpid(), signal.SIGINT)
-
-    monkeypatch.setattr(train_imagenet, "look", look_and_stop)
-    status, output, _ = train("run", "--epochs", 1)
-    assert status == 0
-    assert "stopped after step 2; nothing is lost" in output
-    assert read_checkpoint(tmp_path / "run" / "checkpoint.safetensors")[1]["progress"]["step"] == 2
+    assert_same_run(tmp_path / "parts", tmp_path / "whole")
 
 
 def test_a_run_that_met_a_broken_photograph_can_go_on_without_it(train, photographs, monkeypatch):
+    """It is among those that the run is validated on, after a checkpoint."""
     (photographs / "val" / "n02" / "0.png").write_bytes(b"no image")
-    monkeypatch.setattr(train_imagenet, "SAVE_EVERY", 1)
+    monkeypatch.setattr("common.run.SAVE_EVERY", 1)
     status, *_ = train("run", "--epochs", 1)
     assert "0.png cannot be decoded" in str(status)
     assert "--skip-broken" in str(status)
@@ -176,66 +123,59 @@ def test_a_run_does_not_go_on_with_other_classes(train, photographs):
     train("run", "--iterations", 1)
     for split in ("train", "val"):
         (photographs / split / "n01").rename(photographs / split / "n09")
-    status, _, errors = train("run", "--iterations", 1, "--resume")
-    assert status == 2
-    assert "--resume: --data has other classes" in errors
+    status, *_ = train("run", "--iterations", 1, "--resume")
+    assert "the data have other classes than those that the run began with" in status
 
 
 def test_the_rate_falls_when_the_validation_error_stops_falling(train, tmp_path, monkeypatch):
     errors = iter([0.5, 0.4, 0.4, 0.45, 0.4, 0.39, 0.6])
     monkeypatch.setattr(train_imagenet, "validate", lambda *_: (next(errors), 0.0))
-    train("run", "--epochs", 7, "--patience", 1, "--lr", 0.01, "--batch-size", 9)
+    _, output, _ = train("run", "--epochs", 7, "--patience", 1, "--lr", 0.01, "--batch-size", 9)
     rates = [record["lr"] for record in metrics(tmp_path / "run")]
     assert rates == pytest.approx([0.01, 0.01, 0.01, 0.01, 0.001, 0.001, 0.001])
     counters = read_checkpoint(tmp_path / "run" / "checkpoint.safetensors")[1]
+    assert "the learning rate falls from 0.01 to 0.001" in output
     assert counters["plateau"] == {"lr": pytest.approx(0.001), "best": 0.39, "bad_reports": 1}
 
 
-@pytest.mark.parametrize("micro_batch", [6, 4, 1])
+@pytest.mark.parametrize("micro_batch", [4, 1])
 def test_parts_of_a_batch_make_the_same_step_as_the_whole(micro_batch, rng):
     """In a network without batch-norm, and with dropout off; 6 images in parts of 4 and 2, too."""
-    images = rng.standard_normal((6, 64, 64, 3), np.float32)
-    labels = np.arange(6) % 3
+    images, labels = Tensor(rng.standard_normal((6, 64, 64, 3), np.float32)), Tensor(np.arange(6) % 3)
     ends, totals = [], []
-    for size in (6, micro_batch):
-        args = Namespace(micro_batch=size, dtype="float32", lr=0.01)
-        model, counter = vgg("A", num_classes=3, image_size=64, seed=1).eval(), Counter("cpu")
-        optimizer = train_imagenet.make_optimizer(model, train_imagenet.RECIPES["vgg"], args)
-        train_imagenet.train_step(model, optimizer, images, labels, counter, args)
+    for size in (None, micro_batch):
+        model = vgg("A", num_classes=3, image_size=64, seed=1).eval()
+        optimizer = train_imagenet.make_optimizer(model, IMAGENET_RECIPES["vgg"])
+        totals.append([float(total) for total in classification_step(model, optimizer, size)(images, labels)])
         ends.append(model.state_dict())
-        totals.append(counter.read())
     for name, array in ends[0].items():
         np.testing.assert_allclose(ends[1][name], array, atol=1e-6, err_msg=name)
-    assert totals[0].wrong == totals[1].wrong
-    assert totals[0].loss == pytest.approx(totals[1].loss, rel=1e-5)
+    assert totals[0] == pytest.approx(totals[1], rel=1e-5)
 
 
 def test_a_step_and_its_validation_are_those_of_the_cpu_on_any_device(photographs, device):
     ends = []
     for where in ("cpu", device):
-        args = Namespace(micro_batch=3, dtype="float32", lr=0.01, device=where)
         # In evaluation mode: statistics of three images would turn the rounding of the last bits into large numbers.
-        model, counter = imagenet_resnet(18, num_classes=3, seed=1).eval().to(where), Counter(where)
-        optimizer = train_imagenet.make_optimizer(model, train_imagenet.RECIPES["resnet"], args)
+        model = imagenet_resnet(18, num_classes=3, seed=1).eval().to(where)
+        optimizer = train_imagenet.make_optimizer(model, replace(IMAGENET_RECIPES["resnet"], lr=0.01))
         view = CentreView(40, 32, mean=np.array([120.0, 110, 100]), std=64.0)
-        loader = ImageLoader(ImageFolder(photographs / "train"), 3, view, shuffle=True)
-        images, labels = next(iter(DeviceLoader(loader, where)))
-        train_imagenet.train_step(model, optimizer, images, labels, counter, args)
-        errors = train_imagenet.validate(model, loader, args)
-        ends.append((model.state_dict(), counter.read(), errors))
+        loader = DeviceLoader(ImageLoader(ImageFolder(photographs / "train"), 3, view, shuffle=True), where)
+        totals = classification_step(model, optimizer)(*next(iter(loader)))
+        errors = train_imagenet.validate(model, loader)
+        ends.append((model.state_dict(), [float(total) for total in totals], errors))
     (ours, totals, errors), (theirs, other_totals, other_errors) = ends
     for name, array in ours.items():
         np.testing.assert_allclose(theirs[name], array, rtol=1e-3, atol=1e-4, err_msg=name)
-    assert totals.loss == pytest.approx(other_totals.loss, rel=1e-5)
-    assert (totals.wrong, errors) == (other_totals.wrong, other_errors)
+    assert totals == pytest.approx(other_totals, rel=1e-5)
+    assert errors == other_errors
 
 
 def test_vgg_decays_its_weights_alone_and_resnet_all(rng):
     for name, decays in (("vgg", False), ("resnet", True)):
         model = vgg("A", num_classes=3, image_size=32, seed=1)
-        args = Namespace(lr=0.1)
-        recipe = train_imagenet.RECIPES[name]
-        optimizer = train_imagenet.make_optimizer(model, recipe, args)
+        recipe = replace(IMAGENET_RECIPES[name], lr=0.1)
+        optimizer = train_imagenet.make_optimizer(model, recipe)
         weight, bias = model.features[0].weight, model.features[0].bias
         bias.data[...] = 1
         before = weight.numpy().copy()
@@ -309,37 +249,29 @@ def test_wrong_data_is_a_clear_error(train, photographs, tmp_path):
     assert "expected 1 <= size <= shorter_side" in errors
     status, _, errors = train("run", "--iterations", 1, "--patience", -1)
     assert status == 2
-    assert "--patience: expected 0 or more, got -1" in errors
+    assert "argument --patience: expected a whole number >= 0, got -1" in errors
     status, _, errors = train("run", "--iterations", 1, "--sides", 36, 38, 40)
     assert status == 2
     assert "--sides: expected one number or two, got 36 38 40" in errors
 
 
-def test_what_the_options_leave_open_is_as_in_the_papers():
+@pytest.mark.parametrize(
+    ("options", "sides", "validation_side"),
+    [
+        (["vgg-D"], [256, 256], 256),
+        (["vgg-D", "--sides", 512, 256], [256, 512], 384),
+        (["resnet50"], [256, 480], 256),
+        (["resnet50", "--sides", 72, 96], [72, 96], 72),
+    ],
+)
+def test_what_the_options_leave_open_is_as_in_the_papers(
+    capsys, tmp_path, monkeypatch, options, sides, validation_side
+):
     """VGG is validated at the middle of the sides it was trained on, ResNet at the least of them."""
-    parser, found = argparse.ArgumentParser(), []
-    train_imagenet.add_options(parser)
-    for options in (["vgg-D"], ["vgg-D", "--sides", "512", "256"], ["resnet50"], ["resnet50", "--sides", "72", "96"]):
-        args = parser.parse_args(["--data", "-", "--model", *options])
-        train_imagenet.fill_in(args)
-        found.append((args.sides, args.validation_side))
-    assert found == [([256, 256], 256), ([256, 512], 384), ([256, 480], 256), ([72, 96], 72)]
-
-
-def test_sigterm_saves_and_tells_the_scheduler_that_the_run_is_not_finished(train, tmp_path, monkeypatch):
-    step = train_imagenet.train_step
-
-    def step_and_stop(*arguments):
-        step(*arguments)
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(train_imagenet, "train_step", step_and_stop)
-        status, output, _ = train("run", "--epochs", 1)
-    assert status == 128 + signal.SIGTERM
-    assert "stopped after step 1; nothing is lost" in output
-    assert train("run", "--epochs", 1, "--resume")[0] == 0
-    assert [record["step"] for record in metrics(tmp_path / "run")] == [3]
+    found = []
+    monkeypatch.setattr(train_imagenet, "train", found.append)
+    run_main(train_imagenet, ["--data", "-", "--out", tmp_path, "--model", *options], capsys)
+    assert (found[0].sides, found[0].validation_side) == (sides, validation_side)
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # overflow
@@ -359,10 +291,9 @@ def test_a_checkpoint_that_cannot_be_resumed_is_named(train, tmp_path, weights_a
         save_file({name: array for name, array in load_file(checkpoint).items() if "/" not in name}, checkpoint)
     else:
         checkpoint.write_bytes(checkpoint.read_bytes()[:-8])
-    status, _, errors = train("run", "--iterations", 1, "--resume")
-    assert status == 2
-    assert str(checkpoint) in errors.splitlines()[-1]
-    assert ("it has no 'options'" if weights_alone else "no whole safetensors file") in errors
+    status, *_ = train("run", "--iterations", 1, "--resume")
+    assert re.fullmatch(rf"error: [^\n]*{re.escape(str(checkpoint))}[^\n]*", status)
+    assert ("it has no 'options'" if weights_alone else "no whole safetensors file") in status
 
 
 def test_a_run_that_is_over_says_so_again_also_without_its_metrics(train, tmp_path):
@@ -373,14 +304,16 @@ def test_a_run_that_is_over_says_so_again_also_without_its_metrics(train, tmp_pa
     (tmp_path / "run" / "metrics.jsonl").unlink()
     status, output, _ = train("run", "--iterations", 1, "--resume")
     assert status == 0
-    assert "validation error" not in output
+    assert "validation error of resnet18: nan%" in output
 
 
 def test_an_existing_checkpoint_is_an_error_before_the_images_are_measured(train, tmp_path):
     """Which takes as long as an epoch of loading."""
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "checkpoint.safetensors").touch()
-    assert "go on with --resume" in str(train("run")[0])
+    status, _, errors = train("run")
+    assert status == 2
+    assert "go on with --resume" in errors
     assert not (tmp_path / "statistics.npz").exists()
 
 

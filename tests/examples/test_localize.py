@@ -1,30 +1,19 @@
 """The parts of examples/localize.py and its networks by hand-made numbers, and the script as a user runs it."""
 
 import re
-import subprocess
-import sys
-from pathlib import Path
+from argparse import Namespace
 
 import localize
 import numpy as np
 import pytest
-from boxes import decode, encode
+from common.boxes import decode, encode
 from models.localization import STRIDE, VIEW, box_network, boxes_of_class, euclidean_loss, small_vgg
 from models.vgg import DenseVGG
 from PIL import Image
 
 from minidl import Tensor, gradcheck, no_grad
 
-ROOT = Path(__file__).parents[1]
 TINY = ["--images", 64, "--test-images", 24, "--class-epochs", 1, "--box-epochs", 1]
-
-
-def run(*options, fails=False):
-    command = [sys.executable, ROOT / "examples" / "localize.py", *options]
-    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, cwd=ROOT, timeout=300)
-    assert (done.returncode != 0) == fails, done.stderr
-    assert "Traceback" not in done.stderr
-    return done.stdout + done.stderr
 
 
 # -- the loss and the networks -----------------------------------------------------------------------------------------
@@ -240,8 +229,9 @@ def results(output):
     return re.findall(r"^\d\d pixels, .*$", output, re.MULTILINE)
 
 
-def test_localize_runs_and_draws(tmp_path):
-    output = run(*TINY, "--out", tmp_path / "new")
+def test_localize_runs_and_draws(run, tmp_path):
+    status, output = run(localize, *TINY, "--out", tmp_path / "new")
+    assert status == 0
     assert "per-class boxes" in output
     lines = results(output)
     assert [line.split(",")[0] for line in lines] == ["64 pixels", "96 pixels"]
@@ -250,15 +240,11 @@ def test_localize_runs_and_draws(tmp_path):
         assert picture.size == (1000, 1300)
 
 
-def test_a_single_box_and_few_images_are_enough_and_the_same_seed_gives_the_same_results():
+def test_a_single_box_and_few_images_are_enough_and_the_same_seed_gives_the_same_results(run):
     options = "--boxes", "single", "--images", 70, "--test-images", 1, "--class-epochs", 1, "--box-epochs", 2
-    first, again = run(*options), run(*options)
+    (_, first), (_, again) = run(localize, *options), run(localize, *options)
     assert "single boxes" in first
     assert results(first) == results(again) != []
-
-
-def test_a_count_of_nothing_is_a_clear_error():
-    assert "expected a whole number >= 1" in run("--images", 0, fails=True)
 
 
 def test_training_learns_where_a_shape_is():
@@ -266,7 +252,7 @@ def test_training_learns_where_a_shape_is():
     data = localize.make_placed_shapes(16, 64, 8)
     network = box_network(small_vgg(10), 10)
     before = localize.localisation_error(localize.central_boxes(network, data), data.boxes)
-    localize.fit(network, localize.box_loss, data, epochs=40, lr=0.05, seed=0, name="boxes")
+    localize.learn_boxes(network, data, Namespace(box_epochs=40, box_lr=0.05, seed=0))
     after = localize.localisation_error(localize.central_boxes(network, data), data.boxes)
     assert before > 0.9
     assert after < 0.5
