@@ -25,8 +25,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minidl.kernels.cpu._im2col import Patches, Piece, pieces_of
-from minidl.kernels.cpu._scratch import scratch
-from minidl.kernels.cpu._slices import slices
+from minidl.kernels.cpu._pieces import scratch, slices
 from minidl.kernels.cpu._threads import map_pieces, sum_pieces
 from minidl.kernels.shapes import output_size
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from minidl.kernels.cpu._slices import rows_of, slices
+from minidl.kernels.cpu._pieces import rows_of, slices
 from minidl.kernels.cpu._threads import map_pieces
 
 # (measured, 4x25088 @ 25088x4096) Columns and rows of the matrix, and numbers of its gradient, in a block.
