@@ -33,7 +33,7 @@ from training import Counter, error_rate
 import minidl
 from minidl.data import IndexLoader
 from minidl.kernels import cpu, reference
-from minidl.kernels.cpu import _matmul
+from minidl.kernels.cpu import conv
 from minidl.optim import SGD
 
 BATCH = 128
@@ -69,7 +69,7 @@ def im2col_alone() -> None:
 
     minidl.set_convolution("im2col")
     cpu.conv2d_backward = separate_gradients
-    _matmul.SMALL_PRODUCT = 0
+    conv.SMALL_PRODUCT = 0
 
 
 def plain_loops() -> None:

@@ -14,9 +14,8 @@ import pytest
 import threadpoolctl
 
 import minidl
-from minidl.kernels.cpu import _blas
-from minidl.kernels.cpu._scratch import scratch
-from minidl.kernels.cpu._slices import even_slices, slices
+from minidl.kernels.cpu import _threads
+from minidl.kernels.cpu._pieces import even_slices, scratch, slices
 from minidl.kernels.cpu._threads import map_pieces, sum_pieces
 
 
@@ -161,14 +160,14 @@ def test_blas_has_one_thread_inside_and_its_own_number_again_afterwards(two_blas
     assert blas_threads() == {2}
 
 
-def test_blas_is_given_back_wherever_ctrl_c_comes(two_blas_threads):
+def test_blas_is_given_back_wherever_ctrl_c_comes(threads, two_blas_threads):
     """Python looks for signals where a function begins and where one of C returns; each such place in turn."""
     interrupted = 0
     for event_number in range(1000):
         countdown = iter([True] * event_number)
 
         def interrupt(frame, event, argument, countdown=countdown):
-            ours = frame.f_globals["__name__"] in (_blas.__name__, map_pieces.__module__)
+            ours = frame.f_globals["__name__"] == _threads.__name__
             if ours and event in ("call", "c_return") and not next(countdown, False):
                 sys.setprofile(None)
                 raise KeyboardInterrupt
@@ -182,7 +181,7 @@ def test_blas_is_given_back_wherever_ctrl_c_comes(two_blas_threads):
         finally:
             sys.setprofile(None)
         assert blas_threads() == {2}, f"after an interrupt at event {event_number}"
-        assert not _blas._users
+        assert not _threads._blas_users
     assert interrupted > 10
 
 

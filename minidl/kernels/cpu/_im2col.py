@@ -18,7 +18,7 @@ LEAST_PIECES, LEAST_MULTIPLICATIONS = 4, 2**23
 
 
 class Piece(NamedTuple):
-    """Some rows of pixels of some images: all rows of a few images, or a few rows of one. y[piece] is a view of them."""
+    """Some rows of pixels of some images: all rows of a few images, or a few rows of one. y[piece] are these pixels."""
 
     images: slice
     rows: slice
@@ -57,7 +57,7 @@ class Patches(NamedTuple):
     def columns(self, x: np.ndarray, piece: Piece) -> np.ndarray:
         """The patches of a piece's outputs as the rows of a (pixels, KH*KW*C) matrix, in this thread's scratch."""
         (kh, kw), c = self.kernel_size, x.shape[3]
-        seen, top, left = padded(x[piece.images], *self._window(piece))
+        seen, top, left = self._seen(x[piece.images], piece.rows)
         n, oh, ow = len(seen), piece.rows.stop - piece.rows.start, self.output_size[1]
         if kh == kw == 1 and seen.shape[1:3] == (oh, ow):
             return seen.reshape(n * oh * ow, c)  # a 1x1 kernel sees the pixels themselves
@@ -67,23 +67,38 @@ class Patches(NamedTuple):
         return columns
 
     def put(self, columns: np.ndarray, y: np.ndarray, piece: Piece) -> None:
-        """`columns` in reverse, for patches that do not overlap: write them into y; what lies outside is dropped."""
-        top, bottom, left, right = self._window(piece)
-        _, height, width, c = y.shape
-        n, oh = piece.images.stop - piece.images.start, piece.rows.stop - piece.rows.start
-        inside = y[piece.images, top:bottom, left:right]
-        fits = bottom <= height and right <= width
-        whole = inside if fits else scratch("padded", (n, bottom - top, right - left, c), y.dtype)
+        """The way back, for patches side by side, without padding: write them into y, but for what lies outside."""
+        (kh, kw), ow, rows = self.kernel_size, self.output_size[1], piece.rows
+        inside = y[piece.images, rows.start * kh : rows.stop * kh]
+        n, oh, c = len(inside), rows.stop - rows.start, y.shape[3]
+        fits = inside.shape[1:3] == (oh * kh, ow * kw)
+        whole = inside if fits else scratch("padded", (n, oh * kh, ow * kw, c), y.dtype)
         runs = self._runs(whole, oh, 0, 0)
         runs[...] = columns.reshape(-1).view(runs.dtype).reshape(runs.shape)
         if not fits:
-            inside[...] = whole[:, : height - top, : width - left]
+            inside[...] = whole[:, : inside.shape[1], : inside.shape[2]]
 
-    def _window(self, piece: Piece) -> tuple[int, int, int, int]:
-        """The pixels that a piece's outputs see: from row top to row bottom, from column left to column right."""
+    def _seen(self, x: np.ndarray, rows: slice) -> tuple[np.ndarray, int, int]:
+        """(array, top, left): images with all pixels that these rows of outputs see, from row top and column left on.
+
+        The images are x itself, if these pixels lie inside of it; else a copy of the pixels, with zeros where there are
+        none, in this thread's scratch. The array is contiguous.
+        """
         (kh, kw), (sh, sw), (ph, pw) = self.kernel_size, self.stride, self.padding
-        bottom, right = (piece.rows.stop - 1) * sh - ph + kh, (self.output_size[1] - 1) * sw - pw + kw
-        return piece.rows.start * sh - ph, bottom, -pw, right
+        n, h, w, c = x.shape
+        top, bottom = rows.start * sh - ph, (rows.stop - 1) * sh - ph + kh
+        left, right = -pw, (self.output_size[1] - 1) * sw - pw + kw
+        if top >= 0 and left >= 0 and bottom <= h and right <= w:
+            return np.ascontiguousarray(x), top, left
+        seen = scratch("padded", (n, bottom - top, right - left, c), x.dtype)
+        # x[:, first_row:last_row, first_column:last_column] is copied. It is empty where nothing but padding is seen.
+        first_row, first_column = max(top, 0), max(left, 0)
+        last_row, last_column = max(first_row, min(bottom, h)), max(first_column, min(right, w))
+        middle = seen[:, first_row - top : last_row - top]
+        seen[:, : first_row - top] = seen[:, last_row - top :] = 0
+        middle[:, :, : first_column - left] = middle[:, :, last_column - left :] = 0
+        middle[:, :, first_column - left : last_column - left] = x[:, first_row:last_row, first_column:last_column]
+        return seen, 0, 0
 
     def _runs(self, x: np.ndarray, oh: int, top: int, left: int) -> np.ndarray:
         """The view (n, OH, OW, KH) of the patches in x, the first of which begins at (top, left).
@@ -96,21 +111,3 @@ class Patches(NamedTuple):
         image, row, pixel, _ = x.strides
         shape, strides = (len(x), oh, self.output_size[1], kh), (image, sh * row, sw * pixel, row)
         return np.ndarray(shape, f"V{kw * x.shape[3] * x.itemsize}", x, top * row + left * pixel, strides)
-
-
-def padded(x: np.ndarray, top: int, bottom: int, left: int, right: int) -> tuple[np.ndarray, int, int]:
-    """(array, top, left): x itself if it holds x[:, top:bottom, left:right]; else a copy of that, padded with zeros.
-
-    The array is contiguous. (top, left) is where the window begins in it. A copy lies in this thread's scratch.
-    """
-    n, h, w, c = x.shape
-    if top >= 0 and left >= 0 and bottom <= h and right <= w:
-        return np.ascontiguousarray(x), top, left
-    window = scratch("padded", (n, bottom - top, right - left, c), x.dtype)
-    row, column = max(top, 0), max(left, 0)  # the window has x[:, row:last_row, column:last_column]; it may be empty
-    last_row, last_column = max(row, min(bottom, h)), max(column, min(right, w))
-    rows = window[:, row - top : last_row - top]
-    window[:, : row - top] = window[:, last_row - top :] = 0
-    rows[:, :, : column - left] = rows[:, :, last_column - left :] = 0
-    rows[:, :, column - left : last_column - left] = x[:, row:last_row, column:last_column]
-    return window, 0, 0

@@ -11,7 +11,6 @@ of the multiplications.
 
 import itertools
 import math
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
