@@ -1,4 +1,4 @@
-"""What a student steps through in a debugger: the functions of minidl that two short programs enter, and their files."""
+"""What a student steps through in a debugger: the functions that two short programs enter, and their files."""
 
 import sys
 from pathlib import Path

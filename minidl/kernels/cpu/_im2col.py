@@ -79,10 +79,10 @@ class Patches(NamedTuple):
             inside[...] = whole[:, : inside.shape[1], : inside.shape[2]]
 
     def _seen(self, x: np.ndarray, rows: slice) -> tuple[np.ndarray, int, int]:
-        """(array, top, left): images with all pixels that these rows of outputs see, from row top and column left on.
+        """(array, top, left): images that hold all pixels which these rows of outputs see; the first is at (top, left).
 
-        The images are x itself, if these pixels lie inside of it; else a copy of the pixels, with zeros where there are
-        none, in this thread's scratch. The array is contiguous.
+        The array is x itself if no output sees padding. Otherwise it is a copy of the pixels that are seen, with zeros
+        as padding, in this thread's scratch. It is contiguous.
         """
         (kh, kw), (sh, sw), (ph, pw) = self.kernel_size, self.stride, self.padding
         n, h, w, c = x.shape

@@ -74,7 +74,7 @@ def sum_pieces(work: Callable[..., np.ndarray], pieces: Sequence) -> np.ndarray:
 
 
 def _share(work: Callable, pieces: Sequence) -> list:
-    """Work with the helpers, and wait for them."""
+    """map_pieces on the caller's thread and the helpers."""
     job = _Job(work, pieces)
     for _ in range(min(_num_threads, len(pieces)) - 1):
         _helpers.invite(job)

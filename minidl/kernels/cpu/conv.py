@@ -32,30 +32,34 @@ def conv2d_forward(x, weight, bias, stride, padding):
     y = np.empty((len(x), *patches.output_size, o), x.dtype)
 
     def convolve(piece):
-        put_product(patches.columns(x, piece), matrix, out=y[piece])
+        pixels = y[piece]
+        _put_product(patches.columns(x, piece), matrix, out=pixels)
         if bias is not None:
-            y[piece] += bias
+            pixels += bias
 
     map_pieces(convolve, patches.cut(len(x), c, o))
     return y
 
 
 def conv2d_backward(grad, x, weight, stride, padding, needs_x, needs_weight):
-    """(dL/dx, dL/dweight) of dL/dy, (N, OH, OW, O); None for one that is not needed."""
+    """(dL/dx, dL/dweight) of dL/dy, (N, OH, OW, O); None for one that is not needed.
+
+    dL/dx is computed phase by phase, see `Phase`. With stride 1 there is one phase: all pixels and all taps.
+    """
     if winograd_pays(x.shape, weight.shape, stride, padding, BACKWARD_TILES):
         grad_x = _winograd.backward_x(grad, weight, padding) if needs_x else None
         return grad_x, _winograd.backward_weight(grad, x, padding) if needs_weight else None
     if not needs_x:
         return None, _backward_weight(grad, x, weight.shape, stride, padding) if needs_weight else None
-    phases_of_rows = phases_along(x.shape[1], weight.shape[0], stride[0], padding[0])
-    phases_of_columns = phases_along(x.shape[2], weight.shape[1], stride[1], padding[1])
+    vertical = _phases_along(x.shape[1], weight.shape[0], stride[0], padding[0])
+    horizontal = _phases_along(x.shape[2], weight.shape[1], stride[1], padding[1])
     # Pixels that meet no tap belong to no phase, and neither do taps that meet no pixel: there the gradient is 0.
-    new_array = np.empty if (len(phases_of_rows), len(phases_of_columns)) == stride else np.zeros
+    new_array = np.empty if (len(vertical), len(horizontal)) == stride else np.zeros
     grad_x = new_array(x.shape, grad.dtype)
     grad_weight = new_array(weight.shape, grad.dtype) if needs_weight else None
-    for rows, columns in itertools.product(phases_of_rows, phases_of_columns):
-        pixels, taps = (slice(None), rows.pixels, columns.pixels), (rows.taps, columns.taps)
-        patches = Patches(*zip(rows.patches, columns.patches, strict=True))
+    for v, h in itertools.product(vertical, horizontal):
+        pixels, taps = (slice(None), v.pixels, h.pixels), (v.taps, h.taps)
+        patches = Patches(*zip(v.patches, h.patches, strict=True))
         grad_taps = grad_weight[taps] if needs_weight else None
         _backward_of_a_phase(grad, x[pixels], weight[taps], patches, grad_x[pixels], grad_taps)
     return grad_x, grad_weight
@@ -69,10 +73,11 @@ def _backward_weight(grad, x, weight_shape, stride, padding):
     def correlate(part):
         total = np.empty((kh * kw * c, o), grad.dtype)
         for piece in part:
-            add_product(patches.columns(x, piece).T, grad[piece].reshape(-1, o), total, is_first=piece is part[0])
+            _add_product(patches.columns(x, piece).T, grad[piece].reshape(-1, o), total, is_first=piece is part[0])
         return total
 
-    return sum_pieces(correlate, parts_of(patches.cut(len(x), c, o), math.prod(weight_shape))).reshape(weight_shape)
+    parts = _parts_of(patches.cut(len(x), c, o), elements=kh * kw * c * o)
+    return sum_pieces(correlate, parts).reshape(weight_shape)
 
 
 def _backward_of_a_phase(grad, x, weight, patches, grad_x, grad_weight):
@@ -90,19 +95,19 @@ def _backward_of_a_phase(grad, x, weight, patches, grad_x, grad_weight):
     turned = weight[::-1, ::-1].transpose(2, 0, 1, 3).reshape(c, kh * kw * o).T
     if turned.size * LEAST_ROWS <= SMALL_PRODUCT:
         turned = np.ascontiguousarray(turned)
-    elements = 0 if grad_weight is None else grad_weight.size
+    needs_weight = grad_weight is not None
 
     def backward(part):
-        total = np.empty((c, elements // c), grad.dtype)
+        total = np.empty((c, kh * kw * o) if needs_weight else 0, grad.dtype)
         for piece in part:
             columns = patches.columns(grad, piece)
-            put_product(columns, turned, out=grad_x[piece])
-            if elements:
-                add_product(x[piece].reshape(-1, c).T, columns, total, is_first=piece is part[0])
+            _put_product(columns, turned, out=grad_x[piece])
+            if needs_weight:
+                _add_product(x[piece].reshape(-1, c).T, columns, total, is_first=piece is part[0])
         return total
 
-    total = sum_pieces(backward, parts_of(patches.cut(len(x), o, c), weight.size))
-    if elements:
+    total = sum_pieces(backward, _parts_of(patches.cut(len(x), o, c), elements=kh * kw * o * c))
+    if needs_weight:
         grad_weight[...] = total.reshape(c, kh, kw, o)[:, ::-1, ::-1].transpose(1, 2, 0, 3)
 
 
@@ -120,15 +125,15 @@ class Phase(NamedTuple):
     patches: tuple[int, int, int, int]  # of dL/dy: kernel size, stride, padding, output size
 
 
-def phases_along(size: int, kernel_size: int, stride: int, padding: int) -> list[Phase]:
+def _phases_along(size: int, kernel_size: int, stride: int, padding: int) -> list[Phase]:
     """The phases that have pixels and meet a tap."""
     phases = []
     for r in range(min(stride, size)):
         k, first = divmod(r + padding, stride)
         taps = len(range(first, kernel_size, stride))
         if taps:
-            seen = taps, 1, taps - 1 - k, len(range(r, size, stride))
-            phases.append(Phase(slice(r, None, stride), slice(first, None, stride), seen))
+            patches = taps, 1, taps - 1 - k, len(range(r, size, stride))
+            phases.append(Phase(slice(r, None, stride), slice(first, None, stride), patches))
     return phases
 
 
@@ -143,25 +148,25 @@ MOST_PARTS, PART_ELEMENTS, LEAST_PARTS = 16, 2**21, 4
 SMALL_PRODUCT, LEAST_ROWS = 10**6, 64
 
 
-def parts_of(pieces: list, elements: int) -> list[list]:
+def _parts_of(pieces: list, elements: int) -> list[list]:
     """The pieces in parts; the sum of each part has that many elements."""
     parts = min(MOST_PARTS, max(LEAST_PARTS, PART_ELEMENTS // elements))
     length = math.ceil(len(pieces) / parts)
     return [pieces[start : start + length] for start in range(0, len(pieces), length)]
 
 
-def put_product(a, b, out) -> None:
+def _put_product(a, b, out) -> None:
     """out = a b, a block of rows at a time where that is faster. The rows of out are pixels: (n, OH, OW, columns)."""
-    block = rows_of_a_block(len(a), b.size)
+    block = _rows_of_a_block(len(a), b.size)
     product = out if out.flags.c_contiguous else scratch("product", out.shape, out.dtype)
     np.matmul(a.reshape(-1, block, a.shape[1]), b, out=product.reshape(-1, block, b.shape[1]))
     if product is not out:
         out[...] = product
 
 
-def add_product(a, b, total, is_first: bool) -> None:
+def _add_product(a, b, total, is_first: bool) -> None:
     """total += a b, or total = a b if it is the first; the sum over blocks where that is faster."""
-    block = rows_of_a_block(len(b), total.size)
+    block = _rows_of_a_block(len(b), total.size)
     blocks = len(b) // block
     if is_first and blocks == 1:
         np.matmul(a, b, out=total)
@@ -176,7 +181,7 @@ def add_product(a, b, total, is_first: bool) -> None:
         total += product
 
 
-def rows_of_a_block(rows: int, multiplications_of_a_row: int) -> int:
+def _rows_of_a_block(rows: int, multiplications_of_a_row: int) -> int:
     """The largest power of two that divides the rows and makes a small product; else all rows."""
     block = rows & -rows
     while block * multiplications_of_a_row > SMALL_PRODUCT:
