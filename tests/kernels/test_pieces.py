@@ -16,7 +16,7 @@ import threadpoolctl
 import minidl
 from minidl.kernels.cpu import _threads
 from minidl.kernels.cpu._pieces import even_slices, scratch, slices
-from minidl.kernels.cpu._threads import map_pieces, sum_pieces
+from minidl.kernels.cpu._threads import SMALL_FOR_BLAS, map_pieces, sum_pieces
 
 
 @pytest.fixture(params=[1, 2, 3, 8])
@@ -158,6 +158,40 @@ def test_blas_has_one_thread_inside_and_its_own_number_again_afterwards(two_blas
     map_pieces(work, [0])
     assert inner == [{1}, {1}]
     assert blas_threads() == {2}
+
+
+@pytest.mark.parametrize(
+    ("pieces", "multiplications", "expected"),
+    [(1, SMALL_FOR_BLAS, 2), (1, SMALL_FOR_BLAS + 1, 1), (2, SMALL_FOR_BLAS, 1)],
+)
+def test_blas_is_left_alone_for_a_single_piece_of_a_small_product(pieces, multiplications, expected, two_blas_threads):
+    inner = []
+    for function in (map_pieces, sum_pieces):
+        function(lambda piece: inner.append(blas_threads()) or 0, range(pieces), multiplications)
+    assert inner == [{expected}] * 2 * pieces
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_small_product_has_the_same_bits_on_any_number_of_blas_threads(dtype, rng):
+    """Of matrices and of a matrix and a vector, in either order in memory."""
+    controller = threadpoolctl.ThreadpoolController()
+    for rows, inner, columns in [
+        (128, 27, 4),
+        (64, 64, 64),
+        (2, 65536, 2),
+        (512, 512, 1),
+        (1, 512, 512),
+        (1, 131072, 2),
+    ]:
+        assert rows * inner * columns <= SMALL_FOR_BLAS
+        a, b = rng.standard_normal((rows, inner)).astype(dtype), rng.standard_normal((inner, columns)).astype(dtype)
+        for left in (a, np.asfortranarray(a)):
+            for right in (b, np.asfortranarray(b)):
+                results = []
+                for threads in (1, 2, 4):
+                    with controller.limit(limits=threads, user_api="blas"):
+                        results.append((left @ right).tobytes())
+                assert results == results[:1] * 3
 
 
 def test_blas_is_given_back_wherever_ctrl_c_comes(threads, two_blas_threads):

@@ -7,6 +7,7 @@ are combined in the order of the pieces, so the number of threads never changes 
 
 import contextvars
 import functools
+import math
 import os
 import queue
 import threading
@@ -42,12 +43,19 @@ def _default_num_threads() -> int:
 _num_threads = _default_num_threads()
 
 
-def map_pieces(work: Callable, pieces: Sequence) -> list:
+# OpenBLAS computes a product of at most this many multiplications on one thread (interface/gemm.c).
+SMALL_FOR_BLAS = 2**18
+
+
+def map_pieces(work: Callable, pieces: Sequence, multiplications: float = math.inf) -> list:
     """[work(piece) for piece in pieces], computed on the threads: each takes the next piece when it is free.
 
     If pieces fail, the error of the first of them is raised, and the pieces that no thread has begun are left out.
-    BLAS has one thread meanwhile, so that it does not compete with these.
+    BLAS has one thread meanwhile, so that it does not compete with these. A single piece whose largest matrix product
+    is known to need few `multiplications` is just computed: BLAS uses one thread for it by itself.
     """
+    if len(pieces) == 1 and multiplications <= SMALL_FOR_BLAS:
+        return [work(pieces[0])]
     user = object()
     try:
         _limit_blas(user)
@@ -62,9 +70,9 @@ def map_pieces(work: Callable, pieces: Sequence) -> list:
             raise
 
 
-def sum_pieces(work: Callable[..., np.ndarray], pieces: Sequence) -> np.ndarray:
+def sum_pieces(work: Callable[..., np.ndarray], pieces: Sequence, multiplications: float = math.inf) -> np.ndarray:
     """The sum of work(piece), added in the order of the pieces; `work` returns a new array each time."""
-    first, *others = map_pieces(work, pieces)
+    first, *others = map_pieces(work, pieces, multiplications)
     for other in others:
         first += other
     return first

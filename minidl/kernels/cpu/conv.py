@@ -37,7 +37,7 @@ def conv2d_forward(x, weight, bias, stride, padding):
         if bias is not None:
             pixels += bias
 
-    map_pieces(convolve, patches.cut(len(x), c, o))
+    map_pieces(convolve, patches.cut(len(x), c, o), multiplications=y.size * kh * kw * c)
     return y
 
 
@@ -77,7 +77,7 @@ def _backward_weight(grad, x, weight_shape, stride, padding):
         return total
 
     parts = _parts_of(patches.cut(len(x), c, o), elements=kh * kw * c * o)
-    return sum_pieces(correlate, parts).reshape(weight_shape)
+    return sum_pieces(correlate, parts, multiplications=grad.size * kh * kw * c).reshape(weight_shape)
 
 
 def _backward_of_a_phase(grad, x, weight, patches, grad_x, grad_weight):
@@ -106,7 +106,8 @@ def _backward_of_a_phase(grad, x, weight, patches, grad_x, grad_weight):
                 _add_product(x[piece].reshape(-1, c).T, columns, total, is_first=piece is part[0])
         return total
 
-    total = sum_pieces(backward, _parts_of(patches.cut(len(x), o, c), elements=kh * kw * o * c))
+    parts = _parts_of(patches.cut(len(x), o, c), elements=kh * kw * o * c)
+    total = sum_pieces(backward, parts, multiplications=x.size * kh * kw * o)
     if needs_weight:
         grad_weight[...] = total.reshape(c, kh, kw, o)[:, ::-1, ::-1].transpose(1, 2, 0, 3)
 

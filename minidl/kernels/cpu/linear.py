@@ -18,7 +18,7 @@ def linear_forward(x, weight, bias):
         if bias is not None:
             y[:, some] += bias[some]
 
-    map_pieces(multiply, slices(weight.shape[1], FORWARD_COLUMNS))
+    map_pieces(multiply, slices(weight.shape[1], FORWARD_COLUMNS), x.size * weight.shape[1])
     return y
 
 
@@ -30,7 +30,7 @@ def linear_backward_x(grad, weight):
     def multiply(some):
         grad_x[:, some] = (weight[some] @ grad_t).T
 
-    map_pieces(multiply, slices(weight.shape[0], BACKWARD_ROWS))
+    map_pieces(multiply, slices(weight.shape[0], BACKWARD_ROWS), grad.size * weight.shape[0])
     return grad_x
 
 
@@ -41,5 +41,6 @@ def linear_backward_weight(grad, x):
     def multiply(some):
         np.matmul(x[:, some].T, grad, out=grad_weight[some])
 
-    map_pieces(multiply, slices(x.shape[1], rows_of(GRADIENT_ELEMENTS, grad.shape[1])))
+    pieces = slices(x.shape[1], rows_of(GRADIENT_ELEMENTS, grad.shape[1]))
+    map_pieces(multiply, pieces, x.size * grad.shape[1])
     return grad_weight
