@@ -18,7 +18,7 @@ def linear_forward(x, weight, bias):
         if bias is not None:
             y[:, some] += bias[some]
 
-    map_pieces(multiply, slices(weight.shape[1], FORWARD_COLUMNS), x.size * weight.shape[1])
+    map_pieces(multiply, slices(weight.shape[1], FORWARD_COLUMNS), multiplications=x.size * weight.shape[1])
     return y
 
 
@@ -30,7 +30,7 @@ def linear_backward_x(grad, weight):
     def multiply(some):
         grad_x[:, some] = (weight[some] @ grad_t).T
 
-    map_pieces(multiply, slices(weight.shape[0], BACKWARD_ROWS), grad.size * weight.shape[0])
+    map_pieces(multiply, slices(weight.shape[0], BACKWARD_ROWS), multiplications=grad.size * weight.shape[0])
     return grad_x
 
 
@@ -42,5 +42,5 @@ def linear_backward_weight(grad, x):
         np.matmul(x[:, some].T, grad, out=grad_weight[some])
 
     pieces = slices(x.shape[1], rows_of(GRADIENT_ELEMENTS, grad.shape[1]))
-    map_pieces(multiply, pieces, x.size * grad.shape[1])
+    map_pieces(multiply, pieces, multiplications=x.size * grad.shape[1])
     return grad_weight
