@@ -34,7 +34,7 @@ from models.resnet import cifar_resnet
 
 import minidl
 from minidl.kernels import cpu, reference
-from minidl.kernels.cpu import _matmul
+from minidl.kernels.cpu import conv
 from minidl.optim import SGD
 
 BATCH = 128
@@ -68,7 +68,7 @@ def im2col_alone() -> None:
 
     minidl.set_convolution("im2col")
     cpu.conv2d_backward = separate_gradients
-    _matmul.SMALL_PRODUCT = 0
+    conv.SMALL_PRODUCT = 0
 
 
 def plain_loops() -> None:

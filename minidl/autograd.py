@@ -9,7 +9,7 @@ plain arrays.
 import contextlib
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 
 class Leaf:
@@ -22,14 +22,6 @@ class Leaf:
         self.grad = None
         self.hooks: list[Callable[[], None]] = []  # called when a backward pass has completed `grad`
 
-    def finish(self, grad):
-        """Add the whole gradient of a backward pass. Never in place: another leaf may hold the same array."""
-        if grad is None:
-            return
-        self.grad = grad if self.grad is None else self.grad + grad
-        for hook in self.hooks:
-            hook()
-
 
 class Node:
     """One application of an op: `backward` turns dL/d(output) into one dL/d(input), or None, for each of `inputs`.
@@ -41,7 +33,7 @@ class Node:
 
     __slots__ = ("__weakref__", "backward", "inputs", "kinds", "name")
 
-    def __init__(self, name: str, backward: Callable, inputs: tuple, kinds: tuple = ()):
+    def __init__(self, name: str, backward: Callable, inputs: Sequence, kinds: Sequence = ()):
         self.name = name
         self.backward: Callable | None = backward
         self.inputs, self.kinds = inputs, kinds or (None,) * len(inputs)
@@ -67,7 +59,12 @@ class Node:
 def backward(root: Node | Leaf, grad) -> None:
     """Add dL/d(leaf) to `leaf.grad` for every leaf that root was computed from; `grad` is dL/d(root)."""
     for leaf, grad_leaf in gradients(root, grad):
-        leaf.finish(grad_leaf)
+        if grad_leaf is None:
+            continue
+        # Never in place: another leaf may hold the same array.
+        leaf.grad = grad_leaf if leaf.grad is None else leaf.grad + grad_leaf
+        for hook in leaf.hooks:
+            hook()
 
 
 def gradients(root: Node | Leaf, grad) -> Iterator[tuple[Leaf, object]]:

@@ -7,7 +7,6 @@ import math
 
 import numpy as np
 
-from minidl.dtypes import is_floating_point
 from minidl.kernels import device_of
 from minidl.tensor import Tensor, check_alike, check_tensors
 
@@ -54,7 +53,7 @@ def as_pair(function: str, name: str, value: Pair, least: int) -> tuple[int, int
 def check_floats(function: str, x: Tensor) -> None:
     """x is a tensor of floating-point numbers."""
     check_tensors(function, x)
-    if not is_floating_point(x.dtype):
+    if not x.is_floating_point():
         raise TypeError(f"{function}: expected floating-point x, got {x.dtype}; convert it with .to('float32')")
 
 
@@ -63,11 +62,6 @@ def check_batch(function: str, x: Tensor, ndim: int, layout: str) -> None:
     check_floats(function, x)
     expect(function, x.ndim == ndim, f"x {layout}", "shape", x.shape)
     expect(function, 0 not in x.shape, "a batch with something in it", "shape", x.shape)
-
-
-def check_images(function: str, x: Tensor) -> None:
-    """x is (N, H, W, C)."""
-    check_batch(function, x, 4, "(N, H, W, C)")
 
 
 def nchw_hint(x: Tensor, channels: int) -> str:
@@ -108,7 +102,7 @@ def check_fits(function: str, x: Tensor, kernel_size: tuple[int, int], padding: 
 
 def check_pooling(function: str, x: Tensor, kernel_size: Pair, stride: Pair | None, padding: Pair):
     """The pairs of a pooling of x: kernel size, stride, padding."""
-    check_images(function, x)
+    check_batch(function, x, 4, "(N, H, W, C)")
     kernel_size, stride, padding = as_windows(function, kernel_size, stride, padding)
     check_fits(function, x, kernel_size, padding)
     return kernel_size, stride, padding

@@ -21,8 +21,3 @@ def as_dtype(name) -> np.dtype:
 def is_bfloat16(dtype) -> bool:
     """True for bfloat16: float32's exponent, 8 bits of precision instead of 24."""
     return dtype.name == "bfloat16"
-
-
-def is_floating_point(dtype) -> bool:
-    """True for float32, float64, bfloat16: tensors of these can have gradients."""
-    return dtype.kind == "f" or is_bfloat16(dtype)

@@ -15,7 +15,6 @@ from minidl.checks import (
     check_batch_norm_options,
     check_fits,
     check_floats,
-    check_images,
     check_labels,
     check_per_channel,
     check_pooling,
@@ -139,7 +138,7 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Pair =
             [0.6667, 1.    , 1.    , 0.6667],
             [0.4444, 0.6667, 0.6667, 0.4444]], shape=(4, 4), float32)
     """
-    check_images("conv2d", x)
+    check_batch("conv2d", x, 4, "(N, H, W, C)")
     expect("conv2d", weight.ndim == 4, "weight (KH, KW, C, O)", "shape", weight.shape)
     kh, kw, channels, out_channels = weight.shape
     if x.shape[3] != channels:
@@ -201,7 +200,7 @@ def global_avg_pool(x: Tensor) -> Tensor:
     >>> global_avg_pool(Tensor([[[[1.0], [2.0]], [[3.0], [4.0]]]]))
     Tensor([[2.5]], shape=(1, 1), float32)
     """
-    check_images("global_avg_pool", x)
+    check_batch("global_avg_pool", x, 4, "(N, H, W, C)")
     return apply(GlobalAvgPool, x)
 
 
@@ -283,7 +282,7 @@ def local_response_norm(x: Tensor, size: int = 5, alpha: float = 1e-4, beta: flo
     >>> local_response_norm(Tensor([[[[1.0]]]]), alpha=2.0, beta=1.0).item()
     0.25
     """
-    check_images("local_response_norm", x)
+    check_batch("local_response_norm", x, 4, "(N, H, W, C)")
     check_whole("local_response_norm", 1, size=size)
     return apply(LocalResponseNorm, x, size=size, alpha=alpha, beta=beta, k=k)
 

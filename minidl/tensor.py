@@ -6,7 +6,7 @@ import reprlib
 import numpy as np
 
 from minidl.autograd import Leaf, Node, backward, is_grad_enabled
-from minidl.dtypes import as_dtype, float32, float64, is_bfloat16, is_floating_point
+from minidl.dtypes import as_dtype, float32, float64, is_bfloat16
 from minidl.kernels import device_of, to_device
 from minidl.ops.arithmetic import Add, Clip, Div, Exp, Log, MatMul, Mul, Pow, Sigmoid, Sqrt, Sub, Tanh
 from minidl.ops.convert import Cast, Move
@@ -31,11 +31,10 @@ class Tensor:
     __array_ufunc__ = None  # so that ndarray * Tensor asks the Tensor, not every element of the ndarray
 
     def __init__(self, data, dtype=None, device: str | None = None, requires_grad: bool = False):
-        if isinstance(data, Tensor):
-            data = data.data
-        self.data = _as_array(data, dtype, device)
+        self.data = _as_array(data.data if isinstance(data, Tensor) else data, dtype, device)
         self._place: Node | Leaf | None = None
-        self.requires_grad = requires_grad
+        if requires_grad:
+            self.requires_grad = True
 
     # -- what it is ----------------------------------------------------------------------------------------------------
 
@@ -62,6 +61,10 @@ class Tensor:
     def numel(self) -> int:
         """How many numbers it holds."""
         return self.data.size
+
+    def is_floating_point(self) -> bool:
+        """True for float32, float64 and bfloat16: tensors of these can have gradients."""
+        return self.data.dtype.kind not in "biu"
 
     def __len__(self) -> int:
         if not self.shape:
@@ -114,7 +117,7 @@ class Tensor:
             raise RuntimeError(
                 f"requires_grad: this tensor was computed by {self._place.name}; use detach() to cut it off"
             )
-        if wanted and not is_floating_point(self.dtype):
+        if wanted and not self.is_floating_point():
             raise TypeError(
                 f"requires_grad: expected a floating-point tensor, got {self.dtype}; convert it with .to('float32')"
             )
@@ -147,14 +150,13 @@ class Tensor:
             raise RuntimeError(
                 "backward: this tensor was computed from nothing that requires grad, or inside no_grad()"
             )
-        if grad is None and self.numel() != 1:
+        if grad is not None:
+            self._check_grad("backward", grad)
+        elif self.data.size != 1:
             raise ValueError(
                 f"backward: expected a scalar loss, got shape {self.shape}; reduce it with .mean(), or pass grad"
             )
-        if grad is not None:
-            self._check_grad("backward", grad)
-        grad = np.ones_like(self.data) if grad is None else grad.data
-        backward(self._place, grad)
+        backward(self._place, np.ones_like(self.data) if grad is None else grad.data)
 
     def _check_grad(self, operation: str, grad: "Tensor") -> None:
         check_tensors(operation, grad)
@@ -200,7 +202,7 @@ class Tensor:
             raise TypeError(
                 f"**: expected a number as exponent, got {type(exponent).__name__}; use (b * a.log()).exp() for a ** b"
             )
-        return apply(Pow, self, exponent=_as_number(Pow, exponent, self))
+        return apply(Pow, self, exponent=_as_number("pow", exponent, self))
 
     def __neg__(self) -> "Tensor":
         return self * -1
@@ -266,7 +268,7 @@ class Tensor:
 
     def clip(self, low: float | None = None, high: float | None = None) -> "Tensor":
         """x, but no less than low and no more than high."""
-        low, high = (None if bound is None else _as_number(Clip, bound, self) for bound in (low, high))
+        low, high = (None if bound is None else _as_number("clip", bound, self) for bound in (low, high))
         return apply(Clip, self, low=low, high=high)
 
     # -- reductions ----------------------------------------------------------------------------------------------------
@@ -279,7 +281,7 @@ class Tensor:
         """The mean over `dim`, or over everything."""
         if not self.numel():
             raise ValueError(f"mean: expected a tensor with something in it, got shape {self.shape}")
-        if not is_floating_point(self.dtype):
+        if not self.is_floating_point():
             raise TypeError(f"mean: expected floats, got {self.dtype}; convert them with .to('float32')")
         total = self.sum(dim, keepdim)
         return total / (self.numel() / total.numel())
@@ -323,7 +325,7 @@ class Tensor:
 
     def __getitem__(self, index) -> "Tensor":
         parts = index if isinstance(index, tuple) else (index,)
-        parts = tuple(part.data if isinstance(part, Tensor) else part for part in parts)
+        parts = tuple(_raw(part) for part in parts)
         return apply(GetItem, self, index=parts if isinstance(index, tuple) else parts[0])
 
     def __iter__(self):
@@ -355,21 +357,29 @@ class Buffer(Tensor):
 
 def apply(function: type[Function], *inputs: Tensor | None, **hyperparameters) -> Tensor:
     """Run an operation on tensors, and record it if one of them requires grad. None stands for an absent input."""
-    _check_inputs(function, inputs)
-    recording = is_grad_enabled()
-    ctx = Context(tuple(recording and tensor is not None and tensor.requires_grad for tensor in inputs))
-    arrays = [None if tensor is None else tensor.data for tensor in inputs]
+    operation, recording = function.__name__.lower(), is_grad_enabled()
+    check_tensors(operation, inputs[0])
+    if function.floats_only and not inputs[0].is_floating_point():
+        raise TypeError(
+            f"{operation}: expected floating-point numbers, got {inputs[0].dtype}; convert them with .to('float32')"
+        )
+    check_alike(operation, *inputs, kept_in_float32=function.kept_in_float32)
+    arrays, kinds, sources = [], [], []  # of each input
+    for tensor in inputs:
+        is_there = tensor is not None
+        arrays.append(tensor.data if is_there else None)
+        kinds.append((tensor.data.shape, tensor.data.dtype) if is_there else None)
+        sources.append(tensor._place if is_there and recording else None)
+    ctx = Context(tuple(map(bool, sources)))
     output = Tensor(function.forward(ctx, *arrays, **hyperparameters))
-    if any(ctx.needs_grad) and is_floating_point(output.dtype):  # integers and bools have no gradient
-        sources = tuple(None if tensor is None else tensor._place for tensor in inputs)
-        kinds = tuple(None if array is None else (array.shape, array.dtype) for array in arrays)
+    if any(ctx.needs_grad) and output.is_floating_point():  # integers and bools have no gradient
         output._place = Node(function.__name__, functools.partial(function.backward, ctx), sources, kinds)
     return output
 
 
 def matmul(a, b) -> Tensor:
     """The matrix product over the last two dimensions: (..., n, k) @ (..., k, m) -> (..., n, m)."""
-    a, b = _operands(MatMul, a, b)
+    a, b = _as_operand("matmul", a, b), _as_operand("matmul", b, a)
     if a.ndim < 2 or b.ndim < 2 or a.shape[-1] != b.shape[-2]:
         raise ValueError(
             f"matmul: expected (..., n, k) @ (..., k, m), got {a.shape} @ {b.shape}; reshape a vector to a matrix"
@@ -379,45 +389,34 @@ def matmul(a, b) -> Tensor:
 
 def apply_broadcast(function: type[Function], a, b, **hyperparameters) -> Tensor:
     """Apply a function of two operands that broadcast. A number takes the dtype and the device of the other operand."""
-    a, b = _operands(function, a, b)
+    operation = function.__name__.lower()
+    a, b = _as_operand(operation, a, b), _as_operand(operation, b, a)
     try:
-        np.broadcast_shapes(a.shape, b.shape)
+        np.broadcast_shapes(a.data.shape, b.data.shape)
     except ValueError:
-        raise ValueError(
-            f"{_name(function)}: shapes {a.shape} and {b.shape} do not broadcast; reshape one of them"
-        ) from None
+        raise ValueError(f"{operation}: shapes {a.shape} and {b.shape} do not broadcast; reshape one of them") from None
     return apply(function, a, b, **hyperparameters)
 
 
-def _operands(function: type[Function], a, b) -> tuple[Tensor, Tensor]:
-    """Both as tensors."""
-    if not isinstance(a, Tensor):
-        a = _like(function, a, b)
-    if not isinstance(b, Tensor):
-        b = _like(function, b, a)
-    return a, b
-
-
-def _like(function: type[Function], value, other: Tensor) -> Tensor:
-    check_tensors(_name(function), other)
+def _as_operand(operation: str, value, other) -> Tensor:
+    """A tensor; a number takes the dtype and the device of the other operand."""
+    if isinstance(value, Tensor):
+        return value
+    check_tensors(operation, other)
     if not isinstance(value, int | float | np.generic):
         return Tensor(value)
-    return Tensor(np.asarray(_as_number(function, value, other), other.dtype), device=other.device)
+    return Tensor(np.asarray(_as_number(operation, value, other), other.dtype), device=other.device)
 
 
-def _as_number(function: type[Function], value, other: Tensor) -> int | float:
+def _as_number(operation: str, value, other: Tensor) -> int | float:
     """A Python number: it changes no array's dtype, while NumPy's float64 would turn a float32 array into float64."""
     value = value.item() if isinstance(value, np.generic) else value
-    if not is_floating_point(other.dtype) and not isinstance(value, bool if other.dtype.kind == "b" else int):
+    if not other.is_floating_point() and not isinstance(value, bool if other.dtype.kind == "b" else int):
         raise TypeError(
-            f"{_name(function)}: got the number {value} and a tensor of {other.dtype}, which cannot hold it; "
+            f"{operation}: got the number {value} and a tensor of {other.dtype}, which cannot hold it; "
             "convert the tensor with .to('float32')"
         )
     return value
-
-
-def _name(function: type[Function]) -> str:
-    return function.__name__.lower()
 
 
 def check_tensors(operation: str, *values) -> None:
@@ -429,27 +428,19 @@ def check_tensors(operation: str, *values) -> None:
             )
 
 
-def _check_inputs(function: type[Function], inputs: tuple[Tensor, ...]) -> None:
-    check_tensors(_name(function), inputs[0], *(tensor for tensor in inputs[1:] if tensor is not None))
-    if function.floats_only and not is_floating_point(inputs[0].dtype):
-        raise TypeError(
-            f"{_name(function)}: expected floating-point numbers, got {inputs[0].dtype}; "
-            "convert them with .to('float32')"
-        )
-    check_alike(_name(function), *inputs, kept_in_float32=function.kept_in_float32)
+def check_alike(operation: str, first: Tensor, *others: Tensor | None, kept_in_float32: tuple[int, ...] = ()) -> None:
+    """Tensors on one device and, as silent conversions hide mistakes, of one dtype. None is an absent one.
 
-
-def check_alike(operation: str, *tensors: Tensor | None, kept_in_float32: tuple[int, ...] = ()) -> None:
-    """All on one device and, as silent conversions hide mistakes, of one dtype.
-
-    If tensors[0] is bfloat16, the tensors with the numbers `kept_in_float32` are float32.
+    If the first, number 0, is bfloat16, those with the numbers `kept_in_float32` are float32.
     """
-    first = tensors[0]
-    for i, tensor in enumerate(tensors[1:], start=1):
+    device = device_of(first.data)
+    for number, tensor in enumerate(others, start=1):
         if tensor is None:
             continue
-        dtype = float32 if i in kept_in_float32 and is_bfloat16(first.dtype) else first.dtype
-        for expected, got, fact in ((dtype, tensor.dtype, "dtype"), (first.device, tensor.device, "device")):
+        check_tensors(operation, tensor)
+        dtype = float32 if number in kept_in_float32 and is_bfloat16(first.data.dtype) else first.data.dtype
+        facts = ("dtype", dtype, tensor.data.dtype), ("device", device, device_of(tensor.data))
+        for fact, expected, got in facts:
             if expected != got:
                 raise TypeError(
                     f"{operation}: inputs of {fact} {expected} and {got}; convert one with .to('{expected}')"
@@ -459,7 +450,10 @@ def check_alike(operation: str, *tensors: Tensor | None, kept_in_float32: tuple[
 def _as_array(data, dtype, device):
     """A C-contiguous array. Python floats, and lists of them, are float32 unless a dtype says otherwise."""
     if not hasattr(data, "dtype"):
-        data = _from_lists(data)
+        try:
+            data = np.asarray(data)
+        except ValueError:
+            raise TypeError(f"Tensor: expected lists of equal lengths, got {reprlib.repr(data)}") from None
         dtype = dtype or (float32 if data.dtype == float64 else None)
     kind = getattr(data.dtype, "kind", "O")  # another library's dtypes have none
     if kind not in NUMBERS and not (kind == "V" and is_bfloat16(data.dtype)):
@@ -469,13 +463,6 @@ def _as_array(data, dtype, device):
     elif dtype is not None:
         data = data.astype(dtype, copy=False)
     return data if device is None else to_device(data, device)
-
-
-def _from_lists(data) -> np.ndarray:
-    try:
-        return np.asarray(data)
-    except ValueError:
-        raise TypeError(f"Tensor: expected lists of equal lengths, got {reprlib.repr(data)}") from None
 
 
 def _raw(value):

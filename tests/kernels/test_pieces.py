@@ -14,10 +14,9 @@ import pytest
 import threadpoolctl
 
 import minidl
-from minidl.kernels.cpu import _blas
-from minidl.kernels.cpu._scratch import scratch
-from minidl.kernels.cpu._slices import even_slices, slices
-from minidl.kernels.cpu._threads import map_pieces, sum_pieces
+from minidl.kernels.cpu import _threads
+from minidl.kernels.cpu._pieces import even_slices, scratch, slices
+from minidl.kernels.cpu._threads import SMALL_FOR_BLAS, map_pieces, sum_pieces
 
 
 @pytest.fixture(params=[1, 2, 3, 8])
@@ -161,14 +160,48 @@ def test_blas_has_one_thread_inside_and_its_own_number_again_afterwards(two_blas
     assert blas_threads() == {2}
 
 
-def test_blas_is_given_back_wherever_ctrl_c_comes(two_blas_threads):
+@pytest.mark.parametrize(
+    ("pieces", "multiplications", "expected"),
+    [(1, SMALL_FOR_BLAS, 2), (1, SMALL_FOR_BLAS + 1, 1), (2, SMALL_FOR_BLAS, 1)],
+)
+def test_blas_is_left_alone_for_a_single_piece_of_a_small_product(pieces, multiplications, expected, two_blas_threads):
+    inner = []
+    for function in (map_pieces, sum_pieces):
+        function(lambda piece: inner.append(blas_threads()) or 0, range(pieces), multiplications)
+    assert inner == [{expected}] * 2 * pieces
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_small_product_has_the_same_bits_on_any_number_of_blas_threads(dtype, rng):
+    """Of matrices and of a matrix and a vector, in either order in memory."""
+    controller = threadpoolctl.ThreadpoolController()
+    for rows, inner, columns in [
+        (128, 27, 4),
+        (64, 64, 64),
+        (2, 65536, 2),
+        (512, 512, 1),
+        (1, 512, 512),
+        (1, 131072, 2),
+    ]:
+        assert rows * inner * columns <= SMALL_FOR_BLAS
+        a, b = rng.standard_normal((rows, inner)).astype(dtype), rng.standard_normal((inner, columns)).astype(dtype)
+        for left in (a, np.asfortranarray(a)):
+            for right in (b, np.asfortranarray(b)):
+                results = []
+                for threads in (1, 2, 4):
+                    with controller.limit(limits=threads, user_api="blas"):
+                        results.append((left @ right).tobytes())
+                assert results == results[:1] * 3
+
+
+def test_blas_is_given_back_wherever_ctrl_c_comes(threads, two_blas_threads):
     """Python looks for signals where a function begins and where one of C returns; each such place in turn."""
     interrupted = 0
     for event_number in range(1000):
         countdown = iter([True] * event_number)
 
         def interrupt(frame, event, argument, countdown=countdown):
-            ours = frame.f_globals["__name__"] in (_blas.__name__, map_pieces.__module__)
+            ours = frame.f_globals["__name__"] == _threads.__name__
             if ours and event in ("call", "c_return") and not next(countdown, False):
                 sys.setprofile(None)
                 raise KeyboardInterrupt
@@ -182,7 +215,7 @@ def test_blas_is_given_back_wherever_ctrl_c_comes(two_blas_threads):
         finally:
             sys.setprofile(None)
         assert blas_threads() == {2}, f"after an interrupt at event {event_number}"
-        assert not _blas._users
+        assert not _threads._blas_users
     assert interrupted > 10
 
 

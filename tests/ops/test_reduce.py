@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from minidl import Tensor
-from minidl.ops.reduce import with_kept_dims
+from minidl.ops.function import Context
+from minidl.ops.reduce import Max, Sum, sum_over
 from tests.kernels.compare import assert_close
 from tests.ops.case import Case, distinct, same_in_both
 
@@ -96,6 +97,12 @@ def test_an_infinite_gradient_of_a_maximum_leaves_the_other_numbers_0(device):
 @pytest.mark.parametrize(
     ("dim", "kept"), [(None, (1, 1, 1)), ((), (2, 3, 4)), ((1,), (2, 1, 4)), ((-1, 0), (1, 3, 1))], ids=str
 )
-def test_with_kept_dims_puts_the_lost_axes_back(dim, kept):
-    x = np.zeros((2, 3, 4))
-    assert with_kept_dims(x.sum(dim), x.shape, dim).shape == kept
+@pytest.mark.parametrize("keepdim", [False, True])
+def test_reduced_axes_have_length_1_until_they_are_dropped(dim, kept, keepdim):
+    x = np.arange(24.0).reshape(2, 3, 4)
+    assert sum_over(x, dim).shape == kept
+    for function, of_numpy in ((Sum, np.sum), (Max, np.max)):
+        ctx = Context((True,))
+        y = function.forward(ctx, x, dim=dim, keepdim=keepdim)
+        np.testing.assert_array_equal(y, of_numpy(x, axis=dim, keepdims=keepdim))
+        assert function.backward(ctx, y).shape == x.shape

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 
-from minidl.kernels.cpu._slices import PIECE_ELEMENTS, rows_of, slices
+from minidl.kernels.cpu._pieces import PIECE_ELEMENTS, rows_of, slices
 from minidl.kernels.cpu._threads import sum_pieces
 
 # A piece is summed in float32, one row after the other, and the pieces' sums are added in float64. Over this many rows

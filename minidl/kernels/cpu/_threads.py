@@ -6,6 +6,8 @@ are combined in the order of the pieces, so the number of threads never changes 
 """
 
 import contextvars
+import functools
+import math
 import os
 import queue
 import threading
@@ -13,7 +15,6 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from minidl.kernels.cpu import _blas
 from minidl.system.cpus import available_cpus
 
 
@@ -42,36 +43,55 @@ def _default_num_threads() -> int:
 _num_threads = _default_num_threads()
 
 
-def map_pieces(work: Callable, pieces: Sequence) -> list:
+# OpenBLAS computes a product of at most this many multiplications on one thread (interface/gemm.c).
+SMALL_FOR_BLAS = 2**18
+
+
+def map_pieces(work: Callable, pieces: Sequence, multiplications: float = math.inf) -> list:
     """[work(piece) for piece in pieces], computed on the threads: each takes the next piece when it is free.
 
     If pieces fail, the error of the first of them is raised, and the pieces that no thread has begun are left out.
+    BLAS has one thread meanwhile, so that it does not compete with these. A single piece whose largest matrix product
+    is known to need few `multiplications` is just computed: BLAS uses one thread for it by itself.
     """
-    job = _Job(work, pieces)
+    if len(pieces) == 1 and multiplications <= SMALL_FOR_BLAS:
+        return [work(pieces[0])]
+    user = object()
     try:
-        _blas.limit(job)
-        for _ in range(min(_num_threads, len(pieces)) - 1):
-            _helpers.invite(job)
-        job.take_pieces()
-        return job.wait()
+        _limit_blas(user)
+        if min(_num_threads, len(pieces)) <= 1:
+            return list(map(work, pieces))
+        return _share(work, pieces)
     finally:
         try:
-            _blas.restore(job)
-        except KeyboardInterrupt:  # it came before the end of restore
-            _blas.restore(job)
+            _restore_blas(user)
+        except KeyboardInterrupt:  # it came before the end of _restore_blas
+            _restore_blas(user)
             raise
 
 
-def sum_pieces(work: Callable[..., np.ndarray], pieces: Sequence) -> np.ndarray:
+def sum_pieces(work: Callable[..., np.ndarray], pieces: Sequence, multiplications: float = math.inf) -> np.ndarray:
     """The sum of work(piece), added in the order of the pieces; `work` returns a new array each time."""
-    first, *others = map_pieces(work, pieces)
+    first, *others = map_pieces(work, pieces, multiplications)
     for other in others:
         first += other
     return first
 
 
+# -- the threads -------------------------------------------------------------------------------------------------------
+
+
+def _share(work: Callable, pieces: Sequence) -> list:
+    """map_pieces on the caller's thread and the helpers."""
+    job = _Job(work, pieces)
+    for _ in range(min(_num_threads, len(pieces)) - 1):
+        _helpers.invite(job)
+    job.take_pieces()
+    return job.wait()
+
+
 class _Job:
-    """The pieces of one call of map_pieces."""
+    """The pieces that several threads share."""
 
     def __init__(self, work: Callable, pieces: Sequence):
         self.work, self.pieces = work, pieces
@@ -102,8 +122,7 @@ class _Job:
 
     def wait(self) -> list:
         """The results, when all pieces are finished. A helper that never took one is not waited for."""
-        if self.pieces:
-            self.finished.acquire()
+        self.finished.acquire()
         results, errors = self.results, self.errors
         self.work = self.results = self.errors = None  # so that a helper which comes late keeps no array alive
         try:
@@ -141,11 +160,53 @@ class _Helpers:
 _helpers = _Helpers()
 
 
+# -- BLAS --------------------------------------------------------------------------------------------------------------
+
+_blas_lock = threading.Lock()
+_blas_users: set[object] = set()
+_blas_limits: list[tuple] = []  # (library, its number of threads) while BLAS is limited
+
+
+@functools.cache
+def _blas_libraries() -> list:
+    """The BLAS libraries of this process."""
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController().select(user_api="blas").lib_controllers
+
+
+def _limit_blas(user: object) -> None:
+    """Set BLAS to one thread until `user`, and every other user, calls `_restore_blas`.
+
+    The setting belongs to the whole process. That is why its users are kept, and why the first one notes the numbers of
+    threads before it changes any: Ctrl-C may interrupt this function between any two lines.
+    """
+    with _blas_lock:
+        _blas_users.add(user)
+        if not _blas_limits:
+            _blas_limits[:] = [(library, library.num_threads) for library in _blas_libraries()]
+        for library, _ in _blas_limits:
+            library.set_num_threads(1)
+
+
+def _restore_blas(user: object) -> None:
+    """The end of what `_limit_blas` began. It may be called again, and must be if Ctrl-C interrupted it."""
+    with _blas_lock:
+        _blas_users.discard(user)
+        if not _blas_users:
+            for library, threads in _blas_limits:
+                library.set_num_threads(threads)
+            _blas_limits.clear()
+
+
 def _after_fork() -> None:
-    """A forked process has none of its parent's threads."""
-    global _helpers
-    _helpers = _Helpers()
-    _blas.after_fork()
+    """A forked process has none of its parent's threads, and is inside no kernel.
+
+    The numbers of threads that were noted stay: the end of its first kernel restores them.
+    """
+    global _helpers, _blas_lock
+    _helpers, _blas_lock = _Helpers(), threading.Lock()
+    _blas_users.clear()
 
 
 if hasattr(os, "register_at_fork"):

@@ -25,13 +25,9 @@ from typing import NamedTuple
 import numpy as np
 
 from minidl.kernels.cpu._im2col import Patches, Piece, pieces_of
-from minidl.kernels.cpu._scratch import scratch
-from minidl.kernels.cpu._slices import slices
+from minidl.kernels.cpu._pieces import scratch, slices
 from minidl.kernels.cpu._threads import map_pieces, sum_pieces
 from minidl.kernels.shapes import output_size
-
-TILE, SEEN = 4, 6  # a tile of 4x4 outputs sees 6x6 inputs
-PRODUCTS = SEEN * SEEN
 
 # The sixth point is infinity. (measured) With these five the largest float32 error is 1.6e-6 of the largest output, for
 # 64 channels of random numbers: a fifth of that with 0, 1, -1, 2, -2, as their powers stay closer together.
@@ -45,11 +41,10 @@ def interpolation(points) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     point, G[i, j] = a_i^j / p_i(a_i); row i of B^T holds the coefficients of p_i; and A^T[j, i] = a_i^j. The last row,
     or column, is that of the point infinity: the highest coefficient, and the product over all points.
     """
-    n = len(points) + 1
-    a_t, g, b_t = np.zeros((TILE, n)), np.zeros((n, 3)), np.zeros((n, n))
+    a_t, g, b_t = np.zeros((4, 6)), np.zeros((6, 3)), np.zeros((6, 6))
     for i, point in enumerate(points):
         others = [other for other in points if other != point]
-        a_t[:, i] = [point**j for j in range(TILE)]
+        a_t[:, i] = [point**j for j in range(4)]
         g[i] = [point**j / np.prod([point - other for other in others]) for j in range(3)]
         b_t[i, :-1] = np.poly(others)[::-1]
     a_t[-1, -1] = g[-1, -1] = 1
@@ -87,9 +82,9 @@ class Tiles:
     """The tiles of an output of (N, OH, OW, O), in blocks. They are im2col's patches, at stride 4."""
 
     def __init__(self, n: int, out_size: tuple[int, int], out_channels: int, padding):
-        rows, columns = (-(-size // TILE) for size in out_size)
-        self.inputs = Patches((SEEN, SEEN), (TILE, TILE), padding, (rows, columns))
-        self.outputs = Patches((TILE, TILE), (TILE, TILE), (0, 0), (rows, columns))
+        rows, columns = (-(-size // 4) for size in out_size)
+        self.inputs = Patches((6, 6), (4, 4), padding, (rows, columns))
+        self.outputs = Patches((4, 4), (4, 4), (0, 0), (rows, columns))
         most = max(BLOCK_TILES, BLOCK_COLUMNS // out_channels)
         tiles = min(most, max(LEAST_TILES, n * rows * columns // LEAST_BLOCKS))
         self.blocks = pieces_of(n, rows, round(tiles / (rows * columns)), round(tiles / columns))
@@ -113,9 +108,9 @@ def _convolve(x, u, bias, padding):
 
     def convolve(block):
         v = transform_input(x, tiles.inputs, block)  # (tiles, 36, C)
-        m = scratch("winograd_products", (len(v), PRODUCTS, out_channels), x.dtype)
+        m = scratch("winograd_products", (len(v), 36, out_channels), x.dtype)
         np.matmul(v.transpose(1, 0, 2), u, out=m.transpose(1, 0, 2))  # (36, tiles, C) @ (36, C, O)
-        outputs = scratch("winograd_outputs", (len(v), TILE * TILE, out_channels), x.dtype)
+        outputs = scratch("winograd_outputs", (len(v), 16, out_channels), x.dtype)
         np.matmul(transforms(x.dtype).a_t, m, out=outputs)
         if bias is not None:
             outputs += bias
@@ -131,7 +126,7 @@ def backward_weight(grad, x, padding):
     tiles = Tiles(len(x), grad.shape[1:3], o, padding)
 
     def correlate(blocks):
-        total = scratch("winograd_total", (PRODUCTS, c, o), grad.dtype)
+        total = scratch("winograd_total", (36, c, o), grad.dtype)
         for block in blocks:
             v = transform_input(x, tiles.inputs, block).transpose(1, 2, 0)  # (36, C, tiles)
             g = transform_grad(grad, tiles.outputs, block).transpose(1, 0, 2)  # (36, tiles, O)
@@ -139,7 +134,7 @@ def backward_weight(grad, x, padding):
                 np.matmul(v, g, out=total)
             else:
                 total += np.matmul(v, g, out=scratch("product", total.shape, total.dtype))
-        return transforms(grad.dtype).g.T @ total.reshape(PRODUCTS, c * o)
+        return transforms(grad.dtype).g.T @ total.reshape(36, c * o)
 
     parts = [tiles.blocks[some] for some in slices(len(tiles.blocks), -(-len(tiles.blocks) // WEIGHT_PARTS))]
     return sum_pieces(correlate, parts).reshape(3, 3, c, o)
@@ -148,20 +143,20 @@ def backward_weight(grad, x, padding):
 def transform_weight(weight, transform: np.ndarray) -> np.ndarray:
     """U: (3, 3, C, O) -> (36, C, O), by `g` or `g_turned`."""
     _, _, c, o = weight.shape
-    u = np.empty((PRODUCTS, c * o), weight.dtype)
+    u = np.empty((36, c * o), weight.dtype)
     taps = weight.reshape(9, c * o)
     map_pieces(lambda some: np.matmul(transform, taps[:, some], out=u[:, some]), slices(c * o, WEIGHT_CHUNK))
-    return u.reshape(PRODUCTS, c, o)
+    return u.reshape(36, c, o)
 
 
 def transform_input(x, patches: Patches, block: Piece) -> np.ndarray:
     """V of a block's input tiles: (tiles, 36, C), in this thread's scratch."""
-    d = patches.columns(x, block).reshape(-1, PRODUCTS, x.shape[3])
+    d = patches.columns(x, block).reshape(-1, 36, x.shape[3])
     return np.matmul(transforms(x.dtype).b_t, d, out=scratch("winograd_input", d.shape, x.dtype))
 
 
 def transform_grad(grad, patches: Patches, block: Piece) -> np.ndarray:
     """kron(A, A) dL/dy of a block's output tiles: (tiles, 36, O), in this thread's scratch."""
-    tiles = patches.columns(grad, block).reshape(-1, TILE * TILE, grad.shape[3])
-    g = scratch("winograd_grad", (len(tiles), PRODUCTS, grad.shape[3]), grad.dtype)
+    tiles = patches.columns(grad, block).reshape(-1, 16, grad.shape[3])
+    g = scratch("winograd_grad", (len(tiles), 36, grad.shape[3]), grad.dtype)
     return np.matmul(transforms(grad.dtype).a_t.T, tiles, out=g)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from minidl.kernels.cpu._slices import PIECE_ELEMENTS, rows_of, slices
+from minidl.kernels.cpu._pieces import PIECE_ELEMENTS, rows_of, slices
 from minidl.kernels.cpu._threads import map_pieces
 
 

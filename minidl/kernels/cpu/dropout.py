@@ -3,7 +3,7 @@
 import numpy as np
 
 from minidl.kernels.cpu._philox import uniform
-from minidl.kernels.cpu._slices import PIECE_ELEMENTS, slices
+from minidl.kernels.cpu._pieces import PIECE_ELEMENTS, slices
 from minidl.kernels.cpu._threads import map_pieces
 
 

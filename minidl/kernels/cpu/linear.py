@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from minidl.kernels.cpu._slices import rows_of, slices
+from minidl.kernels.cpu._pieces import rows_of, slices
 from minidl.kernels.cpu._threads import map_pieces
 
 # (measured, 4x25088 @ 25088x4096) Columns and rows of the matrix, and numbers of its gradient, in a block.
@@ -18,7 +18,7 @@ def linear_forward(x, weight, bias):
         if bias is not None:
             y[:, some] += bias[some]
 
-    map_pieces(multiply, slices(weight.shape[1], FORWARD_COLUMNS))
+    map_pieces(multiply, slices(weight.shape[1], FORWARD_COLUMNS), multiplications=x.size * weight.shape[1])
     return y
 
 
@@ -30,7 +30,7 @@ def linear_backward_x(grad, weight):
     def multiply(some):
         grad_x[:, some] = (weight[some] @ grad_t).T
 
-    map_pieces(multiply, slices(weight.shape[0], BACKWARD_ROWS))
+    map_pieces(multiply, slices(weight.shape[0], BACKWARD_ROWS), multiplications=grad.size * weight.shape[0])
     return grad_x
 
 
@@ -41,5 +41,6 @@ def linear_backward_weight(grad, x):
     def multiply(some):
         np.matmul(x[:, some].T, grad, out=grad_weight[some])
 
-    map_pieces(multiply, slices(x.shape[1], rows_of(GRADIENT_ELEMENTS, grad.shape[1])))
+    pieces = slices(x.shape[1], rows_of(GRADIENT_ELEMENTS, grad.shape[1]))
+    map_pieces(multiply, pieces, multiplications=x.size * grad.shape[1])
     return grad_weight

@@ -3,8 +3,7 @@
 import numpy as np
 
 from minidl.kernels.cpu._channels import keep_where
-from minidl.kernels.cpu._scratch import scratch
-from minidl.kernels.cpu._slices import PIECE_ELEMENTS, rows_of, slices
+from minidl.kernels.cpu._pieces import PIECE_ELEMENTS, rows_of, scratch, slices
 from minidl.kernels.cpu._threads import map_pieces
 from minidl.kernels.shapes import output_size
 
