@@ -3,8 +3,7 @@
 import numpy as np
 
 from minidl.kernels.cpu._channels import relu_gradient
-from minidl.kernels.cpu._elementwise import elementwise
-from minidl.kernels.cpu._slices import PIECE_ELEMENTS
+from minidl.kernels.cpu._pieces import PIECE_ELEMENTS, elementwise
 
 
 def add(a, b):

@@ -3,7 +3,7 @@
 import numpy as np
 
 from minidl.kernels.cpu._channels import as_rows, pieces_of, relu_gradient, repeated, summed_rows, sums_and_dots
-from minidl.kernels.cpu._scratch import scratch
+from minidl.kernels.cpu._pieces import scratch
 from minidl.kernels.cpu._threads import map_pieces, sum_pieces
 
 # The statistics are taken from numbers less the mean of every 16th row. Whatever the numbers are, the mean of a 16th of

@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from minidl.kernels.cpu._scratch import scratch
-from minidl.kernels.cpu._slices import PIECE_ELEMENTS, slices
+from minidl.kernels.cpu._pieces import PIECE_ELEMENTS, scratch, slices
 from minidl.kernels.cpu._threads import map_pieces
 
 
