@@ -92,7 +92,8 @@ class DataLoader:
         """
         epoch, order = self._epoch, self._order(self._epoch)
         numbers = range(self._batch, len(self))
-        batches = _map_ahead(partial(self._load, order, epoch), numbers, self.prefetch)
+        load = partial(self._load, order, epoch)
+        batches = _map_ahead(load, numbers, self.prefetch) if self.prefetch else map(load, numbers)
         for number, batch in zip(numbers, batches, strict=True):
             last = number + 1 == len(self)
             self._epoch, self._batch = (epoch + 1, 0) if last else (epoch, number + 1)
@@ -226,9 +227,6 @@ class DeviceLoader:
 
 def _map_ahead(function: Callable[[int], Batch], numbers: range, ahead: int) -> Iterator[Batch]:
     """`map(function, numbers)`, computed by one background thread up to `ahead` results before they are asked for."""
-    if ahead == 0:
-        yield from map(function, numbers)
-        return
     from concurrent.futures import ThreadPoolExecutor  # on first use, as it loads logging too
 
     thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="DataLoader")

@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -90,8 +91,47 @@ def test_train_cifar_resnet_runs_on_the_real_images(tmp_path, real_cifar10):
     assert "validation error" in output
 
 
+# -- the shape of the scripts ------------------------------------------------------------------------------------------
+
+SOURCES = {path: path.read_text(encoding="utf-8") for path in (ROOT / "examples").rglob("*.py")}
+
+
 def test_no_script_imports_a_script():
-    scripts = {path.stem for path in (ROOT / "examples").glob("*.py")}
-    for path in (ROOT / "examples").rglob("*.py"):
-        found = re.findall(r"^(?:from|import) (\w+)", path.read_text(encoding="utf-8"), re.MULTILINE)
-        assert not scripts & set(found), path.name
+    scripts = {path.stem for path in SOURCES if path.parent.name == "examples"}
+    for path, source in SOURCES.items():
+        imported = re.findall(r"^(?:from|import) (\w+)", source, re.MULTILINE)
+        assert not scripts & set(imported), path.name
+
+
+def test_there_are_two_training_loops():
+    """One to read, and one for the scripts with another subject."""
+    loops = {path.name: len(re.findall(r"for .* in run\.batches\(\)", source)) for path, source in SOURCES.items()}
+    loops["run.py"] -= 1  # the example in the docstring of Run
+    assert {name: count for name, count in loops.items() if count} == {"train_cifar_resnet.py": 1, "fit.py": 1}
+    steps = sorted(path.name for path, source in SOURCES.items() if "optimizer.step()" in source)
+    assert steps == ["fit.py", "localize.py", "train_cifar_resnet.py"]  # one for images, one for boxes, one to read
+
+
+def test_the_script_to_read_fits_two_screens():
+    assert len(SOURCES[ROOT / "examples" / "train_cifar_resnet.py"].splitlines()) <= 110
+
+
+def test_a_batch_makes_three_hops_from_the_loader_to_the_network(resnet, tmp_path):
+    """It is made; it comes out of the loader and out of the run, and goes into the step, which calls the network."""
+    hops, batch = [], []
+
+    def note(frame, event, value):
+        name = frame.f_code.co_qualname
+        if name == "AugmentedLoader._load" and event == "return":
+            batch[:] = value[:1]
+        elif batch and not hops[2:]:
+            yields = event == "return" and isinstance(value, tuple) and value and value[0] is batch[0]
+            takes = event == "call" and any(value is batch[0] for value in frame.f_locals.values())
+            hops.extend([name] * bool(yields or takes) * (not name.startswith("Tensor.")))
+
+    sys.setprofile(note)
+    try:
+        resnet("--iterations", 1, "--out", tmp_path)
+    finally:
+        sys.setprofile(None)
+    assert hops == ["DataLoader.__iter__", "Run.batches", "train.<locals>.step"]
