@@ -85,7 +85,7 @@ class BasicBlock(Block):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, H, W, in_channels) -> (N, H/stride, W/stride, channels)."""
-        y = self.bn1(self.conv1(x), relu=True)
+        y = relu(self.bn1(self.conv1(x)))
         return relu(self.bn2(self.conv2(y)) + self.shortcut(x))
 
 
@@ -109,8 +109,8 @@ class Bottleneck(Block):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, H, W, in_channels) -> (N, H/stride, W/stride, 4 channels)."""
-        y = self.bn1(self.conv1(x), relu=True)
-        y = self.bn2(self.conv2(y), relu=True)
+        y = relu(self.bn1(self.conv1(x)))
+        y = relu(self.bn2(self.conv2(y)))
         return relu(self.bn3(self.conv3(y)) + self.shortcut(x))
 
 
@@ -119,8 +119,8 @@ class PlainBasicBlock(BasicBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, H, W, in_channels) -> (N, H/stride, W/stride, channels)."""
-        y = self.bn1(self.conv1(x), relu=True)
-        return self.bn2(self.conv2(y), relu=True)
+        y = relu(self.bn1(self.conv1(x)))
+        return relu(self.bn2(self.conv2(y)))
 
 
 class PlainBottleneck(Bottleneck):
@@ -128,9 +128,9 @@ class PlainBottleneck(Bottleneck):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, H, W, in_channels) -> (N, H/stride, W/stride, 4 channels)."""
-        y = self.bn1(self.conv1(x), relu=True)
-        y = self.bn2(self.conv2(y), relu=True)
-        return self.bn3(self.conv3(y), relu=True)
+        y = relu(self.bn1(self.conv1(x)))
+        y = relu(self.bn2(self.conv2(y)))
+        return relu(self.bn3(self.conv3(y)))
 
 
 MakeBlock = Callable[[int, int, int], Block]
@@ -178,7 +178,7 @@ class CifarResNet(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, H, W, 3) -> (N, num_classes)."""
-        x = self.bn1(self.conv1(x), relu=True)
+        x = relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
         return self.fc(self.avgpool(x))
 
@@ -199,7 +199,7 @@ class ImageNetResNet(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, H, W, 3) -> (N, num_classes)."""
-        x = self.maxpool(self.bn1(self.conv1(x), relu=True))
+        x = self.maxpool(relu(self.bn1(self.conv1(x))))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return self.fc(self.avgpool(x))
 

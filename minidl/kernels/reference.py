@@ -250,26 +250,24 @@ def batch_statistics(x):
     return mean, variance
 
 
-def batch_norm_apply(x, mean, variance, weight, bias, eps, relu):
-    """y = weight * x_hat + bias,  x_hat = (x - mean) / sqrt(variance + eps); then max(y, 0) if `relu`."""
-    y = weight * _normalised(x, mean, variance, eps) + bias
-    return relu_forward(y) if relu else y
+def batch_norm_apply(x, mean, variance, weight, bias, eps):
+    """y = weight * x_hat + bias,  x_hat = (x - mean) / sqrt(variance + eps)."""
+    return weight * _normalised(x, mean, variance, eps) + bias
 
 
-def batch_norm_backward(grad, x, y, mean, variance, weight, eps, relu, through_statistics):
+def batch_norm_backward(grad, x, mean, variance, weight, eps, through_statistics):
     """(grad_x, grad_weight, grad_bias).
 
-    With g = dL/d(what the ReLU was given), which is 0 where y <= 0 and else `grad`, and M rows:
+    With g = `grad` and M rows:
         grad_bias = sum of g,  grad_weight = sum of g * x_hat,
         grad_x = weight / sqrt(variance + eps) * (g - grad_bias / M - x_hat * grad_weight / M).
     The last two terms are how x acts through the mean and the variance. They are 0 where these are constants (eval
-    mode), not `through_statistics`. Without relu g is `grad`, and `y` may be None.
+    mode), not `through_statistics`.
     """
-    g = relu_backward(grad, y) if relu else grad
     x_hat = _normalised(x, mean, variance, eps)
-    grad_bias, grad_weight = bias_backward(g), bias_backward(g * x_hat)
+    grad_bias, grad_weight = bias_backward(grad), bias_backward(grad * x_hat)
     rows = math.prod(x.shape[:-1])  # M
-    grad_x_hat = g - grad_bias / rows - x_hat * (grad_weight / rows) if through_statistics else g
+    grad_x_hat = grad - grad_bias / rows - x_hat * (grad_weight / rows) if through_statistics else grad
     grad_x = weight / np.sqrt(variance + eps) * grad_x_hat
     return grad_x, grad_weight, grad_bias
 

@@ -85,19 +85,10 @@ class BatchNorm2d(Module):
         self.running_mean = Buffer(np.zeros(num_features, np.float32))
         self.running_var = Buffer(np.ones(num_features, np.float32))
 
-    def forward(self, x: Tensor, relu: bool = False) -> Tensor:
-        """The normalised x; with relu, max of that and 0, in the same pass."""
-        return F.batch_norm(
-            x,
-            self.weight,
-            self.bias,
-            self.running_mean,
-            self.running_var,
-            training=self.training,
-            momentum=self.momentum,
-            eps=self.eps,
-            relu=relu,
-        )
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, H, W, num_features) -> (N, H, W, num_features)."""
+        running = self.running_mean, self.running_var
+        return F.batch_norm(x, self.weight, self.bias, *running, self.training, self.momentum, self.eps)
 
     def extra_repr(self) -> str:
         """The number of channels."""

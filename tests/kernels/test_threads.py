@@ -56,12 +56,12 @@ def pool_workloads():
 
 
 def batch_norm_workloads():
-    x, y, grad = draw(3, *SHAPE)
+    x, grad = draw(2, *SHAPE)
     mean, weight, bias = draw(3, 64)
     variance = 1 + draw(64) ** 2
     yield "batch_statistics", x
-    yield "batch_norm_apply", x, mean, variance, weight, bias, EPS, True
-    yield "batch_norm_backward", grad, x, y, mean, variance, weight, EPS, True, True
+    yield "batch_norm_apply", x, mean, variance, weight, bias, EPS
+    yield "batch_norm_backward", grad, x, mean, variance, weight, EPS, True
     yield "update_running_statistics", mean, variance, *draw(2, 64), 0.1, 9600
 
 
