@@ -121,11 +121,11 @@ def max_pool2d_forward(layout, x, kernel_size, stride, padding, ceil_mode):
     return lambda: F.max_pool2d(x, kernel_size, stride, padding, ceil_mode=ceil_mode)
 
 
-def max_pool2d_backward(layout, grad, winner, x_shape, kernel_size, stride, padding):
-    """PyTorch notes the winner's pixel, h W + w, where we note its place in the window."""
-    i, j = np.indices(winner.shape)[1:3]
-    h = i * stride[0] - padding[0] + winner // kernel_size[1]
-    w = j * stride[1] - padding[1] + winner % kernel_size[1]
+def max_pool2d_backward(layout, grad, best_tap, x_shape, kernel_size, stride, padding):
+    """PyTorch notes the best tap's pixel, h W + w."""
+    i, j = np.indices(best_tap.shape)[1:3]
+    h = i * stride[0] - padding[0] + best_tap // kernel_size[1]
+    w = j * stride[1] - padding[1] + best_tap % kernel_size[1]
     pixels = tensor(h * x_shape[2] + w, layout)
     x, grad = tensor(np.zeros(x_shape, grad.dtype), layout), tensor(grad, layout)
     backward = torch.ops.aten.max_pool2d_with_indices_backward  # autograd.grad needs the x that won, and x is not kept

@@ -37,6 +37,12 @@ def next_generator() -> np.random.Generator:
     return np.random.default_rng(next_draw())
 
 
+def next_key() -> np.ndarray:
+    """The next draw as the key of a dropout layer: uint32 (seed low, seed high, step 0, number of the draw)."""
+    seed, number = next_draw()
+    return np.array([seed & 0xFFFFFFFF, seed >> 32, 0, number], np.uint32)
+
+
 @contextlib.contextmanager
 def fork_rng(seed: int) -> Iterator[None]:
     """Draw from that seed inside the `with` block, and go on afterwards as if nothing had been drawn."""

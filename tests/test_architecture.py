@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "creation": {"tensor", "random", "dtypes"},
     "functional": {"tensor", "ops", "kernels", "checks", "random", "dtypes"},
     "nn": {"functional", "checks", "tensor", "random"},
-    "optim": {"nn", "tensor", "autograd", "kernels"},
+    "optim": {"nn", "checks", "tensor", "autograd", "kernels"},
     "training": {"optim", "nn", "tensor", "autograd", "kernels", "random", "system"},
     "__main__": {"system"},
 }

@@ -108,16 +108,16 @@ def softmax_jacobian_for_log_softmax(ctx, grad, right):
 
 
 def max_pool_to_the_last(ctx, grad, right):
-    winner, x_shape, kernel_size, *others = ctx.saved
-    last = np.full_like(winner, kernel_size[0] * kernel_size[1] - 1)
+    best_tap, x_shape, kernel_size, *others = ctx.saved
+    last = np.full_like(best_tap, kernel_size[0] * kernel_size[1] - 1)
     return (minidl.kernels.cpu.max_pool2d_backward(grad, last, x_shape, kernel_size, *others),)
 
 
 def max_pool_to_all(ctx, grad, right):
-    winner, x_shape, kernel_size, *others = ctx.saved
+    best_tap, x_shape, kernel_size, *others = ctx.saved
     taps = range(kernel_size[0] * kernel_size[1])
     pass_on = minidl.kernels.cpu.max_pool2d_backward
-    return (sum(pass_on(grad, np.full_like(winner, tap), x_shape, kernel_size, *others) for tap in taps),)
+    return (sum(pass_on(grad, np.full_like(best_tap, tap), x_shape, kernel_size, *others) for tap in taps),)
 
 
 def cross_entropy_without_the_mean(ctx, grad, right):

@@ -159,28 +159,28 @@ def linear_backward_weight(grad, x):
 
 
 def max_pool2d_forward(x, kernel_size, stride, padding, ceil_mode):
-    """(y, winner): the largest pixel of each window, and its tap u*KW + v in that window; both (N, OH, OW, C).
+    """(y, best_tap): the largest pixel of each window, and its tap u*KW + v; both (N, OH, OW, C).
 
     Among equals the first in row-major order wins; NaN beats every number. Padding takes no part, as if it were -inf.
     """
     size = x.shape[1:3]
     output_size = _output_size(size, kernel_size, stride, padding, ceil_mode)
     y = np.zeros((len(x), *output_size, x.shape[3]), x.dtype)
-    winner = np.full(y.shape, -1)  # none yet
+    best_tap = np.full(y.shape, -1)  # none yet
     for i, j, u, v, h, w in _taps(size, output_size, kernel_size, stride, padding):
         pixel, best = x[:, h, w], y[:, i, j]  # (N, C)
-        wins = (winner[:, i, j] == -1) | (pixel > best) | (np.isnan(pixel) & ~np.isnan(best))
+        wins = (best_tap[:, i, j] == -1) | (pixel > best) | (np.isnan(pixel) & ~np.isnan(best))
         y[:, i, j] = np.where(wins, pixel, best)
-        winner[:, i, j] = np.where(wins, u * kernel_size[1] + v, winner[:, i, j])
-    return y, winner
+        best_tap[:, i, j] = np.where(wins, u * kernel_size[1] + v, best_tap[:, i, j])
+    return y, best_tap
 
 
-def max_pool2d_backward(grad, winner, x_shape, kernel_size, stride, padding):
-    """The winner of a window gets its whole gradient, the others get nothing."""
+def max_pool2d_backward(grad, best_tap, x_shape, kernel_size, stride, padding):
+    """The best tap of a window gets its whole gradient, the others get nothing."""
     grad_x = np.zeros(x_shape, grad.dtype)
     for i, j, u, v, h, w in _taps(x_shape[1:3], grad.shape[1:3], kernel_size, stride, padding):
-        won = winner[:, i, j] == u * kernel_size[1] + v  # (N, C)
-        grad_x[:, h, w] += np.where(won, grad[:, i, j], 0)
+        is_best = best_tap[:, i, j] == u * kernel_size[1] + v  # (N, C)
+        grad_x[:, h, w] += np.where(is_best, grad[:, i, j], 0)
     return grad_x
 
 

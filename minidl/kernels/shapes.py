@@ -1,4 +1,4 @@
-"""How large the outputs of windows are: what convolutions and poolings share on all devices."""
+"""What convolutions and poolings share on all devices: how large outputs are, and how taps are numbered."""
 
 
 def output_size(size, kernel_size, stride, padding, ceil_mode: bool = False) -> tuple[int, int]:
@@ -14,3 +14,8 @@ def _windows_along(size: int, kernel_size: int, stride: int, padding: int, ceil_
     windows = room // stride + 1
     one_more = ceil_mode and room % stride > 0 and windows * stride < size + padding
     return windows + 1 if one_more else windows
+
+
+def tap_dtype(kernel_size) -> str:
+    """What holds the number u*KW + v of a tap (u, v), and one number more, which is no tap's: a byte if it can."""
+    return "uint8" if kernel_size[0] * kernel_size[1] <= 255 else "uint32"

@@ -7,7 +7,7 @@ from minidl.checks import Pair, as_pair, as_windows, check_batch_norm_options, c
 from minidl.nn import init
 from minidl.nn.layout import ConvWeight, LinearWeight
 from minidl.nn.module import Module
-from minidl.random import next_draw, once
+from minidl.random import next_key, once
 from minidl.tensor import Buffer, Parameter, Tensor
 
 
@@ -168,8 +168,7 @@ class Dropout(Module):
     def __init__(self, probability: float = 0.5):
         expect("Dropout", 0 <= probability < 1, "a probability in [0, 1)", probability)
         self.probability = probability
-        seed, layer = next_draw()
-        self.key = Buffer(np.array([seed & 0xFFFFFFFF, seed >> 32, 0, layer], np.uint32), persistent=False)
+        self.key = Buffer(next_key(), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """x with some numbers dropped, or x itself in evaluation."""

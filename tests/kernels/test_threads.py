@@ -46,9 +46,9 @@ def linear_workloads():
 
 def pool_workloads():
     x, grad, window = draw(*SHAPE), draw(*POOLED), ((3, 3), (2, 2), (1, 1))
-    winner = reference.max_pool2d_forward(x, *window, False)[1]
+    best_tap = reference.max_pool2d_forward(x, *window, False)[1]
     yield "max_pool2d_forward", x, *window, False
-    yield "max_pool2d_backward", grad, winner, x.shape, *window
+    yield "max_pool2d_backward", grad, best_tap, x.shape, *window
     yield "avg_pool2d_forward", x, *window, False, True
     yield "avg_pool2d_backward", grad, x.shape, *window, False, True
     yield "global_avg_pool_forward", x
