@@ -258,3 +258,7 @@ class MSELoss(Module):
     def forward(self, x: Tensor, target: Tensor) -> Tensor:
         """Two tensors of one shape -> a scalar."""
         return F.mse_loss(x, target)
+
+
+# What `minidl.nn` takes over: the classes above, and nothing that this file imports.
+__all__ = [name for name, value in vars().items() if getattr(value, "__module__", None) == __name__]
