@@ -152,7 +152,7 @@ class Stage(Sequential):
         super().__init__(first, *(make_block(channels * expansion, channels, 1) for _ in range(blocks - 1)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """The last block's output of ... of the first one's of x."""
+        """x through all blocks, one after the other."""
         if not self.recompute:
             return super().forward(x)
         size = math.isqrt(len(self))

@@ -17,7 +17,7 @@ class Sequential(Module):
         return ((name.removeprefix("modules."), value) for name, value in super().members())
 
     def forward(self, x: Tensor) -> Tensor:
-        """The last module's output of ... of the first one's of x."""
+        """x through all modules, one after the other."""
         for module in self.modules:
             x = module(x)
         return x

@@ -39,5 +39,5 @@ class SGD(Optimizer):
         kernels_for(parameters[0]).sgd_update(parameters, grads, velocities, self._lr, *options)
 
     def state(self) -> dict[str, list]:
-        """The velocities v, with momentum."""
-        return {"velocity": self.velocities} if self.momentum else {}
+        """The velocities v, if there are any."""
+        return {"velocity": self.velocities} if self.velocities else {}
