@@ -62,18 +62,15 @@ def once(compute: Callable[[], object]):
 
         key = minidl.once(self.next_key)
     """
-    return getattr(_thread, "once", _call)(compute)
-
-
-def _call(compute: Callable[[], object]):
-    return compute()
+    outer = getattr(_thread, "once", None)
+    return compute() if outer is None else outer(compute)
 
 
 @contextlib.contextmanager
 def once_through(function: Callable) -> Iterator[None]:
     """Inside the `with` block `once(compute)` is function(outer, compute), with the `outer` once of this thread."""
-    before = getattr(_thread, "once", _call)
-    _thread.once = functools.partial(function, before)
+    before = getattr(_thread, "once", None)
+    _thread.once = functools.partial(function, before or (lambda compute: compute()))
     try:
         yield
     finally:
