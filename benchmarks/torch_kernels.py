@@ -84,25 +84,17 @@ def bias_backward(layout, grad):
 # ---- batch normalisation: one operation in PyTorch, with the statistics, or with the sums ----------------------------
 
 
-def batch_norm_apply(layout, x, mean, variance, weight, bias, eps, relu):
+def batch_norm_apply(layout, x, mean, variance, weight, bias, eps):
     x = tensor(x, layout)
     mean, variance, weight, bias = map(copied, (mean, variance, weight, bias))
-
-    def forward():
-        y = F.batch_norm(x, mean, variance, weight, bias, training=True, eps=eps)
-        return F.relu(y) if relu else y
-
-    return forward
+    return lambda: F.batch_norm(x, mean, variance, weight, bias, training=True, eps=eps)
 
 
-def batch_norm_backward(layout, grad, x, y, mean, variance, weight, eps, relu, _through_statistics):
-    shift = np.zeros_like(x)
-    if relu:  # something to add, with which the ReLU cuts off the same numbers as it did
-        shift = np.where(y > 0, y, -1) - weight * (x - mean) / np.sqrt(variance + eps)
+def batch_norm_backward(layout, grad, x, _mean, _variance, weight, eps, _through_statistics):
     x, weight = tensor(x, layout).requires_grad_(), copied(weight).requires_grad_()
     bias = torch.zeros_like(weight, requires_grad=True)
-    output = F.batch_norm(x, None, None, weight, bias, training=True, eps=eps) + tensor(shift, layout)
-    return gradients(F.relu(output) if relu else output, [x, weight, bias], tensor(grad, layout))
+    y = F.batch_norm(x, None, None, weight, bias, training=True, eps=eps)
+    return gradients(y, [x, weight, bias], tensor(grad, layout))
 
 
 # ---- activations, pooling, the loss ----------------------------------------------------------------------------------
@@ -129,11 +121,11 @@ def max_pool2d_forward(layout, x, kernel_size, stride, padding, ceil_mode):
     return lambda: F.max_pool2d(x, kernel_size, stride, padding, ceil_mode=ceil_mode)
 
 
-def max_pool2d_backward(layout, grad, winner, x_shape, kernel_size, stride, padding):
-    """PyTorch notes the winner's pixel, h W + w, where we note its place in the window."""
-    i, j = np.indices(winner.shape)[1:3]
-    h = i * stride[0] - padding[0] + winner // kernel_size[1]
-    w = j * stride[1] - padding[1] + winner % kernel_size[1]
+def max_pool2d_backward(layout, grad, best_tap, x_shape, kernel_size, stride, padding):
+    """PyTorch notes the best tap's pixel, h W + w."""
+    i, j = np.indices(best_tap.shape)[1:3]
+    h = i * stride[0] - padding[0] + best_tap // kernel_size[1]
+    w = j * stride[1] - padding[1] + best_tap % kernel_size[1]
     pixels = tensor(h * x_shape[2] + w, layout)
     x, grad = tensor(np.zeros(x_shape, grad.dtype), layout), tensor(grad, layout)
     backward = torch.ops.aten.max_pool2d_with_indices_backward  # autograd.grad needs the x that won, and x is not kept

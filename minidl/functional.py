@@ -213,14 +213,12 @@ def batch_norm(
     training: bool = True,
     momentum: float = 0.1,
     eps: float = 1e-5,
-    relu: bool = False,
 ) -> Tensor:
     """y = weight (x - mean) / sqrt(variance + eps) + bias for each channel of x (N, C) or (N, H, W, C).
 
     In training, mean and variance (divided by the count) are those of x, and the gradient goes through them; the
     running values, where given, become (1 - momentum) running + momentum new, the variance divided by count - 1.
-    Otherwise the running values are used, as constants. With `relu`, y is max(y, 0), without another pass over memory.
-    Ioffe, Szegedy 2015, algorithms 1 and 2.
+    Otherwise the running values are used, as constants. Ioffe, Szegedy 2015, algorithms 1 and 2.
 
     >>> batch_norm(Tensor([[1.0], [3.0]]), Tensor([1.0]), Tensor([0.0]), eps=0)
     Tensor([[-1.],
@@ -228,19 +226,18 @@ def batch_norm(
     """
     check_batch_norm(x, weight, bias, running_mean, running_var)
     check_batch_norm_options("batch_norm", eps, momentum)
-    if not training:
-        if running_mean is None or running_var is None:
-            raise ValueError("batch_norm: evaluation (training=False) needs running_mean and running_var")
-        # Copies, as they go on changing before backward.
-        mean, variance = once(lambda: (running_mean.data.copy(), running_var.data.copy()))
-    else:
+    if training:
         mean, variance = once(lambda: _statistics(x, running_mean, running_var, momentum))
-    function = BatchNorm if training else BatchNormEval
-    return apply(function, x, weight, bias, mean=mean, variance=variance, eps=float(eps), relu=relu)
+        return apply(BatchNorm, x, weight, bias, mean=mean, variance=variance, eps=float(eps))
+    if running_mean is None:
+        raise ValueError("batch_norm: evaluation (training=False) needs running_mean and running_var")
+    # Copies, as they go on changing before backward.
+    mean, variance = once(lambda: (running_mean.data.copy(), running_var.data.copy()))
+    return apply(BatchNormEval, x, weight, bias, mean=mean, variance=variance, eps=float(eps))
 
 
 def _statistics(x: Tensor, running_mean: Tensor | None, running_var: Tensor | None, momentum: float):
-    """The mean and the variance of each channel of x, noted in the running values too."""
+    """The mean and the variance of each channel of x. The running values, where given, move towards them."""
     kernels, count = kernels_for(x.data), x.numel() // x.shape[-1]
     expect("batch_norm", count > 1, "more than one number per channel to take statistics of", "x", x.shape)
     mean, variance = kernels.batch_statistics(x.data)

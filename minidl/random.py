@@ -37,6 +37,12 @@ def next_generator() -> np.random.Generator:
     return np.random.default_rng(next_draw())
 
 
+def next_key() -> np.ndarray:
+    """The next draw as the key of a dropout layer: uint32 (seed low, seed high, step 0, number of the draw)."""
+    seed, number = next_draw()
+    return np.array([seed & 0xFFFFFFFF, seed >> 32, 0, number], np.uint32)
+
+
 @contextlib.contextmanager
 def fork_rng(seed: int) -> Iterator[None]:
     """Draw from that seed inside the `with` block, and go on afterwards as if nothing had been drawn."""
@@ -56,18 +62,15 @@ def once(compute: Callable[[], object]):
 
         key = minidl.once(self.next_key)
     """
-    return getattr(_thread, "once", _call)(compute)
-
-
-def _call(compute: Callable[[], object]):
-    return compute()
+    outer = getattr(_thread, "once", None)
+    return compute() if outer is None else outer(compute)
 
 
 @contextlib.contextmanager
 def once_through(function: Callable) -> Iterator[None]:
     """Inside the `with` block `once(compute)` is function(outer, compute), with the `outer` once of this thread."""
-    before = getattr(_thread, "once", _call)
-    _thread.once = functools.partial(function, before)
+    before = getattr(_thread, "once", None)
+    _thread.once = functools.partial(function, before or (lambda compute: compute()))
     try:
         yield
     finally:

@@ -9,7 +9,6 @@ import minidl
 from minidl import Function, Tensor, functional, gradcheck
 from minidl import tensor as tensor_module
 from minidl.autograd import Leaf
-from minidl.kernels import kernels_for
 from minidl.ops.batch_norm import BatchNorm
 from minidl.testing import GradientError
 from tests.ops import (
@@ -85,18 +84,13 @@ def batch_norm_without(*terms):
     """dL/dx without what x does through the mean, or the variance."""
 
     def mutated(ctx, grad, right):
-        x, _, mean, variance, weight, eps, _ = ctx.saved
+        x, mean, variance, weight, eps = ctx.saved
         grad_x, grad_weight, grad_bias = right
         std, count = np.sqrt(variance + eps), x.size // x.shape[-1]
         left_out = {"mean": grad_bias / count, "variance": (x - mean) / std * grad_weight / count}
         return grad_x + weight / std * sum(left_out[term] for term in terms), grad_weight, grad_bias
 
     return mutated
-
-
-def batch_norm_past_the_relu(ctx, grad, right):
-    x, _, mean, variance, weight, eps, _ = ctx.saved
-    return kernels_for(x).batch_norm_backward(grad, x, None, mean, variance, weight, eps, False, True)
 
 
 def softmax_without_the_sum(ctx, grad, right):
@@ -114,16 +108,16 @@ def softmax_jacobian_for_log_softmax(ctx, grad, right):
 
 
 def max_pool_to_the_last(ctx, grad, right):
-    winner, x_shape, kernel_size, *others = ctx.saved
-    last = np.full_like(winner, kernel_size[0] * kernel_size[1] - 1)
+    best_tap, x_shape, kernel_size, *others = ctx.saved
+    last = np.full_like(best_tap, kernel_size[0] * kernel_size[1] - 1)
     return (minidl.kernels.cpu.max_pool2d_backward(grad, last, x_shape, kernel_size, *others),)
 
 
 def max_pool_to_all(ctx, grad, right):
-    winner, x_shape, kernel_size, *others = ctx.saved
+    best_tap, x_shape, kernel_size, *others = ctx.saved
     taps = range(kernel_size[0] * kernel_size[1])
     pass_on = minidl.kernels.cpu.max_pool2d_backward
-    return (sum(pass_on(grad, np.full_like(winner, tap), x_shape, kernel_size, *others) for tap in taps),)
+    return (sum(pass_on(grad, np.full_like(best_tap, tap), x_shape, kernel_size, *others) for tap in taps),)
 
 
 def cross_entropy_without_the_mean(ctx, grad, right):
@@ -219,7 +213,6 @@ def case(module, name):
 
 
 CONV, BATCH_NORM = case(test_conv, "3x3, padding"), case(test_batch_norm, "images")
-BLOCK_END = case(test_batch_norm, "relu")
 POOL = case(test_pool, "max, the stem of a residual network")
 SMOOTHED = case(test_loss, "cross-entropy, smoothed")
 DROPOUT = case(test_dropout, "probability 0.5 on (3, 4, 5)")
@@ -251,7 +244,6 @@ MUTATIONS = {
         "BatchNorm",
         lambda ctx, grad, right: (right[0], right[2], right[1]),
     ),
-    "batch_norm, relu: not cut off": (BLOCK_END, "BatchNorm", batch_norm_past_the_relu),
     "batch_norm in evaluation: as in training": (
         case(test_batch_norm, "evaluation"),
         "BatchNormEval",

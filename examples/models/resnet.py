@@ -85,7 +85,7 @@ class BasicBlock(Block):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, H, W, in_channels) -> (N, H/stride, W/stride, channels)."""
-        y = self.bn1(self.conv1(x), relu=True)
+        y = relu(self.bn1(self.conv1(x)))
         return relu(self.bn2(self.conv2(y)) + self.shortcut(x))
 
 
@@ -109,8 +109,8 @@ class Bottleneck(Block):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, H, W, in_channels) -> (N, H/stride, W/stride, 4 channels)."""
-        y = self.bn1(self.conv1(x), relu=True)
-        y = self.bn2(self.conv2(y), relu=True)
+        y = relu(self.bn1(self.conv1(x)))
+        y = relu(self.bn2(self.conv2(y)))
         return relu(self.bn3(self.conv3(y)) + self.shortcut(x))
 
 
@@ -119,8 +119,8 @@ class PlainBasicBlock(BasicBlock):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, H, W, in_channels) -> (N, H/stride, W/stride, channels)."""
-        y = self.bn1(self.conv1(x), relu=True)
-        return self.bn2(self.conv2(y), relu=True)
+        y = relu(self.bn1(self.conv1(x)))
+        return relu(self.bn2(self.conv2(y)))
 
 
 class PlainBottleneck(Bottleneck):
@@ -128,57 +128,54 @@ class PlainBottleneck(Bottleneck):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, H, W, in_channels) -> (N, H/stride, W/stride, 4 channels)."""
-        y = self.bn1(self.conv1(x), relu=True)
-        y = self.bn2(self.conv2(y), relu=True)
-        return self.bn3(self.conv3(y), relu=True)
+        y = relu(self.bn1(self.conv1(x)))
+        y = relu(self.bn2(self.conv2(y)))
+        return relu(self.bn3(self.conv3(y)))
 
 
 MakeBlock = Callable[[int, int, int], Block]
 
 
-class RecomputedStage(Sequential):
-    """n blocks in groups of about sqrt(n): the input of each group is kept, and the rest is computed again in backward.
+class Stage(Sequential):
+    """Blocks of equal width; the first one changes the size and the number of channels.
 
-    See `minidl.recompute`. The names and the numbers are those of a Sequential.
+    With `recompute`, n blocks are taken in groups of about sqrt(n): the input of each group is kept, and the rest is
+    computed again in backward. See `minidl.recompute`.
     """
 
+    recompute = False
+
+    def __init__(
+        self, make_block: MakeBlock, in_channels: int, channels: int, expansion: int, blocks: int, stride: int
+    ):
+        first = make_block(in_channels, channels, stride)
+        super().__init__(first, *(make_block(channels * expansion, channels, 1) for _ in range(blocks - 1)))
+
     def forward(self, x: Tensor) -> Tensor:
-        """The last block's output of ... of the first one's of x."""
+        """x through all blocks, one after the other."""
+        if not self.recompute:
+            return super().forward(x)
         size = math.isqrt(len(self))
         for start in range(0, len(self), size):
             x = recompute(Sequential(*self.modules[start : start + size]), x)
         return x
 
 
-def stage(
-    make_block: MakeBlock,
-    in_channels: int,
-    channels: int,
-    expansion: int,
-    blocks: int,
-    stride: int,
-    container: type[Sequential] = Sequential,
-) -> Sequential:
-    """Blocks of equal width; the first one changes the size and the number of channels."""
-    first = make_block(in_channels, channels, stride)
-    return container(first, *(make_block(channels * expansion, channels, 1) for _ in range(blocks - 1)))
-
-
 class CifarResNet(Module):
     """A 3x3 convolution, stages at 32x32/16, 16x16/32 and 8x8/64 channels, global average pooling, a linear layer."""
 
-    def __init__(self, make_block: MakeBlock, blocks: int, num_classes: int, container: type[Sequential] = Sequential):
+    def __init__(self, make_block: MakeBlock, blocks: int, num_classes: int):
         self.conv1 = Conv2d(3, 16, 3, padding=1, bias=False)
         self.bn1 = BatchNorm2d(16)
-        self.layer1 = stage(make_block, 16, 16, 1, blocks, 1, container)
-        self.layer2 = stage(make_block, 16, 32, 1, blocks, 2, container)
-        self.layer3 = stage(make_block, 32, 64, 1, blocks, 2, container)
+        self.layer1 = Stage(make_block, 16, 16, 1, blocks, stride=1)
+        self.layer2 = Stage(make_block, 16, 32, 1, blocks, stride=2)
+        self.layer3 = Stage(make_block, 32, 64, 1, blocks, stride=2)
         self.avgpool = GlobalAvgPool()
         self.fc = Linear(64, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, H, W, 3) -> (N, num_classes)."""
-        x = self.bn1(self.conv1(x), relu=True)
+        x = relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
         return self.fc(self.avgpool(x))
 
@@ -190,16 +187,16 @@ class ImageNetResNet(Module):
         self.conv1 = Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
         self.bn1 = BatchNorm2d(64)
         self.maxpool = MaxPool2d(3, stride=2, padding=1)
-        self.layer1 = stage(make_block, 64, 64, expansion, blocks[0], stride=1)
-        self.layer2 = stage(make_block, 64 * expansion, 128, expansion, blocks[1], stride=2)
-        self.layer3 = stage(make_block, 128 * expansion, 256, expansion, blocks[2], stride=2)
-        self.layer4 = stage(make_block, 256 * expansion, 512, expansion, blocks[3], stride=2)
+        self.layer1 = Stage(make_block, 64, 64, expansion, blocks[0], stride=1)
+        self.layer2 = Stage(make_block, 64 * expansion, 128, expansion, blocks[1], stride=2)
+        self.layer3 = Stage(make_block, 128 * expansion, 256, expansion, blocks[2], stride=2)
+        self.layer4 = Stage(make_block, 256 * expansion, 512, expansion, blocks[3], stride=2)
         self.avgpool = GlobalAvgPool()
         self.fc = Linear(512 * expansion, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, H, W, 3) -> (N, num_classes)."""
-        x = self.maxpool(self.bn1(self.conv1(x), relu=True))
+        x = self.maxpool(relu(self.bn1(self.conv1(x))))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return self.fc(self.avgpool(x))
 
@@ -209,7 +206,7 @@ def cifar_resnet(
 ) -> CifarResNet:
     """The network of section 4.2 with depth 6n + 2 layers. shortcut: 'A', 'B', 'C', or 'none' for the plain network.
 
-    With `recompute` a training step takes far less memory and about a third more time: see RecomputedStage.
+    With `recompute` a training step takes far less memory and about a third more time: see Stage.
     """
     if depth < 8 or (depth - 2) % 6:
         raise ValueError(
@@ -218,8 +215,10 @@ def cifar_resnet(
     block = PlainBasicBlock if shortcut == "none" else BasicBlock
     make_block = functools.partial(block, shortcut=shortcut)
     with fork_rng(seed):
-        container = RecomputedStage if recompute else Sequential
-        return CifarResNet(make_block, (depth - 2) // 6, num_classes, container)
+        model = CifarResNet(make_block, (depth - 2) // 6, num_classes)
+    for stage in (model.layer1, model.layer2, model.layer3):
+        stage.recompute = recompute
+    return model
 
 
 def imagenet_resnet(

@@ -1,7 +1,7 @@
 """The only code that knows NumPy from CuPy: how each operation is computed on each device.
 
-The public functions of `reference` are the contract: `cpu` and `cuda` have functions of the same names and signatures.
-An array decides which device computes with it.
+The public functions of `reference` are the contract: `cpu` and `cuda` have functions of the same names and signatures,
+which `collect` finds in their files. An array decides which device computes with it.
 """
 
 import functools

@@ -159,28 +159,28 @@ def linear_backward_weight(grad, x):
 
 
 def max_pool2d_forward(x, kernel_size, stride, padding, ceil_mode):
-    """(y, winner): the largest pixel of each window, and its tap u*KW + v in that window; both (N, OH, OW, C).
+    """(y, best_tap): the largest pixel of each window, and its tap u*KW + v; both (N, OH, OW, C).
 
     Among equals the first in row-major order wins; NaN beats every number. Padding takes no part, as if it were -inf.
     """
     size = x.shape[1:3]
     output_size = _output_size(size, kernel_size, stride, padding, ceil_mode)
     y = np.zeros((len(x), *output_size, x.shape[3]), x.dtype)
-    winner = np.full(y.shape, -1)  # none yet
+    best_tap = np.full(y.shape, -1)  # none yet
     for i, j, u, v, h, w in _taps(size, output_size, kernel_size, stride, padding):
         pixel, best = x[:, h, w], y[:, i, j]  # (N, C)
-        wins = (winner[:, i, j] == -1) | (pixel > best) | (np.isnan(pixel) & ~np.isnan(best))
+        wins = (best_tap[:, i, j] == -1) | (pixel > best) | (np.isnan(pixel) & ~np.isnan(best))
         y[:, i, j] = np.where(wins, pixel, best)
-        winner[:, i, j] = np.where(wins, u * kernel_size[1] + v, winner[:, i, j])
-    return y, winner
+        best_tap[:, i, j] = np.where(wins, u * kernel_size[1] + v, best_tap[:, i, j])
+    return y, best_tap
 
 
-def max_pool2d_backward(grad, winner, x_shape, kernel_size, stride, padding):
-    """The winner of a window gets its whole gradient, the others get nothing."""
+def max_pool2d_backward(grad, best_tap, x_shape, kernel_size, stride, padding):
+    """The best tap of a window gets its whole gradient, the others get nothing."""
     grad_x = np.zeros(x_shape, grad.dtype)
     for i, j, u, v, h, w in _taps(x_shape[1:3], grad.shape[1:3], kernel_size, stride, padding):
-        won = winner[:, i, j] == u * kernel_size[1] + v  # (N, C)
-        grad_x[:, h, w] += np.where(won, grad[:, i, j], 0)
+        is_best = best_tap[:, i, j] == u * kernel_size[1] + v  # (N, C)
+        grad_x[:, h, w] += np.where(is_best, grad[:, i, j], 0)
     return grad_x
 
 
@@ -250,26 +250,24 @@ def batch_statistics(x):
     return mean, variance
 
 
-def batch_norm_apply(x, mean, variance, weight, bias, eps, relu):
-    """y = weight * x_hat + bias,  x_hat = (x - mean) / sqrt(variance + eps); then max(y, 0) if `relu`."""
-    y = weight * _normalised(x, mean, variance, eps) + bias
-    return relu_forward(y) if relu else y
+def batch_norm_apply(x, mean, variance, weight, bias, eps):
+    """y = weight * x_hat + bias,  x_hat = (x - mean) / sqrt(variance + eps)."""
+    return weight * _normalised(x, mean, variance, eps) + bias
 
 
-def batch_norm_backward(grad, x, y, mean, variance, weight, eps, relu, through_statistics):
+def batch_norm_backward(grad, x, mean, variance, weight, eps, through_statistics):
     """(grad_x, grad_weight, grad_bias).
 
-    With g = dL/d(what the ReLU was given), which is 0 where y <= 0 and else `grad`, and M rows:
+    With g = `grad` and M rows:
         grad_bias = sum of g,  grad_weight = sum of g * x_hat,
         grad_x = weight / sqrt(variance + eps) * (g - grad_bias / M - x_hat * grad_weight / M).
     The last two terms are how x acts through the mean and the variance. They are 0 where these are constants (eval
-    mode), not `through_statistics`. Without relu g is `grad`, and `y` may be None.
+    mode), not `through_statistics`.
     """
-    g = relu_backward(grad, y) if relu else grad
     x_hat = _normalised(x, mean, variance, eps)
-    grad_bias, grad_weight = bias_backward(g), bias_backward(g * x_hat)
+    grad_bias, grad_weight = bias_backward(grad), bias_backward(grad * x_hat)
     rows = math.prod(x.shape[:-1])  # M
-    grad_x_hat = g - grad_bias / rows - x_hat * (grad_weight / rows) if through_statistics else g
+    grad_x_hat = grad - grad_bias / rows - x_hat * (grad_weight / rows) if through_statistics else grad
     grad_x = weight / np.sqrt(variance + eps) * grad_x_hat
     return grad_x, grad_weight, grad_bias
 

@@ -1,4 +1,4 @@
-"""How large the outputs of windows are: what convolutions and poolings share on all devices."""
+"""What convolutions and poolings share on all devices: how large outputs are, and how taps are numbered."""
 
 
 def output_size(size, kernel_size, stride, padding, ceil_mode: bool = False) -> tuple[int, int]:
@@ -13,3 +13,8 @@ def output_size(size, kernel_size, stride, padding, ceil_mode: bool = False) -> 
         one_more = ceil_mode and room % step > 0 and windows * step < pixels + before
         counts.append(windows + one_more)
     return tuple(counts)
+
+
+def tap_dtype(kernel_size) -> str:
+    """What holds the number u*KW + v of a tap (u, v), and one number more, which is no tap's: a byte if it can."""
+    return "uint8" if kernel_size[0] * kernel_size[1] <= 255 else "uint32"

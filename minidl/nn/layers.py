@@ -7,7 +7,7 @@ from minidl.checks import Pair, as_pair, as_windows, check_batch_norm_options, c
 from minidl.nn import init
 from minidl.nn.layout import ConvWeight, LinearWeight
 from minidl.nn.module import Module
-from minidl.random import next_draw, once
+from minidl.random import next_key, once
 from minidl.tensor import Buffer, Parameter, Tensor
 
 
@@ -85,19 +85,10 @@ class BatchNorm2d(Module):
         self.running_mean = Buffer(np.zeros(num_features, np.float32))
         self.running_var = Buffer(np.ones(num_features, np.float32))
 
-    def forward(self, x: Tensor, relu: bool = False) -> Tensor:
-        """The normalised x; with relu, max of that and 0, in the same pass."""
-        return F.batch_norm(
-            x,
-            self.weight,
-            self.bias,
-            self.running_mean,
-            self.running_var,
-            training=self.training,
-            momentum=self.momentum,
-            eps=self.eps,
-            relu=relu,
-        )
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, H, W, num_features) -> (N, H, W, num_features)."""
+        running = self.running_mean, self.running_var
+        return F.batch_norm(x, self.weight, self.bias, *running, self.training, self.momentum, self.eps)
 
     def extra_repr(self) -> str:
         """The number of channels."""
@@ -177,8 +168,7 @@ class Dropout(Module):
     def __init__(self, probability: float = 0.5):
         expect("Dropout", 0 <= probability < 1, "a probability in [0, 1)", probability)
         self.probability = probability
-        seed, layer = next_draw()
-        self.key = Buffer(np.array([seed & 0xFFFFFFFF, seed >> 32, 0, layer], np.uint32), persistent=False)
+        self.key = Buffer(next_key(), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """x with some numbers dropped, or x itself in evaluation."""
@@ -268,3 +258,7 @@ class MSELoss(Module):
     def forward(self, x: Tensor, target: Tensor) -> Tensor:
         """Two tensors of one shape -> a scalar."""
         return F.mse_loss(x, target)
+
+
+# What `minidl.nn` takes over: the classes above, and nothing that this file imports.
+__all__ = [name for name, value in vars().items() if getattr(value, "__module__", None) == __name__]

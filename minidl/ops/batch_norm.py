@@ -1,34 +1,30 @@
-"""Batch normalisation (Ioffe, Szegedy 2015), and the ReLU that follows it."""
+"""Batch normalisation (Ioffe, Szegedy 2015)."""
 
 from minidl.kernels import kernels_for
 from minidl.ops.function import Function
 
 
 class BatchNorm(Function):
-    """y = weight x_hat + bias, x_hat = (x - mean) / sqrt(variance + eps); then max(y, 0) if `relu`.
+    """y = weight x_hat + bias,   x_hat = (x - mean) / sqrt(variance + eps).
 
-    x (N, ..., C); everything else has one number for each channel, and M = N H W numbers share it. With g = dL/dy where
-    the ReLU let y through (y > 0 or NaN) and 0 elsewhere, the channel sums are
+    x (N, ..., C); everything else has one number for each channel, and M = N H W numbers share it. With g = dL/dy,
         dL/dbias = sum of g,   dL/dweight = sum of g x_hat,
-    and x acts on y directly, through the mean and through the variance:
+    where the sums are those of each channel, and x acts on y directly, through the mean and through the variance:
         dL/dx = weight / sqrt(variance + eps) (g - dL/dbias / M - x_hat dL/dweight / M).
 
-    `mean` and `variance` must be those of x (the population's, divided by M): backward differentiates through them, and
-    so their derivatives are part of dL/dx. Saves y for the ReLU alone; the next layer keeps it anyway.
+    `mean` and `variance` must be those of x, divided by M: backward differentiates through them.
     """
 
     kept_in_float32 = 1, 2
 
     @staticmethod
-    def forward(ctx, x, weight, bias, *, mean, variance, eps: float, relu: bool):
-        y = kernels_for(x).batch_norm_apply(x, mean, variance, weight, bias, eps, relu)
-        ctx.save(x, y if relu else None, mean, variance, weight, eps, relu)
-        return y
+    def forward(ctx, x, weight, bias, *, mean, variance, eps: float):
+        ctx.save(x, mean, variance, weight, eps)
+        return kernels_for(x).batch_norm_apply(x, mean, variance, weight, bias, eps)
 
     @staticmethod
     def backward(ctx, grad):
-        x, *saved = ctx.saved
-        return kernels_for(x).batch_norm_backward(grad, x, *saved, True)  # through the statistics too
+        return kernels_for(grad).batch_norm_backward(grad, *ctx.saved, True)  # through the statistics too
 
 
 class BatchNormEval(Function):
@@ -42,5 +38,4 @@ class BatchNormEval(Function):
 
     @staticmethod
     def backward(ctx, grad):
-        x, *saved = ctx.saved
-        return kernels_for(x).batch_norm_backward(grad, x, *saved, False)
+        return kernels_for(grad).batch_norm_backward(grad, *ctx.saved, False)

@@ -12,8 +12,8 @@ class MaxPool2d(Function):
 
     @staticmethod
     def forward(ctx, x, *, kernel_size, stride, padding, ceil_mode: bool):
-        y, winner = kernels_for(x).max_pool2d_forward(x, kernel_size, stride, padding, ceil_mode)
-        ctx.save(winner, x.shape, kernel_size, stride, padding)
+        y, best_tap = kernels_for(x).max_pool2d_forward(x, kernel_size, stride, padding, ceil_mode)
+        ctx.save(best_tap, x.shape, kernel_size, stride, padding)
         return y
 
     @staticmethod

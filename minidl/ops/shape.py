@@ -48,11 +48,10 @@ class GetItem(Function):
     @staticmethod
     def backward(ctx, grad):
         shape, index = ctx.saved
-        size = math.prod(shape)
         if not _is_basic(index):  # an index array may name one place several times
-            positions = np.arange(size, like=grad).reshape(shape)[index]
+            positions = np.arange(math.prod(shape), like=grad).reshape(shape)[index]
             return kernels_for(grad).scatter_add(grad, positions, shape)
-        grad_x = np.zeros_like(grad, shape=(size,)).reshape(shape)  # CuPy takes () for no shape given
+        grad_x = np.zeros(shape, grad.dtype, like=grad)
         grad_x[index] = grad
         return grad_x
 

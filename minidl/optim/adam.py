@@ -33,14 +33,14 @@ class Adam(Optimizer):
         check_range(type(self).__name__, 0, 1, beta1=betas[0], beta2=betas[1])
         check_range(type(self).__name__, 0, np.inf, eps=eps)
         self.means, self.squares = self._zeros(), self._zeros()
-        # CuPy takes shape=() for none given.
-        self.steps = [np.zeros_like(mean, dtype=np.int64, shape=(1,)).reshape(()) for mean in self.means]
+        self.steps = [np.zeros((), np.int64, like=mean) for mean in self.means]
 
-    def update(self, parameters: list, grads: list, chosen: list[int], weight_decay: float) -> None:
+    def update(
+        self, parameters: list, grads: list, weight_decay: float, means: list, squares: list, steps: list
+    ) -> None:
         """One step; see the class."""
-        state = [[arrays[i] for i in chosen] for arrays in (self.means, self.squares, self.steps)]
         options = *self.betas, self.eps, weight_decay, self.decoupled
-        kernels_for(parameters[0]).adam_update(parameters, grads, *state, self._lr, *options)
+        kernels_for(parameters[0]).adam_update(parameters, grads, means, squares, steps, self._lr, *options)
 
     def state(self) -> dict[str, list]:
         """The means, the mean squares, and the counts of steps."""

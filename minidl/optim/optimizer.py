@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from minidl.autograd import Leaf
-from minidl.kernels import is_capturing
+from minidl.kernels import device_of, is_capturing, to_device
 from minidl.nn.module import Module, check_state
 from minidl.optim._checks import check_range
 from minidl.tensor import Parameter, Tensor
@@ -25,8 +25,7 @@ class Optimizer:
         self._weight_decays = [group.get("weight_decay", weight_decay) for group in groups for _ in group["params"]]
         for value in self._weight_decays:
             check_range(type(self).__name__, 0, np.inf, weight_decay=value)
-        # CuPy takes shape=() for none given.
-        self._lr = np.zeros_like(self.parameters[0].data, dtype=np.float64, shape=(1,)).reshape(())
+        self._lr = np.zeros((), np.float64, like=self.parameters[0].data)
         self.lr = lr
 
     @property
@@ -56,26 +55,28 @@ class Optimizer:
         for weight_decay in dict.fromkeys(self._weight_decays):
             chosen = [i for i in ready if self._weight_decays[i] == weight_decay]
             if chosen:
+                parameters = [self.parameters[i].data for i in chosen]
                 grads = [self.parameters[i].grad.data for i in chosen]
-                self.update([self.parameters[i].data for i in chosen], grads, chosen, weight_decay)
+                state = [[arrays[i] for i in chosen] for arrays in self.state().values()]
+                self.update(parameters, grads, weight_decay, *state)
 
-    def update(self, parameters: list, grads: list, chosen: list[int], weight_decay: float) -> None:
-        """One step for the arrays of the parameters number chosen[0], chosen[1], ..., which all have gradients."""
+    def update(self, parameters: list, grads: list, weight_decay: float, *state: list) -> None:
+        """One step for these arrays of parameters, their gradients, and their arrays of each kind of state."""
         raise NotImplementedError
 
     def state(self) -> dict[str, list]:
-        """The arrays, besides the parameters, that the next step depends on."""
+        """{name: an array for each parameter}: what the next step depends on besides the parameters."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """Copies of the state, on the CPU: "velocity.0", "velocity.1", ... in the order of the parameters."""
-        return {name: Tensor(array).numpy().copy() for name, array in self._named_state().items()}
+        return {name: to_device(array, "cpu").copy() for name, array in self._named_state().items()}
 
     def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
         """Copy a state dict into the state's arrays. All of it fits, or nothing is copied."""
         self.check_state_dict(state)
         for name, array in self._named_state().items():
-            array[...] = Tensor(np.asarray(state[name], array.dtype), device=Tensor(array).device).data
+            array[...] = to_device(np.asarray(state[name], array.dtype), device_of(array))
 
     def check_state_dict(self, state: dict[str, np.ndarray]) -> None:
         """A ValueError unless load_state_dict would take it."""

@@ -9,7 +9,11 @@ from minidl.tensor import Parameter
 
 
 class SGD(Optimizer):
-    """g = dL/dp + weight_decay p;   v = momentum v + g;   p -= lr v,   or lr (g + momentum v) with Nesterov's momentum.
+    """Each parameter p goes against its gradient, with a momentum v that starts at 0:
+
+        g = dL/dp + weight_decay p
+        v = momentum v + g
+        p = p - lr v                      without momentum v is g;  nesterov: p - lr (g + momentum v)
 
     PyTorch's formulas: the learning rate stands outside of v (Sutskever et al. 2013 have it inside).
     """
@@ -29,12 +33,11 @@ class SGD(Optimizer):
         self.momentum, self.nesterov = momentum, nesterov
         self.velocities = self._zeros() if momentum else []
 
-    def update(self, parameters: list, grads: list, chosen: list[int], weight_decay: float) -> None:
-        """One step; see the class."""
-        velocities = [self.velocities[i] for i in chosen] if self.momentum else []
+    def update(self, parameters: list, grads: list, weight_decay: float, velocities: list = ()) -> None:
+        """v = momentum v + g and p = p - lr v, in place; see the class."""
         options = self.momentum, weight_decay, self.nesterov
         kernels_for(parameters[0]).sgd_update(parameters, grads, velocities, self._lr, *options)
 
     def state(self) -> dict[str, list]:
-        """The velocities."""
-        return {"velocity": self.velocities}
+        """The velocities v, if there are any."""
+        return {"velocity": self.velocities} if self.velocities else {}

@@ -42,7 +42,7 @@ def arrays_in(value):
 
 
 def with_dtype(value, dtype):
-    """Every array of floats converted; labels, winners, keys and counts stay as they are."""
+    """Every array of floats converted; labels, taps, keys and counts stay as they are."""
     return map_arrays(lambda array: array.astype(dtype) if array.dtype.kind == "f" else array, value)
 
 

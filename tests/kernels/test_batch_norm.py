@@ -1,15 +1,13 @@
-"""Batch normalisation: its statistics, and the layer with the addition and the ReLU that may follow it."""
+"""Batch normalisation: its statistics, and the layer."""
 
 import numpy as np
 import pytest
 
-from minidl.kernels import reference
 from tests.kernels.compare import assert_close, nchw, nhwc, torch_gradients, with_dtype
 
 EPS = 1e-5
 SHAPES = [(5, 3), (7, 1), (2, 3, 5, 4), (1, 4, 3, 1), (40, 20, 12, 32)]  # the last: several chunks
 shapes = pytest.mark.parametrize("shape", SHAPES, ids=str)
-relus = pytest.mark.parametrize("relu", [False, True], ids=["linear", "relu"])
 modes = pytest.mark.parametrize("training", [False, True], ids=["eval", "training"])
 
 
@@ -57,7 +55,7 @@ def test_a_constant_float32_channel_comes_out_as_zero(value, shape, run):
     assert (mean == np.float32(value)).all()
     assert (variance >= 0).all() and (variance <= 1e-12 * value**2).all()
     one, zero = np.ones(channels, np.float32), np.zeros(channels, np.float32)
-    assert not run("batch_norm_apply", x, mean, variance, one, zero, EPS, False).any()
+    assert not run("batch_norm_apply", x, mean, variance, one, zero, EPS).any()
 
 
 @LARGE
@@ -70,7 +68,7 @@ def test_float32_statistics_and_sums_of_many_numbers_have_an_error_of_float32(sh
     assert (abs(mean - x.mean(axes, np.float64)) <= 1e-5 * x.std(axes, np.float64)).all()
     np.testing.assert_allclose(variance, x.var(axes, np.float64), rtol=1e-5)
     grad, zero, one = np.full(shape, 0.1, np.float32), np.zeros(channels, np.float32), np.ones(channels, np.float32)
-    _, grad_weight, grad_bias = run("batch_norm_backward", grad, x, None, zero, one, one, 0.0, False, False)
+    _, grad_weight, grad_bias = run("batch_norm_backward", grad, x, zero, one, one, 0.0, False)
     np.testing.assert_allclose(grad_bias, grad.sum(axes, np.float64), rtol=5e-6)
     np.testing.assert_allclose(grad_weight, np.float32(0.1) * x.sum(axes, np.float64), rtol=5e-6)
 
@@ -93,70 +91,45 @@ def test_a_batch_of_one_number_leaves_the_running_variance_finite(run):
 
 
 @shapes
-@relus
 @modes
-def test_batch_norm_agrees_with_the_plain_loops(shape, relu, training, agrees, rng):
+def test_batch_norm_agrees_with_the_plain_loops(shape, training, agrees, rng):
     x, grad, mean, variance, weight, bias = with_dtype(draw(rng, shape), np.float32)
-    agrees("batch_norm_apply", x, mean, variance, weight, bias, EPS, relu)
-    y = reference.batch_norm_apply(x, mean, variance, weight, bias, EPS, relu) if relu else None
-    agrees("batch_norm_backward", grad, x, y, mean, variance, weight, EPS, relu, training)
+    agrees("batch_norm_apply", x, mean, variance, weight, bias, EPS)
+    agrees("batch_norm_backward", grad, x, mean, variance, weight, EPS, training)
 
 
-@relus
-def test_batch_norm_agrees_with_the_plain_loops_where_the_mean_is_large(relu, agrees, rng):
+def test_batch_norm_agrees_with_the_plain_loops_where_the_mean_is_large(agrees, rng):
     """x * scale + shift instead of (x - mean) * scale would lose what distinguishes the numbers of a channel."""
     x, grad, mean, variance, weight, bias = draw(rng, (4, 5, 6, 3))
     x, mean = with_dtype((x + 1e4, mean + 1e4), np.float32)
-    y = reference.batch_norm_apply(x, mean, variance, weight, bias, EPS, relu)
-    agrees("batch_norm_apply", x, mean, variance, weight, bias, EPS, relu)
-    agrees("batch_norm_backward", grad, x, y, mean, variance, weight, EPS, relu, True)
+    agrees("batch_norm_apply", x, mean, variance, weight, bias, EPS)
+    agrees("batch_norm_backward", grad, x, mean, variance, weight, EPS, True)
 
 
 @shapes
 def test_a_batch_comes_out_with_mean_zero_and_variance_one(shape, run, rng):
     x = 3 * rng.standard_normal(shape) + 2
     channels = shape[-1]
-    y = run("batch_norm_apply", x, *run("batch_statistics", x), np.ones(channels), np.zeros(channels), 0.0, False)
+    y = run("batch_norm_apply", x, *run("batch_statistics", x), np.ones(channels), np.zeros(channels), 0.0)
     rows = y.reshape(-1, channels)
     assert abs(rows.mean(axis=0)).max() <= 1e-12
     assert abs(rows.var(axis=0) - 1).max() <= 1e-12
 
 
-def test_where_the_relu_cut_off_nothing_comes_back(run):
-    grad, x, y = np.array([[1.0], [2.0], [4.0]]), np.array([[-1.0], [0.0], [1.0]]), np.array([[0.0], [-0.0], [3.0]])
-    one, zero = np.ones(1), np.zeros(1)
-    grads = run("batch_norm_backward", grad, x, y, zero, one, one, 0.0, True, False)
-    grad_x, grad_weight, grad_bias = grads
-    np.testing.assert_array_equal(grad_x, [[0], [0], [4]])
-    assert_close([grad_weight, grad_bias], [[4.0], [4.0]])
-
-
-def test_where_y_is_nan_the_gradient_comes_back(run):
-    """As through ReLU alone: it is cut off where y <= 0, which NaN is not."""
-    grad, x, y = np.array([[[1.0], [2.0], [4.0]], [[-1.0], [np.nan], [1.0]], [[0.0], [np.nan], [3.0]]])
-    one, zero = np.ones(1), np.zeros(1)
-    grads = run("batch_norm_backward", grad, x, y, zero, one, one, 0.0, True, False)
-    grad_x, _, grad_bias = grads
-    np.testing.assert_array_equal(grad_x, [[0], [2], [4]])
-    np.testing.assert_array_equal(grad_bias, [6])
-
-
 @shapes
-@relus
 @modes
-def test_batch_norm_is_that_of_pytorch(shape, relu, training, run, rng, torch):
+def test_batch_norm_is_that_of_pytorch(shape, training, run, rng, torch):
     x, grad, mean, variance, weight, bias = draw(rng, shape)
 
     def batch_norm(x, weight, bias):
         running = (None, None) if training else (torch.tensor(mean), torch.tensor(variance))
-        y = nhwc(torch.nn.functional.batch_norm(nchw(x), *running, weight, bias, training, eps=EPS))
-        return y.relu() if relu else y
+        return nhwc(torch.nn.functional.batch_norm(nchw(x), *running, weight, bias, training, eps=EPS))
 
     expected, grads = torch_gradients(torch, batch_norm, [x, weight, bias], grad)
     if training:
         mean, variance = run("batch_statistics", x)
-    y = run("batch_norm_apply", x, mean, variance, weight, bias, EPS, relu)
-    actual = run("batch_norm_backward", grad, x, y, mean, variance, weight, EPS, relu, training)
+    y = run("batch_norm_apply", x, mean, variance, weight, bias, EPS)
+    actual = run("batch_norm_backward", grad, x, mean, variance, weight, EPS, training)
     assert_close(y, expected)
     for ours, theirs in zip(actual, grads, strict=True):
         assert_close(ours, theirs)

@@ -1,6 +1,7 @@
-"""What the devices have in common: the names and signatures of their kernels, read from the source, never run."""
+"""What the devices have in common: the names and signatures of their kernels, read from the source."""
 
 import ast
+import inspect
 from pathlib import Path
 
 import pytest
@@ -15,12 +16,6 @@ NOT_ABOUT_ONE_KERNEL = {"test_contract.py", "test_threads.py"}
 MIDDLE_RUNG = {"im2col", "col2im", "conv2d_forward_by_im2col", "conv2d_backward_by_im2col"}
 
 
-def exported(path):
-    """The names that a package imports into its own namespace."""
-    nodes = ast.parse(path.read_text(encoding="utf-8")).body
-    return [alias.name for node in nodes if isinstance(node, ast.ImportFrom) for alias in node.names]
-
-
 def signatures(path):
     """{name: parameters with their defaults, without their types} of the functions at the top level of a file."""
     functions = [node for node in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(node, ast.FunctionDef)]
@@ -31,12 +26,10 @@ def signatures(path):
     return {function.name: ast.unparse(function.args) for function in functions}
 
 
-def interface(names, paths):
-    """{kernel: signature}; a name that no file defines is an error."""
-    defined = {}
-    for path in paths:
-        defined |= signatures(path)
-    return {name: defined[name] for name in names}
+def public_functions(package):
+    """{function: signature} of the public files of a device."""
+    files = [path for path in (KERNELS / package).glob("*.py") if not path.name.startswith("_")]
+    return {name: arguments for path in files for name, arguments in signatures(path).items()}
 
 
 def specified():
@@ -53,9 +46,25 @@ def test_there_are_kernels_to_compare():
 
 
 @pytest.mark.parametrize("package", DEVICES)
-def test_a_device_exports_what_the_reference_specifies(package):
-    files = sorted(path for path in (KERNELS / package).glob("*.py") if not path.name.startswith("_"))
-    assert interface(exported(KERNELS / package / "__init__.py"), files) == specified()
+def test_a_device_defines_what_the_reference_specifies(package):
+    defined = public_functions(package)
+    assert {name: arguments for name, arguments in defined.items() if name in specified()} == specified()
+
+
+@pytest.mark.parametrize("package", DEVICES)
+def test_a_device_defines_no_kernel_that_the_reference_lacks(package):
+    """Other public functions, helpers of a kernel and settings, have none of these words in their names."""
+    kinds = "_forward", "_backward", "_update", "_apply", "_statistics"
+    kernels = {name for name in public_functions(package) if not name.startswith("_") and any(k in name for k in kinds)}
+    assert kernels - set(specified()) == set()
+
+
+def test_what_is_collected_are_the_functions_of_the_devices_public_files(kernels):
+    collected = {name: value for name, value in vars(kernels).items() if inspect.isfunction(value)}
+    assert collected.keys() == specified().keys()
+    for name, function in collected.items():
+        path = Path(inspect.getsourcefile(function))
+        assert path.parent == Path(kernels.__file__).parent and not path.name.startswith("_"), name
 
 
 @pytest.mark.parametrize("package", DEVICES)

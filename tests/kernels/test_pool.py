@@ -65,8 +65,8 @@ def assert_max_pool_agrees(agrees, case, rng):
     """Of whole numbers, so that many windows have several largest ones and the first has to be found."""
     x = rng.integers(-2, 3, case.images).astype(np.float64)
     agrees("max_pool2d_forward", x, *case.window, case.ceil_mode)
-    y, winner = reference.max_pool2d_forward(x, *case.window, case.ceil_mode)
-    agrees("max_pool2d_backward", rng.standard_normal(y.shape), winner, x.shape, *case.window)
+    y, best_tap = reference.max_pool2d_forward(x, *case.window, case.ceil_mode)
+    agrees("max_pool2d_backward", rng.standard_normal(y.shape), best_tap, x.shape, *case.window)
 
 
 @cases
@@ -87,8 +87,8 @@ def test_padding_is_never_the_largest(run):
 def test_padding_does_not_even_win_over_minus_infinity(run):
     """Or the window's gradient would be lost."""
     x = np.full((1, 4, 5, 2), -np.inf)
-    y, winner = run("max_pool2d_forward", x, (3, 3), (2, 2), (1, 1), False)
-    grad_x = run("max_pool2d_backward", np.ones_like(y), winner, x.shape, (3, 3), (2, 2), (1, 1))
+    y, best_tap = run("max_pool2d_forward", x, (3, 3), (2, 2), (1, 1), False)
+    grad_x = run("max_pool2d_backward", np.ones_like(y), best_tap, x.shape, (3, 3), (2, 2), (1, 1))
     assert (y == -np.inf).all()
     assert grad_x.sum() == y.size
 
@@ -101,17 +101,17 @@ def test_the_pool_of_a_residual_networks_stem_halves_the_image(run):
 def test_nan_wins_in_every_window_that_sees_it(run, rng):
     x = rng.standard_normal((1, 6, 7, 1))
     x[0, 2, 4] = np.nan
-    y, winner = run("max_pool2d_forward", x, (3, 3), (1, 1), (1, 1), False)
+    y, best_tap = run("max_pool2d_forward", x, (3, 3), (1, 1), (1, 1), False)
     sees = np.zeros((6, 7), bool)
     sees[1:4, 3:6] = True
     np.testing.assert_array_equal(np.isnan(y[0, :, :, 0]), sees)
-    np.testing.assert_array_equal(winner[0, 1:4, 3:6, 0], [[8, 7, 6], [5, 4, 3], [2, 1, 0]])
+    np.testing.assert_array_equal(best_tap[0, 1:4, 3:6, 0], [[8, 7, 6], [5, 4, 3], [2, 1, 0]])
 
 
 def test_the_first_of_several_nans_wins(run):
     x = np.array([1.0, np.nan, np.nan, 2.0]).reshape(1, 2, 2, 1)
-    _, winner = run("max_pool2d_forward", x, (2, 2), (2, 2), (0, 0), False)
-    assert winner.item() == 1
+    _, best_tap = run("max_pool2d_forward", x, (2, 2), (2, 2), (0, 0), False)
+    assert best_tap.item() == 1
 
 
 @cases
@@ -121,11 +121,11 @@ def test_max_pool_is_that_of_pytorch(case, run, rng, torch):
     def max_pool2d(x):
         return nhwc(torch.nn.functional.max_pool2d(nchw(x), *case.window, ceil_mode=case.ceil_mode))
 
-    y, winner = run("max_pool2d_forward", x, *case.window, case.ceil_mode)
+    y, best_tap = run("max_pool2d_forward", x, *case.window, case.ceil_mode)
     grad = rng.standard_normal(y.shape)
     expected, (grad_x,) = torch_gradients(torch, max_pool2d, [x], grad)
     assert_close(y, expected)
-    assert_close(run("max_pool2d_backward", grad, winner, x.shape, *case.window), grad_x)
+    assert_close(run("max_pool2d_backward", grad, best_tap, x.shape, *case.window), grad_x)
 
 
 # ---- average --------------------------------------------------------------------------------------------------------
@@ -213,6 +213,6 @@ def test_the_mean_of_a_large_float32_image_has_an_error_of_float32(run):
 
 
 def test_an_infinite_gradient_stays_at_the_number_that_won(run):
-    winner = np.array([[[[3]]]], np.uint8)
-    grad_x = run("max_pool2d_backward", np.array([[[[np.inf]]]]), winner, (1, 2, 2, 1), (2, 2), (2, 2), (0, 0))
+    best_tap = np.array([[[[3]]]], np.uint8)
+    grad_x = run("max_pool2d_backward", np.array([[[[np.inf]]]]), best_tap, (1, 2, 2, 1), (2, 2), (2, 2), (0, 0))
     assert grad_x.reshape(-1).tolist() == [0, 0, 0, np.inf]

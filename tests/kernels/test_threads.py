@@ -46,9 +46,9 @@ def linear_workloads():
 
 def pool_workloads():
     x, grad, window = draw(*SHAPE), draw(*POOLED), ((3, 3), (2, 2), (1, 1))
-    winner = reference.max_pool2d_forward(x, *window, False)[1]
+    best_tap = reference.max_pool2d_forward(x, *window, False)[1]
     yield "max_pool2d_forward", x, *window, False
-    yield "max_pool2d_backward", grad, winner, x.shape, *window
+    yield "max_pool2d_backward", grad, best_tap, x.shape, *window
     yield "avg_pool2d_forward", x, *window, False, True
     yield "avg_pool2d_backward", grad, x.shape, *window, False, True
     yield "global_avg_pool_forward", x
@@ -56,12 +56,12 @@ def pool_workloads():
 
 
 def batch_norm_workloads():
-    x, y, grad = draw(3, *SHAPE)
+    x, grad = draw(2, *SHAPE)
     mean, weight, bias = draw(3, 64)
     variance = 1 + draw(64) ** 2
     yield "batch_statistics", x
-    yield "batch_norm_apply", x, mean, variance, weight, bias, EPS, True
-    yield "batch_norm_backward", grad, x, y, mean, variance, weight, EPS, True, True
+    yield "batch_norm_apply", x, mean, variance, weight, bias, EPS
+    yield "batch_norm_backward", grad, x, mean, variance, weight, EPS, True
     yield "update_running_statistics", mean, variance, *draw(2, 64), 0.1, 9600
 
 

@@ -90,13 +90,6 @@ def test_flatten_keeps_the_batch(device):
     assert np.array_equal(nn.Flatten()(Tensor(x, device=device)).numpy(), x.reshape(2, 12))
 
 
-def test_batch_norm_can_end_with_a_relu(rng, device):
-    layer = nn.BatchNorm2d(3).to(device).eval()
-    x = rng.standard_normal((2, 4, 4, 3), np.float32)
-    y = layer(Tensor(x, device=device), relu=True)
-    assert_close(y.numpy(), np.maximum(x / np.sqrt(np.float32(1 + 1e-5)), 0), 1e-6)
-
-
 def test_biases_start_at_0_and_batch_norm_as_the_identity():
     assert not nn.Conv2d(2, 3, 1).bias.numpy().any() and not nn.Linear(2, 3).bias.numpy().any()
     started = {name: set(array.tolist()) for name, array in nn.BatchNorm2d(3).state_dict().items()}

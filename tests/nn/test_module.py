@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from minidl import Buffer, Parameter, Tensor
+from minidl.functional import relu
 from minidl.nn import BatchNorm2d, Conv2d, Dropout, Flatten, GlobalAvgPool, Linear, Module, ReLU, Sequential
 from minidl.optim import SGD
 
@@ -21,7 +22,7 @@ class Stack(Module):
         self.absent = None
 
     def forward(self, x):
-        x = self.bn(self.stem(x) * self.scale + self.offsets[0] * self.offsets[1], relu=True)
+        x = relu(self.bn(self.stem(x) * self.scale + self.offsets[0] * self.offsets[1]))
         x = GlobalAvgPool()(x)
         return self.branches[0](x) + self.branches[1](x)
 

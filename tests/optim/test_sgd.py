@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from minidl import Tensor
 from minidl.nn import BatchNorm2d, Conv2d, Linear, Sequential
 from minidl.optim import SGD, weight_decay_groups
 from tests.kernels.compare import assert_close
@@ -57,3 +58,31 @@ def test_velocities_are_kept_where_there_is_momentum(momentum, count, problem):
     train(optimizer, make_loss)
     assert list(optimizer.state_dict()) == [f"velocity.{i}" for i in range(count)]
     assert all(np.any(velocity) for velocity in optimizer.state_dict().values())
+
+
+def test_a_momentum_that_is_set_to_0_later_leaves_the_velocities(problem, device):
+    parameters, make_loss = problem.minidl(device=device)
+    optimizer = SGD(parameters, LR, 0.9)
+    train(optimizer, make_loss, 1)
+    before = optimizer.state_dict()
+    optimizer.momentum = 0.0
+    train(optimizer, make_loss, 1)
+    after = optimizer.state_dict()
+    assert before.keys() == after.keys() and len(after) == 4
+    assert all(np.array_equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_three_steps_of_the_formula(nesterov, device):
+    """That of the class, written out for one number."""
+    p, v, lr, momentum, weight_decay = 2.0, 0.0, 0.1, 0.9, 0.25
+    parameter = Tensor(np.array([p]), device=device, requires_grad=True)
+    optimizer = SGD([parameter], lr, momentum, weight_decay, nesterov)
+    for slope in (1.0, -3.0, 0.5):
+        (parameter * slope).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        g = slope + weight_decay * p
+        v = momentum * v + g
+        p = p - lr * (g + momentum * v if nesterov else v)
+    assert_close(parameter.numpy(), np.array([p]))

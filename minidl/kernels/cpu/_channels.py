@@ -24,11 +24,6 @@ def keep_where(mask: np.ndarray, array: np.ndarray, out: np.ndarray) -> np.ndarr
     return out
 
 
-def relu_gradient(grad: np.ndarray, y: np.ndarray, out: np.ndarray) -> np.ndarray:
-    """out = grad where y > 0 or NaN, else 0, for the y of a ReLU: there y != 0, as y is never below 0."""
-    return keep_where(y != 0, grad, out)
-
-
 def as_rows(x: np.ndarray) -> np.ndarray:
     """(N, H, W, C) -> (N*H, W*C), and (N, C) as it is."""
     return x.reshape(math.prod(x.shape[:-2]), -1) if x.ndim > 2 else x

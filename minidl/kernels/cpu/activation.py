@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from minidl.kernels.cpu._channels import relu_gradient
+from minidl.kernels.cpu._channels import keep_where
 from minidl.kernels.cpu._pieces import PIECE_ELEMENTS, elementwise
 
 
@@ -20,5 +20,5 @@ def relu_forward(x):
 
 
 def relu_backward(grad, y):
-    """dL/dx = dL/dy where y > 0 or NaN, else 0."""
-    return elementwise(relu_gradient, grad, y)
+    """dL/dx = dL/dy where y > 0 or NaN, else 0: where y != 0, as y, the output of a ReLU, is never below 0."""
+    return elementwise(lambda grad, y, out: keep_where(y != 0, grad, out), grad, y)

@@ -1,8 +1,8 @@
-"""Batch normalisation, and the ReLU that follows it."""
+"""Batch normalisation, a piece of the rows at a time: see `_channels` for the rows."""
 
 import numpy as np
 
-from minidl.kernels.cpu._channels import as_rows, pieces_of, relu_gradient, repeated, summed_rows, sums_and_dots
+from minidl.kernels.cpu._channels import as_rows, pieces_of, repeated, summed_rows, sums_and_dots
 from minidl.kernels.cpu._pieces import scratch
 from minidl.kernels.cpu._threads import map_pieces, sum_pieces
 
@@ -24,71 +24,60 @@ def batch_statistics(x):
     centre = repeated(shift, rows)
 
     def sums(some):
-        part = rows[some]
-        deviations = np.subtract(part, centre, out=scratch("deviations", part.shape, x.dtype))
-        return sums_and_dots(deviations, deviations, channels)
+        d = _deviations(rows[some], centre)
+        return sums_and_dots(d, d, channels)
 
-    mean, squares = sum_pieces(sums, pieces_of(rows)) * (channels / x.size)
+    mean, squares = sum_pieces(sums, pieces_of(rows)) * (channels / x.size)  # E[d], E[d^2]
     variance = np.maximum(squares - mean**2, 0)  # rounding may make it negative
     return (shift + mean).astype(x.dtype), variance.astype(x.dtype)
 
 
-def batch_norm_apply(x, mean, variance, weight, bias, eps, relu):
-    """y = weight (x - mean) / sqrt(variance + eps) + bias, then max(y, 0) if relu."""
+def batch_norm_apply(x, mean, variance, weight, bias, eps):
+    """y = weight (x - mean) / sqrt(variance + eps) + bias."""
     rows = as_rows(x)
-    y = np.empty(rows.shape, x.dtype)
-    centre = repeated(mean, rows)
+    centre, shift = repeated(mean, rows), repeated(bias, rows)
     scale = repeated(weight / np.sqrt(variance + eps), rows)
-    shift = repeated(bias, rows)
-    zeros = np.zeros_like(shift)  # (measured) a row of zeros makes maximum twice as fast as the number 0
+    y = np.empty(rows.shape, x.dtype)
 
     def apply(some):
         out = np.subtract(rows[some], centre, out=y[some])
         out *= scale
         out += shift
-        if relu:
-            np.maximum(out, zeros, out=out)
 
     map_pieces(apply, pieces_of(rows))
     return y.reshape(x.shape)
 
 
-def batch_norm_backward(grad, x, y, mean, variance, weight, eps, relu, through_statistics):
-    """(dL/dx, dL/dweight, dL/dbias). With g = dL/dy where y > 0 or NaN,
+def batch_norm_backward(grad, x, mean, variance, weight, eps, through_statistics):
+    """(dL/dx, dL/dweight, dL/dbias). Without `through_statistics`, mean and variance are constants (eval mode)."""
+    rows, g, channels = as_rows(x), as_rows(grad), x.shape[-1]
+    centre, inverse_std = repeated(mean, rows), 1 / np.sqrt(variance + eps)
 
-    dL/dx = weight / sqrt(variance + eps) (g - dL/dbias / M - x_hat dL/dweight / M),  M numbers in each channel.
-    Where the statistics are constants (eval mode) it is only the first term.
-    """
-    rows, grad_rows, channels = as_rows(x), as_rows(grad), x.shape[-1]
-    g, y_rows = (np.empty(rows.shape, x.dtype), as_rows(y)) if relu else (grad_rows, None)
-    centre = repeated(mean, rows)
-
+    # First: the two sums of each channel, of g and of g (x - mean).
     def sums(some):
-        part = g[some]
-        if relu:
-            relu_gradient(grad_rows[some], y_rows[some], out=part)
-        deviations = np.subtract(rows[some], centre, out=scratch("deviations", part.shape, x.dtype))
-        return sums_and_dots(part, deviations, channels)
+        return sums_and_dots(g[some], _deviations(rows[some], centre), channels)
 
-    pieces = pieces_of(rows)
-    inverse_std = 1 / np.sqrt(variance + eps)
-    grad_bias, sum_grad_deviations = sum_pieces(sums, pieces).astype(x.dtype)
-    grad_weight = sum_grad_deviations * inverse_std
+    grad_bias, dots = sum_pieces(sums, pieces_of(rows)).astype(x.dtype)
+    grad_weight = dots * inverse_std
 
-    # dL/dx = scale g + slope (x - mean) + offset: the formula above, its brackets multiplied out.
-    scale = weight * inverse_std
-    count = x.size // channels
+    # Then: dL/dx = scale g + slope (x - mean) + offset, which is the formula of ops/batch_norm.py without its brackets.
+    count, scale = x.size // channels, weight * inverse_std
     slope, offset = -scale * inverse_std * grad_weight / count, -scale * grad_bias / count
-    scale, slope, offset = (repeated(vector, rows) for vector in (scale, slope, offset))
-    grad_x = g if relu else np.empty(rows.shape, x.dtype)  # a g of our own becomes dL/dx in place
+    scale, slope, offset = repeated(scale, rows), repeated(slope, rows), repeated(offset, rows)
+    grad_x = np.empty(rows.shape, x.dtype)
 
-    def apply(some):
-        out = np.multiply(g[some], scale, out=grad_x[some])
+    def add_terms(some):
+        out = np.multiply(g[some], scale, out=grad_x[some])  # x acts on y directly,
         if through_statistics:
-            correction = np.subtract(rows[some], centre, out=scratch("deviations", out.shape, x.dtype))
-            correction *= slope
-            correction += offset
+            correction = _deviations(rows[some], centre)
+            correction *= slope  # through the variance,
+            correction += offset  # and through the mean
             out += correction
 
-    map_pieces(apply, pieces)
+    map_pieces(add_terms, pieces_of(rows))
     return grad_x.reshape(x.shape), grad_weight, grad_bias
+
+
+def _deviations(part, centre):
+    """part - centre, in this thread's scratch."""
+    return np.subtract(part, centre, out=scratch("deviations", part.shape, part.dtype))

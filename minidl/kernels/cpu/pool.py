@@ -5,18 +5,18 @@ import numpy as np
 from minidl.kernels.cpu._channels import keep_where
 from minidl.kernels.cpu._pieces import PIECE_ELEMENTS, rows_of, scratch, slices
 from minidl.kernels.cpu._threads import map_pieces
-from minidl.kernels.shapes import output_size
+from minidl.kernels.shapes import output_size, tap_dtype
 
 
 def max_pool2d_forward(x, kernel_size, stride, padding, ceil_mode):
-    """(y, winner): the largest number of each window, and its tap u*KW + v in the window, the first among equals.
+    """(y, best_tap): the largest number of each window, and its tap u*KW + v, the first among equals.
 
     The padding is -inf, so that it is never the largest. A NaN is larger than anything, so that it is seen.
     """
     windows = _Windows(x.shape, kernel_size, stride, padding, ceil_mode)
     y = np.empty(windows.output_shape, x.dtype)
-    winner = np.empty(windows.output_shape, winner_dtype(len(windows.taps)))
-    first_real_tap = windows.first_real_tap().astype(winner.dtype)
+    best_tap = np.empty(windows.output_shape, tap_dtype(kernel_size))
+    first_real_tap = windows.first_real_tap().astype(best_tap.dtype)
 
     def pool(some):
         padded = windows.padded(x[some], -np.inf)
@@ -24,17 +24,12 @@ def max_pool2d_forward(x, kernel_size, stride, padding, ceil_mode):
         best[...] = windows.seen_by(0, padded)
         for tap in range(1, len(windows.taps)):
             np.maximum(best, windows.seen_by(tap, padded), out=best)
-        winner[some] = _first_tap_that_holds(best, windows, padded, winner.dtype)
-        # Where all is -inf the padding, if it comes first, must not win.
-        np.maximum(winner[some], first_real_tap, out=winner[some])
+        taps = _first_tap_that_holds(best, windows, padded, best_tap.dtype)
+        # Where all is -inf, a tap on the padding must not come first.
+        np.maximum(taps, first_real_tap, out=best_tap[some])
 
     map_pieces(pool, windows.pieces)
-    return y, winner
-
-
-def winner_dtype(taps: int):
-    """A byte, where that holds every tap and a number that is no tap."""
-    return np.uint8 if taps <= np.iinfo(np.uint8).max else np.uint32
+    return y, best_tap
 
 
 def _first_tap_that_holds(best, windows, padded, dtype):
@@ -54,16 +49,16 @@ def _first_tap_that_holds(best, windows, padded, dtype):
     return first
 
 
-def max_pool2d_backward(grad, winner, x_shape, kernel_size, stride, padding):
-    """dL/dx: each window's dL/dy goes to the number that won."""
+def max_pool2d_backward(grad, best_tap, x_shape, kernel_size, stride, padding):
+    """dL/dx: each window's dL/dy goes to its best tap."""
     windows = _Windows(x_shape, kernel_size, stride, padding, out_size=grad.shape[1:3])
     grad_x = np.empty(x_shape, grad.dtype)
 
     def scatter(some):
         padded = np.zeros(windows.padded_shape(some.stop - some.start), grad.dtype)
-        grads, won = grad[some], scratch("won", grad[some].shape, grad.dtype)
+        grads, from_tap = grad[some], scratch("from_tap", grad[some].shape, grad.dtype)
         for tap in range(len(windows.taps)):
-            windows.seen_by(tap, padded)[...] += keep_where(winner[some] == tap, grads, out=won)
+            windows.seen_by(tap, padded)[...] += keep_where(best_tap[some] == tap, grads, out=from_tap)
         grad_x[some] = windows.cropped(padded)
 
     map_pieces(scatter, windows.pieces)
@@ -119,7 +114,7 @@ def global_avg_pool_backward(grad, x_shape):
 
 
 class _Windows:
-    """The windows over images of one shape: what a tap, a position in the window, sees in all windows at once."""
+    """The windows over images of one shape: what a tap (u, v) sees in all windows at once."""
 
     def __init__(self, x_shape, kernel_size, stride, padding, ceil_mode=False, out_size=None):
         n, h, w, c = x_shape

@@ -7,28 +7,31 @@ from minidl.kernels.cpu._threads import map_pieces
 
 
 def sgd_update(parameters, grads, velocities, lr, momentum, weight_decay, nesterov):
-    """For each p: g = grad + weight_decay p;  v = momentum v + g;  p -= lr (g + momentum v if nesterov, else v)."""
+    """One step of `optim.SGD` for each parameter p and its velocity v, in place. Without momentum there are no v."""
     rate = float(lr)
 
-    def update(p, grad, v=None):
-        step = _decayed(grad, p, weight_decay)
-        if momentum:
-            v *= momentum
-            v += step
-            step = step + momentum * v if nesterov else v
-        p -= np.multiply(step, rate, out=scratch("scaled_step", p.shape, p.dtype))
+    def plain(p, grad):
+        _descend(p, _decayed(grad, p, weight_decay), rate)
 
-    _in_pieces(update, parameters, grads, *([velocities] if momentum else []))
+    def with_momentum(p, grad, v):
+        g = _decayed(grad, p, weight_decay)
+        v *= momentum
+        v += g
+        _descend(p, g + momentum * v if nesterov else v, rate)
+
+    if momentum:
+        _in_pieces(with_momentum, parameters, grads, velocities)
+    else:
+        _in_pieces(plain, parameters, grads)
+
+
+def _descend(p, direction, rate):
+    """p -= rate direction, the product in this thread's scratch."""
+    p -= np.multiply(direction, rate, out=scratch("scaled_step", p.shape, p.dtype))
 
 
 def adam_update(parameters, grads, means, squares, steps, lr, beta1, beta2, eps, weight_decay, decoupled):
-    """Adam (Kingma, Ba 2015, algorithm 1), or AdamW (Loshchilov, Hutter 2019) where `decoupled`.
-
-    `steps` counts the updates of each parameter: t = t + 1;
-    m = beta1 m + (1 - beta1) g;  v = beta2 v + (1 - beta2) g^2;
-    p -= lr m/(1 - beta1^t) / (sqrt(v/(1 - beta2^t)) + eps).
-    The weight decay is part of g in Adam, and p *= 1 - lr weight_decay beforehand in AdamW.
-    """
+    """One step of `optim.Adam`, or of AdamW where `decoupled`, in place; `steps` counts those of each parameter."""
     rate = float(lr)
     for step in steps:
         step += 1  # in place: an array, not a number

@@ -1,4 +1,4 @@
-"""Batch normalisation, with the addition and the ReLU that follow it in a residual block.
+"""Batch normalisation.
 
 In every kernel a thread has one channel, and every n-th row of it: see `_slabs`.
 """
@@ -98,7 +98,7 @@ BATCH_NORM_APPLY = CudaKernel(
 extern "C" __global__ void batch_norm_apply(
     const stored* __restrict__ x, const real* __restrict__ mean, const real* __restrict__ variance,
     const real* __restrict__ weight, const real* __restrict__ bias,
-    stored* __restrict__ y, real eps, int relu, index rows, index channels, index rows_per_thread
+    stored* __restrict__ y, real eps, index rows, index channels, index rows_per_thread
 ) {
     Walk walk = walk_down(rows, channels, rows_per_thread);
     if (!walk.count) return;
@@ -108,22 +108,21 @@ extern "C" __global__ void batch_norm_apply(
     #pragma unroll 4
     for (index k = 0; k < walk.count; k++) {
         index i = walk.first + k * walk.stride;
-        real value = scale * ((real)x[i] - centre) + shift;
-        y[i] = relu && value < 0 ? (real)0 : value;  // a NaN stays
+        y[i] = scale * ((real)x[i] - centre) + shift;
     }
 }
 """,
 )
 
 
-def batch_norm_apply(x, mean, variance, weight, bias, eps, relu):
-    """y = weight (x - mean) / sqrt(variance + eps) + bias, then max(y, 0) if relu."""
+def batch_norm_apply(x, mean, variance, weight, bias, eps):
+    """y = weight (x - mean) / sqrt(variance + eps) + bias."""
     x = contiguous(x)
     channel_arrays = map(contiguous, (mean, variance, weight, bias))
     y = cupy.empty_like(x)
     rows, channels = math.prod(x.shape[:-1]), x.shape[-1]
     slabs = cut(rows, channels, ROWS_PER_THREAD, MOST_BLOCKS)
-    arguments = x, *channel_arrays, y, float(eps), bool(relu), rows, channels, slabs.rows_per_thread
+    arguments = x, *channel_arrays, y, float(eps), rows, channels, slabs.rows_per_thread
     BATCH_NORM_APPLY.launch(slabs.blocks, slabs.threads, arguments, x.dtype)
     return y
 
@@ -131,7 +130,7 @@ def batch_norm_apply(x, mean, variance, weight, bias, eps, relu):
 GRAD_SUMS = (
     SLABS
     + """
-// Over some numbers of a channel: the sum of g = dL/d(what the ReLU was given), and of g (x - mean).
+// Over some numbers of a channel: the sum of g = dL/dy, and of g (x - mean).
 struct GradSums {
     real g, g_deviation;
 };
@@ -148,7 +147,7 @@ SLAB_GRAD_SUMS = CudaKernel(
     + """
 // A block for each slab of rows and group of channels.
 extern "C" __global__ void slab_grad_sums(
-    const stored* grad, const stored* x, const stored* y, const real* mean, GradSums* slabs, int relu,
+    const stored* grad, const stored* x, const real* mean, GradSums* slabs,
     index rows, index channels, index rows_per_thread
 ) {
     Walk walk = walk_down(rows, channels, rows_per_thread);
@@ -158,7 +157,6 @@ extern "C" __global__ void slab_grad_sums(
     for (index k = 0; k < walk.count; k++) {
         index i = walk.first + k * walk.stride;
         real g = grad[i];
-        if (relu && y[i] <= 0) g = 0;  // of a NaN it stays
         sums = sums + GradSums{g, g * ((real)x[i] - centre)};
     }
     sums = sum_over_rows(sums);
@@ -193,13 +191,13 @@ BATCH_NORM_BACKWARD_X = CudaKernel(
     "batch_norm_backward_x",
     SLABS
     + """
-// A thread for each channel of a few rows. To draw the ReLU's mask from y again costs less than to read g from memory.
+// A thread for each channel of a few rows.
 extern "C" __global__ void batch_norm_backward_x(
-    const stored* __restrict__ grad, const stored* __restrict__ x, const stored* __restrict__ y,
+    const stored* __restrict__ grad, const stored* __restrict__ x,
     const real* __restrict__ mean, const real* __restrict__ variance, const real* __restrict__ weight,
     const real* __restrict__ grad_weight, const real* __restrict__ grad_bias,
     stored* __restrict__ grad_x,
-    real eps, int relu, int through_statistics, index rows, index channels, index rows_per_thread
+    real eps, int through_statistics, index rows, index channels, index rows_per_thread
 ) {
     Walk walk = walk_down(rows, channels, rows_per_thread);
     if (!walk.count) return;
@@ -215,7 +213,6 @@ extern "C" __global__ void batch_norm_backward_x(
     for (index k = 0; k < walk.count; k++) {
         index i = walk.first + k * walk.stride;
         real g = grad[i];
-        if (relu && y[i] <= 0) g = 0;
         if (through_statistics) g -= mean_g + slope * ((real)x[i] - centre);  // of a NaN, 0 times it would be NaN
         grad_x[i] = scale * g;
     }
@@ -224,33 +221,28 @@ extern "C" __global__ void batch_norm_backward_x(
 )
 
 
-def batch_norm_backward(grad, x, y, mean, variance, weight, eps, relu, through_statistics):
-    """(dL/dx, dL/dweight, dL/dbias). With g = dL/dy where y > 0 or NaN,
-
-    dL/dx = weight / sqrt(variance + eps) (g - dL/dbias / M - x_hat dL/dweight / M),  M numbers in each channel.
-    Where the statistics are constants (eval mode) it is only the first term.
-    """
-    y = y if relu else x  # which is not read then
-    grad, x, y, mean, variance, weight = map(contiguous, (grad, x, y, mean, variance, weight))
-    grad_weight, grad_bias = _backward_parameters(grad, x, y, mean, variance, eps, relu)
+def batch_norm_backward(grad, x, mean, variance, weight, eps, through_statistics):
+    """(dL/dx, dL/dweight, dL/dbias). Without `through_statistics`, mean and variance are constants (eval mode)."""
+    grad, x, mean, variance, weight = map(contiguous, (grad, x, mean, variance, weight))
+    grad_weight, grad_bias = _backward_parameters(grad, x, mean, variance, eps)
     grad_x = cupy.empty_like(x)
     rows, channels = math.prod(x.shape[:-1]), x.shape[-1]
     slabs = cut(rows, channels, ROWS_PER_THREAD, MOST_BLOCKS)
     arguments = (
-        *(grad, x, y, mean, variance, weight, grad_weight, grad_bias, grad_x),
-        *(float(eps), bool(relu), bool(through_statistics)),
+        *(grad, x, mean, variance, weight, grad_weight, grad_bias, grad_x),
+        *(float(eps), bool(through_statistics)),
         *(rows, channels, slabs.rows_per_thread),
     )
     BATCH_NORM_BACKWARD_X.launch(slabs.blocks, slabs.threads, arguments, x.dtype)
     return grad_x, grad_weight, grad_bias
 
 
-def _backward_parameters(grad, x, y, mean, variance, eps, relu):
+def _backward_parameters(grad, x, mean, variance, eps):
     """(dL/dweight, dL/dbias)."""
     rows, channels = math.prod(x.shape[:-1]), x.shape[-1]
     slabs = cut_for_sums(rows, channels)
     sums = cupy.empty((slabs.count, channels, 2), real_dtype(x.dtype))
-    arguments = grad, x, y, mean, sums, bool(relu), rows, channels, slabs.rows_per_thread
+    arguments = grad, x, mean, sums, rows, channels, slabs.rows_per_thread
     SLAB_GRAD_SUMS.launch(slabs.blocks, slabs.threads, arguments, x.dtype)
     grad_weight, grad_bias = (cupy.empty(channels, sums.dtype) for _ in range(2))
     merging = one_slab(slabs.count, channels)

@@ -4,11 +4,11 @@ import cupy
 
 from minidl.kernels.cuda._launch import THREADS, CudaKernel, contiguous
 from minidl.kernels.cuda._windows import FIRST_WINDOW
+from minidl.kernels.shapes import output_size, tap_dtype
 
 WARP = 32  # threads that a GPU runs in step
 
-PLACES = {"uint8": "unsigned char", "uint32": "unsigned int"}  # what can number the places of a window
-NO_TAP = 2**8 - 1  # the largest number that a byte holds
+TAP_TYPES = {"uint8": "unsigned char", "uint32": "unsigned int"}  # see tap_dtype
 
 WINDOWS = (
     FIRST_WINDOW
@@ -21,76 +21,71 @@ __device__ index counted(index start, index kernel_size, index size, index borde
 )
 
 
-def for_each_place(name, source):
-    """A kernel for each dtype of `winner`."""
+def _for_each_tap_type(name, source):
+    """A kernel for each dtype of `best_tap`."""
     return {
-        dtype: CudaKernel(f"{name}_{dtype}", source.replace("NAME", f"{name}_{dtype}").replace("PLACE", type_in_c))
-        for dtype, type_in_c in PLACES.items()
+        dtype: CudaKernel(f"{name}_{dtype}", source.replace("NAME", f"{name}_{dtype}").replace("TAP", type_in_c))
+        for dtype, type_in_c in TAP_TYPES.items()
     }
 
 
-def place_dtype(kernel_size):
-    """The smallest dtype that numbers the places of such a window."""
-    return "uint8" if kernel_size[0] * kernel_size[1] < NO_TAP else "uint32"
-
-
-MAX_POOL2D_FORWARD = for_each_place(
+MAX_POOL2D_FORWARD = _for_each_tap_type(
     "max_pool2d_forward",
     WINDOWS
     + """
 // A thread for each number of y, k = j*C + c in its row (n, i). Blocks keep to a row, so that threads divide once only,
-// and neighbours read neighbouring channels. The window's first place that is not on the padding leads until a larger
+// and neighbours read neighbouring channels. The window's first tap that is not on the padding leads until a larger
 // number comes, or a NaN.
-extern "C" __global__ void NAME(const stored* x, stored* y, PLACE* winner, index H, index W, index C,
+extern "C" __global__ void NAME(const stored* x, stored* y, TAP* best_tap, index H, index W, index C,
                                 index OH, index OW, index KH, index KW, index SH, index SW, index PH, index PW) {
     index row = blockIdx.x, n = row / OH, i = row % OH;
     index k = (index)blockIdx.y * blockDim.x + threadIdx.x, j = k / C, c = k % C;
     if (k >= OW * C) return;
 
     index top = i * SH - PH, left = j * SW - PW;
-    index first_p = max(-top, (index)0), end_p = min(KH, H - top);
-    index first_q = max(-left, (index)0), end_q = min(KW, W - left);
+    index first_u = max(-top, (index)0), end_u = min(KH, H - top);
+    index first_v = max(-left, (index)0), end_v = min(KW, W - left);
     const stored* image = x + n * H * W * C + c;
-    real best = image[((top + first_p) * W + left + first_q) * C];
-    index place = first_p * KW + first_q;
-    for (index p = first_p; p < end_p; p++) {
-        for (index q = first_q; q < end_q; q++) {
-            real pixel = image[((top + p) * W + left + q) * C];
+    real best = image[((top + first_u) * W + left + first_v) * C];
+    index tap = first_u * KW + first_v;
+    for (index u = first_u; u < end_u; u++) {
+        for (index v = first_v; v < end_v; v++) {
+            real pixel = image[((top + u) * W + left + v) * C];
             if (pixel > best || (isnan(pixel) && !isnan(best))) {
                 best = pixel;
-                place = p * KW + q;
+                tap = u * KW + v;
             }
         }
     }
     y[row * OW * C + k] = best;
-    winner[row * OW * C + k] = (PLACE)place;
+    best_tap[row * OW * C + k] = (TAP)tap;
 }
 """,
 )
 
 
 def max_pool2d_forward(x, kernel_size, stride, padding, ceil_mode):
-    """(y, winner): the largest number of each window, and its place kh*KW + kw in the window, the first among equals.
+    """(y, best_tap): the largest number of each window, and its tap u*KW + v, the first among equals.
 
     The padding is never the largest. A NaN is larger than anything, so that it is seen.
     """
     x = contiguous(x)
     n, h, w, c = x.shape
-    oh, ow = pool_output_size((h, w), kernel_size, stride, padding, ceil_mode)
+    oh, ow = output_size((h, w), kernel_size, stride, padding, ceil_mode)
     y = cupy.empty((n, oh, ow, c), x.dtype)
-    winner = cupy.empty(y.shape, place_dtype(kernel_size))
-    arguments = x, y, winner, h, w, c, oh, ow, *kernel_size, *stride, *padding
-    launch_thread_per_number(MAX_POOL2D_FORWARD[str(winner.dtype)], y, arguments)
-    return y, winner
+    best_tap = cupy.empty(y.shape, tap_dtype(kernel_size))
+    arguments = x, y, best_tap, h, w, c, oh, ow, *kernel_size, *stride, *padding
+    _launch_thread_per_number(MAX_POOL2D_FORWARD[str(best_tap.dtype)], y, arguments)
+    return y, best_tap
 
 
-MAX_POOL2D_BACKWARD = for_each_place(
+MAX_POOL2D_BACKWARD = _for_each_tap_type(
     "max_pool2d_backward",
     WINDOWS
     + """
 // A thread for each number of grad_x, k = w*C + c in its row (n, h). It asks the windows that cover its pixel, always
-// in the same order, whether it won there, and adds up what they give: no two threads write to one number.
-extern "C" __global__ void NAME(const stored* grad, const PLACE* winner, stored* grad_x, index H, index W, index C,
+// in the same order, whether it is their best tap, and adds up what they give: no two threads write to one number.
+extern "C" __global__ void NAME(const stored* grad, const TAP* best_tap, stored* grad_x, index H, index W, index C,
                                 index OH, index OW, index KH, index KW, index SH, index SW, index PH, index PW) {
     index row = blockIdx.x, n = row / H, h = row % H;
     index k = (index)blockIdx.y * blockDim.x + threadIdx.x, w = k / C, c = k % C;
@@ -101,8 +96,8 @@ extern "C" __global__ void NAME(const stored* grad, const PLACE* winner, stored*
     for (index i = first_window(h, KH, SH, PH); i < OH && i * SH <= h + PH; i++) {
         for (index j = first_j; j < OW && j * SW <= w + PW; j++) {
             index window = ((n * OH + i) * OW + j) * C + c;
-            index place = (h + PH - i * SH) * KW + (w + PW - j * SW);
-            if (winner[window] == place) sum += (real)grad[window];
+            index tap = (h + PH - i * SH) * KW + (w + PW - j * SW);
+            if (best_tap[window] == tap) sum += (real)grad[window];
         }
     }
     grad_x[row * W * C + k] = sum;
@@ -111,13 +106,13 @@ extern "C" __global__ void NAME(const stored* grad, const PLACE* winner, stored*
 )
 
 
-def max_pool2d_backward(grad, winner, x_shape, kernel_size, stride, padding):
-    """dL/dx: each window's dL/dy goes to the number that won."""
-    dtype = place_dtype(kernel_size)
-    grad, winner = contiguous(grad), contiguous(winner.astype(dtype, copy=False))
+def max_pool2d_backward(grad, best_tap, x_shape, kernel_size, stride, padding):
+    """dL/dx: each window's dL/dy goes to its best tap."""
+    dtype = tap_dtype(kernel_size)
+    grad, best_tap = contiguous(grad), contiguous(best_tap.astype(dtype, copy=False))
     grad_x = cupy.empty(x_shape, grad.dtype)
-    arguments = grad, winner, grad_x, *x_shape[1:], *grad.shape[1:3], *kernel_size, *stride, *padding
-    launch_thread_per_number(MAX_POOL2D_BACKWARD[dtype], grad_x, arguments)
+    arguments = grad, best_tap, grad_x, *x_shape[1:], *grad.shape[1:3], *kernel_size, *stride, *padding
+    _launch_thread_per_number(MAX_POOL2D_BACKWARD[dtype], grad_x, arguments)
     return grad_x
 
 
@@ -149,10 +144,10 @@ def avg_pool2d_forward(x, kernel_size, stride, padding, ceil_mode, count_include
     """y: the mean of each window; the zeros of the padding count as numbers of it if count_include_pad."""
     x = contiguous(x)
     n, h, w, c = x.shape
-    oh, ow = pool_output_size((h, w), kernel_size, stride, padding, ceil_mode)
+    oh, ow = output_size((h, w), kernel_size, stride, padding, ceil_mode)
     y = cupy.empty((n, oh, ow, c), x.dtype)
     border = padding if count_include_pad else (0, 0)
-    launch_thread_per_number(AVG_POOL2D_FORWARD, y, (x, y, h, w, c, oh, ow, *kernel_size, *stride, *padding, *border))
+    _launch_thread_per_number(AVG_POOL2D_FORWARD, y, (x, y, h, w, c, oh, ow, *kernel_size, *stride, *padding, *border))
     return y
 
 
@@ -188,7 +183,7 @@ def avg_pool2d_backward(grad, x_shape, kernel_size, stride, padding, ceil_mode, 
     grad_x = cupy.empty(x_shape, grad.dtype)
     border = padding if count_include_pad else (0, 0)
     arguments = grad, grad_x, *x_shape[1:], *grad.shape[1:3], *kernel_size, *stride, *padding, *border
-    launch_thread_per_number(AVG_POOL2D_BACKWARD, grad_x, arguments)
+    _launch_thread_per_number(AVG_POOL2D_BACKWARD, grad_x, arguments)
     return grad_x
 
 
@@ -245,20 +240,7 @@ def global_avg_pool_backward(grad, x_shape):
     return grad_x
 
 
-def pool_output_size(size, kernel_size, stride, padding, ceil_mode) -> tuple[int, int]:
-    """(OH, OW). In ceil mode a last window may hang over the edge, but begins inside the input or the padding."""
-
-    def windows_along(axis):
-        span = size[axis] + 2 * padding[axis] - kernel_size[axis]
-        if not ceil_mode:
-            return span // stride[axis] + 1
-        count = -(-span // stride[axis]) + 1
-        return count - 1 if (count - 1) * stride[axis] >= size[axis] + padding[axis] else count
-
-    return windows_along(0), windows_along(1)
-
-
-def launch_thread_per_number(kernel, images, arguments):
+def _launch_thread_per_number(kernel, images, arguments):
     """A thread for each number of the images: blockIdx.x is the row n*H + h, blockIdx.y a piece of that row."""
     n, h, w, c = images.shape
     threads = min(THREADS, -(-w * c // WARP) * WARP)

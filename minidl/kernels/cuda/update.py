@@ -92,7 +92,7 @@ extern "C" __global__ void sgd_update(
 
 
 def sgd_update(parameters, grads, velocities, lr, momentum, weight_decay, nesterov):
-    """For each p: g = grad + weight_decay p;  v = momentum v + g;  p -= lr (g + momentum v if nesterov, else v)."""
+    """One step of `optim.SGD` for each parameter p and its velocity v, in place. Without momentum there are no v."""
     velocities = velocities if momentum else parameters  # which are not read as such then
     options = lr.astype(np.float64, copy=False), float(momentum), float(weight_decay), bool(nesterov)
     for table, entries, blocks, dtype in _tables("sgd_update", parameters, grads, velocities, velocities, parameters):
@@ -141,13 +141,7 @@ extern "C" __global__ void adam_update(
 
 
 def adam_update(parameters, grads, means, squares, steps, lr, beta1, beta2, eps, weight_decay, decoupled):
-    """Adam (Kingma, Ba 2015, algorithm 1), or AdamW (Loshchilov, Hutter 2019) where `decoupled`.
-
-    `steps` counts the updates of each parameter: t = t + 1;
-    m = beta1 m + (1 - beta1) g;  v = beta2 v + (1 - beta2) g^2;
-    p -= lr m/(1 - beta1^t) / (sqrt(v/(1 - beta2^t)) + eps).
-    The weight decay is part of g in Adam, and p *= 1 - lr weight_decay beforehand in AdamW.
-    """
+    """One step of `optim.Adam`, or of AdamW where `decoupled`, in place; `steps` counts those of each parameter."""
     for step in steps:
         if step.dtype != np.int64:
             raise ValueError(f"adam_update: expected counts of int64, got {step.dtype}")
