@@ -293,7 +293,7 @@ def test_a_checkpoint_that_cannot_be_resumed_is_named(train, tmp_path, weights_a
         checkpoint.write_bytes(checkpoint.read_bytes()[:-8])
     status, *_ = train("run", "--iterations", 1, "--resume")
     assert re.fullmatch(rf"error: [^\n]*{re.escape(str(checkpoint))}[^\n]*", status)
-    assert ("it has no 'options'" if weights_alone else "no whole safetensors file") in status
+    assert ("it has no 'options'" if weights_alone else "not a complete safetensors file") in status
 
 
 def test_a_run_that_is_over_says_so_again_also_without_its_metrics(train, tmp_path):
