@@ -16,7 +16,7 @@ _thread = threading.local()
 def manual_seed(seed: int) -> None:
     """Restart this thread's draws from `seed`: initial weights, `randn`, and the seeds of dropout layers."""
     if not isinstance(seed, int | np.integer) or not 0 <= seed < 2**64:
-        raise ValueError(f"manual_seed: expected an integer from 0 to 2**64 - 1, got {seed!r}")
+        raise ValueError(f"manual_seed: expected a whole number from 0 to 2**64 - 1, got {seed!r}")
     _thread.state = (int(seed), 0)
 
 

@@ -80,7 +80,7 @@ def load_cifar10(root: str | Path, train: bool = True, download: bool = True) ->
     """CIFAR-10: 50,000 training or 10,000 test images (N, 32, 32, 3), uint8 RGB, in 10 classes.
 
     Args:
-        root: the folder that holds `cifar-10-python.tar.gz` or `cifar-10-batches-py`, or the latter folder itself.
+        root: a folder that holds `cifar-10-python.tar.gz` or `cifar-10-batches-py`, or `cifar-10-batches-py` itself.
         train: True for the training images, False for the test images.
         download: if the archive (163 MiB) is missing, download it into `root`.
 

@@ -28,7 +28,7 @@ class ArrayDataset:
         classes: the class names. If given, labels must be in 0..len(classes) - 1.
 
     Raises:
-        ValueError: the shapes or dtypes do not fit, or a label is out of range.
+        ValueError: the shapes or dtypes are wrong, or a label is out of range.
     """
 
     def __init__(self, images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...] = ()) -> None:

@@ -118,7 +118,7 @@ def _load(cache: Path, fingerprint: str, size: int) -> ImageStatistics | None:
 
 
 def _check(statistics: ImageStatistics, size: int) -> None:
-    """Check the statistics: training with a mean from a damaged file would fail silently."""
+    """Check the statistics: training with a mean from a damaged or foreign file would fail silently."""
     mean, covariance = statistics.mean_image, statistics.covariance
     if (mean.dtype, mean.shape) != (np.float32, (size, size, 3)):
         raise ValueError(f"mean_image: expected float32 {(size, size, 3)}, got {mean.dtype} {mean.shape}")

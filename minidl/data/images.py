@@ -179,7 +179,7 @@ def read_image(path: str | Path, shorter_side: int, crop: Callable[[tuple[int, i
 
 
 def _decode(content: bytes, least: int | None) -> "Image":
-    """Decode an image, upright and in RGB. With `least`, a JPEG may come smaller, its shorter side at least that."""
+    """Decode an image to upright RGB. With `least`, a JPEG may be decoded smaller, to a shorter side >= `least`."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:

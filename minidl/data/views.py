@@ -90,7 +90,7 @@ class ColourComponents(NamedTuple):
 
         Krizhevsky et al. (2012), section 4.1; lambda_i are the eigenvalues, p_i the eigenvectors. The paper does not
         state the range of the pixels, and lambda_i grows with its square. For pixels in 0..1 the first component
-        (lambda = 0.2) shifts colours by about 5 of 255; for pixels in 0..255 it would be 1,300, which is impossible.
+        (lambda = 0.2) shifts colours by about 5 of 255; for pixels in 0..255 it would be 1,300, far out of range.
         """
         alpha = std * rng.standard_normal(3)
         return 255 * self.eigenvectors @ (alpha * self.eigenvalues)

@@ -241,7 +241,7 @@ def test_wrong_data_is_a_clear_error(train, photographs, tmp_path):
     (photographs / "val" / "n01").rename(photographs / "val" / "n99")
     status, _, errors = train("run", "--iterations", 1)
     assert status == 2
-    assert "n99 is none of the 3 classes" in errors
+    assert "n99 is not among the 3 given classes" in errors
     assert not (tmp_path / "statistics.npz").exists()  # to measure them takes as long as an epoch of loading
     (photographs / "val" / "n99").rename(photographs / "val" / "n01")
     status, _, errors = train("run", "--iterations", 1, "--sides", 20)
