@@ -1,4 +1,4 @@
-"""The dtypes that tensors have: NumPy's, and bfloat16, for which NumPy needs the package ml_dtypes."""
+"""The dtypes of tensors: NumPy's, and bfloat16 from the package ml_dtypes."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ int64 = np.dtype("int64")
 
 
 def as_dtype(name) -> np.dtype:
-    """The dtype of that name or type; a TypeError if there is none."""
+    """Return the dtype for a name or type; raise TypeError if there is none."""
     if str(name) != "bfloat16":
         return np.dtype(name)
     try:

@@ -1,6 +1,6 @@
-"""Counted randomness: every draw is a function of (seed, number of the draw), so two integers restore any state.
+"""Counted random numbers: each draw depends only on (seed, number of the draw), so two integers restore any state.
 
-And `once`, for what must not be drawn or counted a second time when a part of a network is computed again.
+Also `once`, for side effects that must not be repeated when a part of a network is recomputed.
 """
 
 import contextlib
@@ -14,26 +14,26 @@ _thread = threading.local()
 
 
 def manual_seed(seed: int) -> None:
-    """Start this thread's draws anew from the seed: initial weights, `randn`, and the seeds of dropout layers."""
+    """Restart this thread's draws from `seed`: initial weights, `randn`, and the seeds of dropout layers."""
     if not isinstance(seed, int | np.integer) or not 0 <= seed < 2**64:
         raise ValueError(f"manual_seed: expected a whole number from 0 to 2**64 - 1, got {seed!r}")
     _thread.state = (int(seed), 0)
 
 
 def draws_so_far() -> tuple[int, int]:
-    """(this thread's seed, how many draws were made from it)."""
+    """Return (this thread's seed, the number of draws made from it)."""
     return getattr(_thread, "state", (0, 0))
 
 
 def next_draw() -> tuple[int, int]:
-    """(seed, number of the draw), and counts on."""
+    """Return (seed, number of the draw), and increment the number."""
     seed, number = draws_so_far()
     _thread.state = (seed, number + 1)
     return seed, number
 
 
 def next_generator() -> np.random.Generator:
-    """The generator of the next draw."""
+    """Return a new generator, seeded with the next draw."""
     return np.random.default_rng(next_draw())
 
 
@@ -45,7 +45,7 @@ def next_key() -> np.ndarray:
 
 @contextlib.contextmanager
 def fork_rng(seed: int) -> Iterator[None]:
-    """Draw from that seed inside the `with` block, and go on afterwards as if nothing had been drawn."""
+    """Draw from `seed` inside the `with` block, then restore this thread's random state."""
     before = draws_so_far()
     manual_seed(seed)
     try:
@@ -55,10 +55,10 @@ def fork_rng(seed: int) -> Iterator[None]:
 
 
 def once(compute: Callable[[], object]):
-    """compute(); but where `minidl.recompute` runs a function the second time, what compute() gave the first time.
+    """Return compute(). When `minidl.recompute` runs a function again, return the result of the first run instead.
 
-    For what a layer does besides computing its output: batch-norm updates its running statistics, dropout counts its
-    steps. The results are kept until backward, so they should be small::
+    Use it for the side effects of a layer: batch-norm updates its running statistics, dropout counts its steps. The
+    results are kept until backward, so they should be small::
 
         key = minidl.once(self.next_key)
     """
@@ -68,7 +68,7 @@ def once(compute: Callable[[], object]):
 
 @contextlib.contextmanager
 def once_through(function: Callable) -> Iterator[None]:
-    """Inside the `with` block `once(compute)` is function(outer, compute), with the `outer` once of this thread."""
+    """Inside the `with` block `once(compute)` calls function(outer, compute), where `outer` is the previous `once`."""
     before = getattr(_thread, "once", None)
     _thread.once = functools.partial(function, before or (lambda compute: compute()))
     try:

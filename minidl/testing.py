@@ -1,4 +1,4 @@
-"""Gradient checks that can fail, for the operations here and for a user's own."""
+"""gradcheck: compare backward with finite differences, for minidl's operations and for your own."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -9,21 +9,21 @@ import numpy as np
 from minidl.autograd import Node, count_consumers, no_grad
 from minidl.tensor import Tensor, check_tensors
 
-# Central differences over five points: (f(-2h) - 8 f(-h) + 8 f(h) - f(2h)) / 12h, with an error of order h^4.
+# Five-point central differences: (f(-2h) - 8 f(-h) + 8 f(h) - f(2h)) / 12h, with an error of order h^4.
 FIVE_POINTS = ((-2, 1 / 12), (-1, -8 / 12), (1, 8 / 12), (2, -1 / 12))
 
-# The step begins at `eps` and is divided by 4 until differences and backward agree, eight times at most.
+# The step starts at `eps` and is divided by 4, at most eight times, until the differences agree with backward.
 STEP_FACTORS = [4.0**-k for k in range(9)]
 
-# Rounding moves an output by about this part of itself. Differences divide that by the step.
+# The relative rounding error of an output. Differences divide this error by the step.
 ROUNDING = 4 * np.finfo(np.float64).eps
 
-# Where differences say 0, what backward says may be its own rounding, up to this.
+# Where the differences are exactly 0, backward may have a rounding error up to this.
 ZERO = 1e-12
 
 
 class GradientError(AssertionError):
-    """backward() and the differences disagree, or an operation breaks the contract of `Function`."""
+    """Raised if backward disagrees with the finite differences, or an operation breaks the contract of `Function`."""
 
 
 def gradcheck(
@@ -36,34 +36,33 @@ def gradcheck(
     max_elements: int = 200,
     seed: int = 0,
 ) -> None:
-    """Raise GradientError unless function's backward agrees with differences of its forward, in float64.
+    """Raise GradientError unless the backward of `function` agrees with finite differences of its forward, in float64.
 
         minidl.gradcheck(lambda x, w: conv2d(x, w, padding=1), [x, w])
 
         layer = Conv2d(3, 4, 3).to("float64")  # a layer, with its parameters
         minidl.gradcheck(lambda x, *parameters: layer(x), [x, *layer.parameters()])
 
-    The scalar L that is differentiated weighs the outputs with random numbers, never with ones: the sum of a
-    batch-norm's or softmax's outputs is constant, so any wrong gradient would pass. Each input that requires grad is
-    checked
+    It differentiates a scalar L, the sum of the outputs with random weights. Weights of one would hide mistakes: the
+    sum of the outputs of batch-norm or softmax is constant. Each input that requires grad is checked
 
     - element by element if it has at most `max_elements`, and in `directions` random directions,
-    - alone, with the other inputs frozen, where the gradient must be the same,
-    - for what an operation must not do: write into its inputs or into dL/dy, return another dtype or shape, or keep
-      values of one call on the class, where the next call replaces them.
+    - alone, with the other inputs frozen: the gradient must be the same,
+    - for forbidden side effects: writing into the inputs or into dL/dy, returning another dtype or shape, or storing
+      values on the class, where the next call overwrites them.
 
     An element passes if |backward - differences| <= atol + rtol |differences| + the error of the differences. The step
-    is eps max(1, |x|), and shorter ones tell the error of the differences from a mistake in backward. At a kink (a ReLU
-    at 0, equal numbers in a max-pool) there is no derivative to compare with; keep inputs away from it.
+    is eps max(1, |x|); shorter steps separate the error of the differences from a mistake in backward. At a kink (a
+    ReLU at 0, equal numbers in a max-pool) there is no derivative to compare with; keep inputs away from it.
     """
     _check_inputs(inputs)
-    rng = np.random.default_rng([seed, *b"gradcheck"])  # not the numbers that a test draws its inputs from
+    rng = np.random.default_rng([seed, *b"gradcheck"])  # not the stream that a test draws its inputs from
     _call_on_other_inputs(function, inputs, rng)
     with no_grad(), _no_input_changes(inputs, "the function"):
         output = function(*inputs)
     check_tensors("gradcheck", output)
     if output.dtype != np.float64:
-        raise TypeError(f"gradcheck: the function returned {output.dtype}; differences need float64 all the way")
+        raise TypeError(f"gradcheck: the function returned {output.dtype}; differences need float64 throughout")
     cotangent = rng.standard_normal(output.shape)
     grads = _analytic(function, inputs, cotangent, rng)
     for number, (tensor, grad) in enumerate(zip(inputs, grads, strict=True)):
@@ -71,7 +70,7 @@ def gradcheck(
             continue
         slopes = _Slopes(function, inputs, cotangent, tensor, eps)
         tolerance = _Tolerance(rtol, atol)
-        if tensor.numel() <= max_elements:  # first, as it can say which number is wrong
+        if tensor.numel() <= max_elements:  # first, because its error names the wrong element
             _check_elements(slopes, grad, number, tolerance)
         _check_directions(slopes, grad, number, tolerance, rng.standard_normal((directions, *tensor.shape)))
     for number, grad in enumerate(grads):
@@ -81,7 +80,7 @@ def gradcheck(
 
 def _check_inputs(inputs: Sequence[Tensor]) -> None:
     if isinstance(inputs, Tensor):
-        raise TypeError("gradcheck: expected a list of tensors, got one Tensor; put it into [...]")
+        raise TypeError("gradcheck: expected a list of tensors, got one Tensor; wrap it in [...]")
     check_tensors("gradcheck", *inputs)
     for number, tensor in enumerate(inputs):
         if tensor.requires_grad and tensor.dtype != np.float64:
@@ -90,11 +89,11 @@ def _check_inputs(inputs: Sequence[Tensor]) -> None:
         raise ValueError("gradcheck: no input requires grad; there is nothing to check")
 
 
-# -- what backward says ------------------------------------------------------------------------------------------------
+# -- gradients from backward -------------------------------------------------------------------------------------------
 
 
 def _analytic(function, inputs, cotangent, rng) -> list[np.ndarray | None]:
-    """What backward says, one array for each input that requires grad. Gradients that were there before stay there."""
+    """Return the gradient of each input from backward, None without requires_grad. `grad` of the inputs is restored."""
     before = [tensor.grad for tensor in inputs]
     _set_grads(inputs, [None] * len(inputs))
     try:
@@ -104,14 +103,14 @@ def _analytic(function, inputs, cotangent, rng) -> list[np.ndarray | None]:
             _guard_backward(output)
             try:
                 output.backward(Tensor(cotangent.copy(), device=output.device))
-            except ValueError as error:  # the shape or the dtype of a gradient, or how many there are
+            except ValueError as error:  # wrong shape, dtype or number of gradients
                 raise GradientError(f"gradcheck: {error}") from error
         grads = [tensor.grad for tensor in inputs]
     finally:
         _set_grads(inputs, before)
     for number, (tensor, grad) in enumerate(zip(inputs, grads, strict=True)):
         if tensor.requires_grad and grad is None:
-            raise GradientError(f"gradcheck: backward gave input {number}, of shape {tensor.shape}, no gradient")
+            raise GradientError(f"gradcheck: backward returned no gradient for input {number} of shape {tensor.shape}")
     return [None if grad is None else grad.numpy() for grad in grads]
 
 
@@ -123,7 +122,7 @@ def _set_grads(inputs: Sequence[Tensor], grads: Sequence[Tensor | None]) -> None
 
 @contextlib.contextmanager
 def _no_input_changes(inputs: Sequence[Tensor], actor: str) -> Iterator[None]:
-    """A GradientError if the block writes into the array of an input. The input has its old numbers afterwards."""
+    """Raise GradientError if the `with` block writes into an input, after restoring the input's values."""
     copies = [tensor.data.copy() for tensor in inputs]
     yield
     for number, (tensor, copy) in enumerate(zip(inputs, copies, strict=True)):
@@ -133,9 +132,9 @@ def _no_input_changes(inputs: Sequence[Tensor], actor: str) -> Iterator[None]:
 
 
 def _call_on_other_inputs(function, inputs, rng) -> None:
-    """Call the function on its inputs with their elements shuffled, before its own forward and before its backward.
+    """Call the function on shuffled copies of its inputs: once before the real forward, once before the real backward.
 
-    A Function that keeps values on the class, and not in ctx, then goes backward with those of another call.
+    A Function that stores values on the class instead of in ctx then uses the wrong ones in backward.
     """
     others = [Tensor(tensor.data.copy(), requires_grad=tensor.requires_grad) for tensor in inputs]
     for other in others:
@@ -147,7 +146,7 @@ def _call_on_other_inputs(function, inputs, rng) -> None:
 
 
 def _guard_backward(output: Tensor) -> None:
-    """Let each operation that output was computed with raise a GradientError if it writes into its dL/dy."""
+    """Make every operation in the graph of `output` raise GradientError if its backward writes into dL/dy."""
     root = output._place
     for node in {root, *count_consumers(root)} if isinstance(root, Node) else ():
         if isinstance(node, Node):
@@ -160,7 +159,7 @@ def _guarded(name: str, backward: Callable) -> Callable:
         grads = backward(grad)
         if not _same(grad, copy):
             raise GradientError(
-                f"gradcheck: {name}.backward wrote into the gradient that it was given, which others use too; "
+                f"gradcheck: {name}.backward wrote into the gradient of its output, which other operations share; "
                 "return a new array"
             )
         return grads
@@ -169,12 +168,12 @@ def _guarded(name: str, backward: Callable) -> Callable:
 
 
 def _same(a, b) -> bool:
-    """Whether two arrays of one shape hold the same numbers; NaN equals NaN."""
+    """True if two arrays of the same shape hold the same numbers; NaN equals NaN."""
     return bool(((a == b) | ((a != a) & (b != b))).all())
 
 
 def _check_alone(function, inputs, cotangent, number, grad, rng) -> None:
-    """The gradient of one input does not depend on which others ask for theirs."""
+    """Check that the gradient of one input does not depend on which other inputs require grad."""
     tensor = inputs[number]
     with _frozen([other for other in inputs if other is not tensor]):
         alone = _analytic(function, inputs, cotangent, rng)[number]
@@ -182,14 +181,14 @@ def _check_alone(function, inputs, cotangent, number, grad, rng) -> None:
     if error.size and not error.max() <= 1e-10 * np.abs(grad).max():
         worst = _worst(error)
         raise GradientError(
-            f"gradcheck: input {number} {tensor.shape}: worst at index {worst}: backward says {grad[worst]:.10g}, and "
-            f"{alone[worst]:.10g} in a second call in which no other input requires grad"
+            f"gradcheck: input {number} {tensor.shape}: worst at index {worst}: backward computed {grad[worst]:.10g}, "
+            f"but {alone[worst]:.10g} in a second call in which no other input requires grad"
         )
 
 
 @contextlib.contextmanager
 def _frozen(tensors: Sequence[Tensor]) -> Iterator[None]:
-    """Inside, these tensors do not require grad; afterwards they have the places and gradients that they had."""
+    """In the `with` block these tensors do not require grad; afterwards their places and gradients are restored."""
     places = [tensor._place for tensor in tensors]
     for tensor in tensors:
         tensor._place = None
@@ -200,7 +199,7 @@ def _frozen(tensors: Sequence[Tensor]) -> Iterator[None]:
             tensor._place = place
 
 
-# -- what differences say ----------------------------------------------------------------------------------------------
+# -- gradients from finite differences ---------------------------------------------------------------------------------
 
 
 class _Tolerance(NamedTuple):
@@ -212,14 +211,14 @@ class _Tolerance(NamedTuple):
 
 
 class _Slopes:
-    """Derivatives of L = sum of outputs times cotangent as one input moves along a direction."""
+    """Directional derivatives of L = sum(outputs * cotangent) with respect to one input, by finite differences."""
 
     def __init__(self, function, inputs, cotangent, tensor: Tensor, eps: float):
         self.function, self.inputs, self.cotangent, self.tensor, self.eps = function, inputs, cotangent, tensor, eps
         self.scale = np.maximum(1.0, np.abs(tensor.numpy()))
 
     def along(self, direction: np.ndarray, factor: float) -> tuple[float, float]:
-        """(the derivative along the direction, the part of it that may be rounding) by a step of factor times eps."""
+        """Return (derivative along the direction, bound of its rounding error) for a step of factor * eps."""
         before, step = self.tensor.data.copy(), factor * self.eps
         move = Tensor(direction, device=self.tensor.device).data
         difference = largest = 0.0
@@ -235,7 +234,7 @@ class _Slopes:
         return float((difference * self.cotangent).sum()) / step, float(rounding) / step
 
     def _outputs(self) -> np.ndarray:
-        with no_grad(), np.errstate(all="ignore"):  # a long step may leave the domain, as that of log
+        with no_grad(), np.errstate(all="ignore"):  # a long step may leave the domain, of log for example
             return self.function(*self.inputs).numpy()
 
 
@@ -252,15 +251,15 @@ def _check_elements(slopes: _Slopes, grad, number: int, tolerance: _Tolerance) -
     if wrong is not None:
         index, value = wrong
         raise GradientError(
-            f"gradcheck: input {number} {grad.shape}: worst at index {index}: backward says {grad[index]:.10g}, "
-            f"differences say {value:.10g}"
+            f"gradcheck: input {number} {grad.shape}: worst at index {index}: backward computed {grad[index]:.10g}, "
+            f"finite differences {value:.10g}"
         )
 
 
 def _check_directions(slopes: _Slopes, grad, number: int, tolerance: _Tolerance, directions) -> None:
     directions = [direction / np.linalg.norm(direction) * slopes.scale for direction in directions]
     analytic = np.array([float((grad * direction).sum()) for direction in directions])
-    # The sum along a direction may be small by chance, and is then no measure of its own error.
+    # The sum along a direction may be small by chance; rtol then applies to the norm of its terms.
     size = np.array([np.linalg.norm(grad * direction) for direction in directions])
     size = np.where(np.isfinite(size), size, 0)
     wrong = _compare(
@@ -272,8 +271,8 @@ def _check_directions(slopes: _Slopes, grad, number: int, tolerance: _Tolerance,
     if wrong is not None:
         (which,), value = wrong
         raise GradientError(
-            f"gradcheck: input {number} {grad.shape}: along a random direction backward says {analytic[which]:.10g}, "
-            f"differences say {value:.10g}"
+            f"gradcheck: input {number} {grad.shape}: along a random direction backward computed "
+            f"{analytic[which]:.10g}, finite differences {value:.10g}"
         )
 
 
@@ -284,11 +283,12 @@ def _compare(
     tolerance: _Tolerance,
     size: np.ndarray | float = 0.0,
 ) -> tuple[tuple[int, ...], float] | None:
-    """None if the differences agree with `analytic`; else the index of the worst number, and what differences say.
+    """Return None if the differences agree with `analytic`, else (index of the worst element, its difference).
 
-    `numeric_at(factor)` gives the differences with a step of factor times eps, and their rounding. Long steps have an
-    error of order h^4 (truncation), short ones of order 1/h (rounding), and a mistake stays where it is. So the steps
-    become shorter until a number agrees, or until it moves by no more than its rounding and does not agree.
+    `numeric_at(factor)` returns the differences for a step of factor * eps, and bounds of their rounding errors. Long
+    steps have a truncation error of order h^4, short ones a rounding error of order 1/h; a mistake in backward does not
+    depend on h. So the steps get shorter until an element agrees, or until it disagrees and no longer changes by more
+    than its rounding error.
     """
     agreed, contradicted = np.zeros(analytic.shape, bool), np.zeros(analytic.shape, bool)
     previous, steps = (np.nan, np.nan), []
@@ -313,20 +313,20 @@ def _compare(
 
 
 def _agree_where_they_move_least(steps: list[tuple], undecided: np.ndarray) -> np.ndarray:
-    """Whether the undecided numbers agree at the step at which they moved least from the step before.
+    """Return which undecided elements agree at the step where the differences changed least from the step before.
 
-    There truncation and rounding are smallest together, and that move is the measure of both: of each number, and as
-    it may be small by chance, of half of the numbers.
+    There truncation plus rounding is smallest, and the change estimates it. An element may change little by chance, so
+    the median change of all undecided elements is added.
     """
     numeric, error, allowed, moved = min(
         steps[1:], key=lambda step: np.nan_to_num(np.linalg.norm(step[3][undecided]), nan=np.inf)
     )
     moves, numbers = np.linalg.norm(moved[undecided]), np.linalg.norm(numeric[undecided])
     if not (moves <= 1e-3 * numbers or moves <= 1e-9):
-        return np.zeros_like(undecided)  # a random function, say: there is no derivative to agree with
+        return np.zeros_like(undecided)  # the differences do not converge, as for a random function
     return undecided & (error <= allowed + 10 * (moved + np.median(moved[undecided])))
 
 
 def _worst(error: np.ndarray) -> tuple[int, ...]:
-    """The index of the largest number; NaN is larger than all."""
+    """The index of the largest number; NaN counts as the largest."""
     return tuple(map(int, np.unravel_index(np.nan_to_num(error, nan=np.inf).argmax(), error.shape)))

@@ -89,7 +89,7 @@ def test_a_truncated_checkpoint_is_an_error_that_names_it_and_loads_nothing(tmp_
     whole = (tmp_path / "checkpoint").read_bytes()
     (tmp_path / "checkpoint").write_bytes(whole[:-10])
     before = model[0].weight.numpy().copy()
-    with pytest.raises(ValueError, match=r"checkpoint is no whole safetensors file"):
+    with pytest.raises(ValueError, match=r"checkpoint is not a complete safetensors file"):
         load_checkpoint(tmp_path / "checkpoint", model)
     np.testing.assert_array_equal(model[0].weight.numpy(), before)
 

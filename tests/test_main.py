@@ -15,7 +15,7 @@ ZEN_5 = (
     f"processor\t: 0\nmodel name\t: AMD EPYC 9755\nflags\t\t: {AVX512_FLAGS}\n\nprocessor\t: 1\nmodel name\t: other\n"
 )
 ZEN_3 = f"processor\t: 0\nmodel name\t: AMD EPYC 7763\nflags\t\t: {AVX2_FLAGS}\n"
-NOT_KNOWN = "this OpenBLAS does not know the CPU"
+NOT_KNOWN = "this OpenBLAS does not recognise the CPU"
 
 
 def library(architecture, internal_api="openblas"):
@@ -126,7 +126,7 @@ def test_cpuinfo_may_be_missing(monkeypatch, tmp_path):
 def test_blas_is_named_with_its_core_type():
     assert program.describe_blas([OPENMP, library("Zen")]) == "openblas 0.3.31, core type Zen, threads 2"
     assert program.describe_blas([OLD_THREADPOOLCTL]) == "openblas 0.3.31, core type unknown, threads 2"
-    assert program.describe_blas([OPENMP]).startswith("none that threadpoolctl knows")
+    assert program.describe_blas([OPENMP]).startswith("not recognised by threadpoolctl")
 
 
 def test_the_threads_say_who_set_them():

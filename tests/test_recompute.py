@@ -281,7 +281,7 @@ def test_an_array_is_no_input_and_no_output(device):
 def test_a_tensor_computed_outside_must_be_given_as_an_input(device):
     w = Tensor([3.0], device=device, requires_grad=True)
     computed = w * 2
-    with pytest.raises(RuntimeError, match="from Mul is held outside; give it to recompute"):
+    with pytest.raises(RuntimeError, match="from Mul is held outside; pass it to recompute"):
         recompute(lambda x: x * computed, Tensor([1.0], device=device))
     recompute(lambda x, c: x * c, Tensor([1.0], device=device), computed).backward()
     assert w.grad.item() == 2

@@ -118,7 +118,7 @@ def test_an_error_inside_leaves_the_network_as_it_was(chain):
 
 
 def test_unknown_layers_and_layers_that_are_not_used_are_named(chain, images, device):
-    with pytest.raises(ValueError, match="Sequential has no layer 'layer9', but 0, 1, 2"):
+    with pytest.raises(ValueError, match="Sequential has no layer 'layer9'; it has 0, 1, 2"):
         FeatureExtractor(chain, "layer9")
 
     class Unused(nn.Module):

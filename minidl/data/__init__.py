@@ -1,4 +1,4 @@
-"""Data: where images come from, how they are varied, how they become batches."""
+"""Data: data sets, augmentation, and loaders that make batches."""
 
 from minidl.data.augment import CropAndFlip, channel_mean_std, normalize, per_pixel_mean, random_crop, random_flip
 from minidl.data.cifar import load_cifar10, load_cifar100

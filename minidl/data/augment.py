@@ -1,4 +1,4 @@
-"""Batches of images (N, H, W, C) made new: shifted, mirrored, normalised. Randomness comes in as an argument.
+"""Augmentation of image batches (N, H, W, C): crops, flips, normalisation. The random generator is an argument.
 
 The recipe of ResNet's section 4.2 (He et al. 2015), as a `DataLoader` transform:
 
@@ -6,8 +6,8 @@ The recipe of ResNet's section 4.2 (He et al. 2015), as a `DataLoader` transform
         images = normalize(images, mean)  # first, so that the crop pads with the mean image
         return random_flip(random_crop(images, rng, padding=4), rng)
 
-`CropAndFlip(mean, padding=4)` is the same in one go. It keeps the draws apart from the pixels, so that images which lie
-on a GPU are varied there: see `AugmentedLoader`.
+`CropAndFlip(mean, padding=4)` does the same in one pass. It draws random numbers on the host and processes the pixels
+on the device that holds them: see `AugmentedLoader`.
 """
 
 import numpy as np
@@ -19,9 +19,9 @@ Statistic = np.ndarray | float
 
 
 def random_crop(images: np.ndarray, rng: np.random.Generator, padding: int = 4) -> np.ndarray:
-    """Shift each image by up to `padding` pixels along each axis, zeros moving in: an H x W crop of the padded image.
+    """Pad each image with `padding` zeros on every side, then crop it back to H x W at a random position.
 
-    All (2 * padding + 1)^2 shifts are equally likely.
+    All (2 * padding + 1)^2 positions are equally likely.
     """
     count, height, width, _ = images.shape
     padded = np.pad(images, ((0, 0), (padding, padding), (padding, padding), (0, 0)))
@@ -32,7 +32,7 @@ def random_crop(images: np.ndarray, rng: np.random.Generator, padding: int = 4) 
 
 
 def random_flip(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Mirror each image left to right with probability 1/2."""
+    """Flip each image left to right with probability 1/2."""
     flipped = rng.random(len(images)) < 0.5
     result = images.copy()
     result[flipped] = images[flipped, :, ::-1]
@@ -40,9 +40,9 @@ def random_flip(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def normalize(images: np.ndarray, mean: Statistic, std: Statistic = 1.0) -> np.ndarray:
-    """(images - mean) / std, in float32.
+    """Return (images - mean) / std in float32.
 
-    `mean` and `std`, in the units of the images (0..255), are per pixel (H, W, C), per channel (C,) or one number.
+    `mean` and `std` are in the units of the images (0..255), each of shape (H, W, C), (C,) or a scalar.
     """
     mean, std = _per_pixel(mean, images.shape[1:]), _per_pixel(std, images.shape[1:])
     result = np.subtract(images, mean, dtype=np.float32)
@@ -51,21 +51,21 @@ def normalize(images: np.ndarray, mean: Statistic, std: Statistic = 1.0) -> np.n
 
 
 def _per_pixel(statistic: Statistic, shape: tuple[int, ...]) -> np.ndarray:
-    """The statistic written out to (H, W, C): NumPy is five times slower where only the short last axis matches."""
+    """Expand a statistic to (H, W, C): NumPy is five times slower if it has to broadcast (C,)."""
     return np.ascontiguousarray(np.broadcast_to(statistic, shape), dtype=np.float32)
 
 
 class CropAndFlip:
-    """Images of uint8 normalised, shifted and mirrored at random, on the device that holds them.
+    """Normalise uint8 images, then crop and flip them at random, on the device that holds them.
 
-    As a transform it is random_flip(random_crop(normalize(images, mean, std), rng, padding), rng), bit for bit. Its two
-    halves are for themselves too: `draw` is done on the host, `apply` wherever the images are.
+    A call equals random_flip(random_crop(normalize(images, mean, std), rng, padding), rng), bit for bit. Its two halves
+    can also be called separately: `draw` runs on the host, `apply` on the device of the images.
 
     Args:
-        mean: as in `normalize`, and so is `std`.
-        std: what is left is divided by it.
-        padding: how far an image is shifted, in pixels along each axis; zeros, the mean image, move in.
-        flip_probability: how often an image is mirrored. With 0, and padding 0, the result is not random.
+        mean: subtracted from the images; shapes as in `normalize`.
+        std: divides the result; shapes as in `normalize`.
+        padding: zeros added on each side before cropping, in pixels; zero is the mean after normalisation.
+        flip_probability: probability of flipping an image. With 0 and padding 0 the result is deterministic.
 
     Raises:
         ValueError: padding < 0, or flip_probability outside [0, 1].
@@ -81,29 +81,29 @@ class CropAndFlip:
         self._statistics: dict = {}
 
     def __call__(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """All images (N, H, W, C) in their order: a transform of `DataLoader`."""
+        """Augment all images (N, H, W, C), in order. An instance can be the `transform` of a `DataLoader`."""
         return self.apply(images, np.arange(len(images)), *self.draw(rng, len(images)))
 
     def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
-        """(tops, lefts, flips) for `count` images, int64 (3, count): the corner of each crop, and 1 to mirror it."""
+        """Draw (tops, lefts, flips) for `count` images, int64 (3, count): the corner of each crop, and 1 to flip it."""
         corners = rng.integers(0, 2 * self.padding + 1, size=(2, count))
         return np.vstack([corners, rng.random(count) < self.flip_probability])
 
     def apply(self, images, chosen, tops, lefts, flips):
-        """images[chosen], varied as drawn: (M, H, W, C) uint8 -> (N, H, W, C) float32, on the device of the images.
+        """Augment images[chosen]: (M, H, W, C) uint8 -> (N, H, W, C) float32, on the device of the images.
 
-        The four arrays (N,) are checked if they are on the host. On a GPU they are not, as the host would have to wait:
-        an image that does not exist is NaN there.
+        The range of the four arrays (N,) is checked only on the host: on a GPU the check would make the host wait.
+        There, an index out of range in `chosen` produces an image of NaN.
         """
         draws = chosen, tops, lefts, flips
         self._check(images, draws)
         device = device_of(images)
-        mean, std = self._written_out(images.shape[1:], device)
+        mean, std = self._mean_and_std(images.shape[1:], device)
         draws = (to_device(draw, device) for draw in draws)
         return kernels_for(images).crop_and_flip(images, *draws, mean, std, self.padding)
 
-    def _written_out(self, shape: tuple[int, ...], device: str) -> list:
-        """mean and std for each pixel; made once, as nothing may be copied to a GPU while a graph is captured."""
+    def _mean_and_std(self, shape: tuple[int, ...], device: str) -> list:
+        """Return mean and std per pixel. They are cached, as nothing may be copied to a GPU during a graph capture."""
         if (shape, device) not in self._statistics:
             statistics = (_per_pixel(statistic, shape) for statistic in (self.mean, self.std))
             self._statistics[shape, device] = [to_device(statistic, device) for statistic in statistics]
@@ -113,11 +113,11 @@ class CropAndFlip:
         if images.ndim != 4 or images.dtype != np.uint8:
             raise ValueError(
                 f"CropAndFlip: expected uint8 images (M, H, W, C), got {images.dtype} {images.shape}; "
-                "pass them as they were loaded"
+                "pass the images as loaded"
             )
         if any(draw.shape != draws[0].shape or draw.ndim != 1 for draw in draws):
             raise ValueError(
-                "CropAndFlip: expected one number for each image in chosen, tops, lefts and flips, "
+                "CropAndFlip: expected chosen, tops, lefts and flips of one shape (N,), "
                 f"got {', '.join(str(draw.shape) for draw in draws)}"
             )
         limits = len(images), 2 * self.padding + 1, 2 * self.padding + 1, 2
@@ -129,14 +129,14 @@ class CropAndFlip:
 
 
 def per_pixel_mean(images: np.ndarray) -> np.ndarray:
-    """The mean image (H, W, C), float32: what He et al. (2015), section 4.2, subtract."""
-    # float64 adds uint8 values exactly (up to 2^53), so the order of the images changes nothing.
+    """The mean image (H, W, C), float32, which He et al. (2015), section 4.2, subtract."""
+    # float64 sums uint8 values exactly (up to 2^53), so the order of the images does not matter.
     return images.mean(axis=0, dtype=np.float64).astype(np.float32)
 
 
 def channel_mean_std(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and population standard deviation of each channel of uint8 images, in 0..255: two (C,), float32."""
+    """Mean and population standard deviation of each channel of uint8 images, in 0..255: two float32 arrays (C,)."""
     mean = images.mean(axis=(0, 1, 2), dtype=np.float64)
-    # E[x^2] - E[x]^2 loses no digits here: einsum sums whole numbers, and needs no float copy of the images.
+    # E[x^2] - E[x]^2 loses no precision here: einsum sums integers exactly. It needs no float copy of the images.
     squares = np.einsum("nhwc,nhwc->c", images, images, dtype=np.int64) / images[..., 0].size
     return mean.astype(np.float32), np.sqrt(squares - mean**2).astype(np.float32)

@@ -1,7 +1,7 @@
-"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009) from their official Python archives: downloaded on demand, verified always.
+"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009) from their official Python archives, downloaded on demand, always verified.
 
-The files are pickles, and a pickle may run any code when it is read. So each file must have its official md5 sum, and
-is then read by an unpickler that can build nothing but uint8 arrays, lists, dicts, strings and numbers.
+The files are pickles, and unpickling can run arbitrary code. So each file must match its official md5 sum, and is then
+read by an unpickler that builds only uint8 arrays, lists, dicts, strings and numbers.
 """
 
 import hashlib
@@ -17,14 +17,14 @@ import numpy as np
 from minidl.data.dataset import ArrayDataset
 from minidl.system.files import write_whole
 
-# Bytes. Both archives have about 163 MiB; a server that sends more, perhaps without an end, sends something else.
+# In bytes. The archives have up to 163 MiB; the limit stops a server that sends something else, or data without end.
 LARGEST_ARCHIVE = 2**28
 CHUNK = 2**16
 
 
 @dataclass(frozen=True)
 class Archive:
-    """A CIFAR archive: where it is, which files in it hold what, and the md5 sums of the archive and its files."""
+    """A CIFAR archive: its URL, the names of the files in it, and the md5 sums of the archive and the files."""
 
     name: str
     url: str
@@ -80,25 +80,25 @@ def load_cifar10(root: str | Path, train: bool = True, download: bool = True) ->
     """CIFAR-10: 50,000 training or 10,000 test images (N, 32, 32, 3), uint8 RGB, in 10 classes.
 
     Args:
-        root: a folder that holds `cifar-10-python.tar.gz`, or the unpacked `cifar-10-batches-py`, or is the latter.
-        train: the training images, otherwise the test images.
-        download: fetch the archive (163 MiB) into `root` where it is missing.
+        root: a folder that holds `cifar-10-python.tar.gz` or `cifar-10-batches-py`, or `cifar-10-batches-py` itself.
+        train: True for the training images, False for the test images.
+        download: if the archive (163 MiB) is missing, download it into `root`.
 
     Raises:
         FileNotFoundError: a file is missing, and `download` is False.
         ConnectionError: the download failed.
-        ValueError: a file is damaged: its md5 sum is not the official one, or it holds something else than it should.
+        ValueError: a file is damaged: its md5 sum is not the official one, or its contents are not as expected.
     """
     return load_archive(CIFAR10, Path(root), train, download)
 
 
 def load_cifar100(root: str | Path, train: bool = True, download: bool = True) -> ArrayDataset:
-    """CIFAR-100 with its 100 fine labels; all else as `load_cifar10`, with `cifar-100-python` and 161 MiB."""
+    """CIFAR-100 with its 100 fine labels: `cifar-100-python`, 161 MiB. Otherwise like `load_cifar10`."""
     return load_archive(CIFAR100, Path(root), train, download)
 
 
 def load_archive(archive: Archive, root: Path, train: bool, download: bool) -> ArrayDataset:
-    """The training or test images of an archive in CIFAR's format; arguments and errors as `load_cifar10`."""
+    """The training or test images of an archive in CIFAR's format. Arguments and errors as in `load_cifar10`."""
     names = archive.train if train else archive.test
     folder = _unpacked_folder(archive, root, [*names, archive.meta], download)
     classes = _read_classes(archive, folder / archive.meta)
@@ -106,11 +106,11 @@ def load_archive(archive: Archive, root: Path, train: bool, download: bool) -> A
     return ArrayDataset(np.concatenate(images), np.concatenate(labels), classes)
 
 
-# Finding the files: unpacked, packed, or on the network.
+# Find the files: unpacked, in the archive, or on the network.
 
 
 def _unpacked_folder(archive: Archive, root: Path, names: Iterable[str], download: bool) -> Path:
-    """The folder that holds these files; where one is missing, the archive is unpacked into it first."""
+    """Return the folder that holds these files. If one is missing, unpack the archive into it first."""
     root_is_folder = root.name == archive.folder or (root / archive.meta).exists()
     folder = root if root_is_folder else root / archive.folder
     missing = [name for name in names if not (folder / name).exists()]
@@ -120,7 +120,7 @@ def _unpacked_folder(archive: Archive, root: Path, names: Iterable[str], downloa
 
 
 def _packed_file(archive: Archive, root: Path, missing: list[str], download: bool) -> Path:
-    """The archive in `root`, downloaded where it is not there."""
+    """Return the path of the archive in `root`, downloading it if it is missing."""
     path = root / archive.url.rpartition("/")[2]
     by_hand = f"put {archive.url} into {root} by hand, or use --dataset shapes, which needs no download"
     if path.exists():
@@ -137,7 +137,7 @@ def _packed_file(archive: Archive, root: Path, missing: list[str], download: boo
 
 
 def _fetch(url: str, failure: str) -> bytes:
-    """The bytes at an address, with a progress bar; `failure` is what to say when they do not come."""
+    """Download a URL with a progress bar and return its bytes. `failure` starts the message if that fails."""
     from http.client import HTTPException
     from urllib.request import urlopen
 
@@ -145,8 +145,8 @@ def _fetch(url: str, failure: str) -> bytes:
 
     content = io.BytesIO()
     try:
-        with urlopen(url, timeout=30) as response:  # seconds without a byte
-            # `length` is what is still to come; 0 or None where the server did not tell
+        with urlopen(url, timeout=30) as response:  # seconds without data
+            # `length` is the number of bytes still to come; 0 or None if the server sent no length
             with tqdm.wrapattr(response, "read", total=response.length, desc=url, disable=None) as stream:
                 while content.tell() <= LARGEST_ARCHIVE and (part := stream.read(CHUNK)):
                     content.write(part)
@@ -156,21 +156,21 @@ def _fetch(url: str, failure: str) -> bytes:
     if content.tell() > LARGEST_ARCHIVE:
         raise ConnectionError(f"{failure} (expected at most {LARGEST_ARCHIVE:,} bytes, got more)")
     if missing:
-        raise ConnectionError(f"{failure} (broken off, {missing:,} bytes are missing)")
+        raise ConnectionError(f"{failure} (connection closed, {missing:,} bytes are missing)")
     return content.getvalue()
 
 
 def _unpack(archive: Archive, packed: Path, folder: Path) -> None:
     """Write the archive's data files into `folder`.
 
-    No member is extracted by its own path: regular files with an expected name are read, and written under that name.
+    No member is extracted to its own path: only regular files with an expected name are read, and written under it.
     """
     for name, content in _members(archive, packed):
         write_whole(folder / name, content)
 
 
 def _members(archive: Archive, packed: Path) -> Iterator[tuple[str, bytes]]:
-    """The names and the contents of the data files in the archive."""
+    """Yield the name and the contents of each data file in the archive."""
     import tarfile
 
     content = io.BytesIO(_read(archive, packed))
@@ -182,15 +182,15 @@ def _members(archive: Archive, packed: Path) -> Iterator[tuple[str, bytes]]:
                     yield expected[member.name], members.extractfile(member).read()
     except MemoryError:
         raise
-    except Exception as error:  # TarError, EOFError, zlib.error; what goes wrong with writing does not come here
+    except Exception as error:  # TarError, EOFError, zlib.error; the caller's errors in writing are not raised here
         raise _damaged(archive, packed, f"expected a .tar.gz ({_quoted(error)})") from error
 
 
-# Reading them: verified, and with no power to run code.
+# Read the files: verified, and without running code from them.
 
 
 def _read_batch(archive: Archive, path: Path, class_count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The images (N, 32, 32, 3), uint8, and the labels (N,), int64, of a file."""
+    """Read the images (N, 32, 32, 3), uint8, and the labels (N,), int64, from a file."""
     batch = _read_pickle(archive, path, (b"data", archive.labels_key))
     data, labels = batch[b"data"], batch[archive.labels_key]
     rows = data.values if isinstance(data, _PickledArray) else None
@@ -208,18 +208,18 @@ def _read_batch(archive: Archive, path: Path, class_count: int) -> tuple[np.ndar
 
 
 def _read_classes(archive: Archive, path: Path) -> tuple[str, ...]:
-    """The names of the classes."""
+    """Read the class names from a file."""
     names = _read_pickle(archive, path, (archive.classes_key,))[archive.classes_key]
     try:
         if not names or not isinstance(names, list):
             raise TypeError
         return tuple(bytes.decode(name) for name in names)
     except (TypeError, UnicodeDecodeError) as error:
-        raise _damaged(archive, path, f"expected names of classes, got {_quoted(names)}") from error
+        raise _damaged(archive, path, f"expected class names, got {_quoted(names)}") from error
 
 
 def _read_pickle(archive: Archive, path: Path, keys: tuple[bytes, ...]) -> dict:
-    """The dictionary in a file, which has these keys."""
+    """Read the dictionary from a file, and check that it has these keys."""
     try:
         content = unpickle(_read(archive, path))
     except pickle.UnpicklingError as error:
@@ -231,7 +231,7 @@ def _read_pickle(archive: Archive, path: Path, keys: tuple[bytes, ...]) -> dict:
 
 
 def _read(archive: Archive, path: Path) -> bytes:
-    """The bytes of a file, which have its official md5 sum."""
+    """Read the bytes of a file, and check their md5 sum."""
     content = path.read_bytes()
     where = f"load_{archive.name}: {path.name} in {path.parent}"
     _check_md5(content, archive.md5[path.name], where, remedy="delete it and download again")
@@ -239,14 +239,14 @@ def _read(archive: Archive, path: Path) -> bytes:
 
 
 def _damaged(archive: Archive, path: Path, what: str) -> ValueError:
-    """The error for a file with the right md5 sum and wrong contents: the sum may be that of an archive of your own."""
+    """The error for a file with the right md5 sum but wrong contents, as is possible with a custom `Archive`."""
     return ValueError(
         f"load_{archive.name}: {path.name} in {path.parent} is damaged: {what}; delete it and download again"
     )
 
 
 def _quoted(value: object) -> str:
-    """A value in a file, which may be of any length, for a message."""
+    """Shorten a value from a file, which may be very long, for an error message."""
     quote = reprlib.Repr()
     quote.maxstring = quote.maxother = 100
     try:
@@ -262,30 +262,30 @@ def _check_md5(content: bytes, expected: str, where: str, remedy: str) -> None:
 
 
 def unpickle(content: bytes) -> dict:
-    """The dictionary in a CIFAR file, its keys bytes; `[b"data"].values` is its array.
+    """Unpickle the dictionary in a CIFAR file. Its keys are bytes; `[b"data"].values` is the array of the images.
 
     Raises:
-        pickle.UnpicklingError: it asks for anything but uint8 arrays, lists, dicts, strings and numbers, it is damaged,
-            or it is no dictionary.
+        pickle.UnpicklingError: the pickle is damaged, is not a dictionary, or needs anything but uint8 arrays, lists,
+            dicts, strings and numbers.
     """
     try:
         found = _Unpickler(io.BytesIO(content), encoding="bytes").load()
     except pickle.UnpicklingError:
         raise
-    except Exception as error:  # EOFError, UnicodeError, MemoryError: all that pickle may raise
-        raise pickle.UnpicklingError(f"unpickle: damaged, or no pickle: {_quoted(error)}") from error
+    except Exception as error:  # pickle can raise EOFError, UnicodeError, MemoryError and more
+        raise pickle.UnpicklingError(f"unpickle: damaged, or not a pickle: {_quoted(error)}") from error
     if not isinstance(found, dict):
         raise pickle.UnpicklingError(f"unpickle: expected a dictionary, got {type(found).__name__}")
     return found
 
 
 class _PickledArray:
-    """Stands in for `numpy.ndarray`, and for the function that makes an empty one; ends with uint8 `values`."""
+    """Replaces `numpy.ndarray` and `_reconstruct` during unpickling; `values` is the uint8 array."""
 
-    values = np.empty(0, np.uint8)  # until its state comes
+    values = np.empty(0, np.uint8)  # until __setstate__ is called
 
     def __init__(self, subtype: type, shape: tuple[int, ...], code: bytes) -> None:
-        """Takes NumPy's arguments; what counts comes with the state."""
+        """Ignore NumPy's arguments: `__setstate__` receives the shape and the values."""
 
     def __setstate__(self, state: tuple) -> None:
         _version, shape, _dtype, fortran_order, content = state
@@ -293,7 +293,7 @@ class _PickledArray:
 
 
 class _PickledType:
-    """Stands in for `numpy.dtype`; lets no type pass but uint8."""
+    """Replaces `numpy.dtype` during unpickling; accepts only uint8."""
 
     def __init__(self, code: bytes | str, align: bool, copy: bool) -> None:
         if code not in (b"u1", "u1"):
@@ -302,10 +302,10 @@ class _PickledType:
             )
 
     def __setstate__(self, state: tuple) -> None:
-        """Takes byte order and alignment; a byte has neither."""
+        """Ignore byte order and alignment: a byte has neither."""
 
 
-# What a CIFAR pickle asks for, and what it is given: NumPy itself never meets the file.
+# The names that a CIFAR pickle may use, and their replacements: NumPy's own unpickling code never runs.
 _STAND_INS = {
     ("numpy", "dtype"): _PickledType,
     ("numpy", "ndarray"): _PickledArray,
@@ -315,12 +315,10 @@ _STAND_INS = {
 
 
 class _Unpickler(pickle.Unpickler):
-    """Hands out the stand-ins and nothing else."""
+    """An unpickler that can create only the stand-ins above."""
 
     def find_class(self, module: str, name: str) -> type:
-        """The stand-in for what the pickle asks for."""
+        """Return the stand-in for a name in the pickle; refuse every other name."""
         if (module, name) not in _STAND_INS:
-            raise pickle.UnpicklingError(
-                f"unpickle: a CIFAR file has no use for {_quoted(f'{module}.{name}')}: refused"
-            )
+            raise pickle.UnpicklingError(f"unpickle: a CIFAR file does not need {_quoted(f'{module}.{name}')}: refused")
         return _STAND_INS[module, name]

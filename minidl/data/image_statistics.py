@@ -1,4 +1,4 @@
-"""The mean and the colours of a training set of photographs, which its views subtract and add: measured once."""
+"""Statistics of a folder of training photographs, used by its views: mean image and colours, measured once."""
 
 import hashlib
 import io
@@ -12,17 +12,17 @@ from minidl.data.images import ImageFolder, ImageLoader
 from minidl.data.views import CentreView, ColourComponents
 from minidl.system.files import write_whole
 
-# How far below 0 rounding may lead a variance of 0: 255^2 times the precision of float64 is 1e-11.
+# A variance of 0 may be rounded to slightly below 0: 255^2 times the precision of float64 is 1e-11.
 ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
 class ImageStatistics:
-    """What was measured on the centre crops of a folder's photographs, in 0..255.
+    """Statistics of the centre crops of a folder's photographs, for pixels in 0..255.
 
     Attributes:
-        mean_image: (size, size, 3) float32, the mean of each pixel: what He et al. (2015) subtract.
-        covariance: (3, 3) float64, of (red, green, blue) over all pixels of all images.
+        mean_image: (size, size, 3) float32, the mean of each pixel, which He et al. (2015) subtract.
+        covariance: (3, 3) float64, the covariance of (red, green, blue) over all pixels of all images.
     """
 
     mean_image: np.ndarray
@@ -30,12 +30,12 @@ class ImageStatistics:
 
     @property
     def mean(self) -> np.ndarray:
-        """(3,) float32, the mean of red, green and blue: what Simonyan and Zisserman (2014) subtract."""
+        """(3,) float32, the mean of red, green and blue, which Simonyan and Zisserman (2014) subtract."""
         return self.mean_image.mean(axis=(0, 1), dtype=np.float64).astype(np.float32)
 
     @property
     def colours(self) -> ColourComponents:
-        """The principal components of the colours, for the colour shift of both papers."""
+        """The principal components of the colours, for the colour shift in both papers."""
         return ColourComponents.of(self.covariance)
 
 
@@ -47,23 +47,23 @@ def measure_images(
     threads: int | None = None,
     skip_broken: bool = False,
 ) -> ImageStatistics:
-    """The statistics of all images of a training folder, from `cache` where that holds them already.
+    """Measure the statistics of a training folder, or read them from `cache` if they are already there.
 
-    The papers say "the training set" and no more: here it is the centre crop of each photograph, of the size and about
-    the scale that the network is to see. It takes as long as an epoch of loading. The file is written again when the
-    folder has other images (their names and sizes in bytes count) or other numbers are asked for.
+    The papers only say "the training set". Here that means the centre crop of each photograph, of the size and about
+    the scale that the network sees. Measuring takes as long as one epoch of loading. It is repeated if the images
+    (their names and sizes in bytes), `shorter_side` or `size` have changed since the cache was written.
 
     Args:
         folder: the training images.
-        cache: an .npz file; its folder is made where there is none.
-        shorter_side: as in `CentreView`, and so is `size`.
-        size: height and width of the mean image: those of the views it is subtracted from.
-        threads: as in `ImageLoader`, and so is `skip_broken`: a replacement counts in a broken image's place.
-        skip_broken: go on without the files that cannot be decoded.
+        cache: an .npz file; its folder is created if it does not exist.
+        shorter_side: as in `CentreView`.
+        size: height and width of the mean image, the same as in the views that subtract it.
+        threads: as in `ImageLoader`.
+        skip_broken: as in `ImageLoader`: the image that replaces a broken one is counted once more.
 
     Raises:
         BrokenImageError: an image cannot be decoded.
-        ValueError: `cache` is a file of another kind, or damaged.
+        ValueError: `cache` is damaged, or another kind of file.
     """
     fingerprint = _fingerprint(folder, shorter_side, size)
     statistics = _load(Path(cache), fingerprint, size)
@@ -75,7 +75,7 @@ def measure_images(
 
 
 def _measure(loader: ImageLoader) -> ImageStatistics:
-    """One pass. The sums are of whole numbers, and exact: neither the threads nor the order change a bit."""
+    """Measure in one pass. The sums are exact integers, so neither threads nor order change the result."""
     from tqdm import tqdm
 
     size, count = loader.view.size, len(loader.dataset)
@@ -84,52 +84,52 @@ def _measure(loader: ImageLoader) -> ImageStatistics:
     for images, _ in tqdm(loader, desc="mean of the images", disable=None):
         pixel_sums += images.sum(axis=0, dtype=np.int64)
         colours = images.reshape(-1, 3).astype(np.float64)  # (N, S, S, 3) -> (N*S*S, 3)
-        products += (colours.T @ colours).astype(np.int64)  # float64 is exact to 2^53, 40,000 times such a sum
+        products += (colours.T @ colours).astype(np.int64)  # exact: float64 holds 2^53, 40,000 times such a sum
     mean = pixel_sums.sum(axis=(0, 1)) / (count * size**2)
     covariance = products / (count * size**2) - np.outer(mean, mean)
     return ImageStatistics((pixel_sums / count).astype(np.float32), covariance)
 
 
 def _fingerprint(folder: ImageFolder, shorter_side: int, size: int) -> str:
-    """A hash of what the statistics depend on, as far as the names and the sizes of the files tell."""
+    """Hash what the statistics depend on; of each file only the name and the size, not the contents."""
     digest = hashlib.sha256(f"{shorter_side} {size}\n".encode())
     for path in folder.paths:
         name = Path(path).relative_to(folder.root).as_posix()
-        digest.update(os.fsencode(name) + f"\0{Path(path).stat().st_size}\n".encode())  # no file name holds a \0
+        digest.update(os.fsencode(name) + f"\0{Path(path).stat().st_size}\n".encode())  # file names contain no \0
     return digest.hexdigest()
 
 
 def _load(cache: Path, fingerprint: str, size: int) -> ImageStatistics | None:
-    """What the file holds, if it is of these images."""
+    """Read the cached statistics; None if there are none, or they belong to other images."""
     if not cache.exists():
         return None
-    content = io.BytesIO(cache.read_bytes())  # NumPy leaves a file open that is no archive
+    content = io.BytesIO(cache.read_bytes())  # np.load leaves a file open if it is not an archive
     try:
         with np.load(content) as arrays:
             if str(arrays["fingerprint"]) != fingerprint:
                 return None
             statistics = ImageStatistics(arrays["mean_image"], arrays["covariance"])
         _check(statistics, size)
-    except Exception as error:  # KeyError, BadZipFile, zlib.error, MemoryError: all that NumPy may raise
+    except Exception as error:  # NumPy can raise KeyError, BadZipFile, zlib.error, MemoryError and more
         raise ValueError(
-            f"measure_images: expected a file of its own making, got {cache} ({error}); remove it, or name another"
+            f"measure_images: expected a file that it wrote, got {cache} ({error}); remove it, or name another"
         ) from error
     return statistics
 
 
 def _check(statistics: ImageStatistics, size: int) -> None:
-    """The file may be damaged, or by another program: training with such a mean would fail without a word."""
+    """Check the statistics: training with a mean from a damaged or foreign file would fail silently."""
     mean, covariance = statistics.mean_image, statistics.covariance
     if (mean.dtype, mean.shape) != (np.float32, (size, size, 3)):
         raise ValueError(f"mean_image: expected float32 {(size, size, 3)}, got {mean.dtype} {mean.shape}")
-    if not (mean >= 0).all() or not (mean <= 255).all():  # NaN is neither
+    if not (mean >= 0).all() or not (mean <= 255).all():  # NaN fails too
         raise ValueError(f"mean_image: expected numbers in 0..255, got {mean.min()} to {mean.max()}")
     if (covariance.dtype, covariance.shape) != (np.float64, (3, 3)):
         raise ValueError(f"covariance: expected float64 (3, 3), got {covariance.dtype} {covariance.shape}")
     if not np.isfinite(covariance).all() or (covariance != covariance.T).any():
-        raise ValueError(f"covariance: expected finite numbers, symmetric, got {covariance.tolist()}")
+        raise ValueError(f"covariance: expected a finite, symmetric matrix, got {covariance.tolist()}")
     if np.linalg.eigvalsh(covariance).min() < -ROUNDING:
-        raise ValueError(f"covariance: expected no variance below 0 in any direction, got {covariance.tolist()}")
+        raise ValueError(f"covariance: expected no negative eigenvalue, got {covariance.tolist()}")
 
 
 def _save(cache: Path, fingerprint: str, statistics: ImageStatistics) -> None:

@@ -1,10 +1,10 @@
-"""From a data set to batches: shuffled, transformed, loaded ahead, and restartable at any batch.
+"""From a data set to batches: shuffled, transformed, prefetched, and resumable at any batch.
 
-Randomness is counted, never carried: each draw comes from a fresh generator seeded with (seed, purpose, epoch, batch).
-So the position is two integers, and a loader that has run ahead has used up nothing.
+There is no random state: each draw comes from a fresh generator seeded with (seed, purpose, epoch, batch). So two
+integers describe the position, and loading batches ahead does not change what is drawn later.
 
-`DataLoader` gives NumPy arrays. Two loaders give tensors on a device: `AugmentedLoader` for a data set that lies there
-as a whole, `DeviceLoader` for one that comes batch by batch, while the GPU works on the batch before.
+`DataLoader` yields NumPy arrays. Two loaders yield tensors on a device: `AugmentedLoader` if the whole data set is on
+the device, `DeviceLoader` to copy each batch there while the GPU works on the one before.
 """
 
 from collections import deque
@@ -23,27 +23,27 @@ from minidl.tensor import Tensor
 Batch = tuple[np.ndarray, np.ndarray]
 Transform = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
-# Purposes: the second word of every seed.
+# The purpose of a draw: the second word of its seed.
 SHUFFLE, TRANSFORM = 0, 1
 
 
 class DataLoader:
-    """Batches of a data set; `for images, labels in loader:` runs one epoch, or what is left of it.
+    """Batches of a data set. `for images, labels in loader:` runs one epoch, or the rest of one.
 
-    The position counts the batches handed out, so inside the loop it already includes the batch in hand, and with the
-    last batch it moves to (epoch + 1, 0). A loop left by `break` is continued by the next `for`.
+    The position counts the batches yielded, including the current one; the last batch moves it to (epoch + 1, 0). After
+    a `break`, the next `for` continues with the next batch.
 
     Args:
-        dataset: has a length, and gives `(images, labels)` for an array of indices.
+        dataset: any object with a length that returns `(images, labels)` for an array of indices.
         batch_size: images per batch; the last batch of an epoch may be smaller.
-        shuffle: a new order each epoch, otherwise the data set's own.
-        seed: with the epoch and the batch number, it decides all randomness.
+        shuffle: True for a new order each epoch, False for the order of the data set.
+        seed: all randomness depends only on the seed, the epoch and the batch number.
         transform: `transform(images, rng) -> images`, applied to each batch.
-        drop_last: leave out a last batch that is not full.
-        prefetch: batches a background thread loads ahead; 0 loads each when asked, in the caller's thread.
+        drop_last: drop the last batch if it is not full.
+        prefetch: number of batches a background thread loads ahead; 0 loads each on request, in the caller's thread.
 
     Raises:
-        ValueError: there is not one batch to give, or a number is out of range.
+        ValueError: there would be no batch, or a number is out of range.
     """
 
     def __init__(
@@ -80,14 +80,14 @@ class DataLoader:
             )
 
     def __len__(self) -> int:
-        """Batches in a whole epoch."""
+        """The number of batches in an epoch."""
         full, rest = divmod(len(self.dataset), self.batch_size)
         return full + (rest > 0 and not self.drop_last)
 
     def __iter__(self) -> Iterator[Batch]:
-        """The batches from the position to the end of its epoch.
+        """Yield the batches from the current position to the end of the epoch.
 
-        An exception in the data set or the transform is raised here, with its traceback, and leaves the position before
+        An exception in the data set or the transform is raised here, with its traceback. The position then stays before
         the batch that failed.
         """
         epoch, order = self._epoch, self._order(self._epoch)
@@ -100,11 +100,11 @@ class DataLoader:
             yield batch
 
     def state_dict(self) -> dict[str, int]:
-        """The position: `epoch`, and `batch`, how many batches of it have been handed out."""
+        """Return the position: `epoch`, and `batch`, the number of batches of this epoch yielded so far."""
         return {"epoch": self._epoch, "batch": self._batch}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go to a saved position; the next `for` gives what an uninterrupted run would have given.
+        """Set a saved position. The next `for` yields the same batches as an uninterrupted run.
 
         Raises:
             ValueError: the epoch has no such batch.
@@ -127,7 +127,7 @@ class DataLoader:
         return images, labels
 
     def _rows(self, order: np.ndarray, number: int) -> np.ndarray:
-        """The indices of the images in a batch."""
+        """The indices of the images in batch `number`."""
         start = number * self.batch_size
         return order[start : start + self.batch_size]
 
@@ -137,24 +137,24 @@ class DataLoader:
 
 
 class AugmentedLoader(DataLoader):
-    """Batches of an `ArrayDataset` as tensors on the device that holds its images, shifted and mirrored there.
+    """Batches of an `ArrayDataset` as tensors, augmented on the device that holds the images.
 
-    The images of CIFAR go to a GPU once, as bytes: `dataset.to("cuda")`. Then a batch sends only which images it takes
-    and how they are varied, a few kilobytes, in one copy:
+    `dataset.to("cuda")` copies CIFAR's images to the GPU once, as bytes. After that each batch sends only indices,
+    labels and random draws, a few kilobytes in one copy:
 
         for images, labels in AugmentedLoader(dataset.to("cuda"), 128, CropAndFlip(mean), shuffle=True):
             loss = cross_entropy(model(images), labels)
 
-    The numbers are those of a `DataLoader` with the transform `augment`, on any device.
+    On any device the batches equal those of a `DataLoader` with `transform=augment`.
 
     Args:
-        dataset: uint8 images; `dataset.to(device)` decides the device.
+        dataset: uint8 images; `dataset.to(device)` sets the device.
         batch_size: images per batch; the last batch of an epoch may be smaller.
-        augment: how images are varied and normalised.
-        shuffle: a new order each epoch, otherwise the data set's own.
-        seed: with the epoch and the batch number, it decides all randomness.
-        drop_last: leave out a last batch that is not full.
-        dtype: of the images: a network computes in the dtype of its images. 'bfloat16' needs a GPU.
+        augment: normalises, crops and flips the images.
+        shuffle: True for a new order each epoch, False for the order of the data set.
+        seed: all randomness depends only on the seed, the epoch and the batch number.
+        drop_last: drop the last batch if it is not full.
+        dtype: of the images, and so of the network's computation. 'bfloat16' needs a GPU.
     """
 
     def __init__(
@@ -168,7 +168,7 @@ class AugmentedLoader(DataLoader):
         dtype: str = "float32",
     ) -> None:
         self.augment, self.dtype = augment, dtype
-        # Nothing is loaded ahead: a batch takes less time than handing it over from another thread.
+        # No prefetching: making a batch takes less time than passing it from another thread.
         super().__init__(dataset, batch_size, shuffle, seed, None, drop_last, prefetch=0)
 
     def _load(self, order: np.ndarray, epoch: int, number: int) -> tuple[Tensor, Tensor]:
@@ -181,20 +181,20 @@ class AugmentedLoader(DataLoader):
 
 
 class DeviceLoader:
-    """The batches of a loader as tensors on a device.
+    """The batches of another loader as tensors on a device.
 
-    A batch is copied when it is asked for: the step before it has been queued by then, and while the GPU works on that,
-    the copy runs on a stream of its own, out of pinned memory. So nothing is taken from the loader before it is wanted,
-    and the loader's position, where it has one, counts what was handed out. (Nothing overlaps where each step makes the
-    host wait for it, as `loss.item()` does.)
+    A batch is copied when it is requested. By then the previous step is queued, so the GPU works on that step while the
+    copy runs on its own stream, from pinned memory. No batch is taken from the loader in advance, so its position (if
+    it has one) counts the batches yielded here. Copy and computation do not overlap if every step synchronises, as
+    `loss.item()` does.
 
-    Arrays travel with their dtype: uint8 images as bytes. On a GPU their memory is used again: a batch lasts until the
-    next one is asked for.
+    Arrays keep their dtype while they are copied: uint8 images go as bytes. On a GPU the memory is reused, so a batch
+    is valid until the next one is requested.
 
     Args:
-        loader: gives tuples of arrays, as `DataLoader` does; its errors are raised here.
+        loader: yields tuples of arrays, as `DataLoader` does; its errors are raised here.
         device: 'cpu' or 'cuda'.
-        dtype: that float arrays are converted to on the device; None leaves them as they are.
+        dtype: float arrays are converted to this dtype on the device; None leaves them unchanged.
     """
 
     def __init__(self, loader: Iterable[Batch], device: str, dtype: str | None = None) -> None:
@@ -204,11 +204,11 @@ class DeviceLoader:
         self._ring = CopyRing() if device == "cuda" else None
 
     def __len__(self) -> int:
-        """Batches in a whole epoch."""
+        """The number of batches in an epoch."""
         return len(self.loader)
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
-        """The loader's batches, in its order."""
+        """Yield the loader's batches, in order."""
         for batch in self.loader:
             yield tuple(self._tensor(array) for array in (batch if self._ring is None else self._ring.copy(batch)))
 
@@ -217,7 +217,7 @@ class DeviceLoader:
         return Tensor(array).to(self.dtype) if convert else Tensor(array)
 
     def state_dict(self) -> dict[str, int]:
-        """The position of the loader."""
+        """Return the position of the loader."""
         return self.loader.state_dict()
 
     def load_state_dict(self, state: dict[str, int]) -> None:
@@ -226,8 +226,8 @@ class DeviceLoader:
 
 
 def _map_ahead(function: Callable[[int], Batch], numbers: range, ahead: int) -> Iterator[Batch]:
-    """`map(function, numbers)`, computed by one background thread up to `ahead` results before they are asked for."""
-    from concurrent.futures import ThreadPoolExecutor  # on first use, as it loads logging too
+    """Like `map(function, numbers)`, but a background thread computes up to `ahead` results in advance."""
+    from concurrent.futures import ThreadPoolExecutor  # imported on first use: it loads logging too
 
     thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="DataLoader")
     try:
@@ -237,5 +237,5 @@ def _map_ahead(function: Callable[[int], Batch], numbers: range, ahead: int) -> 
             result = started.popleft().result()
             started.extend(thread.submit(function, number) for number in islice(waiting, 1))
             yield result
-    finally:  # also where the loop is left early: the generator is closed as soon as nothing refers to it
+    finally:  # runs after a `break` too: a generator is closed as soon as nothing refers to it
         thread.shutdown(cancel_futures=True)

@@ -1,7 +1,7 @@
-"""Ten shapes, drawn on the spot: a data set with CIFAR's sizes and types that needs no download.
+"""A generated data set of ten shapes, with CIFAR's image size and dtypes, that needs no download.
 
-Place, size, turn and colours are random, so that no pixel tells the class: a linear classifier is left with chance, a
-small convolutional network is not.
+Position, size, rotation and colours are random, so no single pixel reveals the class. A linear classifier stays at
+chance level; a small convolutional network learns the classes.
 """
 
 import math
@@ -19,24 +19,24 @@ Colour = tuple[int, int, int]
 
 SHAPES = ("circle", "ring", "crescent", "triangle", "square", "star", "cross", "arrow", "heart", "hourglass")
 
-# Chosen by eye, so that a person can tell the shapes at 32 x 32.
-SUPERSAMPLING = 2  # drawn this much larger, then averaged: smooth edges
+# Chosen by eye, so that a person can tell the shapes apart at 32 x 32.
+SUPERSAMPLING = 2  # shapes are drawn larger by this factor, then averaged, for smooth edges
 RADIUS = (0.2, 0.42)  # of the circle around a shape, in image widths: 13 to 27 of 32 pixels across
 CONTRAST = 64  # least difference between shape and background, in each channel
-CLUTTER = 3  # lines, and as many blobs, behind the shape
-BLOB = 0.12  # widest blob, in image widths
-NOISE = 20  # largest change of a value, up or down
+CLUTTER = 3  # number of lines, and of blobs, behind the shape
+BLOB = 0.12  # largest width of a blob, in image widths
+NOISE = 20  # largest change of a pixel value, up or down
 
 
 def make_shapes(count: int, seed: int = 0, train: bool = True, size: int = 32) -> ArrayDataset:
-    """`count` images (size, size, 3), uint8 RGB; image i has label i % 10, so the classes are balanced.
+    """Draw `count` images (size, size, 3), uint8 RGB. Image i has label i % 10, so the classes are balanced.
 
-    Image i depends on (seed, train, i) alone, so a longer data set begins with the shorter one.
+    Image i depends only on (seed, train, i), so a longer data set starts with the images of a shorter one.
 
     Args:
-        count: number of images, about 0.1 ms each.
-        seed: another seed, other images.
-        train: the training images, otherwise the test images.
+        count: number of images; each takes about 0.1 ms.
+        seed: different seeds draw different images.
+        train: True for the training images, False for the test images.
         size: height and width in pixels.
     """
     labels = np.arange(count, dtype=np.int64) % len(SHAPES)
@@ -49,16 +49,16 @@ def make_shapes(count: int, seed: int = 0, train: bool = True, size: int = 32) -
 def draw_shape(
     shape: str, size: int, rng: np.random.Generator, radius: tuple[float, float] = RADIUS, margin: float = 0.0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """One image, uint8 (size, size, 3), and the box around its shape: clutter, the shape over it, noise over both.
+    """Draw clutter, a shape over it, and noise over both. Return the image, uint8 (size, size, 3), and the shape's box.
 
-    The box is (left, top, right, bottom) in pixels: the extremes of the outline's corners.
+    The box is (left, top, right, bottom) in pixels, around the corners of the outline.
 
     Args:
         shape: one of `SHAPES`.
         size: height and width in pixels.
-        rng: decides everything.
-        radius: least and largest of the circle around the shape, in image widths.
-        margin: how far from the edges of the image this circle stays, in image widths.
+        rng: the only source of randomness.
+        radius: (least, largest) radius of the circle around the shape, in image widths.
+        margin: least distance of this circle from the edges of the image, in image widths.
 
     Raises:
         ValueError: the largest circle does not fit between the margins.
@@ -85,7 +85,7 @@ def _box_around(points: np.ndarray) -> np.ndarray:
 
 def _contrasting_colours(rng: np.random.Generator) -> tuple[Colour, Colour]:
     first = rng.integers(0, 256, 3)
-    # On the circle of 256 values, a step of CONTRAST to 256 - CONTRAST ends at least CONTRAST away.
+    # Modulo 256, a step between CONTRAST and 256 - CONTRAST ends at least CONTRAST away.
     second = (first + rng.integers(CONTRAST, 257 - CONTRAST, 3)) % 256
     return tuple(first.tolist()), tuple(second.tolist())
 
@@ -103,7 +103,7 @@ def _draw_clutter(drawing: "Drawing", width: int, rng: np.random.Generator) -> N
 def _placed(
     outline: np.ndarray, rng: np.random.Generator, radii: tuple[float, float] = RADIUS, margin: float = 0.0
 ) -> np.ndarray:
-    """The outline at a random turn, size and place within the image, whose corners are 0 and 1 + 1j."""
+    """Return the outline with random rotation, size and position in the image, whose corners are 0 and 1 + 1j."""
     radius = rng.uniform(*radii)
     turn = np.exp(2j * math.pi * rng.random())
     x, y = rng.uniform(margin + radius, 1 - margin - radius, 2)
@@ -112,7 +112,7 @@ def _placed(
 
 @cache
 def _outlines() -> dict[str, np.ndarray]:
-    """The corners of each shape as complex numbers x + iy in the unit circle: a product turns, a sum moves."""
+    """The corners of each shape as complex numbers x + iy in the unit circle: multiplying rotates, adding moves."""
     arm = np.array([0.3 + 0.3j, 0.3 + 0.95j, -0.3 + 0.95j])
     wing = np.array([-0.95 + 0.25j, 0.1 + 0.25j, 0.1 + 0.75j, 1])
     t = np.linspace(0, 2 * math.pi, 32)
@@ -132,5 +132,5 @@ def _outlines() -> dict[str, np.ndarray]:
 
 
 def _arc(start: float, stop: float, points: int = 32) -> np.ndarray:
-    """Points of the unit circle from `start` to `stop`, in turns."""
+    """Points on the unit circle from `start` to `stop`, as fractions of a full turn."""
     return np.exp(2j * math.pi * np.linspace(start, stop, points))

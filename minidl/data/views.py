@@ -1,15 +1,15 @@
-"""What a network sees of a photograph: scaled, cropped, mirrored, its colours shifted, as VGG and ResNet were trained.
+"""Views of photographs: scaled, cropped, flipped, with shifted colours, as in the training of VGG and ResNet.
 
-Simonyan and Zisserman (2014), section 3.1, and He et al. (2015), section 3.4, differ in two numbers and in the mean:
+Simonyan and Zisserman (2014), section 3.1, and He et al. (2015), section 3.4, differ in the scales and in the mean:
 
     TrainingView(VGG_SIDES, mean=statistics.mean, colours=statistics.colours)
     TrainingView(RESNET_SIDES, mean=statistics.mean_image, colours=statistics.colours)
 
-where `statistics = measure_images(...)`. A view without mean, std and colours is uint8, a quarter of the bytes.
+where `statistics = measure_images(...)`. A view without mean, std and colours is uint8, a quarter of float32's bytes.
 
-What a network is tested on is one view (`CentreView`) or several of the same photograph (`CropsView`, `WholeView`).
-Their pixels are those of torchvision's `Resize` and `CenterCrop`, bit for bit, for photographs of any size. A training
-view is read a faster way, which changes pixels by about 1 of 255 (see `read_image`).
+Testing uses one view of a photograph (`CentreView`) or several (`CropsView`, `WholeView`). Their pixels equal those of
+torchvision's `Resize` and `CenterCrop`, bit for bit, for photographs of any size. `TrainingView` reads faster, which
+changes pixels by about 1 of 255 (see `read_image`).
 """
 
 from collections.abc import Callable
@@ -27,29 +27,29 @@ RESNET_SIDES = (256, 480)
 
 
 def draw_side(sides: int | tuple[int, int], rng: np.random.Generator) -> int:
-    """A whole number from the first to the last of `sides`, all equally likely; a single side is returned unchanged."""
+    """Draw an integer from the range `sides`, both ends included. A single integer is returned unchanged."""
     return sides if isinstance(sides, int) else int(rng.integers(sides[0], sides[1] + 1))
 
 
 def random_box(sides: tuple[int, int], size: int, rng: np.random.Generator) -> Box:
-    """(left, top, right, bottom) of a crop; every place in an image of (width, height) `sides` is equally likely."""
+    """Draw a crop (left, top, right, bottom) from an image of (width, height) `sides`, all positions equally likely."""
     left, top = (int(rng.integers(0, side - size + 1)) for side in sides)
     return left, top, left + size, top + size
 
 
 def centre_box(sides: tuple[int, int], size: int) -> Box:
-    """The same of the crop in the middle; where the rest is odd it begins at the even one of the two places.
+    """The centre crop (left, top, right, bottom) of an image of (width, height) `sides`, as torchvision's `CenterCrop`.
 
-    This is torchvision's `CenterCrop`: round((side - size) / 2); Python rounds a half to the even number.
+    It starts at round((side - size) / 2). Python rounds halves to even: 5 pixels too many start the crop at 2.
     """
     left, top = (round((side - size) / 2) for side in sides)
     return left, top, left + size, top + size
 
 
 def corner_boxes(sides: tuple[int, int], size: int) -> list[Box]:
-    """The four corners and the centre of the square in the middle (Krizhevsky et al. 2012, sections 2 and 4.1).
+    """Five crops: the corners and the centre of the central square (Krizhevsky et al. 2012, sections 2 and 4.1).
 
-    Of a photograph with shorter side S these are torchvision's `CenterCrop(S), FiveCrop(size)`.
+    For a photograph with shorter side S they equal torchvision's `CenterCrop(S), FiveCrop(size)`.
     """
     left, top, right, bottom = centre_box(sides, min(sides))
     middle, _, _, _ = centre_box((min(sides), min(sides)), size)
@@ -58,20 +58,20 @@ def corner_boxes(sides: tuple[int, int], size: int) -> list[Box]:
 
 
 def grid_boxes(sides: tuple[int, int], size: int, number: int = 5) -> list[Box]:
-    """number x number places, evenly from edge to edge, row by row (Simonyan and Zisserman 2014, section 3.2)."""
+    """number x number crops, evenly spaced from edge to edge, by row (Simonyan and Zisserman 2014, section 3.2)."""
     lefts, tops = (np.linspace(0, side - size, number).round().astype(int).tolist() for side in sides)
     return [(left, top, left + size, top + size) for top in tops for left in lefts]
 
 
 def mirror_at_random(pixels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The image (H, W, C) or, with probability 1/2, its mirror image, left to right."""
+    """Flip the image (H, W, C) left to right with probability 1/2."""
     return pixels[:, ::-1] if rng.random() < 0.5 else pixels
 
 
 class ColourComponents(NamedTuple):
-    """The principal components of the colours of a set of images, for pixels in 0..1, the largest first.
+    """The principal components of the colours of a set of images, for pixels in 0..1, largest first.
 
-    The columns of `eigenvectors` (3, 3) and their `eigenvalues` (3,) are those of the covariance of (red, green, blue).
+    The `eigenvalues` (3,) and the columns of `eigenvectors` (3, 3) belong to the covariance of (red, green, blue).
     """
 
     eigenvalues: np.ndarray
@@ -79,35 +79,35 @@ class ColourComponents(NamedTuple):
 
     @classmethod
     def of(cls, covariance: np.ndarray) -> "ColourComponents":
-        """Those of a covariance (3, 3) of pixels in 0..255. A vector's largest part is positive: one answer of two."""
+        """Compute them from a covariance (3, 3) for pixels in 0..255. Each vector's largest entry is made positive."""
         eigenvalues, eigenvectors = np.linalg.eigh(covariance / 255**2)  # ascending
         largest = np.abs(eigenvectors).argmax(axis=0)
         signs = np.sign(eigenvectors[largest, range(3)])
         return cls(eigenvalues[::-1].copy(), (eigenvectors * signs)[:, ::-1].copy())
 
     def draw(self, rng: np.random.Generator, std: float = 0.1) -> np.ndarray:
-        """255 sum_i alpha_i lambda_i p_i, alpha_i ~ N(0, std^2): what is added to red, green and blue in 0..255, (3,).
+        """Draw a colour shift (3,) for pixels in 0..255: 255 sum_i alpha_i lambda_i p_i, alpha_i ~ N(0, std^2).
 
-        Krizhevsky et al. (2012), section 4.1, for eigenvalues lambda_i and eigenvectors p_i. The paper gives no unit of
-        the pixels, and lambda_i has its square: for pixels in 0..1 the first component (lambda = 0.2) shifts
-        them by about 5 of 255; for pixels in 0..255 it would be by 1,300, more than a pixel can be.
+        Krizhevsky et al. (2012), section 4.1; lambda_i are the eigenvalues, p_i the eigenvectors. The paper does not
+        state the range of the pixels, and lambda_i grows with its square. For pixels in 0..1 the first component
+        (lambda = 0.2) shifts colours by about 5 of 255; for pixels in 0..255 it would be 1,300, far out of range.
         """
         alpha = std * rng.standard_normal(3)
         return 255 * self.eigenvectors @ (alpha * self.eigenvalues)
 
 
 class TrainingView:
-    """A crop of the photograph at a random scale and place, mirrored or not, its colours shifted, the mean subtracted.
+    """A random crop of the photograph at a random scale, flipped at random, colours shifted, mean subtracted.
 
     Args:
-        shorter_side: of the photograph, in pixels, when the crop is taken: a number, or the least and the largest.
+        shorter_side: of the photograph when it is cropped, in pixels: a number or (least, largest).
         size: height and width of the crop.
         mean: as in `normalize`: per channel (3,), per pixel (size, size, 3), or None to leave the pixels as they are.
         colours: the components of the colour shift, or None to leave the colours as they are.
-        std: as `mean`: what is divided by; the papers do not divide.
+        std: divides the result; shapes as for `mean`. The papers do not divide.
 
     Raises:
-        ValueError: the crop is larger than the photograph may be, or the sides are not in order.
+        ValueError: `size` is larger than the least shorter side, or the sides are not in order.
     """
 
     def __init__(
@@ -122,7 +122,7 @@ class TrainingView:
         self.shorter_side, self.size, self.mean, self.colours, self.std = shorter_side, size, mean, colours, std
 
     def __call__(self, path: str | Path, rng: np.random.Generator) -> np.ndarray:
-        """(size, size, 3): uint8 where no mean, std or colours were given, else float32."""
+        """Return (size, size, 3): uint8 without mean, std and colours, else float32."""
         shorter_side = draw_side(self.shorter_side, rng)
         crop = read_image(path, shorter_side, partial(random_box, size=self.size, rng=rng))
         pixels = mirror_at_random(np.asarray(crop), rng)
@@ -133,10 +133,10 @@ class TrainingView:
 
 
 class CentreView:
-    """The crop in the middle of the photograph, the mean subtracted: nothing is left to chance.
+    """The centre crop of the photograph, mean subtracted. It is deterministic.
 
-    The pixels are those of torchvision's `Resize(shorter_side), CenterCrop(size)`. Arguments and errors as
-    `TrainingView`. 256 and 224 are what Krizhevsky et al. (2012), section 2, began with.
+    The pixels equal those of torchvision's `Resize(shorter_side), CenterCrop(size)`. Arguments and errors are as in
+    `TrainingView`. The sizes 256 and 224 go back to Krizhevsky et al. (2012), section 2.
     """
 
     def __init__(
@@ -150,22 +150,22 @@ class CentreView:
         self.shorter_side, self.size, self.mean, self.std = shorter_side, size, mean, std
 
     def __call__(self, path: str | Path, rng: np.random.Generator | None = None) -> np.ndarray:
-        """(size, size, 3): uint8 where no mean or std was given, else float32."""
+        """Return (size, size, 3): uint8 without mean and std, else float32."""
         photograph = read_image(path, self.shorter_side)
         crop = photograph.crop(centre_box(photograph.size, self.size))
         return _scale(np.asarray(crop), self.mean, self.std)
 
 
 class CropsView:
-    """Several crops of a photograph, and their mirror images: what "10-crop" and "multi-crop" testing average over.
+    """Several crops of a photograph and their mirror images, for "10-crop" and "multi-crop" testing.
 
         CropsView(corner_boxes)             10: four corners and the centre (Krizhevsky et al. 2012)
         CropsView(grid_boxes)               50: 5 x 5 places (Simonyan and Zisserman 2014, at three scales: 150)
 
     Args:
-        boxes: `boxes((width, height), size) -> [(left, top, right, bottom), ...]` of the scaled photograph.
+        boxes: `boxes((width, height), size) -> [(left, top, right, bottom), ...]` in the scaled photograph.
 
-    The other arguments, and the errors, are those of `TrainingView`.
+    The other arguments and the errors are as in `TrainingView`.
     """
 
     def __init__(
@@ -180,7 +180,7 @@ class CropsView:
         self.boxes, self.shorter_side, self.size, self.mean, self.std = boxes, shorter_side, size, mean, std
 
     def __call__(self, path: str | Path, rng: np.random.Generator | None = None) -> np.ndarray:
-        """(2 B, size, size, 3): the B crops, and then their mirror images; uint8 or float32 as `CentreView`."""
+        """Return (2 B, size, size, 3): the B crops, then their mirror images; dtype as in `CentreView`."""
         photograph = read_image(path, self.shorter_side)
         pixels, boxes = np.asarray(photograph), self.boxes(photograph.size, self.size)
         crops = np.stack([pixels[top:bottom, left:right] for left, top, right, bottom in boxes])
@@ -188,22 +188,22 @@ class CropsView:
 
 
 class WholeView:
-    """The whole photograph and its mirror image, for networks that take any size: "dense" testing.
+    """The whole photograph and its mirror image, for "dense" testing of networks that accept any image size.
 
-    Simonyan and Zisserman (2014), section 3.2. The mean is one for all pixels, as photographs differ in size.
+    Simonyan and Zisserman (2014), section 3.2. The mean cannot be per pixel, because photographs differ in size.
     """
 
     def __init__(self, shorter_side: int, mean: Statistic | None = None, std: Statistic | None = None) -> None:
         self.shorter_side, self.mean, self.std = shorter_side, mean, std
 
     def __call__(self, path: str | Path, rng: np.random.Generator | None = None) -> np.ndarray:
-        """(2, H, W, 3), the smaller of H and W is shorter_side; uint8 or float32 as `CentreView`."""
+        """Return (2, H, W, 3), where min(H, W) = shorter_side; dtype as in `CentreView`."""
         pixels = np.asarray(read_image(path, self.shorter_side))
         return _scale(np.stack([pixels, pixels[:, ::-1]]), self.mean, self.std)
 
 
 def _scale(pixels: np.ndarray, mean: Statistic | None, std: Statistic | None) -> np.ndarray:
-    """(pixels - mean) / std of an image or of several; as they are, in uint8, where neither was given."""
+    """Return (pixels - mean) / std for one image or several; unchanged uint8 pixels if both are None."""
     if mean is None and std is None:
         return pixels
     images = pixels if pixels.ndim == 4 else pixels[None]

@@ -1,1 +1,1 @@
-"""The machine below: CPUs, memory, files, the GPU's library. Nothing here knows what a tensor is."""
+"""The machine: CPUs, memory, files, the GPU library. Nothing here depends on tensors."""

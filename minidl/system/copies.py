@@ -1,4 +1,4 @@
-"""Copies from the host to a GPU that run while it computes."""
+"""Copies from the host to a GPU that overlap with its computation."""
 
 import numpy as np
 
@@ -6,10 +6,10 @@ from minidl.system.gpu import require_cupy
 
 
 class CopyRing:
-    """Takes batches of host arrays to the device, on a stream of its own, through two slots that take turns.
+    """Copies batches of host arrays to the device on its own stream, alternating between two slots.
 
-    While the GPU works on the batch in one slot, the next batch is copied into the other: by the host into pinned
-    memory, which the GPU can read by itself, and from there to the device.
+    While the GPU works on the batch in one slot, the next batch goes into the other. The host copies it into pinned
+    memory, which the GPU can read directly; from there the GPU copies it to the device.
     """
 
     def __init__(self) -> None:
@@ -19,9 +19,9 @@ class CopyRing:
         self._slots = _Slot(cupy), _Slot(cupy)
 
     def copy(self, arrays: tuple[np.ndarray, ...]) -> tuple:
-        """The arrays on the device, for what is queued on the current stream before the next call.
+        """Copy the arrays to the device, for work that is queued on the current stream before the next call.
 
-        The host waits for the copy before the last one, if that is not done, and not for the one that it begins.
+        The host waits until the copy from two calls ago is done, as it reuses that slot, but not for the new copy.
         """
         current = self._current_stream()
         before, slot = self._slots
@@ -41,10 +41,10 @@ class CopyRing:
 
 
 class _Slot:
-    """For each array of a batch a pinned buffer and one on the device, bytes, as long as the longest so far.
+    """A pinned buffer and a device buffer of bytes for each array of a batch; they grow when an array needs it.
 
-    `copied` happens when the copy between them is done: the host may fill the pinned ones again, and the current stream
-    may read those on the device. `read` happens when what was queued to read these is done: they may be overwritten.
+    The event `copied` fires when the copy from pinned to device is done: the host may refill the pinned buffers, and
+    the current stream may read the device buffers. `read` fires when that reading is done: they may be overwritten.
     """
 
     def __init__(self, cupy) -> None:
@@ -53,21 +53,21 @@ class _Slot:
         self.copied, self.read = (cupy.cuda.Event(disable_timing=True) for _ in range(2))
 
     def make_room(self, arrays: tuple[np.ndarray, ...], current) -> None:
-        """Longer buffers where these arrays need them."""
+        """Allocate new buffers if these arrays do not fit."""
         lengths, room = [array.nbytes for array in arrays], [len(buffer) for buffer in self._device]
         if len(lengths) == len(room) and all(length <= space for length, space in zip(lengths, room, strict=True)):
             return
         self._pinned = [np.frombuffer(self._cupy.cuda.alloc_pinned_memory(n), np.uint8, n) for n in lengths]
         self._device = [self._cupy.empty(n, np.uint8) for n in lengths]
-        # CuPy's pool hands out memory that earlier work on the current stream may still read.
+        # CuPy's pool may return memory that earlier work on the current stream still reads.
         self.read.record(current)
 
     def pinned_arrays(self, arrays: tuple[np.ndarray, ...]) -> list[np.ndarray]:
-        """The beginnings of the pinned buffers, in the shapes of these arrays."""
+        """Views of the pinned buffers with the shapes and dtypes of these arrays."""
         return [_shaped(buffer, array) for buffer, array in zip(self._pinned, arrays, strict=True)]
 
     def device_arrays(self, arrays: tuple[np.ndarray, ...]) -> list:
-        """The same of the buffers on the device."""
+        """Views of the device buffers with the shapes and dtypes of these arrays."""
         return [_shaped(buffer, array) for buffer, array in zip(self._device, arrays, strict=True)]
 
 

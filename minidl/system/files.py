@@ -1,4 +1,4 @@
-"""Files that are there whole, or not at all."""
+"""Atomic writes: a file is complete, or it does not exist."""
 
 import contextlib
 import os
@@ -9,15 +9,15 @@ from typing import BinaryIO
 
 try:
     import fcntl
-except ImportError:  # Windows has no such locks
+except ImportError:  # Windows has no fcntl
     fcntl = None
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write a file so that at every moment the old one or the new one is there, even if several processes write it.
+    """Write a file atomically: at any time the old or the new file exists, even if several processes write it.
 
-    The content is written to a new file beside it, NAME.<random>.part, which is then renamed. A process that is killed
-    leaves its part behind: the next call for the same path removes it.
+    The content is written to a new file in the same folder, NAME.<random>.part, which is then renamed. A process that
+    is killed leaves its .part file behind; the next call for the same path removes it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned_parts(path)
@@ -28,7 +28,7 @@ def write_whole(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
             if fcntl is None:
-                file.close()  # Windows does not rename an open file; elsewhere the lock is held until it has its name
+                file.close()  # Windows cannot rename an open file; elsewhere the lock is held until after the renaming
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
@@ -36,17 +36,17 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def _open_part(path: Path) -> BinaryIO:
-    """A new file, with the mode of any new file, locked as long as it is open, so that no process removes it."""
+    """Create a .part file with default permissions, locked while it is open so that no other process removes it."""
     while True:
         file = path.with_name(f"{path.name}.{secrets.token_hex(8)}.part").open("xb")
         _lock(file, wait=True)
         if Path(file.name).exists():
             return file
-        file.close()  # removed before it was locked
+        file.close()  # another process removed it before it was locked
 
 
 def _remove_abandoned_parts(path: Path) -> None:
-    """Remove the parts of this file that no process holds a lock on. (Their names once had the process's number.)"""
+    """Remove this file's .part files that no process has locked. (Older versions put the process id in the name.)"""
     names = re.compile(rf"{re.escape(path.name)}\.([0-9a-f]{{16}}|[0-9]+)\.part")
     with os.scandir(path.parent) as entries:
         found = [
@@ -59,7 +59,7 @@ def _remove_abandoned_parts(path: Path) -> None:
 
 
 def _lock(file: BinaryIO, wait: bool) -> bool:
-    """Whether the file is locked for this process now: not if another one has it, nor without locks on this system."""
+    """Try to lock the file. Return False if another process has locked it, or the system has no such locks."""
     if fcntl is None:
         return False
     try:
@@ -70,7 +70,7 @@ def _lock(file: BinaryIO, wait: bool) -> bool:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Have the new name on disk too, where the system can do that."""
+    """Flush the folder, and so the new file name, to disk, if the system supports it."""
     if fcntl is not None:
         with contextlib.suppress(OSError):
             descriptor = os.open(folder, os.O_RDONLY)

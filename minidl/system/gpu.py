@@ -1,15 +1,15 @@
-"""The GPU's library."""
+"""CuPy, the GPU library, imported on demand."""
 
 from types import ModuleType
 
 
 def require_cupy() -> ModuleType:
-    """CuPy; a RuntimeError with the remedy where it is not installed, or finds no GPU."""
+    """Import and return CuPy. Raise RuntimeError with the remedy if it is not installed or finds no GPU."""
     try:
         import cupy
     except ImportError as error:
         raise RuntimeError(
-            f"device 'cuda' needs CuPy: pip install \"minidl[cuda13]\" (or minidl[cuda12]); its import says: {error}"
+            f"device 'cuda' needs CuPy: pip install \"minidl[cuda13]\" (or minidl[cuda12]); its import failed: {error}"
         ) from error
     try:
         found = cupy.cuda.runtime.getDeviceCount()

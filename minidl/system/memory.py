@@ -1,4 +1,4 @@
-"""The memory of a GPU."""
+"""GPU memory."""
 
 import contextlib
 import re
@@ -8,16 +8,16 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def explain_out_of_memory(batch_size: int) -> Iterator[None]:
-    """If a step runs out of GPU memory, raise a MemoryError that says which batch size would fit.
+    """If a step runs out of GPU memory, raise a MemoryError that names a batch size that would fit.
 
-    The memory of a step is nearly proportional to its batch size. What was allocated before it, such as parameters, is
-    not.
+    The estimate takes the memory of a step as proportional to its batch size. Memory allocated before the step, such as
+    that of the parameters, does not count.
     """
     cupy = sys.modules.get("cupy")
     if cupy is None:
         yield
         return
-    cupy.get_default_memory_pool().free_all_blocks()  # what is kept for later is free, too
+    cupy.get_default_memory_pool().free_all_blocks()  # cached blocks are free memory, too
     free_before, total = cupy.cuda.Device().mem_info
     try:
         yield
@@ -25,7 +25,7 @@ def explain_out_of_memory(batch_size: int) -> Iterator[None]:
         free, _ = cupy.cuda.Device().mem_info
         digits = re.search(r"allocating ([\d,]+) bytes", str(error))
         asked = int(digits[1].replace(",", "")) if digits else 0
-        needed = max(free_before - free + asked, 1)  # at least, as the step was not over
+        needed = max(free_before - free + asked, 1)  # a lower bound: the step did not finish
         fitting = min(batch_size * free_before // needed, batch_size - 1)
         raise MemoryError(
             f"out of memory on the GPU: asked for {_gigabytes(asked)} more with {_gigabytes(free)} free of "

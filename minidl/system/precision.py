@@ -1,4 +1,4 @@
-"""How exactly a GPU multiplies float32 numbers."""
+"""The precision of float32 products on a GPU."""
 
 import contextlib
 import contextvars
@@ -9,10 +9,10 @@ _tf32 = contextvars.ContextVar("tf32", default=False)
 
 @contextlib.contextmanager
 def tf32() -> Iterator[None]:
-    """Within it, a GPU rounds the factors of convolutions and linear layers to TF32, and adds products in float32.
+    """Inside the `with` block a GPU rounds the factors in convolutions and linear layers to TF32, and sums in float32.
 
-    TF32 has float32's range, and 10 bits of its 23 of mantissa: a product's relative error is up to 2^-10 instead of
-    2^-23. Tensor cores multiply such numbers (compute capability 8.0 or more). float64 and the CPU compute as ever.
+    TF32 has float32's range, but 10 instead of 23 bits of mantissa: a product's relative error is up to 2^-10 instead
+    of 2^-23. Tensor cores multiply TF32 numbers (compute capability 8.0 or more). float64 and the CPU are unaffected.
 
         with minidl.tf32():
             loss = cross_entropy(model(images), labels)
@@ -26,5 +26,5 @@ def tf32() -> Iterator[None]:
 
 
 def tf32_is_on() -> bool:
-    """Whether float32 products may be rounded to TF32."""
+    """True inside `tf32()`: the factors of float32 products may be rounded to TF32."""
     return _tf32.get()

@@ -1,1 +1,1 @@
-"""Around the training step: recompute, capture in a CUDA graph, watch, save."""
+"""Tools around the training step: recomputation, CUDA graphs, outputs of inner layers, checkpoints."""

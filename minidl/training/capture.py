@@ -1,4 +1,4 @@
-"""A training step as one CUDA graph: launched as a whole, without Python between its kernels."""
+"""Capture a training step as one CUDA graph, which is launched as a whole, without Python between its kernels."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -9,14 +9,14 @@ from minidl.kernels import cuda_graphs, device_of, to_device
 from minidl.random import draws_so_far
 from minidl.tensor import Tensor
 
-WARM_UP_CALLS = 2  # the second finds what the first has left behind: gradients, an optimiser that has begun
+WARM_UP_CALLS = 2  # the second call runs with the gradients and the optimiser state that the first has created
 CONSTANTS = str | int | float | bool | np.generic | None
 
 
 def cuda_graph(function: Callable) -> "CapturedStep":
-    """The function, a whole training step, captured in a CUDA graph: N calls are N steps, bit for bit.
+    """Capture a function, a whole training step, in a CUDA graph. N calls equal N plain calls, bit for bit.
 
-    A step is hundreds of launches, one after the other from Python. Captured, they are one launch::
+    In a step Python launches hundreds of kernels, one after the other. Captured, they are one launch::
 
         def train_step(images, labels):
             loss = cross_entropy(model(images), labels)
@@ -30,36 +30,36 @@ def cuda_graph(function: Callable) -> "CapturedStep":
             optimizer.lr = schedule(number)
             loss = step(images, labels)
 
-    The first two calls run the function as it is, the third captures it. From then on the function is not called any
-    more: the GPU repeats what it did. So
+    The first two calls run the function normally; the third captures it. From then on Python does not call the function
+    again: the GPU repeats the recorded kernels. So
 
-    - tensors and arrays go in as arguments, each always of the same dtype, from the host or the device; other arguments
-      are constants. One set of shapes is captured, the first that comes for the third time. Others, such as a smaller
-      last batch, run as without a graph;
-    - out comes a Tensor, a tuple of them, or None: copies, without a graph behind them;
-    - what changes from step to step lies in arrays that are written in place, as parameters, running statistics,
-      momentum, the learning rate and the counters of Adam and Dropout do. What Python does happens in the capture
-      alone: `if`, `print`, `model.eval()`, a number that it counts, an attribute that it reads or sets, such as a
-      gradient. That is why `optimizer.step()` and `optimizer.zero_grad()` stand in the function;
-    - nothing in it goes from host to device or back: no `item()`, no `numpy()`, no `clip_grad_norm_`, which looks at
-      the norm. Nor `a @ b`, which cuBLAS computes: use `linear`.
+    - pass tensors and arrays as arguments, from the host or the device, each always with the same dtype; all other
+      arguments are constants. Only one set of shapes is captured: the first that is seen three times. Other shapes,
+      such as a smaller last batch, run without the graph;
+    - return a Tensor, a tuple of Tensors, or None. The caller receives copies that are detached from autograd;
+    - keep what changes from step to step in arrays that are written in place. Parameters, running statistics, momentum,
+      the learning rate and the counters of Adam and Dropout are such arrays. Python code has no effect after the
+      capture: `if`, `print`, `model.eval()`, a counter, reading or setting an attribute such as a gradient. That is why
+      `optimizer.step()` and `optimizer.zero_grad()` are inside the function;
+    - copy nothing between host and device: no `item()`, no `numpy()`, no `clip_grad_norm_`, which reads the norm. Do
+      not use `a @ b`, which runs in cuBLAS, but `linear`.
 
-    Raises RuntimeError without device 'cuda', and where the step cannot be captured; ValueError for an argument unlike
-    that of the first call.
+    Raises RuntimeError without device 'cuda', or if the step cannot be captured; ValueError if an argument differs from
+    the first call's in kind, dtype or constant value.
     """
     return CapturedStep(function)
 
 
 class CapturedStep:
-    """A step that is launched as a whole: see `cuda_graph`. `function` is the step as it was."""
+    """A training step captured by `cuda_graph`; `function` is the original step."""
 
     def __init__(self, function: Callable):
         self.function = function
         self._graph = cuda_graphs().Graph()
-        self._kinds: list[tuple] | None = None  # of the arguments, of the first call that succeeds
-        self._calls: Counter[tuple] = Counter()  # without the graph, of each set of shapes
-        self._captured: tuple | None = None  # the shapes that the graph is for
-        self._buffers: dict[int, object] = {}  # for each argument that is an array, where the graph reads it
+        self._kinds: list[tuple] | None = None  # the kinds of the arguments in the first successful call
+        self._calls: Counter[tuple] = Counter()  # {shapes: number of calls without the graph}
+        self._captured: tuple | None = None  # the shapes that were captured
+        self._buffers: dict[int, object] = {}  # {number of an array argument: the buffer from which the graph reads it}
         self._outputs = None
 
     def __call__(self, *arguments):
@@ -73,7 +73,7 @@ class CapturedStep:
         return _copied(self._outputs)
 
     def _shapes_of(self, arguments: tuple) -> tuple:
-        """The shapes of the arguments that are arrays; the rest must be as in the first call."""
+        """Return the shapes of the array arguments; everything else must be as in the first call."""
         kinds = [_kind(argument) for argument in arguments]
         if self._kinds is not None and kinds != self._kinds:
             raise ValueError(
@@ -83,7 +83,7 @@ class CapturedStep:
         return tuple(argument.shape for argument in arguments if _is_array(argument))
 
     def _run(self, arguments: tuple, shapes: tuple):
-        """Call the function as it is, in the memory that a graph will have."""
+        """Call the function without a graph, but in the graph's memory pool."""
         inputs = [_on_gpu(argument) for argument in arguments]
         outputs = self._graph.run(lambda: _detached(self.function(*inputs)))
         self._kinds = [_kind(argument) for argument in arguments]
@@ -91,7 +91,7 @@ class CapturedStep:
         return _copied(outputs)
 
     def _capture(self, arguments: tuple):
-        """The outputs of the function, whose graph reads its arguments from buffers."""
+        """Capture the function, which reads its array arguments from buffers, and return its outputs."""
         arrays = {i: argument for i, argument in enumerate(arguments) if _is_array(argument)}
         self._buffers = {i: cuda_graphs().InputBuffer(x.shape, x.dtype) for i, x in arrays.items()}
         inputs = list(arguments)
@@ -114,22 +114,22 @@ class CapturedStep:
             ) from error
 
     def _fill_buffers(self, arguments: tuple) -> None:
-        """Copy the arrays to where the graph reads them."""
+        """Copy the array arguments into the buffers from which the graph reads them."""
         for i, buffer in self._buffers.items():
             buffer.fill(arguments[i].data if isinstance(arguments[i], Tensor) else arguments[i])
 
 
 def _kind(argument) -> tuple:
-    """What must be the same in every call: the dtype of an array, a constant itself."""
+    """What must be the same in every call: the dtype of an array, the value of a constant."""
     if not _is_array(argument):
         return type(argument).__name__, argument
     if isinstance(argument, Tensor):
         if argument.requires_grad:
-            raise ValueError("cuda_graph: an argument requires grad, which would not reach it; pass argument.detach()")
+            raise ValueError("cuda_graph: an argument requires grad, but would get none; pass argument.detach()")
     elif not isinstance(argument, np.ndarray) and device_of(argument) == "cpu":
         raise TypeError(
             f"cuda_graph: expected tensors, arrays, numbers and strings as arguments, got {type(argument).__name__}; "
-            "let the function find it where it is defined"
+            "let the function use it from its enclosing scope"
         )
     return "Tensor" if isinstance(argument, Tensor) else "array", str(argument.dtype)
 
@@ -149,12 +149,12 @@ def _describe(kinds: list[tuple]) -> str:
 
 
 def _detached(outputs):
-    """The outputs, detached from the graph that computed them."""
+    """Detach the outputs from autograd."""
     return _each_tensor(outputs, Tensor.detach)
 
 
 def _copied(outputs):
-    """Copies of the outputs, which the next step does not overwrite."""
+    """Copy the outputs, as the next step overwrites them."""
     return _each_tensor(outputs, lambda tensor: Tensor(tensor.data.copy()))
 
 

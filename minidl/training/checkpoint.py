@@ -1,9 +1,9 @@
-"""Checkpoints: everything that a run depends on, in one safetensors file that is whole or not there.
+"""Checkpoints: everything that a run needs to resume, in one safetensors file, which is written atomically.
 
-The model's weights stand under PyTorch's names and in PyTorch's layouts, so any reader of safetensors can use them.
-What else the run needs has a "/" in its name: "optimizer/velocity.0", "buffer/..." for the buffers that are no
-weights, "extra/..." for what a script adds, as the mean that it subtracts from the images. Numbers and words are JSON
-in the file's header.
+The model's weights have PyTorch's names and layouts, so any reader of safetensors can use them. All other arrays have a
+"/" in their names: "optimizer/velocity.0", "buffer/..." for buffers that are not in the model's state dict, "extra/..."
+for arrays that a script adds, such as the mean that it subtracts from images. Numbers and strings are JSON in the
+file's header.
 """
 
 import json
@@ -16,14 +16,14 @@ from minidl.optim.optimizer import Optimizer
 from minidl.system.files import write_whole
 from minidl.tensor import Buffer
 
-# The dtypes that are written and read, by their names in files and in NumPy.
+# The supported dtypes: {name in safetensors: name in NumPy}.
 DTYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32", "F64": "float64", "BOOL": "bool"}
 DTYPES |= {f"{kind[0].upper()}{bits}": f"{kind}{bits}" for kind in ("int", "uint") for bits in (8, 16, 32, 64)}
 
-# What a PyTorch file begins with: a zip archive, or a pickle of protocol 2 or later.
+# The first bytes of a PyTorch file: a zip archive, or a pickle of protocol 2 or later.
 PYTORCH_BEGINS = b"PK\x03\x04", b"\x80"
-CONVERT = """{path} looks like a PyTorch file, which may hold code and is not read; {rename}convert it with PyTorch \
-(where it holds more than the weights: torch.load(...)["state_dict"], or ["model"]):
+CONVERT = """{path} looks like a PyTorch file, which can run code and is not read; {rename}convert it with PyTorch \
+(if it holds more than the weights: torch.load(...)["state_dict"], or ["model"]):
     import torch, safetensors.torch
     safetensors.torch.save_file(torch.load({old!r}, weights_only=True), {new!r})"""
 
@@ -35,12 +35,12 @@ def save_checkpoint(
     counters: dict | None = None,
     extra: dict[str, np.ndarray] | None = None,
 ) -> None:
-    """Write the model, the optimiser's state, the counters, any JSON, and extra arrays to one file.
+    """Write the model, the optimiser's state, `counters` (any JSON) and extra arrays to one file.
 
-    It is a temporary file first, which is then renamed to path. `read_checkpoint` gives all of it back.
+    The file gets a temporary name first and is then renamed to `path`. `read_checkpoint` reads all of it back.
 
-    Without an optimizer, counters and extra arrays the file holds the weights alone, as PyTorch does. To resume a run,
-    pass the optimizer: the buffers that are no weights, such as the counters of dropout, are saved with its state.
+    With a model alone, the file holds only its state dict, under PyTorch's names. To resume a run, pass the optimizer:
+    with its state go the buffers that are not in the state dict, such as the counters of dropout.
 
     Raises ValueError for extra arrays that do not hold real numbers.
     """
@@ -56,11 +56,11 @@ def save_checkpoint(
 
 
 def load_checkpoint(path: str | Path, model: Module, optimizer: Optimizer | None = None) -> dict:
-    """Copy a checkpoint into the model and, where one is given, the optimiser; returns the counters.
+    """Copy a checkpoint into the model and, if given, the optimiser. Return the counters.
 
-    All of it fits, or nothing is copied.
+    If any part does not fit, nothing is copied.
 
-    Raises ValueError where it does not fit, or the file is damaged or of another kind: see `read_checkpoint`.
+    Raises ValueError if a part does not fit, or `read_checkpoint` cannot read the file.
     """
     arrays, counters = read_checkpoint(path)
     weights = {name: array for name, array in arrays.items() if "/" not in name}
@@ -83,13 +83,13 @@ def load_checkpoint(path: str | Path, model: Module, optimizer: Optimizer | None
 
 
 def read_checkpoint(path: str | Path, prefix: str = "") -> tuple[dict[str, np.ndarray], dict]:
-    """(arrays, counters) of a safetensors file, one written here or a file of weights from elsewhere.
+    """Read (arrays, counters) from a safetensors file, written by `save_checkpoint` or by another program.
 
-    Only the arrays whose names begin with the prefix are read. float16 and bfloat16 come as float32, which holds all
-    their numbers.
+    Only arrays whose names start with `prefix` are read. float16 and bfloat16 are converted to float32, which holds
+    their values exactly.
 
-    Raises ValueError, with the name of the file, where it is damaged, holds other dtypes (float8, complex numbers), or
-    is a PyTorch file, which is never unpickled.
+    Raises ValueError, with the name of the file, if it is damaged, holds other dtypes (float8, complex numbers), or is
+    a PyTorch file. PyTorch files are never unpickled.
     """
     from safetensors import SafetensorError, deserialize, safe_open
 
@@ -99,7 +99,7 @@ def read_checkpoint(path: str | Path, prefix: str = "") -> tuple[dict[str, np.nd
             dtypes = {name: _readable(path, name, file.get_slice(name).get_dtype()) for name in names}
             arrays = {name: file.get_tensor(name) for name in names if dtypes[name] != "BF16"}
             metadata = file.metadata() or {}
-        if "BF16" in dtypes.values():  # NumPy has no such dtype
+        if "BF16" in dtypes.values():  # NumPy has no bfloat16
             stored = dict(deserialize(Path(path).read_bytes()))
             arrays = {name: arrays[name] if name in arrays else _widened(stored[name]) for name in names}
     except SafetensorError as error:
@@ -109,7 +109,7 @@ def read_checkpoint(path: str | Path, prefix: str = "") -> tuple[dict[str, np.nd
 
 
 def _to_file(name: str, array) -> np.ndarray:
-    """In C's order and the machine's: safetensors takes the address, and knows nothing of strides."""
+    """Return the array C-contiguous and in native byte order: safetensors copies raw memory and ignores strides."""
     array = np.asarray(array)
     if array.dtype.name not in DTYPES.values():
         expected = f"expected {', '.join(DTYPES.values())}, got {array.dtype}"
@@ -118,7 +118,7 @@ def _to_file(name: str, array) -> np.ndarray:
 
 
 def _readable(path: str | Path, name: str, dtype: str) -> str:
-    """The dtype, if it is one that is read."""
+    """Return the dtype if it is supported, else raise ValueError."""
     if dtype not in DTYPES:
         expected = f"expected {', '.join(DTYPES)}, got {dtype}"
         raise ValueError(
@@ -128,7 +128,7 @@ def _readable(path: str | Path, name: str, dtype: str) -> str:
 
 
 def _widened(stored: dict) -> np.ndarray:
-    """bfloat16 -> float32: a bfloat16 number is the upper half of the float32 number."""
+    """Convert bfloat16 to float32: the 16 bits of a bfloat16 are the upper half of the float32."""
     halves = np.frombuffer(stored["data"], "<u2").astype(np.uint32)
     return (halves << 16).view(np.float32).reshape(stored["shape"])
 
@@ -144,14 +144,14 @@ def _counters(path: str | Path, metadata: dict[str, str]) -> dict:
 
 
 def _what_it_is(path: Path, error: Exception) -> str:
-    """What a file that safetensors does not read may be, and what to do."""
+    """Describe a file that safetensors cannot read, and the remedy."""
     with path.open("rb") as file:
         if file.read(4).startswith(PYTORCH_BEGINS):
-            old = path.with_suffix(".pth") if path.suffix == ".safetensors" else path  # torch.load goes by the suffix
+            old = path.with_suffix(".pth") if path.suffix == ".safetensors" else path  # torch.load looks at the suffix
             new = path.with_suffix(".safetensors")
             rename = f"rename it to {old} and " if old != path else ""
             return CONVERT.format(path=path, rename=rename, old=str(old), new=str(new))
-    return f"{path} is no whole safetensors file ({error}); use an earlier one"
+    return f"{path} is not a complete safetensors file ({error}); use an earlier one"
 
 
 def _unsaved_buffers(model: Module) -> list[tuple[str, Buffer]]:

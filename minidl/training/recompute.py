@@ -1,4 +1,4 @@
-"""A part of a network that keeps nothing for its backward pass, and is computed again when that comes."""
+"""Recomputation: a part of a network saves only its inputs, and is computed a second time during backward."""
 
 import contextlib
 import threading
@@ -14,34 +14,34 @@ _thread = threading.local()
 
 
 def recompute(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
-    """function(*inputs). Only the inputs are kept: backward computes it again, and then walks back through it.
+    """Return function(*inputs), saving only the inputs. Backward calls the function again and differentiates it then.
 
         for block in blocks:
             x = minidl.recompute(block, x)
 
-    Backward needs what forward computed, so the memory of a training step grows with the number of layers L. Cut
-    the network into parts of k layers: L / k inputs are kept, and during backward the k layers of one part,
+    Backward needs the values of forward, so the memory of a training step grows with the number of layers L. Cut
+    the network into parts of k layers. Memory then holds L / k inputs and, during backward, the k layers of one part:
 
         memory(k) = L / k + k,   least at k = sqrt(L), where it is 2 sqrt(L);
 
-    the price is a second forward pass, about a third more time. Chen, Xu, Zhang, Guestrin 2016, "Training deep nets
-    with sublinear memory cost" (arXiv 1604.06174), section 4. Parts may stand within parts.
+    The price is a second forward pass, about a third more time. Chen, Xu, Zhang, Guestrin 2016, "Training deep nets
+    with sublinear memory cost" (arXiv 1604.06174), section 4. Parts may be nested.
 
-    The gradients, of the inputs and of the parameters inside, are those without `recompute`, bit for bit (where three
-    or more meet at an input, they may be summed in another order). Running statistics change once, and dropout and
-    `minidl.randn` draw the same numbers: see `once`. What the function reads must be in backward as it was in forward:
-    parameters, training or evaluation, `tf32`, and random numbers of NumPy's own.
+    The gradients of inputs and parameters equal those without `recompute`, bit for bit (three or more gradients of one
+    input may be summed in another order). Running statistics are updated once, and dropout and `minidl.randn` draw the
+    same numbers in both runs: see `once`. All else that the function reads must be the same in backward as in forward:
+    parameters, training or evaluation mode, `tf32`, and random numbers drawn with NumPy.
 
-    Raises TypeError unless the inputs and the output are tensors, and RuntimeError if the function depends on a tensor
-    that was computed outside and is no input, or keeps one that it computed itself, or is seen to do something else the
-    second time.
+    Raises TypeError unless the inputs and the output are tensors. Raises RuntimeError if the function uses a tensor
+    that was computed outside and is not an input, if a tensor that it computed is still referenced outside, or if the
+    second run is seen to differ from the first.
     """
     check_tensors("recompute", *inputs)
     if not is_grad_enabled() or getattr(_thread, "keeping_all", False):
         return function(*inputs)
-    copies = [Tensor(x.data, requires_grad=x.requires_grad) for x in inputs]  # the same memory, another place
+    copies = [Tensor(x.data, requires_grad=x.requires_grad) for x in inputs]  # same memory, separate graph
     values = []
-    with once_through(partial(_note, values)):
+    with once_through(partial(_record, values)):
         array, leaves = _first_run(function, copies)
     y = Tensor(array)
     if leaves:
@@ -53,7 +53,7 @@ def recompute(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def keep_all() -> Iterator[None]:
-    """Inside, `recompute` only calls the function: for code that reads intermediate tensors, such as `watch`."""
+    """In the `with` block `recompute` just calls the function, for code that reads intermediate tensors (`watch`)."""
     before = getattr(_thread, "keeping_all", False)
     _thread.keeping_all = True
     try:
@@ -63,10 +63,10 @@ def keep_all() -> Iterator[None]:
 
 
 def _first_run(function: Callable, inputs: list[Tensor]) -> tuple:
-    """The output's array, and the leaves that it was computed from: the graph that tells them dies here.
+    """Call the function. Return the output's array and the leaves it was computed from, and free the graph.
 
-    So the leaves become inputs of one node, and a parameter that several parts share is finished once, with its whole
-    gradient. The graph costs no memory that backward would not need later, for one part at a time.
+    The leaves become inputs of a single node, so a parameter shared by several parts is finished once, with its whole
+    gradient. The graph needs no more memory here than in backward, which also treats one part at a time.
     """
     y = function(*inputs)
     check_tensors("recompute", y)
@@ -79,16 +79,16 @@ def _first_run(function: Callable, inputs: list[Tensor]) -> tuple:
     alive = [node.name for node in (reference() for reference in nodes) if node is not None]
     if alive:
         raise RuntimeError(
-            f"recompute: expected tensors that are computed inside and die there, but one from {alive[0]} is held "
-            "outside; give it to recompute(function, ...) as an input, or use its detach()"
+            f"recompute: expected all tensors that are computed inside to be freed there, but one from {alive[0]} is "
+            "held outside; pass it to recompute(function, ...) as an input, or use its detach()"
         )
     return array, leaves
 
 
 def _backward(function: Callable, inputs: list[Tensor], values: list, leaves: list[Leaf], grad) -> tuple:
-    """dL/d(leaf) for each of the leaves, through a graph that lives no longer than this call."""
+    """Return dL/d(leaf) for each leaf. The graph of the second run is freed before this returns."""
     remaining = iter(values)
-    with set_grad_enabled(True), once_through(partial(_repeat, remaining)):
+    with set_grad_enabled(True), once_through(partial(_replay, remaining)):
         root = _root(function(*inputs), grad.shape)
     found = dict(gradients(root, grad))
     if next(remaining, _NOTHING) is not _NOTHING or found.keys() != set(leaves):
@@ -97,25 +97,25 @@ def _backward(function: Callable, inputs: list[Tensor], values: list, leaves: li
 
 
 def _root(y: Tensor, shape: tuple[int, ...]) -> Node | Leaf:
-    """Where the output of the second run was computed: it is held no longer than that takes."""
+    """Return the node (or leaf) of the second run's output. The tensor itself is freed on return."""
     if not isinstance(y, Tensor) or y.shape != shape or y._place is None:
         raise _changed()
     return y._place
 
 
-# -- what the second run must not do again: see `minidl.once` ----------------------------------------------------------
+# -- side effects that the second run must not repeat: see `minidl.once` -----------------------------------------------
 
-_NOTHING = object()  # in place of a result: all others, None too, may be one
+_NOTHING = object()  # marks that no result is left; None can be a result
 
 
-def _note(values: list, outer: Callable, compute: Callable):
-    """Keep what compute() gave for the second run. A part within a part asks the outer part first."""
+def _record(values: list, outer: Callable, compute: Callable):
+    """Return compute() and keep it for the second run. A nested part gets it from the outer part."""
     values.append(outer(compute))
     return values[-1]
 
 
-def _repeat(remaining: Iterator, outer: Callable, compute: Callable):
-    """What compute() gave in the first run."""
+def _replay(remaining: Iterator, outer: Callable, compute: Callable):
+    """Return the result that compute() had in the first run."""
     value = next(remaining, _NOTHING)
     if value is _NOTHING:
         raise _changed()
@@ -124,6 +124,6 @@ def _repeat(remaining: Iterator, outer: Callable, compute: Callable):
 
 def _changed() -> RuntimeError:
     return RuntimeError(
-        "recompute: expected the function to do in backward what it did in forward, but it went another way; let it "
-        "depend on its inputs and on parameters alone, and change no module between forward and backward"
+        "recompute: expected the function to do in backward what it did in forward, but it did something else; let it "
+        "depend only on its inputs and on parameters, and change no module between forward and backward"
     )

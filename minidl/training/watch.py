@@ -1,4 +1,4 @@
-"""What the layers inside a network compute."""
+"""Read the outputs of layers inside a network."""
 
 import contextlib
 import functools
@@ -11,22 +11,22 @@ from minidl.training.recompute import keep_all
 
 @contextlib.contextmanager
 def watch(model: Module, *names: str) -> Iterator[dict[str, Tensor]]:
-    """Within it, what the layers of these names compute is noted: {name: the output of its last call}.
+    """Record the outputs of layers inside the `with` block, as {name: output of the layer's last call}.
 
-    The names are those of `model.named_modules()`:
+    The names are as in `model.named_modules()`:
 
         with minidl.watch(model, "layer1.0.bn1", "layer3") as outputs:
             model(images)
         outputs["layer3"].shape
 
-    Meanwhile `recompute` keeps everything, as outputs from inside of it would have no gradient otherwise.
+    Inside the block `recompute` saves everything; otherwise the outputs inside it would have no gradient.
     """
     outputs: dict[str, Tensor] = {}
     with contextlib.ExitStack() as stack:
         for name in names:
             note = functools.partial(_note, outputs, name)
             stack.enter_context(find_layer(model, name).forward_hook(note))
-        stack.enter_context(keep_all())  # a tensor from inside a recomputed part has no way back to what came before
+        stack.enter_context(keep_all())  # the graph of a tensor inside a recomputed part would end at the part's input
         yield outputs
 
 
@@ -35,10 +35,10 @@ def _note(outputs: dict[str, Tensor], name: str, layer: Module, inputs: tuple, o
 
 
 class FeatureExtractor(Module):
-    """A network up to one of its layers: FeatureExtractor(resnet, "layer3")(images) is what `layer3` computes.
+    """A network cut off after one of its layers: FeatureExtractor(resnet, "layer3")(images) is the output of `layer3`.
 
-    The layers behind it are not computed, and `recompute` keeps everything. Its parameters are the network's; for
-    features that stay as they are, call it in evaluation mode and inside no_grad().
+    The later layers are not computed, and `recompute` saves everything. The parameters are those of the whole network.
+    To use the features without training the network, call it in evaluation mode inside no_grad().
     """
 
     def __init__(self, model: Module, layer: str):
@@ -57,7 +57,7 @@ class FeatureExtractor(Module):
                 self.model(x)
             except _Reached as reached:
                 if reached.call is not call:
-                    raise  # it is for an extractor around this one
+                    raise  # meant for an enclosing extractor
                 return reached.output
         raise RuntimeError(f"FeatureExtractor: the network does not use its layer {self.layer!r}; name another one")
 
@@ -66,18 +66,18 @@ class FeatureExtractor(Module):
         return repr(self.layer)
 
 
-class _Reached(Exception):  # noqa: N818 - no error: the way out of the layers around
-    """Carries a layer's output past the layers behind it, to the call of the extractor that wants it."""
+class _Reached(Exception):  # noqa: N818 - not an error: it leaves the enclosing layers
+    """Carries a layer's output past the later layers, to the call of the extractor that needs it."""
 
     def __init__(self, call: object, output: Tensor):
         self.call, self.output = call, output
 
 
 def find_layer(model: Module, name: str) -> Module:
-    """The module of that name, like "layer1.0.conv1"."""
+    """Return the module with this name, such as "layer1.0.conv1"."""
     layers = dict(model.named_modules())
     if name not in layers or not name:
         raise ValueError(
-            f"find_layer: {type(model).__name__} has no layer {name!r}, but {', '.join(filter(None, layers))}"
+            f"find_layer: {type(model).__name__} has no layer {name!r}; it has {', '.join(filter(None, layers))}"
         )
     return layers[name]

@@ -193,14 +193,14 @@ def test_a_crop_and_flip_that_cannot_be_is_an_error(arguments, message):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"images": some_images(dtype=np.float32)}, r"expected uint8 images .*, got float32 \(8, 6, 5, 3\); pass them"),
+        ({"images": some_images(dtype=np.float32)}, r"expected uint8 images .*, got float32 \(8, 6, 5, 3\); pass the"),
         ({"images": some_images()[0]}, r"expected uint8 images .*, got uint8 \(6, 5, 3\)"),
         ({"chosen": [0, 8]}, r"expected chosen in \[0, 8\), got numbers from 0 to 8"),
         ({"chosen": [-1, 2]}, r"expected chosen in \[0, 8\), got numbers from -1 to 2"),
         ({"tops": [0, 9]}, r"expected tops in \[0, 9\), got numbers from 0 to 9"),
         ({"lefts": [-1, 0]}, r"expected lefts in \[0, 9\), got numbers from -1 to 0"),
         ({"flips": [0, 2]}, r"expected flips in \[0, 2\), got numbers from 0 to 2"),
-        ({"flips": [0, 1, 1]}, r"one number for each image .*, got \(2,\), \(2,\), \(2,\), \(3,\)"),
+        ({"flips": [0, 1, 1]}, r"expected chosen, .* of one shape .*, got \(2,\), \(2,\), \(2,\), \(3,\)"),
     ],
 )
 def test_draws_that_do_not_fit_the_images_are_an_error(changes, message):

@@ -226,10 +226,10 @@ def test_a_damaged_file_is_named_with_what_was_expected_and_what_to_do(unpacked,
     ("value", "expected"),
     [
         ({}, r"expected the key 'label_names', got \[\]"),
-        ({b"label_names": 5}, "expected names of classes, got 5"),
-        ({b"label_names": []}, r"expected names of classes, got \[\]"),
-        ({b"label_names": [b"cat", 3]}, r"expected names of classes, got \[b'cat', 3\]"),
-        ({b"label_names": [b"cat", b"\xff"]}, r"expected names of classes, got \[b'cat', b'\\xff'\]"),
+        ({b"label_names": 5}, "expected class names, got 5"),
+        ({b"label_names": []}, r"expected class names, got \[\]"),
+        ({b"label_names": [b"cat", 3]}, r"expected class names, got \[b'cat', 3\]"),
+        ({b"label_names": [b"cat", b"\xff"]}, r"expected class names, got \[b'cat', b'\\xff'\]"),
         ({b"label_names": [b"cat", b"dog"]}, r"batch_1 in .* is damaged: expected labels in 0\.\.1, got 2"),
         (b"junk", "expected a pickle .*expected a dictionary, got bytes"),
     ],
@@ -519,7 +519,7 @@ def test_nothing_is_downloaded_where_the_files_are(unpacked):
 def test_a_download_cut_short_is_an_error_and_leaves_nothing_behind(tmp_path, serve):
     content = packed(honest_members())
     server = serve(content, cut=50)
-    message = r"load_toy: cannot download toy\.tar\.gz: .*by hand.* \(broken off, 50 bytes are missing\)"
+    message = r"load_toy: cannot download toy\.tar\.gz: .*by hand.* \(connection closed, 50 bytes are missing\)"
     with pytest.raises(ConnectionError, match=message):
         load_archive(toy_archive(content, server.url), tmp_path, train=True, download=True)
     assert list(tmp_path.iterdir()) == []

@@ -54,7 +54,7 @@ def test_on_a_device_the_images_are_there_and_the_labels_at_hand(device, to_devi
 
 
 def test_as_many_labels_as_images_are_required():
-    with pytest.raises(ValueError, match=r"one label per image expected, got labels \(5,\) for 6 images"):
+    with pytest.raises(ValueError, match=r"expected one label per image, got labels \(5,\) for 6 images"):
         ArrayDataset(some_images(6), some_labels(5))
 
 
@@ -78,5 +78,5 @@ def test_labels_of_another_type_are_an_error_with_the_remedy(dtype):
 def test_a_label_without_a_class_name_is_an_error(wrong):
     labels = some_labels()
     labels[4] = wrong
-    with pytest.raises(ValueError, match=rf"labels must lie in 0\.\.2, one per class, got {wrong}"):
+    with pytest.raises(ValueError, match=rf"labels must be in 0\.\.2, one per class, got {wrong}"):
         ArrayDataset(some_images(), labels, ("a", "b", "c"))

@@ -127,7 +127,7 @@ def npz(**arrays):
 @pytest.mark.parametrize("content", [b"", b"notes", npz(weights=np.ones(3)), npz(fingerprint="")[:-30]])
 def test_a_file_of_another_kind_is_named_and_stays(folder, tmp_path, content):
     (tmp_path / "mean.npz").write_bytes(content)
-    with pytest.raises(ValueError, match=r"measure_images: expected a file of its own making, got .*mean\.npz \("):
+    with pytest.raises(ValueError, match=r"measure_images: expected a file that it wrote, got .*mean\.npz \("):
         measure_images(folder, tmp_path / "mean.npz", **SIZES)
     assert (tmp_path / "mean.npz").read_bytes() == content
 
@@ -159,7 +159,7 @@ def with_item(array, value):
         ("covariance", np.eye(3, dtype=complex), r"float64 \(3, 3\)"),
         ("covariance", with_item(100 * np.eye(3), np.nan), "finite"),
         ("covariance", with_item(100 * np.eye(3), np.inf), "finite"),
-        ("covariance", -100 * np.eye(3), "no variance below 0"),
+        ("covariance", -100 * np.eye(3), "no negative eigenvalue"),
         ("covariance", np.array([[100.0, 90, 0], [0, 100, 0], [0, 0, 100]]), "symmetric"),
     ],
 )
@@ -170,7 +170,7 @@ def test_a_cache_with_the_right_fingerprint_and_wrong_contents_is_named_and_stay
     content = npz(fingerprint=fingerprint, **contents(**{name: value}))
     (tmp_path / "mean.npz").write_bytes(content)
     message = (
-        rf"measure_images: expected a file of its own making, got .*mean\.npz \({name}: expected .*{expected}.*; remove"
+        rf"measure_images: expected a file that it wrote, got .*mean\.npz \({name}: expected .*{expected}.*; remove"
     )
     with pytest.raises(ValueError, match=message):
         measure_images(folder, tmp_path / "mean.npz", **SIZES)

@@ -117,7 +117,7 @@ def test_another_folder_can_have_the_labels_of_this_one_though_a_class_is_absent
     (tmp_path / "val" / WNIDS[2]).mkdir(parents=True)
     (tmp_path / "val" / WNIDS[2] / "1.JPEG").write_bytes(encode(picture(9, 9)))
     assert ImageFolder(tmp_path / "val", classes=ImageFolder(root).classes).labels.tolist() == [2]
-    with pytest.raises(ValueError, match="n01443537 is none of the 1 classes asked for"):
+    with pytest.raises(ValueError, match="n01443537 is not among the 1 given classes"):
         ImageFolder(root, classes=WNIDS[:1])
 
 

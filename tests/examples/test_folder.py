@@ -237,8 +237,8 @@ def counters_are(text):
 
 
 DAMAGES = {
-    "junk": (lambda checkpoint: checkpoint.write_bytes(b"junk" * 100), "no whole safetensors file"),
-    "cut off": (cut_off, "no whole safetensors file"),
+    "junk": (lambda checkpoint: checkpoint.write_bytes(b"junk" * 100), "not a complete safetensors file"),
+    "cut off": (cut_off, "not a complete safetensors file"),
     "weights alone": (weights_alone, "it has no 'options'"),
     "no JSON": (counters_are("{"), "expected counters as minidl writes them"),
     "another JSON": (counters_are("5"), "expected counters as minidl writes them"),

@@ -273,7 +273,7 @@ def test_wrong_data_is_a_clear_error(train, photographs, tmp_path):
     (photographs / "val" / "n01").rename(photographs / "val" / "n99")
     status, _, errors = train("run", "--iterations", 1)
     assert status == 2
-    assert "n99 is none of the 3 classes" in errors
+    assert "n99 is not among the 3 given classes" in errors
     assert not (tmp_path / "statistics.npz").exists()  # to measure them takes as long as an epoch of loading
     (photographs / "val" / "n99").rename(photographs / "val" / "n01")
     status, _, errors = train("run", "--iterations", 1, "--sides", 20)
@@ -325,7 +325,7 @@ def test_a_checkpoint_that_cannot_be_resumed_is_named(train, tmp_path, weights_a
         checkpoint.write_bytes(checkpoint.read_bytes()[:-8])
     status, *_ = train("run", "--iterations", 1, "--resume")
     assert re.fullmatch(rf"error: [^\n]*{re.escape(str(checkpoint))}[^\n]*", status)
-    assert ("it has no 'options'" if weights_alone else "no whole safetensors file") in status
+    assert ("it has no 'options'" if weights_alone else "not a complete safetensors file") in status
 
 
 def test_a_run_that_is_over_says_so_again_also_without_its_metrics(train, tmp_path):
