@@ -113,7 +113,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     >>> linear(Tensor([[1.0, 2.0]]), Tensor([[1.0], [10.0]]), Tensor([0.5]))
     Tensor([[21.5]], shape=(1, 1), float32)
     """
-    check_batch("linear", x, 2, "(N, in)")
+    check_batch("linear", x, "(N, in)", 2)
     expect("linear", weight.ndim == 2, "weight (in, out)", "shape", weight.shape)
     if x.shape[1] != weight.shape[0]:
         raise ValueError(
@@ -138,7 +138,7 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Pair =
             [0.6667, 1.    , 1.    , 0.6667],
             [0.4444, 0.6667, 0.6667, 0.4444]], shape=(4, 4), float32)
     """
-    check_batch("conv2d", x, 4, "(N, H, W, C)")
+    check_batch("conv2d", x, "(N, H, W, C)", 4)
     expect("conv2d", weight.ndim == 4, "weight (KH, KW, C, O)", "shape", weight.shape)
     kh, kw, channels, out_channels = weight.shape
     if x.shape[3] != channels:
@@ -200,7 +200,7 @@ def global_avg_pool(x: Tensor) -> Tensor:
     >>> global_avg_pool(Tensor([[[[1.0], [2.0]], [[3.0], [4.0]]]]))
     Tensor([[2.5]], shape=(1, 1), float32)
     """
-    check_batch("global_avg_pool", x, 4, "(N, H, W, C)")
+    check_batch("global_avg_pool", x, "(N, H, W, C)", 4)
     return apply(GlobalAvgPool, x)
 
 
@@ -279,7 +279,7 @@ def local_response_norm(x: Tensor, size: int = 5, alpha: float = 1e-4, beta: flo
     >>> local_response_norm(Tensor([[[[1.0]]]]), alpha=2.0, beta=1.0).item()
     0.25
     """
-    check_batch("local_response_norm", x, 4, "(N, H, W, C)")
+    check_batch("local_response_norm", x, "(N, H, W, C)", 4)
     check_whole("local_response_norm", 1, size=size)
     return apply(LocalResponseNorm, x, size=size, alpha=alpha, beta=beta, k=k)
 
@@ -324,7 +324,7 @@ def cross_entropy(logits: Tensor, labels, label_smoothing: float = 0.0) -> Tenso
     >>> cross_entropy(Tensor([[2.0, 2.0], [0.0, 0.0]]), np.array([0, 1]))
     Tensor(0.6931, shape=(), float32)
     """
-    check_batch("cross_entropy", logits, 2, "(N, K)")
+    check_batch("cross_entropy", logits, "(N, K)", 2)
     expect("cross_entropy", 0 <= label_smoothing <= 1, "label_smoothing in [0, 1]", label_smoothing)
     labels = labels.data if isinstance(labels, Tensor) else labels
     labels = np.asarray(labels) if isinstance(labels, list | tuple) else labels

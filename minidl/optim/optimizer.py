@@ -5,9 +5,9 @@ from collections.abc import Iterable
 import numpy as np
 
 from minidl.autograd import Leaf
+from minidl.checks import check_range
 from minidl.kernels import device_of, is_capturing, to_device
 from minidl.nn.module import Module, check_state
-from minidl.optim._checks import check_range
 from minidl.tensor import Parameter, Tensor
 
 

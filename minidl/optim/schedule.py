@@ -9,7 +9,7 @@ A schedule checks how its rates change; the optimiser checks the rates themselve
 import math
 from collections.abc import Callable, Sequence
 
-from minidl.optim._checks import check_range
+from minidl.checks import check_range
 
 Schedule = Callable[[int], float]
 

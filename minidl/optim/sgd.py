@@ -2,8 +2,8 @@
 
 from collections.abc import Iterable
 
+from minidl.checks import check_range
 from minidl.kernels import kernels_for
-from minidl.optim._checks import check_range
 from minidl.optim.optimizer import Optimizer
 from minidl.tensor import Parameter
 
