@@ -68,7 +68,7 @@ def check_batch(function: str, x: Tensor, layout: str, *ndim: int) -> None:
     """Raise an error unless x holds floats, has one of these numbers of dimensions, and is not empty."""
     check_floats(function, x)
     expect(function, x.ndim in ndim, f"x {layout}", "shape", x.shape)
-    expect(function, 0 not in x.shape, "a batch with something in it", "shape", x.shape)
+    expect(function, 0 not in x.shape, "a batch that is not empty", "shape", x.shape)
 
 
 def nchw_hint(x: Tensor, channels: int) -> str:

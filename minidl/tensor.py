@@ -280,7 +280,7 @@ class Tensor:
     def mean(self, dim: Dim = None, keepdim: bool = False) -> "Tensor":
         """Return the mean over the dimensions `dim`, or over all. `keepdim` keeps them, with length 1."""
         if not self.numel():
-            raise ValueError(f"mean: expected a tensor with something in it, got shape {self.shape}")
+            raise ValueError(f"mean: expected a tensor that is not empty, got shape {self.shape}")
         if not self.is_floating_point():
             raise TypeError(f"mean: expected floats, got {self.dtype}; convert them with .to('float32')")
         total = self.sum(dim, keepdim)
