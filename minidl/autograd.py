@@ -87,8 +87,8 @@ def gradients(root: Node | Leaf, grad) -> Iterator[tuple[Leaf, object]]:
 def in_order(root: Node | Leaf) -> Iterator[Node | Leaf]:
     """Yield root and every node and leaf below it, each after all its consumers: Kahn's topological sort (1962).
 
-    There is no recursion, so a deep network cannot overflow the stack. A leaf follows its last consumer directly and
-    does not wait for the end, so its gradient is complete early.
+    There is no recursion, so a deep network cannot overflow the stack. Most leaves come right after their last consumer
+    and not at the end, so their gradients are complete early.
     """
     waiting_for = count_consumers(root)
     ready = [root]

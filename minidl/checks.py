@@ -27,7 +27,7 @@ def check_whole(function: str, least: int, **numbers: int) -> None:
 
 
 def check_range(function: str, low: float, high: float, closed: bool = False, **numbers: float) -> None:
-    """Raise ValueError unless each argument is a number in [low, high), or in [low, high] if `closed`; NaN is not."""
+    """Raise ValueError unless each argument is a number in [low, high), or in [low, high] if `closed`. NaN is not."""
     for name, number in numbers.items():
         is_inside = hasattr(number, "__float__") and (low <= number < high or (closed and number == high))
         expect(function, is_inside, f"{name} in [{low}, {high}{']' if closed else ')'}", repr(number))
@@ -72,7 +72,7 @@ def check_batch(function: str, x: Tensor, layout: str, *ndim: int) -> None:
 
 
 def nchw_hint(x: Tensor, channels: int) -> str:
-    """Return a hint for the error about a wrong number of channels: NCHW images are the usual reason for it."""
+    """Return a hint for an error about the number of channels if x looks like (N, C, H, W), the usual reason."""
     return "; this looks like (N, C, H, W): use x.permute(0, 2, 3, 1)" if x.shape[1] == channels else ""
 
 

@@ -157,8 +157,8 @@ def max_pool2d(
 ) -> Tensor:
     """The maximum of each window, in each channel: (N, H, W, C) -> (N, OH, OW, C), as torch.nn.MaxPool2d.
 
-    `stride` defaults to kernel_size. Padding counts as -inf and is at most half of kernel_size. With ceil_mode=True, OH
-    and OW are rounded up: windows that extend beyond the bottom or right edge count too.
+    `stride` defaults to kernel_size. Padding counts as -inf and is at most half of kernel_size. With ceil_mode=True, a
+    last window that extends beyond the padded image counts too, unless it starts in the padding after the image.
 
     >>> max_pool2d(Tensor([[[[1.0], [2.0]], [[3.0], [4.0]]]]), 2).item()
     4.0
@@ -216,9 +216,9 @@ def batch_norm(
 ) -> Tensor:
     """y = weight (x - mean) / sqrt(variance + eps) + bias for each channel of x (N, C) or (N, H, W, C).
 
-    In training, mean and variance are those of the batch (divided by the count), and gradients flow through them. The
-    running values, if given, become (1 - momentum) running + momentum new, in place; there the new variance is divided
-    by count - 1. With training=False the running values are used, as constants. Ioffe, Szegedy 2015, algorithms 1, 2.
+    In training, mean and variance are those of x (variance: divided by the count M), and gradients flow through them.
+    The running values, if given, become (1 - momentum) running + momentum new, with a variance divided by M - 1.
+    In evaluation, the running values are used, as constants. Ioffe, Szegedy 2015, algorithms 1 and 2.
 
     >>> batch_norm(Tensor([[1.0], [3.0]]), Tensor([1.0]), Tensor([0.0]), eps=0)
     Tensor([[-1.],

@@ -108,7 +108,7 @@ class Tensor:
 
     @property
     def requires_grad(self) -> bool:
-        """True if `backward()` passes through this tensor. Only a tensor not computed from others can be set."""
+        """True if `backward()` passes through this tensor. Settable unless the tensor was computed from others."""
         return self._place is not None
 
     @requires_grad.setter
@@ -148,7 +148,7 @@ class Tensor:
         """
         if self._place is None:
             raise RuntimeError(
-                "backward: it was computed from nothing that requires grad; set requires_grad=True, or leave no_grad()"
+                "backward: this tensor was computed from nothing that requires grad, or inside no_grad()"
             )
         if grad is not None:
             self._check_grad("backward", grad)
@@ -287,7 +287,7 @@ class Tensor:
         return total / (self.numel() / total.numel())
 
     def var(self, dim: Dim = None, keepdim: bool = False, correction: int = 1) -> "Tensor":
-        """Return the sum of (x - mean)^2 / (count - correction): 1 is the unbiased variance, 0 divides by the count."""
+        """Return the variance, sum((x - mean)^2) / (count - correction): 1 is unbiased, 0 divides by the count."""
         deviations = self - self.mean(dim, keepdim=True)
         total = (deviations * deviations).sum(dim, keepdim)
         return total / (self.numel() / total.numel() - correction)
@@ -311,7 +311,7 @@ class Tensor:
             raise ValueError(f"reshape: the {self.numel()} elements of {self.shape} do not fit {shape}") from None
 
     def permute(self, *dims: int) -> "Tensor":
-        """Return it with reordered dimensions: dimension i of the result is dimension dims[i] of this tensor."""
+        """Return the tensor with permuted dimensions: dimension i of the result is dimension dims[i] of this one."""
         dims = _as_sequence(dims)
         try:
             return apply(Permute, self, dims=dims)

@@ -57,7 +57,7 @@ class Linear(Module):
     ):
         check_whole("Linear", 1, in_features=in_features, out_features=out_features)
         if flattened_from is not None and np.prod(flattened_from) != in_features:
-            raise ValueError(f"Linear: expected flattened_from to hold in_features {in_features}, got {flattened_from}")
+            raise ValueError(f"Linear: expected flattened_from of {in_features} elements in all, got {flattened_from}")
         self.weight = Parameter(init.xavier_normal((in_features, out_features)), layout=LinearWeight(flattened_from))
         self.bias = Parameter(np.zeros(out_features, np.float32)) if bias else None
 

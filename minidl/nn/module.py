@@ -45,7 +45,7 @@ class Module:
     # -- submodules, parameters, buffers -------------------------------------------------------------------------------
 
     def members(self) -> Iterator[tuple[str, object]]:
-        """Yield (name, value) of each attribute, and instead of a list, tuple or dict those of its items."""
+        """Yield (name, value) of each attribute; for a list, tuple or dict, those of its items instead."""
         for name, value in vars(self).items():
             if name != "forward_hooks":
                 yield from _parts(name, value)
@@ -84,7 +84,7 @@ class Module:
     # -- mode, gradients, device ---------------------------------------------------------------------------------------
 
     def train(self, mode: bool = True) -> "Module":
-        """Set training mode (or not): batch-norm uses the batch's statistics, dropout is active. Return self."""
+        """Set the mode. In training, batch-norm uses the batch's statistics and dropout is active. Return self."""
         for _, module in self.named_modules():
             module.training = mode
         return self
