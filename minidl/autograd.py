@@ -1,9 +1,9 @@
-"""The graph, and the walk back through it.
+"""The computational graph, and the backward pass through it (reverse-mode automatic differentiation).
 
-Every computed tensor remembers the `Node` that made it: the op, what the op saved, and the places its inputs came
-from. Edges run from a node to the makers of its inputs and nothing points forward, so a graph has no cycles and
-disappears with the last tensor that refers to it. Nothing here knows what a tensor or an operation is; gradients are
-plain arrays.
+Each computed tensor refers to the `Node` that produced it: the op's backward, with the values the op saved, and an edge
+to the Node or Leaf of each input. Edges only point back, from an output to its inputs. So a graph has no reference
+cycles, and is freed with the last tensor that refers to it. This file imports neither tensors nor operations:
+gradients are plain arrays.
 """
 
 import contextlib
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 
 class Leaf:
-    """The end of the walk: the place in the graph of a tensor that asks for its gradient and was not computed."""
+    """A leaf of the graph, for a tensor that requires grad and was not computed from others. It holds the gradient."""
 
     __slots__ = ("__weakref__", "grad", "hooks")
     inputs = ()
@@ -24,11 +24,11 @@ class Leaf:
 
 
 class Node:
-    """One application of an op: `backward` turns dL/d(output) into one dL/d(input), or None, for each of `inputs`.
+    """One application of an op: `backward` maps dL/d(output) to dL/d(input), or None, for each input.
 
-    `inputs` holds the Node or Leaf of each input, and None for an input that needs no gradient. `kinds` holds the shape
-    and dtype of each input, which its gradient must have. `backward` is None after its use: what the op had saved is
-    freed.
+    `inputs` holds the edges: the Node or Leaf of each input, or None if that input needs no gradient. `kinds` holds the
+    shape and dtype of each input, which its gradient must have too. After its use `backward` is set to None, which
+    frees the values that the op saved.
     """
 
     __slots__ = ("__weakref__", "backward", "inputs", "kinds", "name")
@@ -39,7 +39,7 @@ class Node:
         self.inputs, self.kinds = inputs, kinds or (None,) * len(inputs)
 
     def input_grads(self, grad) -> tuple:
-        """dL/d(input) for each input. It frees what the op saved, so it works once."""
+        """Return dL/d(input) for each input. Works once: it frees what the op saved."""
         grads = self.backward(grad)
         self.backward = None
         grads = grads if isinstance(grads, tuple) else (grads,)
@@ -68,75 +68,75 @@ def backward(root: Node | Leaf, grad) -> None:
 
 
 def gradients(root: Node | Leaf, grad) -> Iterator[tuple[Leaf, object]]:
-    """(leaf, dL/d(leaf)) for every leaf that root was computed from, each as soon as it is complete.
+    """Yield (leaf, dL/d(leaf)) for every leaf that root was computed from, each as soon as it is complete.
 
-    The gradient of a place is the sum of what its consumers send it; each sum is a new array. None, from a consumer
-    that does not depend on a place, adds nothing.
+    By the chain rule, the gradient of a node is the sum of the contributions of its consumers; each sum is a new array.
+    A contribution of None counts as zero. If a leaf receives nothing else, its gradient is None.
     """
     pending = {root: grad}
-    for place in in_order(root):
-        grad = pending.pop(place, None)
-        if isinstance(place, Leaf):
-            yield place, grad
+    for node in in_order(root):
+        grad = pending.pop(node, None)
+        if isinstance(node, Leaf):
+            yield node, grad
         elif grad is not None:
-            for source, contribution in zip(place.inputs, place.input_grads(grad), strict=True):
+            for source, contribution in zip(node.inputs, node.input_grads(grad), strict=True):
                 if source is not None and contribution is not None:
                     pending[source] = pending[source] + contribution if source in pending else contribution
 
 
 def in_order(root: Node | Leaf) -> Iterator[Node | Leaf]:
-    """Every place below root, each after all places that use it.
+    """Yield root and every node and leaf below it, each after all its consumers: Kahn's topological sort (1962).
 
-    This is Kahn's topological sort (1962): no recursion, however deep the network, and a leaf comes as soon as its
-    last consumer, not at the end.
+    There is no recursion, so a deep network cannot overflow the stack. Most leaves come right after their last consumer
+    and not at the end, so their gradients are complete early.
     """
-    waiting = count_consumers(root)
+    waiting_for = count_consumers(root)
     ready = [root]
     while ready:
-        place = ready.pop()
-        yield place
-        for source in filter(None, place.inputs):
-            waiting[source] -= 1
-            if waiting[source] == 0:
+        node = ready.pop()
+        yield node
+        for source in filter(None, node.inputs):
+            waiting_for[source] -= 1
+            if waiting_for[source] == 0:
                 ready.append(source)
 
 
 def count_consumers(root: Node | Leaf) -> Counter:
-    """How often each place below root is used. A freed graph is an error here, before any gradient is added."""
-    waiting = Counter()
-    found = [root]
-    while found:
-        place = found.pop()
-        if isinstance(place, Node) and place.backward is None:
+    """Return how many edges lead to each node and leaf below root. Raise RuntimeError if one of them is freed."""
+    consumers = Counter()
+    unvisited = [root]
+    while unvisited:
+        node = unvisited.pop()
+        if isinstance(node, Node) and node.backward is None:  # found here, before any gradient is added
             raise RuntimeError(
-                f"backward: the graph was walked before, and what {place.name} had saved is freed; "
-                "run the forward pass again, or add the losses up and call backward once"
+                f"backward: this graph was used before, and the values that {node.name} saved are freed; "
+                "run the forward pass again, or add the losses and call backward once"
             )
-        for source in filter(None, place.inputs):
-            if source not in waiting:
-                found.append(source)
-            waiting[source] += 1
-    return waiting
+        for source in filter(None, node.inputs):
+            if source not in consumers:
+                unvisited.append(source)
+            consumers[source] += 1
+    return consumers
 
 
 _thread = threading.local()
 
 
 def is_grad_enabled() -> bool:
-    """Whether operations of this thread are recorded."""
+    """True if this thread records operations in the graph."""
     return getattr(_thread, "grad_enabled", True)
 
 
 @contextlib.contextmanager
 def no_grad() -> Iterator[None]:
-    """Record nothing inside the `with` block (or the decorated function), in this thread only."""
+    """Record no operations inside the `with` block (or the decorated function), in this thread only."""
     with set_grad_enabled(False):
         yield
 
 
 @contextlib.contextmanager
 def set_grad_enabled(enabled: bool) -> Iterator[None]:
-    """Switch recording on or off inside the `with` block, in this thread only."""
+    """Switch the recording of operations on or off inside the `with` block, in this thread only."""
     before = is_grad_enabled()
     _thread.grad_enabled = enabled
     try:

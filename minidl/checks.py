@@ -1,6 +1,6 @@
-"""Checks of arguments, once, at the border: functions check when they are called, layers where they are made.
+"""Checks of arguments. Functions run them when called, layers when constructed; the code below relies on them.
 
-An error says the operation, what it expected, what it got, and the remedy.
+Each error message states the operation, what it expected, what it got, and the remedy.
 """
 
 import math
@@ -14,26 +14,33 @@ Pair = int | tuple[int, int]
 
 
 def expect(function: str, holds: bool, expected: str, *got) -> None:
-    """A ValueError that says what was expected and what was given, unless it holds."""
+    """Raise a ValueError with what was expected and what was given, unless the condition `holds`."""
     if not holds:
         raise ValueError(f"{function}: expected {expected}, got {' '.join(map(str, got))}")
 
 
 def check_whole(function: str, least: int, **numbers: int) -> None:
-    """Each is a whole number, and none is below `least`."""
+    """Raise ValueError unless each argument is a whole number >= least."""
     for name, number in numbers.items():
-        is_one = isinstance(number, int | np.integer) and number >= least
-        expect(function, is_one, f"{name} to be a whole number >= {least}", number)
+        is_whole = isinstance(number, int | np.integer) and number >= least
+        expect(function, is_whole, f"{name} to be a whole number >= {least}", number)
+
+
+def check_range(function: str, low: float, high: float, closed: bool = False, **numbers: float) -> None:
+    """Raise ValueError unless each argument is a number in [low, high), or in [low, high] if `closed`. NaN is not."""
+    for name, number in numbers.items():
+        is_inside = hasattr(number, "__float__") and (low <= number < high or (closed and number == high))
+        expect(function, is_inside, f"{name} in [{low}, {high}{']' if closed else ')'}", repr(number))
 
 
 def check_batch_norm_options(function: str, eps: float, momentum: float) -> None:
-    """The constants of batch normalisation."""
+    """Raise ValueError unless 0 <= eps < inf and 0 <= momentum <= 1."""
     expect(function, 0 <= eps < math.inf, "a finite eps >= 0", eps)
     expect(function, 0 <= momentum <= 1, "momentum in [0, 1]", momentum)
 
 
 def as_windows(function: str, kernel_size: Pair, stride: Pair | None, padding: Pair):
-    """The three pairs of a pooling; the stride is the kernel's size unless given."""
+    """Return kernel_size, stride and padding of a pooling as checked pairs; stride=None means the kernel size."""
     kernel_size = as_pair(function, "kernel_size", kernel_size, 1)
     stride = kernel_size if stride is None else as_pair(function, "stride", stride, 1)
     padding = as_pair(function, "padding", padding, 0)
@@ -43,47 +50,47 @@ def as_windows(function: str, kernel_size: Pair, stride: Pair | None, padding: P
 
 
 def as_pair(function: str, name: str, value: Pair, least: int) -> tuple[int, int]:
-    """3 -> (3, 3); (2, 3) stays. Both are at least `least`."""
+    """Return 3 as (3, 3), and (2, 3) as it is. Raise ValueError unless both are whole numbers >= least."""
     pair = value if isinstance(value, tuple | list) else (value, value)
-    is_one = len(pair) == 2 and all(isinstance(number, int | np.integer) and number >= least for number in pair)
-    expect(function, is_one, f"{name} to be a whole number >= {least} or a pair of them", repr(value))
+    is_pair = len(pair) == 2 and all(isinstance(number, int | np.integer) and number >= least for number in pair)
+    expect(function, is_pair, f"{name} to be a whole number >= {least} or a pair of them", repr(value))
     return int(pair[0]), int(pair[1])
 
 
 def check_floats(function: str, x: Tensor) -> None:
-    """x is a tensor of floating-point numbers."""
+    """Raise TypeError unless x is a tensor of floating-point numbers."""
     check_tensors(function, x)
     if not x.is_floating_point():
         raise TypeError(f"{function}: expected floating-point x, got {x.dtype}; convert it with .to('float32')")
 
 
-def check_batch(function: str, x: Tensor, ndim: int, layout: str) -> None:
-    """x is a batch of that layout, and not empty."""
+def check_batch(function: str, x: Tensor, layout: str, *ndim: int) -> None:
+    """Raise an error unless x holds floats, has one of these numbers of dimensions, and is not empty."""
     check_floats(function, x)
-    expect(function, x.ndim == ndim, f"x {layout}", "shape", x.shape)
-    expect(function, 0 not in x.shape, "a batch with something in it", "shape", x.shape)
+    expect(function, x.ndim in ndim, f"x {layout}", "shape", x.shape)
+    expect(function, 0 not in x.shape, "a batch that is not empty", "shape", x.shape)
 
 
 def nchw_hint(x: Tensor, channels: int) -> str:
-    """What to add to an error where the number of channels is wrong: the usual reason."""
+    """Return a hint for an error about the number of channels if x looks like (N, C, H, W), the usual reason."""
     return "; this looks like (N, C, H, W): use x.permute(0, 2, 3, 1)" if x.shape[1] == channels else ""
 
 
 def check_same_shape(function: str, tensors: list[Tensor], except_dim: int | None = None) -> None:
-    """All shapes agree, except along one dimension if that is named."""
+    """Raise ValueError unless all shapes are equal, apart from the dimension `except_dim` if that is given."""
     check_tensors(function, *tensors)
     ndim = tensors[0].ndim
     if except_dim is not None and not -ndim <= except_dim < ndim:
         raise ValueError(f"{function}: dim {except_dim} is not a dimension of {tensors[0].shape}")
-    free = None if except_dim is None else except_dim % ndim
-    compared = {tuple(size for i, size in enumerate(tensor.shape) if i != free) for tensor in tensors}
+    ignored = None if except_dim is None else except_dim % ndim
+    compared = {tuple(size for i, size in enumerate(tensor.shape) if i != ignored) for tensor in tensors}
     if len(compared) > 1 or len({tensor.ndim for tensor in tensors}) > 1:
         where = "" if except_dim is None else f" except along dim {except_dim}"
         raise ValueError(f"{function}: expected equal shapes{where}, got {', '.join(str(t.shape) for t in tensors)}")
 
 
 def check_per_channel(function: str, name: str, vector: Tensor | None, channels: int) -> None:
-    """vector, if there is one, is (channels,)."""
+    """Raise ValueError unless `vector` is None or has the shape (channels,)."""
     if vector is None:
         return
     check_tensors(function, vector)
@@ -92,7 +99,7 @@ def check_per_channel(function: str, name: str, vector: Tensor | None, channels:
 
 
 def check_fits(function: str, x: Tensor, kernel_size: tuple[int, int], padding: tuple[int, int]) -> None:
-    """The kernel is not larger than the padded image."""
+    """Raise ValueError if the kernel is larger than the padded image."""
     padded = x.shape[1] + 2 * padding[0], x.shape[2] + 2 * padding[1]
     if kernel_size[0] > padded[0] or kernel_size[1] > padded[1]:
         raise ValueError(
@@ -101,17 +108,16 @@ def check_fits(function: str, x: Tensor, kernel_size: tuple[int, int], padding: 
 
 
 def check_pooling(function: str, x: Tensor, kernel_size: Pair, stride: Pair | None, padding: Pair):
-    """The pairs of a pooling of x: kernel size, stride, padding."""
-    check_batch(function, x, 4, "(N, H, W, C)")
+    """Return kernel_size, stride and padding as pairs, after checking them and x (N, H, W, C)."""
+    check_batch(function, x, "(N, H, W, C)", 4)
     kernel_size, stride, padding = as_windows(function, kernel_size, stride, padding)
     check_fits(function, x, kernel_size, padding)
     return kernel_size, stride, padding
 
 
 def check_batch_norm(x: Tensor, weight: Tensor, bias: Tensor, running_mean, running_var) -> None:
-    """The tensors of batch normalisation."""
-    check_floats("batch_norm", x)
-    check_batch("batch_norm", x, 2 if x.ndim == 2 else 4, "(N, C) or (N, H, W, C)")
+    """Raise an error unless x is (N, C) or (N, H, W, C), and each vector has one element per channel."""
+    check_batch("batch_norm", x, "(N, C) or (N, H, W, C)", 2, 4)
     check_tensors("batch_norm", weight)
     channels = weight.numel()
     if x.shape[-1] != channels:
@@ -128,14 +134,14 @@ def check_batch_norm(x: Tensor, weight: Tensor, bias: Tensor, running_mean, runn
 
 
 def check_labels(labels, logits: Tensor) -> None:
-    """labels is (N,), whole numbers below the number of classes."""
+    """Raise an error unless `labels` is (N,) and holds integers in [0, K), for logits (N, K)."""
     n, classes = logits.shape
     if getattr(labels, "dtype", None) is None or labels.dtype.kind not in "iu":
         kind = getattr(labels, "dtype", type(labels).__name__)
         raise TypeError(f"cross_entropy: expected integer labels, got {kind}; convert them with .astype('int64')")
     expected = f"{n} labels, one for each row of logits {logits.shape}"
     expect("cross_entropy", labels.shape == (n,), expected, "shape", labels.shape)
-    # On a GPU a look at the labels would make the host wait for the device, in every step.
+    # On a GPU, reading the labels would make the host wait for the device in every step.
     if device_of(labels) == "cpu" and not 0 <= labels.min() <= labels.max() < classes:
         raise ValueError(
             f"cross_entropy: expected labels in [0, {classes}), got labels from {labels.min()} to {labels.max()}"

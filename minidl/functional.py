@@ -1,6 +1,6 @@
-"""The operations as functions of tensors: arguments checked, formulas and shapes told.
+"""The operations as functions of tensors. Each checks its arguments and documents its formula and shapes.
 
-Images are (N, H, W, C) and convolution weights (KH, KW, C, O). Where PyTorch has the function, the name is PyTorch's.
+Images are (N, H, W, C) and convolution weights (KH, KW, C, O). Names are PyTorch's where PyTorch has the function.
 """
 
 import math
@@ -45,7 +45,7 @@ from minidl.tensor import Tensor, apply, apply_broadcast, check_tensors
 
 
 def cat(tensors: list[Tensor], dim: int = 0) -> Tensor:
-    """The tensors one after the other along `dim`; their other lengths must agree.
+    """The tensors joined along `dim`. All their other dimensions must be equal.
 
     >>> cat([Tensor([1.0, 2.0]), Tensor([3.0])])
     Tensor([1., 2., 3.], shape=(3,), float32)
@@ -56,7 +56,7 @@ def cat(tensors: list[Tensor], dim: int = 0) -> Tensor:
 
 
 def stack(tensors: list[Tensor], dim: int = 0) -> Tensor:
-    """The tensors, all of one shape, side by side along a new dimension.
+    """The tensors, all of one shape, joined along a new dimension `dim`.
 
     >>> stack([Tensor([1.0, 2.0]), Tensor([3.0, 4.0])]).shape
     (2, 2)
@@ -65,13 +65,13 @@ def stack(tensors: list[Tensor], dim: int = 0) -> Tensor:
     check_same_shape("stack", tensors)
     shape = list(tensors[0].shape)
     if not -len(shape) - 1 <= dim <= len(shape):
-        raise ValueError(f"stack: dim {dim} is not a dimension of the stacked {tensors[0].shape}")
+        raise ValueError(f"stack: expected dim in [{-len(shape) - 1}, {len(shape)}] for {tensors[0].shape}, got {dim}")
     shape.insert(dim % (len(shape) + 1), 1)
     return cat([tensor.reshape(shape) for tensor in tensors], dim)
 
 
 def where(condition: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """a where the condition, a tensor of bools, holds, and b elsewhere. All three broadcast.
+    """a where `condition`, a tensor of bools, is True, and b elsewhere. All three broadcast.
 
     >>> x = Tensor([-1.0, 2.0])
     >>> where(x > 0, x, x * 0.1)
@@ -79,12 +79,12 @@ def where(condition: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """
     check_tensors("where", condition)
     if condition.dtype != bool:
-        raise TypeError(f"where: expected a condition of bools, got {condition.dtype}; compare it with something first")
+        raise TypeError(f"where: expected a condition of bools, got {condition.dtype}; compare it first, as in x > 0")
     return apply_broadcast(Where, a, b, condition=condition.data)
 
 
 def maximum(a: Tensor, b: Tensor) -> Tensor:
-    """The larger of the two, number by number; equal ones share the gradient.
+    """The larger of a and b, element by element. They broadcast. Where they are equal, each gets half of the gradient.
 
     >>> maximum(Tensor([1.0, 5.0]), Tensor([3.0, 2.0]))
     Tensor([3., 5.], shape=(2,), float32)
@@ -93,7 +93,7 @@ def maximum(a: Tensor, b: Tensor) -> Tensor:
 
 
 def flatten(x: Tensor, start_dim: int = 1) -> Tensor:
-    """The dimensions from start_dim on as one: (N, H, W, C) -> (N, H*W*C).
+    """x with the dimensions from `start_dim` on merged into one: (N, H, W, C) -> (N, H*W*C).
 
     >>> flatten(Tensor(np.zeros((2, 3, 4, 5)))).shape
     (2, 60)
@@ -113,7 +113,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     >>> linear(Tensor([[1.0, 2.0]]), Tensor([[1.0], [10.0]]), Tensor([0.5]))
     Tensor([[21.5]], shape=(1, 1), float32)
     """
-    check_batch("linear", x, 2, "(N, in)")
+    check_batch("linear", x, "(N, in)", 2)
     expect("linear", weight.ndim == 2, "weight (in, out)", "shape", weight.shape)
     if x.shape[1] != weight.shape[0]:
         raise ValueError(
@@ -125,20 +125,20 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Pair = 1, padding: Pair = 0) -> Tensor:
-    """Convolution of x (N, H, W, C) with weight (KH, KW, C, O): y (N, OH, OW, O).
+    """Convolution of x (N, H, W, C) with weight (KH, KW, C, O) and bias (O,): y (N, OH, OW, O).
 
-    OH = (H + 2 padding - KH) // stride + 1. The kernel is not flipped (cross-correlation). `stride` and `padding`, by
-    zeros, are a number or (height, width). On a CPU, Winograd's algorithm spreads rounding errors, NaN and infinity to
-    outputs up to 5 pixels outside of an input's window; `minidl.set_convolution("im2col")` computes without it.
+    OH = (H + 2 padding - KH) // stride + 1, OW likewise. The kernel is not flipped (cross-correlation). `stride` and
+    `padding`, by zeros, are a number or (height, width). On a CPU, Winograd's algorithm spreads rounding errors, NaN
+    and infinity to outputs up to 5 pixels away; `minidl.set_convolution("im2col")` turns it off.
 
     >>> image, blur = Tensor(np.ones((1, 4, 4, 1))), Tensor(np.full((3, 3, 1, 1), 1 / 9))
-    >>> conv2d(image, blur, padding=1)[0, :, :, 0].to("float32")
+    >>> conv2d(image, blur, padding=1)[0, :, :, 0]
     Tensor([[0.4444, 0.6667, 0.6667, 0.4444],
             [0.6667, 1.    , 1.    , 0.6667],
             [0.6667, 1.    , 1.    , 0.6667],
-            [0.4444, 0.6667, 0.6667, 0.4444]], shape=(4, 4), float32)
+            [0.4444, 0.6667, 0.6667, 0.4444]], shape=(4, 4), float64)
     """
-    check_batch("conv2d", x, 4, "(N, H, W, C)")
+    check_batch("conv2d", x, "(N, H, W, C)", 4)
     expect("conv2d", weight.ndim == 4, "weight (KH, KW, C, O)", "shape", weight.shape)
     kh, kw, channels, out_channels = weight.shape
     if x.shape[3] != channels:
@@ -155,10 +155,10 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor | None = None, stride: Pair =
 def max_pool2d(
     x: Tensor, kernel_size: Pair, stride: Pair | None = None, padding: Pair = 0, ceil_mode: bool = False
 ) -> Tensor:
-    """The largest number of each window of each channel: (N, H, W, C) -> (N, OH, OW, C), as torch.nn.MaxPool2d.
+    """The maximum of each window, in each channel: (N, H, W, C) -> (N, OH, OW, C), as torch.nn.MaxPool2d.
 
-    `stride` is the kernel's size unless given. Padding counts as -inf and is at most half the kernel. In ceil mode the
-    windows that hang over the edge count too.
+    `stride` defaults to kernel_size. Padding counts as -inf and is at most half of kernel_size. With ceil_mode=True, a
+    last window that extends beyond the padded image counts too, unless it starts in the padding after the image.
 
     >>> max_pool2d(Tensor([[[[1.0], [2.0]], [[3.0], [4.0]]]]), 2).item()
     4.0
@@ -175,9 +175,9 @@ def avg_pool2d(
     ceil_mode: bool = False,
     count_include_pad: bool = True,
 ) -> Tensor:
-    """The mean of each window of each channel: (N, H, W, C) -> (N, OH, OW, C), as torch.nn.AvgPool2d.
+    """The mean of each window, in each channel: (N, H, W, C) -> (N, OH, OW, C), as torch.nn.AvgPool2d.
 
-    The zeros of the padding count as numbers of the window unless count_include_pad is False.
+    The padding's zeros are included in the mean unless count_include_pad is False. The rest is as in `max_pool2d`.
 
     >>> avg_pool2d(Tensor([[[[1.0], [2.0]], [[3.0], [4.0]]]]), 2).item()
     2.5
@@ -195,12 +195,12 @@ def avg_pool2d(
 
 
 def global_avg_pool(x: Tensor) -> Tensor:
-    """The mean of each channel of each image: (N, H, W, C) -> (N, C) (Lin, Chen, Yan 2014, section 3.2).
+    """The mean over the pixels, for each image and channel: (N, H, W, C) -> (N, C) (Lin, Chen, Yan 2014, section 3.2).
 
     >>> global_avg_pool(Tensor([[[[1.0], [2.0]], [[3.0], [4.0]]]]))
     Tensor([[2.5]], shape=(1, 1), float32)
     """
-    check_batch("global_avg_pool", x, 4, "(N, H, W, C)")
+    check_batch("global_avg_pool", x, "(N, H, W, C)", 4)
     return apply(GlobalAvgPool, x)
 
 
@@ -216,9 +216,9 @@ def batch_norm(
 ) -> Tensor:
     """y = weight (x - mean) / sqrt(variance + eps) + bias for each channel of x (N, C) or (N, H, W, C).
 
-    In training, mean and variance (divided by the count) are those of x, and the gradient goes through them; the
-    running values, where given, become (1 - momentum) running + momentum new, the variance divided by count - 1.
-    Otherwise the running values are used, as constants. Ioffe, Szegedy 2015, algorithms 1 and 2.
+    In training, mean and variance are those of x (variance: divided by the count M), and gradients flow through them.
+    The running values, if given, become (1 - momentum) running + momentum new, with a variance divided by M - 1.
+    In evaluation, the running values are used, as constants. Ioffe, Szegedy 2015, algorithms 1 and 2.
 
     >>> batch_norm(Tensor([[1.0], [3.0]]), Tensor([1.0]), Tensor([0.0]), eps=0)
     Tensor([[-1.],
@@ -231,13 +231,13 @@ def batch_norm(
         return apply(BatchNorm, x, weight, bias, mean=mean, variance=variance, eps=float(eps))
     if running_mean is None:
         raise ValueError("batch_norm: evaluation (training=False) needs running_mean and running_var")
-    # Copies, as they go on changing before backward.
+    # Copies: a later training step may change the running values before this backward.
     mean, variance = once(lambda: (running_mean.data.copy(), running_var.data.copy()))
     return apply(BatchNormEval, x, weight, bias, mean=mean, variance=variance, eps=float(eps))
 
 
 def _statistics(x: Tensor, running_mean: Tensor | None, running_var: Tensor | None, momentum: float):
-    """The mean and the variance of each channel of x. The running values, where given, move towards them."""
+    """Return the mean and variance of each channel of x, and update the running values if they are given."""
     kernels, count = kernels_for(x.data), x.numel() // x.shape[-1]
     expect("batch_norm", count > 1, "more than one number per channel to take statistics of", "x", x.shape)
     mean, variance = kernels.batch_statistics(x.data)
@@ -247,7 +247,7 @@ def _statistics(x: Tensor, running_mean: Tensor | None, running_var: Tensor | No
 
 
 def relu(x: Tensor) -> Tensor:
-    """max(x, 0).
+    """max(x, 0) for each element x.
 
     >>> relu(Tensor([-1.0, 2.0]))
     Tensor([0., 2.], shape=(2,), float32)
@@ -256,10 +256,10 @@ def relu(x: Tensor) -> Tensor:
 
 
 def dropout(x: Tensor, probability: float, key: np.ndarray) -> Tensor:
-    """x / (1 - p) with probability 1 - p, else 0 (Srivastava et al. 2014).
+    """Each element becomes 0 with probability p = `probability`, else x / (1 - p) (Srivastava et al. 2014).
 
-    `key` is a uint32 array (seed low, seed high, step, layer): the same key gives the same mask. The layer
-    `minidl.nn.Dropout` keeps one and counts the steps.
+    `key` is a uint32 array (seed low, seed high, step, layer), and the mask depends on nothing else. The layer
+    `minidl.nn.Dropout` keeps a key and counts the steps.
 
     >>> dropout(Tensor([1.0, 1.0, 1.0, 1.0]), 0.5, np.array([7, 0, 0, 0], np.uint32)).max().item()
     2.0
@@ -267,25 +267,25 @@ def dropout(x: Tensor, probability: float, key: np.ndarray) -> Tensor:
     check_floats("dropout", x)
     expect("dropout", 0 <= probability < 1, "a probability in [0, 1)", probability)
     if getattr(key, "shape", None) != (4,) or key.dtype != np.uint32:
-        raise ValueError(f"dropout: expected an array of four uint32 numbers as key, got {key!r}")
+        raise ValueError(f"dropout: expected a key of four uint32 numbers, got {key!r}")
     return apply(Dropout, x, probability=probability, key=key)
 
 
 def local_response_norm(x: Tensor, size: int = 5, alpha: float = 1e-4, beta: float = 0.75, k: float = 2.0) -> Tensor:
-    """x / (k + alpha * the sum of x^2 over the `size` neighbouring channels)^beta; x (N, H, W, C).
+    """y_c = x_c / (k + alpha * the sum of x_d^2 over the `size` channels d around c)^beta; x (N, H, W, C).
 
-    Krizhevsky, Sutskever, Hinton 2012, section 3.3, whose constants are the defaults. PyTorch divides alpha by size.
+    Krizhevsky, Sutskever, Hinton 2012, section 3.3; the defaults are theirs. PyTorch has alpha / size instead of alpha.
 
     >>> local_response_norm(Tensor([[[[1.0]]]]), alpha=2.0, beta=1.0).item()
     0.25
     """
-    check_batch("local_response_norm", x, 4, "(N, H, W, C)")
+    check_batch("local_response_norm", x, "(N, H, W, C)", 4)
     check_whole("local_response_norm", 1, size=size)
     return apply(LocalResponseNorm, x, size=size, alpha=alpha, beta=beta, k=k)
 
 
 def pad_channels(x: Tensor, before: int, after: int) -> Tensor:
-    """x with that many channels of zeros before and after its own.
+    """x with `before` channels of zeros before its own and `after` channels after: (..., C) -> (..., before+C+after).
 
     >>> pad_channels(Tensor([[1.0, 2.0]]), 1, 0)
     Tensor([[0., 1., 2.]], shape=(1, 3), float32)
@@ -308,7 +308,7 @@ def softmax(x: Tensor, dim: int = -1) -> Tensor:
 
 
 def log_softmax(x: Tensor, dim: int = -1) -> Tensor:
-    """log(softmax(x)) along `dim`, computed as x_i - log sum_j exp(x_j), which loses nothing where a softmax is tiny.
+    """log(softmax(x)) along `dim`, as x_i - log sum_j exp(x_j), which is accurate even where the softmax is tiny.
 
     >>> log_softmax(Tensor([[0.0, 0.0]]))
     Tensor([[-0.6931, -0.6931]], shape=(1, 2), float32)
@@ -317,14 +317,14 @@ def log_softmax(x: Tensor, dim: int = -1) -> Tensor:
 
 
 def cross_entropy(logits: Tensor, labels, label_smoothing: float = 0.0) -> Tensor:
-    """The mean over the batch of -log softmax(logits)[label]; logits (N, K), labels N integers in [0, K).
+    """The mean over the batch of -log softmax(logits)[label]: logits (N, K), labels (N,), integers in [0, K) -> ().
 
     With label smoothing s the target is (1 - s) onehot(label) + s / K (Szegedy et al. 2016, section 7).
 
     >>> cross_entropy(Tensor([[2.0, 2.0], [0.0, 0.0]]), np.array([0, 1]))
     Tensor(0.6931, shape=(), float32)
     """
-    check_batch("cross_entropy", logits, 2, "(N, K)")
+    check_batch("cross_entropy", logits, "(N, K)", 2)
     expect("cross_entropy", 0 <= label_smoothing <= 1, "label_smoothing in [0, 1]", label_smoothing)
     labels = labels.data if isinstance(labels, Tensor) else labels
     labels = np.asarray(labels) if isinstance(labels, list | tuple) else labels
@@ -334,25 +334,25 @@ def cross_entropy(logits: Tensor, labels, label_smoothing: float = 0.0) -> Tenso
 
 
 def mse_loss(x: Tensor, target: Tensor) -> Tensor:
-    """The mean of (x - target)^2 over all numbers.
+    """The mean of (x - target)^2 over all elements; x and target have the same shape.
 
     >>> mse_loss(Tensor([1.0, 2.0]), Tensor([1.0, 4.0])).item()
     2.0
     """
     check_tensors("mse_loss", x, target)
-    expect("mse_loss", x.numel() > 0, "a batch with something in it", "shape", x.shape)
+    expect("mse_loss", x.numel() > 0, "a batch that is not empty", "shape", x.shape)
     if x.shape != target.shape:
         raise ValueError(f"mse_loss: x {x.shape} and target {target.shape} differ in shape; reshape one of them")
     return apply(MSELoss, _in_float32(x), _in_float32(target))
 
 
 def _in_float32(x: Tensor) -> Tensor:
-    """bfloat16 as float32: sums of exponentials and of squares need more than its 8 bits."""
+    """Return bfloat16 as float32: sums of exponentials and of squares need more than 8 bits of precision."""
     return x.to(float32) if is_bfloat16(x.dtype) else x
 
 
 def _along(name: str, function: type[Function], x: Tensor, dim: int) -> Tensor:
-    """Apply a function of the last axis of (N, K) along any dimension."""
+    """Apply `function`, which works along the last axis of (N, K), along dimension `dim` of any x."""
     check_floats(name, x)
     x = _in_float32(x)
     if not -x.ndim <= dim < x.ndim:

@@ -1,4 +1,4 @@
-"""Tensor: an array with a place in the graph. `apply` runs an operation and records it."""
+"""The Tensor: an array and its node in the graph. `apply` runs an operation and records it."""
 
 import functools
 import reprlib
@@ -14,21 +14,21 @@ from minidl.ops.function import Context, Function
 from minidl.ops.reduce import Max, Sum
 from minidl.ops.shape import GetItem, Permute, Reshape
 
-Dim = int | tuple[int, ...] | None  # None is all dimensions, and so is (), as in PyTorch
+Dim = int | tuple[int, ...] | None  # None and () both mean all dimensions, as in PyTorch
 
-# The kinds of NumPy's dtypes that hold real numbers: bool, integers, unsigned integers, floats.
+# NumPy's codes for the kinds of dtypes that hold real numbers: bool, signed and unsigned integers, floats.
 NUMBERS = set("biuf")
 
 
 class Tensor:
     """An array that remembers how it was computed.
 
-    An ndarray keeps its dtype and its memory; Python floats become float32, Python integers int64. The memory is
-    C-contiguous, always. With `requires_grad`, `backward()` on something computed from this tensor fills its `grad`.
+    An array keeps its dtype, and its memory too if that is C-contiguous; Python floats become float32, Python integers
+    int64. With requires_grad=True, calling `backward()` on anything computed from this tensor adds to its `grad`.
     """
 
     __slots__ = ("__weakref__", "_place", "data")
-    __array_ufunc__ = None  # so that ndarray * Tensor asks the Tensor, not every element of the ndarray
+    __array_ufunc__ = None  # ndarray * Tensor calls Tensor.__rmul__ once, not for every element of the ndarray
 
     def __init__(self, data, dtype=None, device: str | None = None, requires_grad: bool = False):
         self.data = _as_array(data.data if isinstance(data, Tensor) else data, dtype, device)
@@ -36,11 +36,11 @@ class Tensor:
         if requires_grad:
             self.requires_grad = True
 
-    # -- what it is ----------------------------------------------------------------------------------------------------
+    # -- shape, dtype and values ---------------------------------------------------------------------------------------
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The length along each dimension."""
+        """The length of each dimension."""
         return self.data.shape
 
     @property
@@ -50,25 +50,25 @@ class Tensor:
 
     @property
     def dtype(self) -> np.dtype:
-        """float32, float64, bfloat16, int64 or bool."""
+        """The dtype of the elements, such as float32, bfloat16, int64 or bool."""
         return self.data.dtype
 
     @property
     def device(self) -> str:
-        """'cpu' or 'cuda'."""
+        """The device that holds the data: 'cpu' or 'cuda'."""
         return device_of(self.data)
 
     def numel(self) -> int:
-        """How many numbers it holds."""
+        """Return the number of elements."""
         return self.data.size
 
     def is_floating_point(self) -> bool:
-        """True for float32, float64 and bfloat16: tensors of these can have gradients."""
+        """Return True for float32, float64 and bfloat16. Only these can have gradients."""
         return self.data.dtype.kind not in "biu"
 
     def __len__(self) -> int:
         if not self.shape:
-            raise TypeError("len: a tensor of shape () has no length; use .item() for its number")
+            raise TypeError("len: a tensor of shape () has no length; use .item() for its value")
         return self.shape[0]
 
     def __repr__(self) -> str:
@@ -83,14 +83,14 @@ class Tensor:
         return f"{type(self).__name__}({values}, {', '.join(facts)})"
 
     def numpy(self) -> np.ndarray:
-        """The numbers as a NumPy array: the tensor's own memory if it is on the CPU."""
+        """Return the values as a NumPy array, which shares the memory of a tensor on the CPU."""
         return to_device(self.data, "cpu")
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         return np.array(self.numpy(), dtype, copy=copy)
 
     def item(self) -> float | int | bool:
-        """The number that a tensor of one element holds."""
+        """Return the value of a tensor of one element as a Python number."""
         if self.numel() != 1:
             raise ValueError(f"item: expected a tensor of one element, got shape {self.shape}")
         return self.data.item()
@@ -104,18 +104,18 @@ class Tensor:
     def __bool__(self) -> bool:
         return bool(self.item())
 
-    # -- its place in the graph ----------------------------------------------------------------------------------------
+    # -- the graph -----------------------------------------------------------------------------------------------------
 
     @property
     def requires_grad(self) -> bool:
-        """Whether backward() reaches it. Settable on tensors that were not computed from others."""
+        """True if `backward()` passes through this tensor. Settable unless the tensor was computed from others."""
         return self._place is not None
 
     @requires_grad.setter
     def requires_grad(self, wanted: bool) -> None:
         if isinstance(self._place, Node):
             raise RuntimeError(
-                f"requires_grad: this tensor was computed by {self._place.name}; use detach() to cut it off"
+                f"requires_grad: cannot be set on a tensor computed by {self._place.name}; set it on t.detach() instead"
             )
         if wanted and not self.is_floating_point():
             raise TypeError(
@@ -126,7 +126,7 @@ class Tensor:
 
     @property
     def grad(self) -> "Tensor | None":
-        """dL/d(this tensor), summed over the backward passes since it was last set to None. Kept for leaves only."""
+        """dL/d(this tensor), added up over backward passes until it is set to None. Only leaves keep a gradient."""
         if not isinstance(self._place, Leaf) or self._place.grad is None:
             return None
         return Tensor(self._place.grad)
@@ -135,16 +135,16 @@ class Tensor:
     def grad(self, value: "Tensor | None") -> None:
         if not isinstance(self._place, Leaf):
             raise RuntimeError(
-                "grad: only a tensor made with requires_grad=True, not one computed from others, has a gradient"
+                "grad: only a tensor made with requires_grad=True, not one computed from others, keeps a gradient"
             )
         if value is not None:
             self._check_grad("grad", value)
         self._place.grad = None if value is None else value.data
 
     def backward(self, grad: "Tensor | None" = None) -> None:
-        """Add dL/dt to the `grad` of every leaf t that this tensor L was computed from.
+        """Add dL/dt to `t.grad` for every leaf t that this tensor, L, was computed from.
 
-        For an L that is not a scalar, `grad` has its shape and says how much each of its numbers counts.
+        If L is not a scalar, pass `grad`, of L's shape: t.grad then receives the sum over i of grad_i dL_i/dt.
         """
         if self._place is None:
             raise RuntimeError(
@@ -167,11 +167,11 @@ class Tensor:
             )
 
     def detach(self) -> "Tensor":
-        """The same memory, cut off from the graph."""
+        """Return a tensor that shares this one's memory but is not part of the graph."""
         return Tensor(self.data)
 
     def to(self, target) -> "Tensor":
-        """On another device ('cpu', 'cuda') or in another dtype ('float64', 'bfloat16', np.float32, ...)."""
+        """Return this tensor on a device ('cpu', 'cuda') or in a dtype ('float64', 'bfloat16', np.float32, ...)."""
         if target in ("cpu", "cuda"):
             return self if self.device == target else apply(Move, self, device=target)
         try:
@@ -222,7 +222,7 @@ class Tensor:
     def __rmatmul__(self, other) -> "Tensor":
         return matmul(other, self)
 
-    # Comparisons give a tensor of bools, through which no gradient flows.
+    # Comparisons return tensors of bools, through which no gradient flows.
 
     def __eq__(self, other) -> "Tensor":
         return Tensor(self.data == _raw(other))
@@ -244,83 +244,83 @@ class Tensor:
 
     __hash__ = object.__hash__
 
-    # -- functions of each number --------------------------------------------------------------------------------------
+    # -- element-wise functions ----------------------------------------------------------------------------------------
 
     def exp(self) -> "Tensor":
-        """e^x."""
+        """Return e^x for each element x."""
         return apply(Exp, self)
 
     def log(self) -> "Tensor":
-        """The natural logarithm."""
+        """Return the natural logarithm of each element."""
         return apply(Log, self)
 
     def sqrt(self) -> "Tensor":
-        """The square root."""
+        """Return the square root of each element."""
         return apply(Sqrt, self)
 
     def sigmoid(self) -> "Tensor":
-        """1 / (1 + e^-x)."""
+        """Return 1 / (1 + e^-x) for each element x."""
         return apply(Sigmoid, self)
 
     def tanh(self) -> "Tensor":
-        """The hyperbolic tangent."""
+        """Return the hyperbolic tangent of each element."""
         return apply(Tanh, self)
 
     def clip(self, low: float | None = None, high: float | None = None) -> "Tensor":
-        """x, but no less than low and no more than high."""
+        """Return min(max(x, low), high) for each element x. None means no bound."""
         low, high = (None if bound is None else _as_number("clip", bound, self) for bound in (low, high))
         return apply(Clip, self, low=low, high=high)
 
     # -- reductions ----------------------------------------------------------------------------------------------------
 
     def sum(self, dim: Dim = None, keepdim: bool = False) -> "Tensor":
-        """The sum over `dim`, or over everything."""
+        """Return the sum over the dimensions `dim`, or over all. `keepdim` keeps them, with length 1."""
         return apply(Sum, self, dim=_as_dims("sum", dim, self), keepdim=keepdim)
 
     def mean(self, dim: Dim = None, keepdim: bool = False) -> "Tensor":
-        """The mean over `dim`, or over everything."""
+        """Return the mean over the dimensions `dim`, or over all. `keepdim` keeps them, with length 1."""
         if not self.numel():
-            raise ValueError(f"mean: expected a tensor with something in it, got shape {self.shape}")
+            raise ValueError(f"mean: expected a tensor that is not empty, got shape {self.shape}")
         if not self.is_floating_point():
             raise TypeError(f"mean: expected floats, got {self.dtype}; convert them with .to('float32')")
         total = self.sum(dim, keepdim)
         return total / (self.numel() / total.numel())
 
     def var(self, dim: Dim = None, keepdim: bool = False, correction: int = 1) -> "Tensor":
-        """The sum of (x - mean)^2 / (count - correction): 1 is PyTorch's "unbiased", 0 divides by the count."""
+        """Return the variance, sum((x - mean)^2) / (count - correction): 1 is unbiased, 0 divides by the count."""
         deviations = self - self.mean(dim, keepdim=True)
         total = (deviations * deviations).sum(dim, keepdim)
         return total / (self.numel() / total.numel() - correction)
 
     def max(self, dim: Dim = None, keepdim: bool = False) -> "Tensor":
-        """The largest over `dim`, or of all: the values alone, as torch.amax. Equal ones share the gradient."""
+        """Return the maximum over `dim`, or over all: values only, as torch.amax. Equal maxima share the gradient."""
         return apply(Max, self, dim=_as_dims("max", dim, self), keepdim=keepdim)
 
     def argmax(self, dim: int | None = None) -> "Tensor":
-        """Where the largest stands along `dim`: the first among equals."""
+        """Return the index of the first maximum along `dim`, or in the flattened tensor."""
         return Tensor(self.data.argmax(axis=dim))
 
     # -- shapes --------------------------------------------------------------------------------------------------------
 
     def reshape(self, *shape: int) -> "Tensor":
-        """The same numbers in the same order in another shape; one length may be -1."""
+        """Return the same elements in the same order in another shape. One length may be -1: it is inferred."""
         shape = _as_sequence(shape)
         try:
             return apply(Reshape, self, shape=shape)
         except ValueError:
-            raise ValueError(f"reshape: the {self.numel()} numbers of {self.shape} do not make {shape}") from None
+            raise ValueError(f"reshape: the {self.numel()} elements of {self.shape} do not fit {shape}") from None
 
     def permute(self, *dims: int) -> "Tensor":
-        """The dimensions in another order: dimension i of the result is dimension dims[i] of this tensor."""
+        """Return the tensor with permuted dimensions: dimension i of the result is dimension dims[i] of this one."""
         dims = _as_sequence(dims)
         try:
             return apply(Permute, self, dims=dims)
         except ValueError:
-            raise ValueError(f"permute: {dims} is not an order of the dimensions of {self.shape}") from None
+            raise ValueError(f"permute: {dims} is not a permutation of the dimensions of {self.shape}") from None
 
     @property
-    def T(self) -> "Tensor":  # noqa: N802 - the name that everyone knows
-        """The dimensions in reverse order."""
+    def T(self) -> "Tensor":  # noqa: N802 - the name in NumPy and PyTorch
+        """This tensor with its dimensions in reverse order."""
         return self.permute(*reversed(range(self.ndim)))
 
     def __getitem__(self, index) -> "Tensor":
@@ -333,7 +333,7 @@ class Tensor:
 
 
 class Parameter(Tensor):
-    """A tensor that a module learns. Frozen by requires_grad=False, it stays among the module's parameters."""
+    """A tensor that a module learns. With requires_grad=False it is frozen, and is still a parameter of the module."""
 
     __slots__ = ("layout",)
 
@@ -343,9 +343,9 @@ class Parameter(Tensor):
 
 
 class Buffer(Tensor):
-    """A tensor that belongs to a module's state and is not learned, like a running mean.
+    """A tensor of a module's state that is not learned, such as a running mean.
 
-    One that is not `persistent` is left out of state_dict().
+    If `persistent` is False, state_dict() leaves it out.
     """
 
     __slots__ = ("persistent",)
@@ -356,7 +356,7 @@ class Buffer(Tensor):
 
 
 def apply(function: type[Function], *inputs: Tensor | None, **hyperparameters) -> Tensor:
-    """Run an operation on tensors, and record it if one of them requires grad. None stands for an absent input."""
+    """Run an operation on tensors, and record it if one of them requires grad. Pass None for an absent input."""
     operation, recording = function.__name__.lower(), is_grad_enabled()
     check_tensors(operation, inputs[0])
     if function.floats_only and not inputs[0].is_floating_point():
@@ -364,7 +364,7 @@ def apply(function: type[Function], *inputs: Tensor | None, **hyperparameters) -
             f"{operation}: expected floating-point numbers, got {inputs[0].dtype}; convert them with .to('float32')"
         )
     check_alike(operation, *inputs, kept_in_float32=function.kept_in_float32)
-    arrays, kinds, sources = [], [], []  # of each input
+    arrays, kinds, sources = [], [], []  # one entry for each input
     for tensor in inputs:
         is_there = tensor is not None
         arrays.append(tensor.data if is_there else None)
@@ -378,7 +378,7 @@ def apply(function: type[Function], *inputs: Tensor | None, **hyperparameters) -
 
 
 def matmul(a, b) -> Tensor:
-    """The matrix product over the last two dimensions: (..., n, k) @ (..., k, m) -> (..., n, m)."""
+    """Return the matrix product over the last two dimensions: (..., n, k) @ (..., k, m) -> (..., n, m)."""
     a, b = _as_operand("matmul", a, b), _as_operand("matmul", b, a)
     if a.ndim < 2 or b.ndim < 2 or a.shape[-1] != b.shape[-2]:
         raise ValueError(
@@ -388,7 +388,7 @@ def matmul(a, b) -> Tensor:
 
 
 def apply_broadcast(function: type[Function], a, b, **hyperparameters) -> Tensor:
-    """Apply a function of two operands that broadcast. A number takes the dtype and the device of the other operand."""
+    """Run an operation on two operands that broadcast. A number takes the dtype and the device of the other operand."""
     operation = function.__name__.lower()
     a, b = _as_operand(operation, a, b), _as_operand(operation, b, a)
     try:
@@ -399,7 +399,7 @@ def apply_broadcast(function: type[Function], a, b, **hyperparameters) -> Tensor
 
 
 def _as_operand(operation: str, value, other) -> Tensor:
-    """A tensor; a number takes the dtype and the device of the other operand."""
+    """Return `value` as a tensor. A number takes the dtype and the device of `other`."""
     if isinstance(value, Tensor):
         return value
     check_tensors(operation, other)
@@ -409,7 +409,7 @@ def _as_operand(operation: str, value, other) -> Tensor:
 
 
 def _as_number(operation: str, value, other: Tensor) -> int | float:
-    """A Python number: it changes no array's dtype, while NumPy's float64 would turn a float32 array into float64."""
+    """Return `value` as a Python number. It keeps an array's dtype: NumPy's float64 would turn float32 into float64."""
     value = value.item() if isinstance(value, np.generic) else value
     if not other.is_floating_point() and not isinstance(value, bool if other.dtype.kind == "b" else int):
         raise TypeError(
@@ -420,7 +420,7 @@ def _as_number(operation: str, value, other: Tensor) -> int | float:
 
 
 def check_tensors(operation: str, *values) -> None:
-    """Arrays and numbers are not taken for tensors: their device, dtype and layout would be guessed."""
+    """Raise TypeError unless all are Tensors: converting an array would mean guessing its device and dtype."""
     for value in values:
         if not isinstance(value, Tensor):
             raise TypeError(
@@ -429,9 +429,9 @@ def check_tensors(operation: str, *values) -> None:
 
 
 def check_alike(operation: str, first: Tensor, *others: Tensor | None, kept_in_float32: tuple[int, ...] = ()) -> None:
-    """Tensors on one device and, as silent conversions hide mistakes, of one dtype. None is an absent one.
+    """Raise TypeError unless all have one device and one dtype, as silent conversions hide mistakes. None is skipped.
 
-    If the first, number 0, is bfloat16, those with the numbers `kept_in_float32` are float32.
+    If the first, input 0, is bfloat16, the inputs whose numbers are in `kept_in_float32` must be float32.
     """
     device = device_of(first.data)
     for number, tensor in enumerate(others, start=1):
@@ -448,14 +448,14 @@ def check_alike(operation: str, first: Tensor, *others: Tensor | None, kept_in_f
 
 
 def _as_array(data, dtype, device):
-    """A C-contiguous array. Python floats, and lists of them, are float32 unless a dtype says otherwise."""
+    """Return `data` as a C-contiguous array. Python floats and lists of them become float32 unless `dtype` is given."""
     if not hasattr(data, "dtype"):
         try:
             data = np.asarray(data)
         except ValueError:
             raise TypeError(f"Tensor: expected lists of equal lengths, got {reprlib.repr(data)}") from None
         dtype = dtype or (float32 if data.dtype == float64 else None)
-    kind = getattr(data.dtype, "kind", "O")  # another library's dtypes have none
+    kind = getattr(data.dtype, "kind", "O")  # the dtypes of other libraries have no kind
     if kind not in NUMBERS and not (kind == "V" and is_bfloat16(data.dtype)):
         raise TypeError(f"Tensor: expected real numbers, or a NumPy or CuPy array of them, got {reprlib.repr(data)}")
     if device_of(data) == "cpu":
@@ -481,5 +481,5 @@ def _as_dims(operation: str, dim: Dim, x: Tensor) -> tuple[int, ...] | None:
 
 
 def _as_sequence(arguments: tuple) -> tuple[int, ...]:
-    """reshape(2, 3) and reshape((2, 3)) mean the same."""
+    """Return the lengths as a tuple: reshape(2, 3) and reshape((2, 3)) mean the same."""
     return tuple(arguments[0]) if len(arguments) == 1 and isinstance(arguments[0], tuple | list) else arguments

@@ -167,7 +167,7 @@ def test_adding_a_second_gradient_leaves_the_array_of_the_first_alone(x, device)
 def test_a_second_backward_is_an_error_that_says_what_to_do(x):
     loss = (x * x).sum()
     loss.backward()
-    with pytest.raises(RuntimeError, match=r"Sum.*freed.*run the forward pass again, or add the losses up"):
+    with pytest.raises(RuntimeError, match=r"Sum.*freed.*run the forward pass again, or add the losses and"):
         loss.backward()
 
 

@@ -244,7 +244,7 @@ def test_images_have_four_dimensions(name, function, shape):
 )
 def test_an_empty_batch_is_refused(name, function):
     shape = (0, 4, 4, 2) if name in IMAGES else (0, 2)
-    with pytest.raises(ValueError, match=rf"^{name}: expected a batch with something in it, got shape \(0, "):
+    with pytest.raises(ValueError, match=rf"^{name}: expected a batch that is not empty, got shape \(0, "):
         function(tensor(*shape))
 
 
@@ -371,17 +371,17 @@ ERRORS = {
     ),
     "mse_loss, an empty batch": (
         lambda: mse_loss(tensor(0, 3), tensor(0, 3)),
-        r"mse_loss: expected a batch with something in it, got shape \(0, 3\)",
+        r"mse_loss: expected a batch that is not empty, got shape \(0, 3\)",
     ),
     "dropout, 1": (lambda: dropout(tensor(2), 1, KEY), r"dropout: expected a probability in \[0, 1\), got 1"),
     "dropout, negative": (
         lambda: dropout(tensor(2), -0.1, KEY),
         r"dropout: expected a probability in \[0, 1\), got -0.1",
     ),
-    "dropout, key": (lambda: dropout(tensor(2), 0.5, KEY[:3]), r"dropout: expected an array of four uint32 numbers"),
+    "dropout, key": (lambda: dropout(tensor(2), 0.5, KEY[:3]), r"dropout: expected a key of four uint32 numbers"),
     "dropout, dtype of the key": (
         lambda: dropout(tensor(2), 0.5, np.zeros(4)),
-        r"dropout: expected an array of four uint32",
+        r"dropout: expected a key of four uint32",
     ),
     "local_response_norm, size": (
         lambda: local_response_norm(tensor(1, 1, 1, 2), 0),
@@ -418,7 +418,7 @@ ERRORS = {
     "cat, dim": (lambda: cat([tensor(2, 3)], 2), r"cat: dim 2 is not a dimension of \(2, 3\)"),
     "stack, nothing": (lambda: stack([]), r"stack: expected at least one tensor, got none"),
     "stack, shapes": (lambda: stack([tensor(2), tensor(3)]), r"stack: expected equal shapes, got \(2,\), \(3,\)"),
-    "stack, dim": (lambda: stack([tensor(2)], 2), r"stack: dim 2 is not a dimension of the stacked \(2,\)"),
+    "stack, dim": (lambda: stack([tensor(2)], 2), r"stack: expected dim in \[-2, 1\] for \(2,\), got 2"),
     "maximum, shapes": (lambda: maximum(tensor(2), tensor(3)), r"maximum: shapes \(2,\) and \(3,\) do not broadcast"),
 }
 

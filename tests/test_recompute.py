@@ -267,7 +267,7 @@ def test_an_error_inside_comes_out_and_leaves_everything_as_it_was(images, devic
 def test_a_second_backward_is_the_usual_error(device):
     y = recompute(twice, Tensor([1.0], device=device, requires_grad=True))
     y.backward()
-    with pytest.raises(RuntimeError, match="walked before, and what recompute had saved is freed"):
+    with pytest.raises(RuntimeError, match="used before, and the values that recompute saved are freed"):
         y.backward()
 
 

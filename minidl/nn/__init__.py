@@ -1,4 +1,4 @@
-"""Modules: parameters, buffers, training and evaluation."""
+"""Modules: layers and networks with parameters, buffers, and a training and an evaluation mode."""
 
 from minidl.nn import init
 from minidl.nn.layers import *  # noqa: F403 - each layer is written in one file

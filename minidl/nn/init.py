@@ -1,7 +1,7 @@
-"""Initial weights, as float32 arrays drawn by `minidl.manual_seed`'s counted randomness.
+"""Initial weights: random float32 arrays, reproducible with `minidl.manual_seed`.
 
-A weight's last axis is its outputs, the one before its inputs, and what stands before them is the kernel:
-(KH, KW, C, O) and (in, out). fan_in is how many numbers make one output, fan_out how many outputs one number goes to.
+A weight is (KH, KW, C, O) or (in, out): the outputs are the last axis, the inputs the one before, and the kernel, if
+any, comes first. fan_in is the number of inputs of one output, fan_out the number of outputs that one input feeds.
 """
 
 import math
@@ -12,13 +12,13 @@ from minidl.random import next_generator
 
 
 def fans(shape: tuple[int, ...]) -> tuple[int, int]:
-    """(fan_in, fan_out) of a weight."""
+    """Return (fan_in, fan_out) of a weight: (KH KW C, KH KW O) or (in, out)."""
     *kernel, inputs, outputs = shape
     return math.prod(kernel) * inputs, math.prod(kernel) * outputs
 
 
 def normal(shape: tuple[int, ...], std: float, mean: float = 0.0) -> np.ndarray:
-    """N(mean, std^2)."""
+    """Draw from the normal distribution N(mean, std^2)."""
     draws = next_generator().standard_normal(shape, np.float32)
     draws *= std
     draws += mean
@@ -26,7 +26,7 @@ def normal(shape: tuple[int, ...], std: float, mean: float = 0.0) -> np.ndarray:
 
 
 def uniform(shape: tuple[int, ...], bound: float) -> np.ndarray:
-    """Evenly from [-bound, bound)."""
+    """Draw from the uniform distribution over [-bound, bound)."""
     draws = next_generator().random(shape, np.float32)
     draws *= 2 * bound
     draws -= bound
@@ -34,7 +34,7 @@ def uniform(shape: tuple[int, ...], bound: float) -> np.ndarray:
 
 
 def he_normal(shape: tuple[int, ...], mode: str = "fan_in") -> np.ndarray:
-    """N(0, 2 / fan), which keeps the variance through a ReLU: forward for fan_in, backward for fan_out.
+    """Draw from N(0, 2 / fan). Through ReLUs, fan_in preserves the variance of activations, fan_out that of gradients.
 
     He, Zhang, Ren, Sun 2015, "Delving deep into rectifiers", equations 10 and 14.
     """
@@ -42,17 +42,17 @@ def he_normal(shape: tuple[int, ...], mode: str = "fan_in") -> np.ndarray:
 
 
 def he_uniform(shape: tuple[int, ...], mode: str = "fan_in") -> np.ndarray:
-    """Uniform with the same variance, 2 / fan: the bound is sqrt(6 / fan)."""
+    """Draw uniformly with he_normal's variance, 2 / fan: the bound is sqrt(6 / fan)."""
     return uniform(shape, math.sqrt(6 / _fan(shape, mode)))
 
 
 def xavier_normal(shape: tuple[int, ...]) -> np.ndarray:
-    """N(0, 2 / (fan_in + fan_out)) (Glorot, Bengio 2010, eq. 12)."""
+    """Draw from N(0, 2 / (fan_in + fan_out)) (Glorot, Bengio 2010, eq. 12)."""
     return normal(shape, math.sqrt(2 / sum(fans(shape))))
 
 
 def xavier_uniform(shape: tuple[int, ...]) -> np.ndarray:
-    """Uniform with the same variance: the bound is sqrt(6 / (fan_in + fan_out)) (Glorot, Bengio 2010, eq. 16)."""
+    """Draw uniformly, same variance: the bound is sqrt(6 / (fan_in + fan_out)) (Glorot, Bengio 2010, eq. 16)."""
     return uniform(shape, math.sqrt(6 / sum(fans(shape))))
 
 

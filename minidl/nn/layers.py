@@ -1,8 +1,8 @@
-"""The layers: an operation, with the parameters it needs."""
+"""The layers. Each calls a function of `functional` with the parameters and options it holds."""
 
 import numpy as np
 
-from minidl import functional as F  # noqa: N812 - the name that everyone knows
+from minidl import functional as F  # noqa: N812 - the usual name
 from minidl.checks import Pair, as_pair, as_windows, check_batch_norm_options, check_whole, expect
 from minidl.nn import init
 from minidl.nn.layout import ConvWeight, LinearWeight
@@ -12,9 +12,9 @@ from minidl.tensor import Buffer, Parameter, Tensor
 
 
 class Conv2d(Module):
-    """Convolution of (N, H, W, in_channels) with a learned kernel: see `functional.conv2d`.
+    """Convolution of x (N, H, W, in_channels) with a learned kernel: see `functional.conv2d`.
 
-    weight (KH, KW, in_channels, out_channels) starts as `init.he_normal`, bias (out_channels,) at 0.
+    weight (KH, KW, in_channels, out_channels) starts as `init.he_normal`, bias (out_channels,) as zeros.
     """
 
     def __init__(
@@ -37,15 +37,15 @@ class Conv2d(Module):
         return F.conv2d(x, self.weight, self.bias, self.stride, self.padding)
 
     def extra_repr(self) -> str:
-        """in -> out, kernel, and what is not the default."""
+        """Return the channels, kernel size, stride and padding, and whether there is a bias."""
         kh, kw, c, o = self.weight.shape
         return f"{c} -> {o}, {kh}x{kw}, stride={self.stride}, padding={self.padding}, bias={self.bias is not None}"
 
 
 class Linear(Module):
-    """y = x W + b: weight (in_features, out_features) starts as `init.xavier_normal`, bias (out_features,) at 0.
+    """y = x W + b: weight (in_features, out_features) starts as `init.xavier_normal`, bias (out_features,) as zeros.
 
-    Where x was flattened from images (H, W, C), say so with `flattened_from`: files hold PyTorch's order of the rows.
+    If x is flattened from (H, W, C) images, pass flattened_from=(H, W, C): files have the rows in PyTorch's order.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class Linear(Module):
     ):
         check_whole("Linear", 1, in_features=in_features, out_features=out_features)
         if flattened_from is not None and np.prod(flattened_from) != in_features:
-            raise ValueError(f"Linear: flattened_from {flattened_from} does not make in_features {in_features}")
+            raise ValueError(f"Linear: expected flattened_from of {in_features} elements in all, got {flattened_from}")
         self.weight = Parameter(init.xavier_normal((in_features, out_features)), layout=LinearWeight(flattened_from))
         self.bias = Parameter(np.zeros(out_features, np.float32)) if bias else None
 
@@ -66,14 +66,14 @@ class Linear(Module):
         return F.linear(x, self.weight, self.bias)
 
     def extra_repr(self) -> str:
-        """in -> out."""
+        """Return the features, and whether there is a bias."""
         return f"{self.weight.shape[0]} -> {self.weight.shape[1]}, bias={self.bias is not None}"
 
 
 class BatchNorm2d(Module):
-    """Batch normalisation over (N, H, W), for each channel: see `functional.batch_norm`.
+    """Batch normalisation of each channel over (N, H, W): see `functional.batch_norm`.
 
-    weight starts at 1, bias at 0, running_mean at 0, running_var at 1.
+    weight and running_var start as ones, bias and running_mean as zeros. All four are (num_features,).
     """
 
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1):
@@ -91,20 +91,20 @@ class BatchNorm2d(Module):
         return F.batch_norm(x, self.weight, self.bias, *running, self.training, self.momentum, self.eps)
 
     def extra_repr(self) -> str:
-        """The number of channels."""
+        """Return the number of channels and the constants."""
         return f"{self.weight.shape[0]}, eps={self.eps}, momentum={self.momentum}"
 
 
 class ReLU(Module):
-    """max(x, 0)."""
+    """max(x, 0), element by element: see `functional.relu`."""
 
     def forward(self, x: Tensor) -> Tensor:
-        """max(x, 0)."""
+        """Any shape -> the same shape."""
         return F.relu(x)
 
 
 class MaxPool2d(Module):
-    """The largest number of each window: see `functional.max_pool2d`."""
+    """The maximum of each window: see `functional.max_pool2d`."""
 
     def __init__(self, kernel_size: Pair, stride: Pair | None = None, padding: Pair = 0, ceil_mode: bool = False):
         as_windows("MaxPool2d", kernel_size, stride, padding)
@@ -115,7 +115,7 @@ class MaxPool2d(Module):
         return F.max_pool2d(x, self.kernel_size, self.stride, self.padding, self.ceil_mode)
 
     def extra_repr(self) -> str:
-        """The window."""
+        """Return the kernel size, stride and padding."""
         return f"{self.kernel_size}, stride={self.stride or self.kernel_size}, padding={self.padding}"
 
 
@@ -139,12 +139,12 @@ class AvgPool2d(Module):
         return F.avg_pool2d(x, self.kernel_size, self.stride, self.padding, self.ceil_mode, self.count_include_pad)
 
     def extra_repr(self) -> str:
-        """The window."""
+        """Return the kernel size, stride and padding."""
         return f"{self.kernel_size}, stride={self.stride or self.kernel_size}, padding={self.padding}"
 
 
 class GlobalAvgPool(Module):
-    """The mean of each channel of each image."""
+    """The mean over the pixels, for each image and channel: see `functional.global_avg_pool`."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, H, W, C) -> (N, C)."""
@@ -152,7 +152,7 @@ class GlobalAvgPool(Module):
 
 
 class Flatten(Module):
-    """Everything but the batch as one dimension."""
+    """Merges all dimensions but the batch into one: see `functional.flatten`."""
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, H, W, C) -> (N, H*W*C)."""
@@ -160,9 +160,9 @@ class Flatten(Module):
 
 
 class Dropout(Module):
-    """Drops each number with that probability while training: see `functional.dropout`.
+    """In training, sets each element to 0 with the given probability: see `functional.dropout`.
 
-    Its mask is a function of (seed, step, layer): `key` holds them, and counts its training steps.
+    The mask is a function of (seed, step, layer). The buffer `key` holds these, and the layer counts the steps there.
     """
 
     def __init__(self, probability: float = 0.5):
@@ -171,7 +171,7 @@ class Dropout(Module):
         self.key = Buffer(next_key(), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x with some numbers dropped, or x itself in evaluation."""
+        """Any shape -> the same shape; in evaluation, x itself."""
         if not self.training or self.probability == 0:
             return x
         return F.dropout(x, self.probability, once(self._next_key))
@@ -182,7 +182,7 @@ class Dropout(Module):
         return key
 
     def extra_repr(self) -> str:
-        """The probability."""
+        """Return the probability."""
         return f"{self.probability}"
 
 
@@ -198,12 +198,12 @@ class LocalResponseNorm(Module):
         return F.local_response_norm(x, self.size, self.alpha, self.beta, self.k)
 
     def extra_repr(self) -> str:
-        """The constants."""
+        """Return the constants."""
         return f"{self.size}, alpha={self.alpha}, beta={self.beta}, k={self.k}"
 
 
 class PadChannels(Module):
-    """Channels of zeros before and after x's own: see `functional.pad_channels`."""
+    """Adds channels of zeros before and after those of x: see `functional.pad_channels`."""
 
     def __init__(self, before: int, after: int):
         check_whole("PadChannels", 0, before=before, after=after)
@@ -214,34 +214,34 @@ class PadChannels(Module):
         return F.pad_channels(x, self.before, self.after)
 
     def extra_repr(self) -> str:
-        """How many."""
+        """Return the numbers of channels that are added."""
         return f"{self.before}, {self.after}"
 
 
 class Softmax(Module):
-    """exp(x_i) / sum_j exp(x_j) along `dim`."""
+    """exp(x_i) / sum_j exp(x_j) along `dim`: see `functional.softmax`."""
 
     def __init__(self, dim: int = -1):
         self.dim = dim
 
     def forward(self, x: Tensor) -> Tensor:
-        """Of x's shape."""
+        """Any shape -> the same shape."""
         return F.softmax(x, self.dim)
 
 
 class LogSoftmax(Module):
-    """The logarithm of the softmax along `dim`."""
+    """log(softmax(x)) along `dim`: see `functional.log_softmax`."""
 
     def __init__(self, dim: int = -1):
         self.dim = dim
 
     def forward(self, x: Tensor) -> Tensor:
-        """Of x's shape."""
+        """Any shape -> the same shape."""
         return F.log_softmax(x, self.dim)
 
 
 class CrossEntropyLoss(Module):
-    """The mean of -log softmax(logits)[label]: see `functional.cross_entropy`."""
+    """The mean over the batch of -log softmax(logits)[label]: see `functional.cross_entropy`."""
 
     def __init__(self, label_smoothing: float = 0.0):
         expect("CrossEntropyLoss", 0 <= label_smoothing <= 1, "label_smoothing in [0, 1]", label_smoothing)
@@ -253,12 +253,12 @@ class CrossEntropyLoss(Module):
 
 
 class MSELoss(Module):
-    """The mean of (x - target)^2."""
+    """The mean of (x - target)^2 over all elements: see `functional.mse_loss`."""
 
     def forward(self, x: Tensor, target: Tensor) -> Tensor:
-        """Two tensors of one shape -> a scalar."""
+        """Two tensors of the same shape -> a scalar."""
         return F.mse_loss(x, target)
 
 
-# What `minidl.nn` takes over: the classes above, and nothing that this file imports.
+# `from layers import *` in minidl.nn: the classes defined here, without the imported names.
 __all__ = [name for name, value in vars().items() if getattr(value, "__module__", None) == __name__]

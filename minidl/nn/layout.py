@@ -1,7 +1,7 @@
-"""How a parameter is laid out in files: always as PyTorch has it. The one place where the two layouts meet.
+"""The layout of parameters in files, which is PyTorch's. Only this file converts between it and minidl's.
 
-Results are C-contiguous copies: safetensors writes the memory of a transposed view as if it were not transposed, and
-a copy does not change with the next step of training (`np.ascontiguousarray` makes none where an axis has length 1).
+All results are C-contiguous copies. safetensors ignores strides, so it would write a transposed view untransposed; and
+a copy does not change in the next training step. `np.ascontiguousarray` copies only if the memory is not contiguous.
 """
 
 from dataclasses import dataclass
@@ -11,18 +11,18 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Plain:
-    """The same in both: vectors, and everything that is no weight of a linear map."""
+    """The same layout in memory and in files: for vectors, and all but the weights of linear and convolution layers."""
 
     def shape_in_file(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape itself."""
+        """Return the shape unchanged."""
         return shape
 
     def to_file(self, array: np.ndarray) -> np.ndarray:
-        """A copy."""
+        """Return a copy."""
         return array.copy()
 
     def from_file(self, array: np.ndarray) -> np.ndarray:
-        """A copy."""
+        """Return a copy."""
         return array.copy()
 
 
@@ -46,10 +46,10 @@ class ConvWeight:
 
 @dataclass(frozen=True)
 class LinearWeight:
-    """(in, out) in memory, (out, in) in files: the weight of a convolution that sees the whole of a (H, W, C) image.
+    """(in, out) in memory, (out, in) in files: converted as a convolution whose kernel covers a whole (H, W, C) image.
 
-    For a vector H and W are 1. After a flatten `in` runs over (H, W, C) here and over (C, H, W) in PyTorch:
-    `flattened_from` is that (H, W, C).
+    For a layer after a flatten, `flattened_from` is (H, W, C): `in` runs over (H, W, C) here, but over (C, H, W) in
+    PyTorch. Without it, H = W = 1.
     """
 
     flattened_from: tuple[int, int, int] | None = None

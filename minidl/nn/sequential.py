@@ -7,17 +7,17 @@ from minidl.tensor import Tensor
 
 
 class Sequential(Module):
-    """Modules one after the other; they are named "0", "1", ..."""
+    """Modules called one after the other. They are named "0", "1", ..."""
 
     def __init__(self, *modules: Module):
         self.modules = list(modules)
 
     def members(self) -> Iterator[tuple[str, object]]:
-        """The modules by their numbers, and what a subclass has besides."""
+        """Yield (name, value) of the modules, named by number, and of the other attributes of a subclass."""
         return ((name.removeprefix("modules."), value) for name, value in super().members())
 
     def forward(self, x: Tensor) -> Tensor:
-        """x through all modules, one after the other."""
+        """Apply all modules to x, one after the other."""
         for module in self.modules:
             x = module(x)
         return x

@@ -1,1 +1,1 @@
-"""The operations: one class each, forward above backward, on arrays."""
+"""The operations on arrays: one class each, forward above backward."""

@@ -1,13 +1,13 @@
-"""Activations with kernels of their own."""
+"""Activation functions that have a kernel of their own."""
 
 from minidl.kernels import kernels_for
 from minidl.ops.function import Function
 
 
 class ReLU(Function):
-    """y = max(x, 0).   dL/dx = dL/dy where x > 0, and 0 where x <= 0.   Saves y, which the next layer keeps anyway.
+    """y = max(x, 0).   dL/dx = dL/dy where x > 0, and 0 where x <= 0.   Saves y, which the next layer saves anyway.
 
-    Where x is NaN, y is NaN and dL/dx is dL/dy, as in PyTorch: a NaN is not hidden in either direction.
+    Where x is NaN, y is NaN and dL/dx = dL/dy, as in PyTorch: a NaN is not hidden in either direction.
     """
 
     @staticmethod

@@ -1,7 +1,7 @@
-"""Element by element: + - * / ** and the usual functions, and the matrix product.
+"""Element-wise operations (+ - * / **, exp, log, ...) and the matrix product.
 
-NumPy's functions hand CuPy's arrays to CuPy, so nothing here depends on the device. Inputs broadcast as in NumPy; the
-gradient of a broadcast input is summed back over the axes along which it was repeated.
+NumPy's functions call CuPy's for CuPy arrays, so nothing here depends on the device. Inputs broadcast as in NumPy. The
+gradient of a broadcast input is summed over the axes along which the input was repeated.
 """
 
 import numpy as np
@@ -12,7 +12,7 @@ from minidl.ops.reduce import sum_over
 
 
 def sum_to_shape(grad, shape: tuple[int, ...]):
-    """The transpose of broadcasting: sum grad over the axes along which `shape` was repeated to become grad's shape."""
+    """Sum grad over the axes along which an array of `shape` was repeated: the transpose (adjoint) of broadcasting."""
     if grad.shape == shape:
         return grad
     added = grad.ndim - len(shape)
@@ -27,7 +27,7 @@ class Add(Function):
     def forward(ctx, a, b):
         ctx.save(a.shape, b.shape)
         same_floats = a.shape == b.shape and a.dtype.kind not in "biu"
-        return kernels_for(a).add(a, b) if same_floats else a + b  # the kernel adds on all threads
+        return kernels_for(a).add(a, b) if same_floats else a + b  # the kernel uses all threads
 
     @staticmethod
     def backward(ctx, grad):
@@ -66,7 +66,7 @@ class Mul(Function):
 
 
 class Div(Function):
-    """y = a / b.   dL/da = dL/dy / b,   dL/db = -dL/dy y / b."""
+    """y = a / b.   dL/da = dL/dy / b,   dL/db = -dL/dy a / b^2 = -dL/dy y / b."""
 
     floats_only = True
 
@@ -85,7 +85,7 @@ class Div(Function):
 
 
 class Pow(Function):
-    """y = x^p for a number p.   dL/dx = p x^(p-1) dL/dy."""
+    """y = x^p for a constant number p.   dL/dx = p x^(p-1) dL/dy."""
 
     @staticmethod
     def forward(ctx, x, *, exponent: float):
@@ -95,13 +95,13 @@ class Pow(Function):
     @staticmethod
     def backward(ctx, grad):
         x, exponent = ctx.saved
-        if exponent == 0:  # 0 * x^-1 would be nan at x = 0
+        if exponent == 0:  # 0 * x^-1 would be NaN at x = 0
             return np.zeros_like(grad)
         return grad * (exponent * x ** (exponent - 1))
 
 
 class MatMul(Function):
-    """Y = A B over the last two axes, the others broadcast.   dL/dA = dL/dY B^T,   dL/dB = A^T dL/dY."""
+    """Y = A B over the last two axes; the others broadcast.   dL/dA = dL/dY B^T,   dL/dB = A^T dL/dY."""
 
     @staticmethod
     def forward(ctx, a, b):
@@ -169,16 +169,16 @@ class Sqrt(Function):
 class Sigmoid(Function):
     """y = 1 / (1 + e^-x).   dL/dx = y (1 - y) dL/dy.
 
-    With e = e^-|x|, which cannot overflow: y = 1 / (1 + e) for x >= 0 and e / (1 + e) for x < 0. No digits are lost.
-    Where y is rounded to 1 (float32: from x = 17 on), dL/dx is 0, as in PyTorch.
+    Computed from t = e^-|x|, which cannot overflow: y = 1 / (1 + t) for x >= 0 and t / (1 + t) for x < 0. Both forms
+    are accurate. Where y rounds to 1 (in float32, for x >= 17), dL/dx is 0, as in PyTorch.
     """
 
     floats_only = True
 
     @staticmethod
     def forward(ctx, x):
-        e = np.exp(-np.abs(x))
-        y = np.where(x >= 0, 1, e) / (1 + e)
+        t = np.exp(-np.abs(x))
+        y = np.where(x >= 0, 1, t) / (1 + t)
         ctx.save(y)
         return y
 
@@ -208,7 +208,7 @@ class Tanh(Function):
 class Clip(Function):
     """y = min(max(x, low), high).   dL/dx = dL/dy where low <= x <= high, and 0 elsewhere.
 
-    A NaN stays a NaN and lies nowhere between the bounds: its dL/dx is 0, as in PyTorch.
+    A NaN stays NaN. It is not between the bounds, so its dL/dx is 0, as in PyTorch.
     """
 
     @staticmethod
@@ -224,9 +224,9 @@ class Clip(Function):
 
 
 class Maximum(Function):
-    """y = max(a, b).   dL/dy goes to the larger; where they are equal, half to each.
+    """y = max(a, b).   dL/dy goes to the larger of the two; if they are equal, half to each.
 
-    Where one of them is NaN, y is NaN, and both get dL/dy. All this is as in PyTorch.
+    If one of them is NaN, y is NaN and both receive dL/dy. All this is as in PyTorch.
     """
 
     @staticmethod
@@ -243,7 +243,7 @@ class Maximum(Function):
 
 
 class Where(Function):
-    """y = a where the condition holds, else b.   dL/dy goes to the one that was taken."""
+    """y = a where the condition is True, else b.   dL/dy goes to the one that was taken, 0 to the other."""
 
     @staticmethod
     def forward(ctx, a, b, *, condition):

@@ -7,12 +7,12 @@ from minidl.ops.function import Function
 class BatchNorm(Function):
     """y = weight x_hat + bias,   x_hat = (x - mean) / sqrt(variance + eps).
 
-    x (N, ..., C); everything else has one number for each channel, and M = N H W numbers share it. With g = dL/dy,
+    x is (N, ..., C), everything else (C,). Each channel of x has M elements (M = N H W for images). With g = dL/dy,
         dL/dbias = sum of g,   dL/dweight = sum of g x_hat,
-    where the sums are those of each channel, and x acts on y directly, through the mean and through the variance:
-        dL/dx = weight / sqrt(variance + eps) (g - dL/dbias / M - x_hat dL/dweight / M).
+    where the sums run over the elements of a channel. x acts on y directly, through the mean and through the variance:
+        dL/dx = weight / sqrt(variance + eps) * (g - dL/dbias / M - x_hat dL/dweight / M).
 
-    `mean` and `variance` must be those of x, divided by M: backward differentiates through them.
+    `mean` and `variance` must be those of x, with the variance divided by M: backward differentiates through them.
     """
 
     kept_in_float32 = 1, 2
@@ -28,9 +28,9 @@ class BatchNorm(Function):
 
 
 class BatchNormEval(Function):
-    """The same y with a given mean and variance, which are constants: a scale and a shift for each channel (eval mode).
+    """The same y, but mean and variance are constants (eval mode): a scale and a shift for each channel.
 
-    dL/dx = weight / sqrt(variance + eps) g, and the others as above.
+    dL/dx = g weight / sqrt(variance + eps); dL/dweight and dL/dbias are as in `BatchNorm`.
     """
 
     kept_in_float32 = 1, 2

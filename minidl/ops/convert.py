@@ -1,4 +1,4 @@
-"""The same values in another dtype or on another device. Gradients travel back the same way."""
+"""Conversion to another dtype or device. Gradients are converted back."""
 
 from minidl.kernels import device_of, to_device
 from minidl.ops.function import Function

@@ -5,15 +5,15 @@ from minidl.ops.function import Function
 
 
 class Dropout(Function):
-    """y = m x / (1 - p), each m = 1 with probability 1 - p, else 0.   dL/dx = m dL/dy / (1 - p).
+    """y = m x / (1 - p), where each m is 0 with probability p, else 1.   dL/dx = m dL/dy / (1 - p).
 
-    Srivastava et al. 2014, with the scaling at training time, so that nothing is left to do at test time. The mask is a
-    function of `key`, four uint32 numbers (seed low, seed high, step, layer); the key is saved instead of the mask.
+    Srivastava et al. 2014, but scaled during training ("inverted dropout"), so that evaluation needs no scaling. The
+    mask m is a function of `key`, four uint32 numbers (seed low, seed high, step, layer): the key is saved, not m.
     """
 
     @staticmethod
     def forward(ctx, x, *, probability: float, key):
-        ctx.save(probability, key.copy())  # a layer's key counts on with every step
+        ctx.save(probability, key.copy())  # a copy, as the layer increments its key with every step
         return kernels_for(x).dropout_forward(x, probability, key)
 
     @staticmethod

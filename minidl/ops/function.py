@@ -1,10 +1,10 @@
-"""The contract of an operation: two static methods on arrays, forward above backward."""
+"""The interface of an operation: two static methods on arrays, forward above backward."""
 
 
 class Context:
-    """What passes from an op's forward to its backward.
+    """Values that an op's forward passes to its backward.
 
-    `needs_grad[i]` is True if input i needs its gradient. A backward can skip the others.
+    `needs_grad[i]` is True if input i needs its gradient. For the other inputs, backward may return None.
     """
 
     __slots__ = ("needs_grad", "saved")
@@ -14,7 +14,7 @@ class Context:
         self.saved: tuple = ()
 
     def save(self, *values) -> None:
-        """Keep arrays, shapes and hyper-parameters for backward, which finds them in `saved`."""
+        """Save arrays, shapes and hyper-parameters for backward, which reads them from `ctx.saved`."""
         self.saved = values
 
 
@@ -34,22 +34,22 @@ class Function:
 
         y = minidl.apply(Square, x)
 
-    Both work on arrays (NumPy's or CuPy's), never on tensors. `forward` takes one array for each tensor, then
-    hyper-parameters by keyword, and returns one array. `backward` takes dL/dy and returns one array for each tensor, or
-    None for one that needs no gradient. Neither may write into an array it was given.
+    Both work on arrays (NumPy's or CuPy's), never on tensors. `forward` takes one array per input tensor and keyword
+    hyper-parameters, and returns one array. `backward` takes dL/dy and returns one gradient per input tensor, or None
+    for an input that needs none. Neither may write into the arrays it is given.
     """
 
     @staticmethod
     def forward(ctx: Context, *arrays, **hyperparameters):
-        """y, and `ctx.save(...)` of what backward needs."""
+        """Return y, after `ctx.save(...)` of what backward needs."""
         raise NotImplementedError
 
     @staticmethod
     def backward(ctx: Context, grad):
-        """One dL/d(input) for each input array."""
+        """Return dL/d(input) for each input array; a single one needs no tuple. `grad` is dL/dy."""
         raise NotImplementedError
 
-    # Whether whole numbers are refused: NumPy would compute in float64.
+    # If True, `apply` refuses integers, for which NumPy would compute in float64.
     floats_only = False
-    # Inputs (0, 1, ...) that stay float32 when input 0 is bfloat16: weights, in which small updates would be lost.
+    # Numbers of the inputs that stay float32 when input 0 is bfloat16: weights, which would lose small updates.
     kept_in_float32: tuple[int, ...] = ()

@@ -1,4 +1,4 @@
-"""The fully connected layer."""
+"""The fully connected (linear) layer."""
 
 from minidl.kernels import kernels_for
 from minidl.ops.function import Function

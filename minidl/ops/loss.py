@@ -1,4 +1,4 @@
-"""Losses."""
+"""Loss functions: each returns a scalar L."""
 
 from minidl.kernels import kernels_for
 from minidl.ops.function import Function
@@ -7,8 +7,8 @@ from minidl.ops.function import Function
 class CrossEntropy(Function):
     """L = the mean over the batch of -sum_k t_k log p_k,   p = softmax(logits),   t = (1 - s) onehot(label) + s / K.
 
-    d(-sum_k t_k log p_k)/dlogits = p - t, as sum_k t_k = 1; so dL/dlogits = (p - t) / N. s is the label smoothing of
-    Szegedy et al. 2016, section 7.
+    logits (N, K), label (N,). d(-sum_k t_k log p_k)/dlogits = p - t, since sum_k t_k = 1; so dL/dlogits = (p - t) / N.
+    s is the label smoothing of Szegedy et al. 2016, section 7.
     """
 
     @staticmethod

@@ -1,11 +1,11 @@
-"""More channels."""
+"""Padding with channels of zeros."""
 
 from minidl.kernels import kernels_for
 from minidl.ops.function import Function
 
 
 class PadChannels(Function):
-    """y = zeros, x, zeros along the channels.   dL/dx = dL/dy of x's channels."""
+    """y = (`before` zeros, x, `after` zeros) along the channels.   dL/dx = the slice of dL/dy at x's channels."""
 
     @staticmethod
     def forward(ctx, x, *, before: int, after: int):

@@ -1,13 +1,13 @@
-"""Pooling over windows of pixels, each channel by itself."""
+"""Pooling over windows of pixels, separately for each channel."""
 
 from minidl.kernels import kernels_for
 from minidl.ops.function import Function
 
 
 class MaxPool2d(Function):
-    """y = the largest number of each window.   dL/dy goes to that number, the first one among equals; 0 to the others.
+    """y = the maximum of each window.   dL/dy goes to the maximum (of equal ones, the first), and 0 to the others.
 
-    Padding counts as -inf. Saves which number won, one byte for each output.
+    Padding counts as -inf. Saves the tap (position in the window) of each maximum, one byte for each output.
     """
 
     @staticmethod
@@ -22,7 +22,7 @@ class MaxPool2d(Function):
 
 
 class AvgPool2d(Function):
-    """y = the mean of each window.   dL/dy goes in equal shares to the numbers of the window."""
+    """y = the mean of each window.   Each pixel of the window receives an equal share of dL/dy."""
 
     @staticmethod
     def forward(ctx, x, *, kernel_size, stride, padding, ceil_mode: bool, count_include_pad: bool):

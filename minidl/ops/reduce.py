@@ -1,4 +1,4 @@
-"""From many numbers to fewer: sums and maxima along axes."""
+"""Reductions: sums and maxima along axes."""
 
 import numpy as np
 
@@ -6,11 +6,11 @@ from minidl.ops.function import Function
 
 
 def sum_over(array, dim: tuple[int, ...] | None):
-    """The sum over `dim`, which keeps its axes, of length 1. Floats smaller than float64 are added in float64.
+    """Return the sum over the axes `dim`, kept with length 1, in the array's dtype (integers: int64).
 
-    Its dtype is the array's, or int64 for whole numbers.
+    float32 and smaller floats are added up in float64.
 
-    Along any axis but the last NumPy adds one number after the other: in float32 the sum of a million times 0.1 has an
+    Along any axis but the last, NumPy adds one element after the other: a float32 sum of a million times 0.1 has an
     error of 1 %, and in bfloat16 256 + 1 is 256.
     """
     if array.dtype.kind in "biu" or array.itemsize == 8:
@@ -34,9 +34,9 @@ class Sum(Function):
 
 
 class Max(Function):
-    """y = max of x over `dim`.   dL/dx is dL/dy at the maximum, shared equally among equals, and 0 elsewhere.
+    """y = max of x over `dim`.   dL/dx is dL/dy at the maximum, shared equally by equal maxima, and 0 elsewhere.
 
-    A NaN counts as larger than any number, and as equal to another NaN (as in torch.max).
+    A NaN counts as larger than any number and as equal to other NaNs, as in torch.amax.
     """
 
     @staticmethod
@@ -49,5 +49,5 @@ class Max(Function):
     def backward(ctx, grad):
         x, y, dim = ctx.saved
         winners = (x == y) | (x != x)  # a NaN is not equal to itself
-        count = winners.sum(axis=dim, keepdims=True)  # a whole number, as bfloat16 cannot count to 257
+        count = winners.sum(axis=dim, keepdims=True)  # in integers, as bfloat16 cannot represent 257
         return np.where(winners, grad.reshape(y.shape) / count.astype(x.dtype), 0)

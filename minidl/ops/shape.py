@@ -1,4 +1,4 @@
-"""The same numbers in another arrangement. Every result is C-contiguous: what the shape says is what memory holds."""
+"""The same elements in another arrangement. Every result is C-contiguous: its memory is in the order of its shape."""
 
 import math
 
@@ -9,7 +9,7 @@ from minidl.ops.function import Function
 
 
 class Reshape(Function):
-    """y holds x's numbers in the same order.   dL/dx = dL/dy in x's shape."""
+    """y = x in another shape, with the elements in the same order.   dL/dx = dL/dy in x's shape."""
 
     @staticmethod
     def forward(ctx, x, *, shape: tuple[int, ...]):
@@ -23,7 +23,7 @@ class Reshape(Function):
 
 
 class Permute(Function):
-    """y[i_dims[0], i_dims[1], ...] = x[i_0, i_1, ...].   dL/dx undoes the permutation."""
+    """y[i_dims[0], i_dims[1], ...] = x[i_0, i_1, ...].   dL/dx is dL/dy with the inverse permutation."""
 
     @staticmethod
     def forward(ctx, x, *, dims: tuple[int, ...]):
@@ -38,7 +38,7 @@ class Permute(Function):
 
 
 class GetItem(Function):
-    """y = x[index].   dL/dx is dL/dy added up at the places it was taken from, and 0 elsewhere."""
+    """y = x[index].   dL/dx sums dL/dy at each element that the index selects, and is 0 elsewhere."""
 
     @staticmethod
     def forward(ctx, x, *, index):
@@ -48,7 +48,7 @@ class GetItem(Function):
     @staticmethod
     def backward(ctx, grad):
         shape, index = ctx.saved
-        if not _is_basic(index):  # an index array may name one place several times
+        if not _is_basic(index):  # an index array may select an element several times
             positions = np.arange(math.prod(shape), like=grad).reshape(shape)[index]
             return kernels_for(grad).scatter_add(grad, positions, shape)
         grad_x = np.zeros(shape, grad.dtype, like=grad)
@@ -57,13 +57,13 @@ class GetItem(Function):
 
 
 def _is_basic(index) -> bool:
-    """Whether the index is made of integers, slices, None and ..., which name every place at most once."""
+    """True if the index has only integers, slices, None and ..., which select every element at most once."""
     parts = index if isinstance(index, tuple) else (index,)
     return all(part is None or part is Ellipsis or isinstance(part, int | slice) for part in parts)
 
 
 class Cat(Function):
-    """y = the inputs one after the other along `dim`.   Each dL/d(input) is its slice of dL/dy."""
+    """y = the inputs joined along `dim`.   dL/d(input) is that input's slice of dL/dy."""
 
     @staticmethod
     def forward(ctx, *arrays, dim: int):

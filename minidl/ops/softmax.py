@@ -1,4 +1,4 @@
-"""Softmax and its logarithm, over the last axis."""
+"""Softmax and its logarithm, over the last axis. In the formulas, g is dL/dy."""
 
 from minidl.kernels import kernels_for
 from minidl.ops.function import Function

@@ -1,21 +1,24 @@
-"""Adam, and AdamW."""
+"""Adam and AdamW."""
 
 from collections.abc import Iterable
 
 import numpy as np
 
+from minidl.checks import check_range
 from minidl.kernels import kernels_for
-from minidl.optim._checks import check_range
 from minidl.optim.optimizer import Optimizer
 from minidl.tensor import Parameter
 
 
 class Adam(Optimizer):
-    """m and v follow the gradient's mean and mean square;   p -= lr m_hat / (sqrt(v_hat) + eps).
+    """Adam (Kingma, Ba 2015, algorithm 1): for each parameter p in its step t, with m and v that start at 0,
 
-    m = beta1 m + (1 - beta1) g,  v = beta2 v + (1 - beta2) g^2,  m_hat = m / (1 - beta1^t),  v_hat = v / (1 - beta2^t),
-    in step t (Kingma, Ba 2015, algorithm 1). The weight decay is added to the gradient, g = dL/dp + weight_decay p.
-    Each parameter counts its own steps: those in which it had a gradient.
+        g = dL/dp + weight_decay p
+        m = beta1 m + (1 - beta1) g,    m_hat = m / (1 - beta1^t)
+        v = beta2 v + (1 - beta2) g^2,  v_hat = v / (1 - beta2^t)
+        p = p - lr m_hat / (sqrt(v_hat) + eps)
+
+    Each parameter has a t of its own, which counts only the steps in which it had a gradient.
     """
 
     decoupled = False
@@ -38,24 +41,24 @@ class Adam(Optimizer):
     def update(
         self, parameters: list, grads: list, weight_decay: float, means: list, squares: list, steps: list
     ) -> None:
-        """One step; see the class."""
+        """Update the arrays of p, m, v and t in place, by the formulas of the class."""
         options = *self.betas, self.eps, weight_decay, self.decoupled
         kernels_for(parameters[0]).adam_update(parameters, grads, means, squares, steps, self._lr, *options)
 
     def state(self) -> dict[str, list]:
-        """The means, the mean squares, and the counts of steps."""
+        """Return the means m, the mean squares v and the step counts t."""
         return {"mean": self.means, "square": self.squares, "step": self.steps}
 
     def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
-        """Copy a state dict into the state's arrays. All of it fits, or nothing is copied."""
+        """Copy a state dict into the state's arrays. If any part does not fit, nothing is copied."""
         super().load_state_dict(self._with_each_step(state))
 
     def check_state_dict(self, state: dict[str, np.ndarray]) -> None:
-        """A ValueError unless load_state_dict would take it."""
+        """Raise ValueError if load_state_dict would refuse this state dict."""
         super().check_state_dict(self._with_each_step(state))
 
     def _with_each_step(self, state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Older checkpoints hold one count for all parameters: "steps.0"."""
+        """Convert the state dict of an older checkpoint, which has one step count for all parameters: "steps.0"."""
         if "steps.0" not in state:
             return state
         counts = {f"step.{i}": state["steps.0"] for i in range(len(self.steps))}
@@ -63,7 +66,10 @@ class Adam(Optimizer):
 
 
 class AdamW(Adam):
-    """Adam with the weight decay beside the gradient: p -= lr weight_decay p (Loshchilov, Hutter 2019, algorithm 2)."""
+    """Adam with decoupled weight decay: g = dL/dp, and each step begins with p = p - lr weight_decay p.
+
+    Loshchilov, Hutter 2019, algorithm 2.
+    """
 
     decoupled = True
 

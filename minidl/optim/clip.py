@@ -7,12 +7,12 @@ from minidl.tensor import Parameter
 
 
 def clip_grad_norm_(parameters: Iterable[Parameter], max_norm: float) -> float:
-    """Scale all gradients together so that their common norm is at most max_norm; returns the norm before.
+    """Scale all gradients by one factor so that their joint L2 norm is at most max_norm. Return the norm before.
 
     Pascanu, Mikolov, Bengio 2013, algorithm 1. The norm is computed in float64.
 
     Raises:
-        ValueError: a gradient holds a NaN or an inf. No gradient is changed then. (PyTorch scales all to NaN or 0.)
+        ValueError: a gradient has a NaN or infinity. Then no gradient is changed. (PyTorch scales all to NaN or 0.)
     """
     if not max_norm > 0:
         raise ValueError(f"clip_grad_norm_: expected max_norm > 0, got {max_norm}")
@@ -22,7 +22,7 @@ def clip_grad_norm_(parameters: Iterable[Parameter], max_norm: float) -> float:
         if not math.isfinite(square):
             raise ValueError(
                 f"clip_grad_norm_: expected finite gradients, got norm {math.sqrt(square)} for parameter {number} "
-                f"{parameter.shape}; no gradient was changed: leave out this step, or lower the learning rate"
+                f"{parameter.shape}; no gradient was changed: skip this step, or lower the learning rate"
             )
     norm = math.sqrt(sum(squares))
     if norm > max_norm:

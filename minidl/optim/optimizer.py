@@ -1,21 +1,21 @@
-"""What all optimisers share: the parameters, the learning rate, and the state that a checkpoint keeps."""
+"""The base class of the optimisers: parameters, learning rate, and the state that checkpoints keep."""
 
 from collections.abc import Iterable
 
 import numpy as np
 
 from minidl.autograd import Leaf
+from minidl.checks import check_range
 from minidl.kernels import device_of, is_capturing, to_device
 from minidl.nn.module import Module, check_state
-from minidl.optim._checks import check_range
 from minidl.tensor import Parameter, Tensor
 
 
 class Optimizer:
-    """Updates parameters in place by the gradients they hold.
+    """Updates parameters in place from their gradients. A subclass defines `update` and `state`.
 
-    `parameters` are parameters, or groups of them: dicts {"params": [...], "weight_decay": ...} with a weight decay of
-    their own. `lr` may be set at any time; the learning rate and all state are arrays that stay the same for life.
+    `parameters` are parameters, or groups of them with a weight decay each: {"params": [...], "weight_decay": ...}.
+    `lr` may be set between steps. The learning rate and all state stay in the same arrays: a CUDA graph refers to them.
     """
 
     def __init__(self, parameters: Iterable[Parameter] | Iterable[dict], lr: float, weight_decay: float):
@@ -39,12 +39,12 @@ class Optimizer:
         if is_capturing(self._lr):
             raise RuntimeError(
                 f"{type(self).__name__}.lr: set inside a captured step, it would be {value} in every step; "
-                "set it before the step"
+                "set it before you call the step"
             )
         self._lr[...] = value
 
     def zero_grad(self) -> None:
-        """Forget all gradients."""
+        """Set the gradient of every parameter to None."""
         for parameter in self.parameters:
             if parameter.requires_grad:
                 parameter.grad = None
@@ -61,25 +61,25 @@ class Optimizer:
                 self.update(parameters, grads, weight_decay, *state)
 
     def update(self, parameters: list, grads: list, weight_decay: float, *state: list) -> None:
-        """One step for these arrays of parameters, their gradients, and their arrays of each kind of state."""
+        """Update these arrays of parameters in place, given their gradients and a list of arrays per kind of state."""
         raise NotImplementedError
 
     def state(self) -> dict[str, list]:
-        """{name: an array for each parameter}: what the next step depends on besides the parameters."""
+        """Return {name: [one array per parameter]}: what the next step depends on besides the parameters."""
         raise NotImplementedError
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """Copies of the state, on the CPU: "velocity.0", "velocity.1", ... in the order of the parameters."""
+        """Return copies of the state on the CPU: "velocity.0", "velocity.1", ... in the order of the parameters."""
         return {name: to_device(array, "cpu").copy() for name, array in self._named_state().items()}
 
     def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
-        """Copy a state dict into the state's arrays. All of it fits, or nothing is copied."""
+        """Copy a state dict into the state's arrays. If any part does not fit, nothing is copied."""
         self.check_state_dict(state)
         for name, array in self._named_state().items():
             array[...] = to_device(np.asarray(state[name], array.dtype), device_of(array))
 
     def check_state_dict(self, state: dict[str, np.ndarray]) -> None:
-        """A ValueError unless load_state_dict would take it."""
+        """Raise ValueError if load_state_dict would refuse this state dict."""
         expected = {name: (array.shape, array.dtype) for name, array in self._named_state().items()}
         check_state(f"{type(self).__name__}.load_state_dict", expected, state)
 
@@ -87,12 +87,12 @@ class Optimizer:
         return {f"{name}.{i}": array for name, arrays in self.state().items() for i, array in enumerate(arrays)}
 
     def _zeros(self) -> list:
-        """An array of zeros for each parameter."""
+        """Return an array of zeros for each parameter."""
         return [np.zeros_like(parameter.data) for parameter in self.parameters]
 
 
 def _as_groups(owner: str, parameters: Iterable[Parameter] | Iterable[dict]) -> list[dict]:
-    """Groups whose parameters are lists, so that they can be walked more than once."""
+    """Return the groups with their parameters as lists, because an iterator can be read only once."""
     groups = _as_list(owner, parameters)
     if groups and not isinstance(groups[0], dict):
         groups = [{"params": groups}]
@@ -115,14 +115,14 @@ def _check(owner: str, groups: list[dict], parameters: list[Parameter]) -> None:
             remedy = "pass model.parameters(), or tensors made with requires_grad=True"
             raise TypeError(f"{owner}: expected parameters, got {got}; {remedy}")
     if len(set(map(id, parameters))) < len(parameters):
-        raise ValueError(f"{owner}: a parameter is given twice, and would be updated twice in each step")
+        raise ValueError(f"{owner}: a parameter is given twice and would be updated twice per step; pass it once")
     unknown = sorted({key for group in groups for key in group} - {"params", "weight_decay"})
     if unknown:
-        raise ValueError(f"{owner}: a group has 'params' and 'weight_decay', got also {unknown}")
+        raise ValueError(f"{owner}: expected groups with 'params' and 'weight_decay' only, got also {unknown}")
 
 
 def weight_decay_groups(model: Module, weight_decay: float) -> list[dict]:
-    """Groups for an optimiser in which biases and batch-norm parameters, all of them vectors, are not decayed."""
+    """Return groups for an optimiser that exempt vectors (biases, batch-norm's weights) from the weight decay."""
     parameters = model.parameters()
     return [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": weight_decay},

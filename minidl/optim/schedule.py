@@ -1,21 +1,21 @@
-"""Learning rates as functions of the step: `optimizer.lr = schedule(step)`.
+"""Learning rates as functions of the step, which counts from 0: `optimizer.lr = schedule(step)`.
 
-A schedule holds no state, so that a run which is resumed needs to know its step and nothing else. The one exception is
-ReduceLROnPlateau, which reacts to what was measured. `step` counts from 0.
+A schedule has no state, so a resumed run needs only its step. The one exception is ReduceLROnPlateau, which reacts to
+a measured metric.
 
-A schedule checks how its rates change; the optimiser checks the rates themselves, when they are set.
+A schedule checks the arguments that shape it. The optimiser checks each learning rate when it is set.
 """
 
 import math
 from collections.abc import Callable, Sequence
 
-from minidl.optim._checks import check_range
+from minidl.checks import check_range
 
 Schedule = Callable[[int], float]
 
 
 class MultiStepLR:
-    """lr gamma^(number of milestones reached): lr falls by the factor gamma at each milestone."""
+    """lr gamma^n, where n is the number of milestones reached (step >= milestone): a factor of gamma at each."""
 
     def __init__(self, lr: float, milestones: Sequence[int], gamma: float = 0.1):
         self.lr, self.milestones, self.gamma = lr, sorted(milestones), gamma
@@ -25,7 +25,7 @@ class MultiStepLR:
 
 
 class CosineAnnealingLR:
-    """From lr at step 0 to min_lr at total_steps along half a cosine (Loshchilov, Hutter 2017, eq. 5)."""
+    """min_lr + (lr - min_lr) (1 + cos(pi step / total_steps)) / 2, then min_lr (Loshchilov, Hutter 2017, eq. 5)."""
 
     def __init__(self, lr: float, total_steps: int, min_lr: float = 0.0):
         check_range("CosineAnnealingLR", 1, math.inf, total_steps=total_steps)
@@ -36,9 +36,9 @@ class CosineAnnealingLR:
 
 
 class OneCycleLR:
-    """Up from max_lr / div_factor to max_lr, and down to max_lr / div_factor / final_div_factor, along half cosines.
+    """From max_lr / div_factor up to max_lr, then down to max_lr / div_factor / final_div_factor, along half cosines.
 
-    The top is reached at step pct_start * total_steps - 1, the end at step total_steps - 1, as in PyTorch. Smith, Topin
+    The maximum is at step pct_start * total_steps - 1 and the end at step total_steps - 1, as in PyTorch. Smith, Topin
     2018, "Super-convergence".
     """
 
@@ -67,7 +67,7 @@ class OneCycleLR:
 
 
 class LinearWarmup:
-    """start_factor to 1 times another schedule over the first warmup_steps steps, then that schedule itself.
+    """Another schedule times a factor that rises linearly from start_factor to 1 over the first warmup_steps steps.
 
     Goyal et al. 2017, section 2.2.
     """
@@ -82,10 +82,10 @@ class LinearWarmup:
 
 
 class ReduceLROnPlateau:
-    """lr falls by `factor` when a metric has not improved for more than `patience` reports.
+    """Multiplies lr by `factor`, down to min_lr, when a metric has not improved for more than `patience` reports.
 
-    Smaller is better, and better by `threshold` of the best so far counts: PyTorch's rule, threshold_mode="rel".
-    `optimizer.lr = plateau.report(error)` after each epoch; plateau(step) is the current rate, whatever the step.
+    An improvement is metric < best * (1 - threshold), PyTorch's threshold_mode="rel". After each epoch, set
+    `optimizer.lr = plateau.report(error)`. plateau(step) returns the current rate, whatever the step.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class ReduceLROnPlateau:
         return self.lr
 
     def report(self, metric: float) -> float:
-        """Take note of the metric; the learning rate to go on with."""
+        """Record the metric, and return the learning rate to continue with."""
         if metric < self.best * (1 - self.threshold):
             self.best, self.bad_reports = metric, 0
         else:
@@ -111,14 +111,14 @@ class ReduceLROnPlateau:
         return self.lr
 
     def state_dict(self) -> dict[str, float]:
-        """What a checkpoint must keep."""
+        """Return the state that a checkpoint must keep."""
         return {"lr": self.lr, "best": self.best, "bad_reports": self.bad_reports}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        """Go on from there."""
+        """Restore the state that `state_dict` returned."""
         self.lr, self.best, self.bad_reports = state["lr"], state["best"], int(state["bad_reports"])
 
 
 def _cosine(start: float, end: float, done: float) -> float:
-    """From start (done = 0) to end (done = 1) along half a cosine."""
+    """Return the value on half a cosine from start (done = 0) to end (done = 1)."""
     return end + (start - end) * (1 + math.cos(math.pi * done)) / 2

@@ -2,20 +2,20 @@
 
 from collections.abc import Iterable
 
+from minidl.checks import check_range
 from minidl.kernels import kernels_for
-from minidl.optim._checks import check_range
 from minidl.optim.optimizer import Optimizer
 from minidl.tensor import Parameter
 
 
 class SGD(Optimizer):
-    """Each parameter p goes against its gradient, with a momentum v that starts at 0:
+    """Gradient descent with momentum: for each parameter p, whose velocity v starts at 0,
 
         g = dL/dp + weight_decay p
         v = momentum v + g
-        p = p - lr v                      without momentum v is g;  nesterov: p - lr (g + momentum v)
+        p = p - lr v                      with nesterov=True: p = p - lr (g + momentum v)
 
-    PyTorch's formulas: the learning rate stands outside of v (Sutskever et al. 2013 have it inside).
+    With momentum=0, v is g. As in PyTorch, lr multiplies v; in Sutskever et al. 2013 it multiplies g inside of v.
     """
 
     def __init__(
@@ -34,10 +34,10 @@ class SGD(Optimizer):
         self.velocities = self._zeros() if momentum else []
 
     def update(self, parameters: list, grads: list, weight_decay: float, velocities: list = ()) -> None:
-        """v = momentum v + g and p = p - lr v, in place; see the class."""
+        """Update the arrays of p and v in place, by the formulas of the class."""
         options = self.momentum, weight_decay, self.nesterov
         kernels_for(parameters[0]).sgd_update(parameters, grads, velocities, self._lr, *options)
 
     def state(self) -> dict[str, list]:
-        """The velocities v, if there are any."""
+        """Return the velocities v; without momentum there are none."""
         return {"velocity": self.velocities} if self.velocities else {}

@@ -134,7 +134,7 @@ WRONG = {
     "smoothing above 1": (lambda: nn.CrossEntropyLoss(1.2), r"CrossEntropyLoss: expected label_smoothing in \[0, 1\]"),
     "a flatten of another size": (
         lambda: nn.Linear(10, 2, flattened_from=(2, 2, 3)),
-        r"flattened_from \(2, 2, 3\) does not make in_features 10",
+        r"Linear: expected flattened_from of 10 elements in all, got \(2, 2, 3\)",
     ),
 }
 
