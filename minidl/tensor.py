@@ -27,12 +27,12 @@ class Tensor:
     int64. With requires_grad=True, calling `backward()` on anything computed from this tensor adds to its `grad`.
     """
 
-    __slots__ = ("__weakref__", "_place", "data")
+    __slots__ = ("__weakref__", "_node", "data")
     __array_ufunc__ = None  # ndarray * Tensor calls Tensor.__rmul__ once, not for every element of the ndarray
 
     def __init__(self, data, dtype=None, device: str | None = None, requires_grad: bool = False):
         self.data = _as_array(data.data if isinstance(data, Tensor) else data, dtype, device)
-        self._place: Node | Leaf | None = None
+        self._node: Node | Leaf | None = None
         if requires_grad:
             self.requires_grad = True
 
@@ -76,8 +76,8 @@ class Tensor:
         facts = [f"shape={self.shape}", str(self.dtype)]
         if self.device != "cpu":
             facts.append(self.device)
-        if isinstance(self._place, Node):
-            facts.append(f"from {self._place.name}")
+        if isinstance(self._node, Node):
+            facts.append(f"from {self._node.name}")
         elif self.requires_grad:
             facts.append("requires_grad")
         return f"{type(self).__name__}({values}, {', '.join(facts)})"
@@ -109,44 +109,44 @@ class Tensor:
     @property
     def requires_grad(self) -> bool:
         """True if `backward()` passes through this tensor. Settable unless the tensor was computed from others."""
-        return self._place is not None
+        return self._node is not None
 
     @requires_grad.setter
     def requires_grad(self, wanted: bool) -> None:
-        if isinstance(self._place, Node):
+        if isinstance(self._node, Node):
             raise RuntimeError(
-                f"requires_grad: cannot be set on a tensor computed by {self._place.name}; set it on t.detach() instead"
+                f"requires_grad: cannot be set on a tensor computed by {self._node.name}; set it on t.detach() instead"
             )
         if wanted and not self.is_floating_point():
             raise TypeError(
                 f"requires_grad: expected a floating-point tensor, got {self.dtype}; convert it with .to('float32')"
             )
         if wanted != self.requires_grad:
-            self._place = Leaf() if wanted else None
+            self._node = Leaf() if wanted else None
 
     @property
     def grad(self) -> "Tensor | None":
         """dL/d(this tensor), added up over backward passes until it is set to None. Only leaves keep a gradient."""
-        if not isinstance(self._place, Leaf) or self._place.grad is None:
+        if not isinstance(self._node, Leaf) or self._node.grad is None:
             return None
-        return Tensor(self._place.grad)
+        return Tensor(self._node.grad)
 
     @grad.setter
     def grad(self, value: "Tensor | None") -> None:
-        if not isinstance(self._place, Leaf):
+        if not isinstance(self._node, Leaf):
             raise RuntimeError(
                 "grad: only a tensor made with requires_grad=True, not one computed from others, keeps a gradient"
             )
         if value is not None:
             self._check_grad("grad", value)
-        self._place.grad = None if value is None else value.data
+        self._node.grad = None if value is None else value.data
 
     def backward(self, grad: "Tensor | None" = None) -> None:
         """Add dL/dt to `t.grad` for every leaf t that this tensor, L, was computed from.
 
         If L is not a scalar, pass `grad`, of L's shape: t.grad then receives the sum over i of grad_i dL_i/dt.
         """
-        if self._place is None:
+        if self._node is None:
             raise RuntimeError(
                 "backward: this tensor was computed from nothing that requires grad, or inside no_grad()"
             )
@@ -156,7 +156,7 @@ class Tensor:
             raise ValueError(
                 f"backward: expected a scalar loss, got shape {self.shape}; reduce it with .mean(), or pass grad"
             )
-        backward(self._place, np.ones_like(self.data) if grad is None else grad.data)
+        backward(self._node, np.ones_like(self.data) if grad is None else grad.data)
 
     def _check_grad(self, operation: str, grad: "Tensor") -> None:
         check_tensors(operation, grad)
@@ -369,11 +369,11 @@ def apply(function: type[Function], *inputs: Tensor | None, **hyperparameters) -
         is_there = tensor is not None
         arrays.append(tensor.data if is_there else None)
         kinds.append((tensor.data.shape, tensor.data.dtype) if is_there else None)
-        sources.append(tensor._place if is_there and recording else None)
+        sources.append(tensor._node if is_there and recording else None)
     ctx = Context(tuple(map(bool, sources)))
     output = Tensor(function.forward(ctx, *arrays, **hyperparameters))
     if any(ctx.needs_grad) and output.is_floating_point():  # integers and bools have no gradient
-        output._place = Node(function.__name__, functools.partial(function.backward, ctx), sources, kinds)
+        output._node = Node(function.__name__, functools.partial(function.backward, ctx), sources, kinds)
     return output
 
 

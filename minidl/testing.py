@@ -147,7 +147,7 @@ def _call_on_other_inputs(function, inputs, rng) -> None:
 
 def _guard_backward(output: Tensor) -> None:
     """Make every operation in the graph of `output` raise GradientError if its backward writes into dL/dy."""
-    root = output._place
+    root = output._node
     for node in {root, *count_consumers(root)} if isinstance(root, Node) else ():
         if isinstance(node, Node):
             node.backward = _guarded(node.name, node.backward)
@@ -189,14 +189,14 @@ def _check_alone(function, inputs, cotangent, number, grad, rng) -> None:
 @contextlib.contextmanager
 def _frozen(tensors: Sequence[Tensor]) -> Iterator[None]:
     """In the `with` block these tensors do not require grad; afterwards their places and gradients are restored."""
-    places = [tensor._place for tensor in tensors]
+    places = [tensor._node for tensor in tensors]
     for tensor in tensors:
-        tensor._place = None
+        tensor._node = None
     try:
         yield
     finally:
         for tensor, place in zip(tensors, places, strict=True):
-            tensor._place = place
+            tensor._node = place
 
 
 # -- gradients from finite differences ---------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ def x():
 def test_a_graph_dies_with_the_last_tensor_that_refers_to_it(x):
     y = minidl.apply(Watched, x)
     loss = (y * y + y).sum()
-    node, saved = weakref.ref(y._place), Watched.saved
+    node, saved = weakref.ref(y._node), Watched.saved
     del y
     assert node() is not None and saved() is not None
     del loss
@@ -84,7 +84,7 @@ def test_gradients_on_the_way_are_freed_as_soon_as_they_were_used(x):
 
 def test_the_leaves_do_not_keep_what_was_computed_from_them(x):
     y = x * x
-    node = weakref.ref(y._place)
+    node = weakref.ref(y._node)
     del y
     assert node() is None
 

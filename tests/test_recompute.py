@@ -159,7 +159,7 @@ def test_a_function_may_give_back_its_input_or_a_parameter(device):
 def test_a_parameter_of_several_parts_is_finished_once_with_its_whole_gradient(device):
     x, w = (Tensor([v], device=device, requires_grad=True) for v in (2.0, 3.0))
     seen = []
-    w._place.hooks.append(lambda: seen.append(w.grad.item()))
+    w._node.hooks.append(lambda: seen.append(w.grad.item()))
     y = recompute(lambda x: x * w, recompute(lambda x: x * w, x))
     (y * w).backward()  # x w^3
     assert seen == [54]
@@ -192,7 +192,7 @@ def test_what_was_recomputed_for_one_part_is_freed_before_the_next_one_is():
 def test_a_dropped_output_frees_the_inputs():
     x = Tensor([1.0], requires_grad=True) * 1
     y = recompute(twice, x)
-    place, array = weakref.ref(x._place), weakref.ref(x.data)
+    place, array = weakref.ref(x._node), weakref.ref(x.data)
     del x
     assert place() is not None and array() is not None
     del y

@@ -298,7 +298,7 @@ def test_grad_is_a_tensor_like_the_tensor_and_can_be_set(device):
     x = Tensor([1.0, 2.0], device=device, requires_grad=True)
     assert x.grad is None
     x.grad = Tensor([3.0, 4.0], device=device)
-    assert not isinstance(x._place.grad, Tensor)  # the graph holds arrays, never what has a graph of its own
+    assert not isinstance(x._node.grad, Tensor)  # the graph holds arrays, never what has a graph of its own
     (x * 2).sum().backward()
     np.testing.assert_array_equal(x.grad.numpy(), [5, 6])
     assert (x.grad.dtype, x.grad.device, x.grad.requires_grad) == (x.dtype, device, False)

@@ -107,7 +107,7 @@ def test_gradients_flow_through_features_from_inside_of_what_is_recomputed(featu
         features(model, images).sum().backward()
     assert "conv1.weight" in gradients(plain)
     assert gradients(recomputed) == gradients(plain)
-    nodes = [place for place in count_consumers(recomputed(images)._place) if isinstance(place, Node)]
+    nodes = [place for place in count_consumers(recomputed(images)._node) if isinstance(place, Node)]
     assert any(node.name == "recompute" for node in nodes)  # afterwards it recomputes again
 
 

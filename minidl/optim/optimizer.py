@@ -110,7 +110,7 @@ def _check(owner: str, groups: list[dict], parameters: list[Parameter]) -> None:
     if not parameters:
         raise ValueError(f"{owner}: expected at least one parameter, got none")
     for parameter in parameters:
-        if not isinstance(parameter, Parameter) and not isinstance(getattr(parameter, "_place", None), Leaf):
+        if not isinstance(parameter, Parameter) and not isinstance(getattr(parameter, "_node", None), Leaf):
             got = repr(parameter) if isinstance(parameter, Tensor) else type(parameter).__name__
             remedy = "pass model.parameters(), or tensors made with requires_grad=True"
             raise TypeError(f"{owner}: expected parameters, got {got}; {remedy}")

@@ -45,9 +45,9 @@ def recompute(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
         array, leaves = _first_run(function, copies)
     y = Tensor(array)
     if leaves:
-        outside = {copy._place: x._place for copy, x in zip(copies, inputs, strict=True)}
+        outside = {copy._node: x._node for copy, x in zip(copies, inputs, strict=True)}
         sources = tuple(outside.get(leaf, leaf) for leaf in leaves)
-        y._place = Node("recompute", partial(_backward, function, copies, values, leaves), sources)
+        y._node = Node("recompute", partial(_backward, function, copies, values, leaves), sources)
     return y
 
 
@@ -70,9 +70,9 @@ def _first_run(function: Callable, inputs: list[Tensor]) -> tuple:
     """
     y = function(*inputs)
     check_tensors("recompute", y)
-    if y._place is None:
+    if y._node is None:
         return y.data, []
-    array, places = y.data, [y._place, *count_consumers(y._place)]
+    array, places = y.data, [y._node, *count_consumers(y._node)]
     leaves = [place for place in places if isinstance(place, Leaf)]
     nodes = [weakref.ref(place) for place in places if isinstance(place, Node)]
     del y, places
@@ -98,9 +98,9 @@ def _backward(function: Callable, inputs: list[Tensor], values: list, leaves: li
 
 def _root(y: Tensor, shape: tuple[int, ...]) -> Node | Leaf:
     """Return the node (or leaf) of the second run's output. The tensor itself is freed on return."""
-    if not isinstance(y, Tensor) or y.shape != shape or y._place is None:
+    if not isinstance(y, Tensor) or y.shape != shape or y._node is None:
         raise _changed()
-    return y._place
+    return y._node
 
 
 # -- side effects that the second run must not repeat: see `minidl.once` -----------------------------------------------

@@ -40,7 +40,7 @@ def test_it_has_the_bits_of_its_layers_called_one_by_one(layers, rng):
 
 
 def test_each_layer_is_an_operation_of_its_own(layers, rng):
-    place = Sequential(*layers)(Tensor(rng.standard_normal((2, 6, 5, 3), np.float32), requires_grad=True))._place
+    place = Sequential(*layers)(Tensor(rng.standard_normal((2, 6, 5, 3), np.float32), requires_grad=True))._node
     names = []
     while isinstance(place, Node):
         names.append(place.name)

@@ -44,7 +44,7 @@ def test_every_operation_has_a_case():
     }
     assert len(defined) >= 35
     outputs = [run(case, "cpu", np.float32)[1] for _, case in CASES]
-    assert {node.name for y in outputs for node in nodes_below(y._place)} == defined
+    assert {node.name for y in outputs for node in nodes_below(y._node)} == defined
 
 
 @each_case
@@ -77,7 +77,7 @@ def test_values_and_gradients_are_those_of_pytorch(case, dtype, device, torch):
 def test_float32_stays_float32_and_memory_contiguous(case, device):
     inputs, y, grad = run(case, device, np.float32)
     y.backward(grad)
-    for array in [y.data, *(x._place.grad for x in inputs)]:
+    for array in [y.data, *(x._node.grad for x in inputs)]:
         assert array.dtype == np.float32
         assert array.flags.c_contiguous
 
