@@ -141,4 +141,6 @@ def imagenet_sample():
 @pytest.fixture
 def torch():
     """PyTorch. The tests that ask for it are marked `against_torch`, and skipped where it is absent."""
-    return pytest.importorskip("torch")
+    torch = pytest.importorskip("torch")
+    torch.set_num_threads(1)  # two thread pools at once wait for each other, most of all on a busy machine
+    return torch

@@ -39,12 +39,11 @@ def run(script, path, *options):
 
 
 @pytest.fixture
-def threads_as_before(torch):
-    """What benchmarks set for the whole process is as it was afterwards."""
-    before = minidl.get_num_threads(), torch.get_num_threads()
+def threads_as_before():
+    """What a benchmark sets for the whole process is undone; PyTorch has one thread in all tests."""
+    before = minidl.get_num_threads()
     yield
-    minidl.set_num_threads(before[0])
-    torch.set_num_threads(before[1])
+    minidl.set_num_threads(before)
 
 
 # -- train_step.py -----------------------------------------------------------------------------------------------------
