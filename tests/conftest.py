@@ -5,6 +5,7 @@ On 'stand-in' the CUDA kernels run on the CPU, compiled by g++; minidl takes it 
 
 import functools
 import gc
+import signal
 import subprocess
 import sys
 import zlib
@@ -36,6 +37,8 @@ def pytest_addoption(parser):
 
 def pytest_configure(config):
     """Whoever asks for a GPU gets one or an error: skipped tests would look like passed ones."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in `pytest &`; some tests press Ctrl-C
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     device = config.getoption("--device")
     if device == "stand-in":
         stand_in.install()
@@ -109,6 +112,7 @@ def rng(request):
 def no_garbage_collector():
     """What lives on, lives because something refers to it."""
     gc.collect()
+    gc.freeze()  # or each of these tests would look through all of PyTorch and pytest again
     gc.disable()
     yield
     gc.enable()
@@ -137,4 +141,6 @@ def imagenet_sample():
 @pytest.fixture
 def torch():
     """PyTorch. The tests that ask for it are marked `against_torch`, and skipped where it is absent."""
-    return pytest.importorskip("torch")
+    torch = pytest.importorskip("torch")
+    torch.set_num_threads(1)  # two thread pools at once wait for each other, most of all on a busy machine
+    return torch

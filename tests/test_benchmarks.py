@@ -15,12 +15,15 @@ import kernels as kernel_benchmark
 import numpy as np
 import pytest
 import train_step
+from cifar_data import CifarData
 from PIL import Image
 
-from minidl import Tensor, nn, optim
-from minidl.data import RESNET_SIDES, TrainingView
+import minidl
+from minidl import Tensor, get_convolution, nn, optim, set_convolution
+from minidl.data import RESNET_SIDES, TrainingView, make_shapes
 from minidl.functional import cross_entropy
 from minidl.kernels import cpu
+from minidl.kernels.cpu import _matmul
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 # On one thread, as PyTorch's threads wait for each other for very long where other programs run too.
@@ -33,6 +36,14 @@ def run(script, path, *options):
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return json.loads(path.read_text())
+
+
+@pytest.fixture
+def threads_as_before():
+    """What a benchmark sets for the whole process is undone; PyTorch has one thread in all tests."""
+    before = minidl.get_num_threads()
+    yield
+    minidl.set_num_threads(before)
 
 
 # -- train_step.py -----------------------------------------------------------------------------------------------------
@@ -113,8 +124,12 @@ def test_kernels_measures_ours_alone(tmp_path):
         assert picture.width == 1320
 
 
-def test_kernels_measures_ours_against_torch(torch, tmp_path):
-    record = run("kernels.py", tmp_path / "record.json", "--repeat", "1", "--apart", "--against", "torch")
+def test_kernels_measures_ours_against_torch(torch, tmp_path, monkeypatch, threads_as_before):
+    """In this process, which has PyTorch."""
+    options = [*SMALL, "--json", str(tmp_path / "record.json"), "--repeat", "1", "--apart", "--against", "torch"]
+    monkeypatch.setattr(sys, "argv", ["kernels.py", *options])
+    kernel_benchmark.main()
+    record = json.loads((tmp_path / "record.json").read_text())
     # The images themselves need no gradient, so that the first convolution has one; the others are counted twice.
     assert calls_of(record, "conv2d_backward") == 18 + 19
     for row in record["kernels"]:
@@ -210,19 +225,40 @@ def test_a_kernel_without_a_counterpart_has_none(torch):
 # -- fast_paths.py -----------------------------------------------------------------------------------------------------
 
 
-def first_losses(side):
-    options = ["losses", "--side", side, "--dataset", "shapes", "--limit-train", "256", "--steps", "2", "--seeds", "0"]
-    command = [sys.executable, BENCHMARKS / "fast_paths.py", *options]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=120)
+LOSSES = ["losses", "--dataset", "shapes", "--limit-train", "256", "--steps", "2", "--seeds", "0", "--side"]
+
+
+def first_losses_of_a_process(side):
+    command = [sys.executable, str(BENCHMARKS / "fast_paths.py"), *LOSSES, side]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)["losses"]
 
 
-def test_the_first_losses_are_the_same_without_the_fast_paths_and_in_pytorch(torch):
-    fast = first_losses("fast")
+@pytest.fixture
+def first_losses(monkeypatch, capsys):
+    """The same in this process, with the same images."""
+    for module, name in ((cpu, "conv2d_backward"), (_matmul, "SMALL_PRODUCT")):
+        monkeypatch.setattr(module, name, getattr(module, name))  # fast_paths.py sets it for good
+    data = CifarData(make_shapes(256), make_shapes(20, train=False), "test")
+    monkeypatch.setattr(fast_paths, "load_data", lambda args: data)
+
+    def losses(side):
+        monkeypatch.setattr(sys, "argv", ["fast_paths.py", *LOSSES, side])
+        fast_paths.main()
+        return json.loads(capsys.readouterr().out)["losses"]
+
+    before = get_convolution()
+    yield losses
+    set_convolution(before)
+
+
+def test_the_first_losses_are_the_same_without_the_fast_paths_and_in_pytorch(torch, first_losses):
+    fast = first_losses_of_a_process("fast")
     assert len(fast) == 2
-    assert first_losses("im2col") == pytest.approx(fast, rel=1e-4)
     assert first_losses("torch_default") == pytest.approx(fast, rel=1e-4)
+    assert first_losses("im2col") == pytest.approx(fast, rel=1e-4)
+    assert get_convolution() == "im2col"
 
 
 def test_the_sides_are_compared_step_by_step(capsys):

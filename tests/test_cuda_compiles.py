@@ -1,11 +1,17 @@
 """Every CUDA kernel compiles for the GPUs it is meant for, and keeps its numbers in registers: told without a GPU.
 
 The compiler is NVRTC, that of CuPy, from its wheel (`pip install ".[nvrtc]"`); it holds ptxas, whose log is read here.
+Each CPU compiles a part of the kernels, in a process of its own as NVRTC does one at a time. What is
+right is remembered: the same source is compiled once.
 """
 
+import concurrent.futures
 import ctypes
+import functools
+import hashlib
 import importlib.metadata
 import json
+import multiprocessing
 import re
 import subprocess
 import sys
@@ -14,7 +20,11 @@ from typing import NamedTuple
 
 import pytest
 
+from minidl.system.cpus import available_cpus
+
 ROOT = Path(__file__).parents[1]
+CACHE = ROOT / ".pytest_cache" / "nvrtc"
+DISTRIBUTION = "nvidia-cuda-nvrtc"
 ARCHITECTURES = (75, 80, 90)  # Turing, the oldest that CUDA 13 knows; Ampere; Hopper
 
 # A process of its own, as in this one `import cupy` must go on finding what it finds now.
@@ -88,10 +98,16 @@ def spilled_bytes(log: str) -> int:
     return sum(map(int, spills))
 
 
-def fault(nvrtc: Nvrtc, variant: Variant, architecture: int) -> str | None:
+@functools.cache
+def installed_nvrtc() -> Nvrtc:
+    """One for each process."""
+    return Nvrtc(importlib.metadata.distribution(DISTRIBUTION))
+
+
+def fault(variant: Variant, architecture: int) -> str | None:
     """What is wrong with a kernel, if anything is."""
     try:
-        log = nvrtc.log(variant, architecture)
+        log = installed_nvrtc().log(variant, architecture)
     except ValueError as error:
         return str(error)
     if not spilled_bytes(log):
@@ -99,12 +115,26 @@ def fault(nvrtc: Nvrtc, variant: Variant, architecture: int) -> str | None:
     return f"{variant.name} {variant.options} for sm_{architecture} spills registers:\n{log}"
 
 
+def place_of(variant: Variant, architecture: int) -> Path:
+    """The empty file that says that this NVRTC has found nothing wrong with a kernel."""
+    key = [importlib.metadata.version(DISTRIBUTION), str(architecture), *variant.options, variant.source]
+    return CACHE / hashlib.sha256("\0".join(key).encode()).hexdigest()[:32]
+
+
 @pytest.fixture(scope="module")
 def nvrtc():
     try:
-        return Nvrtc(importlib.metadata.distribution("nvidia-cuda-nvrtc"))
+        return installed_nvrtc()
     except importlib.metadata.PackageNotFoundError:
         pytest.skip('needs NVRTC: pip install ".[nvrtc]"')
+
+
+@pytest.fixture(scope="module")
+def processes(nvrtc):
+    """They are started with the first piece of work."""
+    context = multiprocessing.get_context("spawn")  # as this process has threads
+    with concurrent.futures.ProcessPoolExecutor(available_cpus(), context) as pool:
+        yield pool
 
 
 @pytest.fixture(scope="module")
@@ -123,17 +153,24 @@ def test_there_are_kernels_to_compile(variants):
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_every_kernel_compiles_without_spilling_registers(architecture, variants, nvrtc):
+def test_every_kernel_compiles_without_spilling_registers(architecture, variants, processes):
     meant = [variant for variant in variants if variant.lowest_architecture <= architecture]
     assert meant
-    faults = [found for variant in meant if (found := fault(nvrtc, variant, architecture))]
+    CACHE.mkdir(parents=True, exist_ok=True)
+    new = [variant for variant in meant if not place_of(variant, architecture).exists()]
+    faults = []
+    for variant, found in zip(new, processes.map(fault, new, [architecture] * len(new), chunksize=4), strict=True):
+        if found:
+            faults.append(found)
+        else:
+            place_of(variant, architecture).touch()
     assert not faults, "\n\n".join(faults)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_an_error_is_found(architecture, nvrtc):
     variant = Variant("wrong", 'extern "C" __global__ void wrong(real* x) { x[0] = y; }', ["-Dreal=float"])
-    assert 'identifier "y" is undefined' in fault(nvrtc, variant, architecture)
+    assert 'identifier "y" is undefined' in fault(variant, architecture)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -152,4 +189,4 @@ def test_a_spill_is_found(architecture, nvrtc):
         for (int i = 0; i < 400; i++) x[i] = numbers[i];
     }
     """
-    assert "spills registers" in fault(nvrtc, Variant("spill", source, ["-Dreal=float"]), architecture)
+    assert "spills registers" in fault(Variant("spill", source, ["-Dreal=float"]), architecture)

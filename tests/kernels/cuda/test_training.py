@@ -27,10 +27,10 @@ def train(make, device, make_optimizer, dtype="float32", steps=2):
     minidl.manual_seed(0)
     model = make().to(dtype).to(device)
     optimizer = make_optimizer(model.parameters())
-    shapes = make_shapes(8 * steps)
+    shapes = make_shapes(4 * steps)
     losses = []
     for step in range(steps):
-        batch = slice(8 * step, 8 * step + 8)
+        batch = slice(4 * step, 4 * step + 4)
         images = Tensor(normalize(shapes.images[batch], 128, 64), dtype=dtype, device=device)
         loss = cross_entropy(model(images), shapes.labels[batch])
         loss.backward()
