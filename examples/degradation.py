@@ -317,9 +317,7 @@ def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--depths", type=int, nargs="+", default=[20, 32, 44, 56, 110], metavar="DEPTH")
     parser.add_argument("--shortcuts", choices=KINDS, nargs="+", default=["none", "A"], help="default: none A")
-    parser.add_argument(
-        "--budget", type=budget, default="1h", help="iterations per network, or total time; default: 1h"
-    )
+    parser.add_argument("--budget", type=budget, default="1h", help="iterations per network, or a total time")
     add_options(parser, *CIFAR, "batch_size", "seed", "device", "out", out="runs/degradation", batch_size=128)
     args = parser.parse_args()
     with running(parser, args):

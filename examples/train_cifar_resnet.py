@@ -1,12 +1,12 @@
 """Train a ResNet on 32x32 images (He et al. 2015, section 4.2).
 
-    python examples/train_cifar_resnet.py --epochs 4                             synthetic shapes, no download
-    python examples/train_cifar_resnet.py --dataset cifar10                      ResNet-20, 10 epochs, one-cycle
-    python examples/train_cifar_resnet.py --dataset cifar10 --recipe paper       the paper's 64,000 iterations
-    python examples/train_cifar_resnet.py --dataset cifar10 --device cuda --dtype bfloat16      mixed precision on a GPU
-    python examples/train_cifar_resnet.py --dataset cifar10 --depth 56 --shortcut none        a plain network
-    python examples/train_cifar_resnet.py --dataset cifar10 --depth 1202 --recompute          1 GiB instead of 11
-    python examples/train_cifar_resnet.py --out runs/resnet20 --resume           continue after Ctrl-C
+    python examples/train_cifar_resnet.py --epochs 4                                        shapes, no download
+    python examples/train_cifar_resnet.py --dataset cifar10                                 ResNet-20, 10 epochs
+    python examples/train_cifar_resnet.py --dataset cifar10 --recipe paper                  the paper's recipe
+    python examples/train_cifar_resnet.py --dataset cifar10 --device cuda --dtype bfloat16  mixed precision on a GPU
+    python examples/train_cifar_resnet.py --dataset cifar10 --depth 56 --shortcut none      a plain network
+    python examples/train_cifar_resnet.py --dataset cifar10 --depth 1202 --recompute        1 GiB instead of 11
+    python examples/train_cifar_resnet.py --out runs/resnet20 --resume                      continue after Ctrl-C
 
 Test accuracy and time on two CPU cores: 96 % on the shapes (4 epochs, 2 minutes) and 87 % on CIFAR-10 (the one-cycle
 recipe's 10 epochs, half an hour). Each epoch writes metrics.jsonl, curves.png and a checkpoint to the --out folder.
@@ -54,7 +54,7 @@ def train(args: argparse.Namespace) -> None:
     with Run(model, optimizer, loader, total_steps, folder, stateful={"warm_up": schedule}) as run:
         for images, labels in run.batches():  # already augmented and on the device
             optimizer.lr = schedule(run.step)
-            run.count(*step(images, labels))
+            run.log(*step(images, labels))
             if run.epoch_ended:
                 schedule.report(run.train_error)
                 run.end_epoch(error_rate(model, test_loader), data.split)

@@ -18,7 +18,7 @@ def fit(
     with run:
         for batch in run.batches():
             run.optimizer.lr = schedule(run.step)
-            run.count(*step(*batch))
+            run.log(*step(*batch))
             if run.epoch_ended:
                 (end_epoch or run.reset_totals)()
 

@@ -83,7 +83,7 @@ class Run:
         with Run(model, optimizer, loader, total_steps, folder) as run:
             for images, labels in run.batches():
                 optimizer.lr = schedule(run.step)
-                run.count(*step(images, labels))
+                run.log(*step(images, labels))
                 if run.epoch_ended:
                     run.end_epoch(test_error=error_rate(model, test_loader))
 
@@ -129,7 +129,7 @@ class Run:
     # -- the loop ------------------------------------------------------------------------------------------------------
 
     def batches(self) -> Iterator[tuple]:
-        """Iterate over the batches of the remaining steps. Call `count` once for each batch."""
+        """Iterate over the batches of the remaining steps. Call `log` once for each batch."""
         while self.step < self.total_steps:
             self._step_start = time.perf_counter()
             for batch in self.loader:
@@ -141,8 +141,8 @@ class Run:
                     break
         self._check_finite()
 
-    def count(self, loss: Tensor, wrong: int | Tensor) -> None:
-        """Record a finished step: the mean loss of its batch and its number of misclassified images."""
+    def log(self, loss: Tensor, wrong: int | Tensor) -> None:
+        """Log a finished step: the mean loss of its batch and its number of misclassified images."""
         self.progress.step += 1
         self.progress.totals.add(self._images, loss, wrong)
         reads_loss = self.epoch_ended or self.step % READ_LOSS_EVERY[loss.device] == 0

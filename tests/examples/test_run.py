@@ -40,10 +40,10 @@ def small_run(folder, resume=False, steps=4):
 
 
 def train(run, before_epoch_ends=lambda: None):
-    """Count steps without taking any."""
+    """Log steps without taking any."""
     with run:
         for _ in run.batches():
-            run.count(Tensor(1.0), 1)
+            run.log(Tensor(1.0), 1)
             if run.epoch_ended:
                 before_epoch_ends()
                 run.end_epoch(0.5)
@@ -361,7 +361,7 @@ def test_an_error_during_training_is_one_line(resnet, tmp_path, monkeypatch):
     def vanish(*_):
         raise FileNotFoundError(errno.ENOENT, "No such file or directory", "photo.jpg")
 
-    monkeypatch.setattr(Run, "count", vanish)
+    monkeypatch.setattr(Run, "log", vanish)
     status, _ = resnet("--epochs", 1, "--out", tmp_path)
     assert status == "error: [Errno 2] No such file or directory: 'photo.jpg'"
 
@@ -370,7 +370,7 @@ def test_a_bug_keeps_its_traceback(resnet, tmp_path, monkeypatch):
     def fail(*_):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(Run, "count", fail)
+    monkeypatch.setattr(Run, "log", fail)
     with pytest.raises(RuntimeError, match="a bug"):
         resnet("--epochs", 1, "--out", tmp_path)
 
