@@ -1,19 +1,19 @@
-"""Plain networks get worse with depth, residual ones do not: figures 4, 6 and 7 of He et al. 2015, on one machine.
+"""Plain networks degrade with depth, residual networks do not: figures 4, 6 and 7 of He et al. 2015 on one machine.
 
-    python examples/degradation.py --depths 20 56 --budget 1h                   shapes: no download
+    python examples/degradation.py --depths 20 56 --budget 1h                   synthetic shapes, no download
     python examples/degradation.py --dataset cifar10 --budget 64000             as in the paper: days on a CPU
     python examples/degradation.py --dataset cifar10 --device cuda              on a GPU
-    python examples/degradation.py --depths 20 --shortcuts A B C                the options of section 3.3 and table 3
-    python examples/degradation.py --out runs/degradation                       after Ctrl-C: the same command goes on
+    python examples/degradation.py --depths 20 --shortcuts A B C                the shortcut options of section 3.3
+    python examples/degradation.py --out runs/degradation                       rerun after Ctrl-C to continue
 
-Each depth is trained once with each of the --shortcuts: `none`, the plain network, and the residual one of option A,
-unless they say otherwise. The recipe is the paper's. Option B projects where a shape changes, C in each block.
+Trains one network per depth and shortcut with the paper's recipe. The default shortcuts are `none` (the plain network)
+and A (zero padding). Option B projects where the shape changes, C in every block.
 
-DIR of --out gets degradation.png and a folder for each network; networks that are not finished yet are drawn as far as
-they are. The figure has a column for each shortcut, with a line for each depth; a single depth has one column.
+Writes degradation.png and one folder per network to --out. Unfinished networks are drawn up to their last measurement.
+The figure has one column per shortcut and one line per depth. With a single depth, all shortcuts share one column.
 
-    error         training dashed, test solid, over the iterations (figures 4 and 6)
-    responses     the standard deviation of each 3x3 layer's output, after batch-norm, before ReLU and sum (figure 7)
+    error         training (dashed) and test error (solid) over the iterations (figures 4 and 6)
+    responses     standard deviation of each 3x3 layer's output, after batch-norm, before ReLU and addition (figure 7)
     gradients     |dL/dweight| of each 3x3 layer, at initialisation (dotted) and at the last measurement (solid)
 """
 
@@ -27,7 +27,7 @@ from pathlib import Path
 
 import numpy as np
 from common.cifar import CifarData, load_data
-from common.errors import drawing
+from common.errors import warn_if_not_drawn
 from common.evaluate import error_rate
 from common.fit import classification_step, fit
 from common.folder import RunFolder
@@ -45,39 +45,39 @@ from minidl.system.files import write_whole
 from minidl.training.checkpoint import load_checkpoint
 
 RECIPE = CIFAR_RECIPES["paper"]
-KINDS = {"none": "plain", "A": "option A", "B": "option B", "C": "option C"}  # of networks, by their shortcut
+KINDS = {"none": "plain", "A": "option A", "B": "option B", "C": "option C"}  # shortcut -> name of the network
 FOLDERS = {"none": "plain", "A": "residual", "B": "residual-B", "C": "residual-C"}
-MEASUREMENTS = 10  # of a run: its points in the figure
-PROBES = 128  # test images that responses and gradients are measured on, the paper's batch
-FIRST_STEPS, SPEED_STEPS = 3, 5  # the first are slower, and do not count; the others tell what a budget of time buys
+MEASUREMENTS = 10  # evaluations per run: points in the figure
+PROBES = 128  # test images for responses and gradients; the paper's batch size
+WARMUP_STEPS, TIMED_STEPS = 3, 5  # steps to measure the speed, which converts a time budget to iterations
 UNITS = {"s": 1, "min": 60, "h": 3600}
 
 
 def make_network(shortcut: str, depth: int, data: CifarData, args: argparse.Namespace) -> CifarResNet:
-    """As it is before training."""
+    """The untrained network."""
     return cifar_resnet(depth, shortcut, len(data.train.classes), args.seed).to(args.device)
 
 
-def folder_of(shortcut: str, depth: int, args: argparse.Namespace) -> Path:
-    """DIR/plain-20, and DIR/residual-20 for option A, DIR/residual-B-20 for option B."""
+def folder_path(shortcut: str, depth: int, args: argparse.Namespace) -> Path:
+    """DIR/plain-20, DIR/residual-20 for option A, DIR/residual-B-20 for option B."""
     return Path(args.out, f"{FOLDERS[shortcut]}-{depth}")
 
 
-def picture_of(args: argparse.Namespace) -> Path:
+def figure_path(args: argparse.Namespace) -> Path:
     """DIR/degradation.png."""
     return Path(args.out, "degradation.png")
 
 
-# -- what is measured --------------------------------------------------------------------------------------------------
+# -- measurements ------------------------------------------------------------------------------------------------------
 
 
 def probe_batch(data: CifarData) -> tuple[Tensor, Tensor]:
-    """The same test images for all networks, and their labels."""
+    """A batch of test images and their labels, the same for all networks."""
     return next(iter(data.test_loader(min(PROBES, len(data.test)))))
 
 
 def responses(model: CifarResNet, images: Tensor) -> tuple[list[float], Tensor]:
-    """The standard deviation of each 3x3 layer's output, after batch-norm and before ReLU and sum; and the logits."""
+    """The standard deviation of each 3x3 layer's output, after batch-norm, before ReLU and addition; and the logits."""
     names = [name for name, _ in model.named_modules() if name.endswith(("bn1", "bn2"))]
     model.eval()
     with no_grad(), watch(model, *names) as outputs:
@@ -87,9 +87,9 @@ def responses(model: CifarResNet, images: Tensor) -> tuple[list[float], Tensor]:
 
 
 def gradient_norms(model: CifarResNet, images: Tensor, labels) -> list[float]:
-    """|dL/dweight| of each 3x3 layer in training mode. The model stays as it was, running statistics included.
+    """|dL/dweight| of each 3x3 layer in training mode. The model is left unchanged, including its running statistics.
 
-    The projections of options B and C, 1x1, are left out: all networks of a depth have the same 3x3 layers.
+    The 1x1 projections of options B and C are left out, so that all networks of a depth have the same layers.
     """
     before = model.state_dict()
     cross_entropy(model(images), labels).backward()
@@ -104,7 +104,7 @@ def gradient_norms(model: CifarResNet, images: Tensor, labels) -> list[float]:
 
 
 def train(shortcut: str, depth: int, data: CifarData, args: argparse.Namespace, iterations: int) -> None:
-    """Train one network from where its folder says it is, with measurements on the way."""
+    """Train one network, from its checkpoint if there is one, with MEASUREMENTS evaluations."""
     model = make_network(shortcut, depth, data, args)
     optimizer = SGD(model.parameters(), RECIPE.lr, momentum=0.9, weight_decay=RECIPE.weight_decay)
     schedule = WarmUp(RECIPE.schedule(RECIPE.lr, iterations), warming_up=depth >= WARMUP_DEPTH)
@@ -113,28 +113,28 @@ def train(shortcut: str, depth: int, data: CifarData, args: argparse.Namespace, 
         optimizer,
         data.train_loader(args.batch_size, args.seed),
         iterations,
-        folder_to_train_in(shortcut, depth, args, iterations),
-        also={"warm_up": schedule},
-        name=folder_of(shortcut, depth, args).name,
-        ends={round(iterations * (i + 1) / MEASUREMENTS) for i in range(MEASUREMENTS)},
-        advice="the recipe's rate is too high for these batches; try a larger --batch-size",
-        again="the same command",
+        open_folder(shortcut, depth, args, iterations),
+        stateful={"warm_up": schedule},
+        name=folder_path(shortcut, depth, args).name,
+        evaluate_at={round(iterations * (i + 1) / MEASUREMENTS) for i in range(MEASUREMENTS)},
+        nan_hint="the recipe's learning rate is too high for this batch size; try a larger --batch-size",
+        resume_hint="the same command",
     )
 
-    def measure() -> None:
+    def evaluate() -> None:
         gradients = gradient_norms(model, *probe_batch(data))
         schedule.report(run.train_error)
         run.end_epoch(error_rate(model, data.test_loader()), data.split, gradients=gradients)
 
     step = classification_step(model, optimizer)
-    fit(run, cuda_graph(step) if args.device == "cuda" else step, schedule, measure)
+    fit(run, cuda_graph(step) if args.device == "cuda" else step, schedule, evaluate)
 
 
-def folder_to_train_in(shortcut: str, depth: int, args: argparse.Namespace, iterations: int) -> RunFolder:
-    """The folder of a network; the run goes on if it has a checkpoint."""
-    path = folder_of(shortcut, depth, args)
-    matter = "dataset", "limit_train", "holdout", "batch_size", "seed"
-    options = {"iterations": iterations} | {name: getattr(args, name) for name in matter}
+def open_folder(shortcut: str, depth: int, args: argparse.Namespace, iterations: int) -> RunFolder:
+    """The folder of a network. The run is resumed if the folder has a checkpoint."""
+    path = folder_path(shortcut, depth, args)
+    relevant = "dataset", "limit_train", "holdout", "batch_size", "seed"
+    options = {"iterations": iterations} | {name: getattr(args, name) for name in relevant}
     return RunFolder(path, (path / "checkpoint.safetensors").exists(), options)
 
 
@@ -142,55 +142,55 @@ def folder_to_train_in(shortcut: str, depth: int, args: argparse.Namespace, iter
 
 
 def budget(text: str) -> tuple[int, str]:
-    """The type of --budget: a number, and '' for iterations of each network or the unit of time for all of them."""
+    """The argparse type of --budget: (number, '') for iterations per network, (number, unit) for the time of all."""
     found = re.fullmatch(r"(\d+)(s|min|h|)", text)
     if not found or int(found[1]) < 1:
-        raise argparse.ArgumentTypeError(f"expected iterations or a time, as 64000, 600s, 30min or 2h, got {text}")
+        raise argparse.ArgumentTypeError(f"expected iterations or a time, such as 64000, 600s, 30min or 2h, got {text}")
     return int(found[1]), found[2]
 
 
 def count_iterations(data: CifarData, args: argparse.Namespace) -> int:
-    """Of each network. What a time bought is written down, so that a resumed run has the same.
+    """The iterations of each network. A time budget is converted once and saved, so that a resumed run has the same.
 
-    Each shortcut's time of a step, and of a measurement, is nearly proportional to the depth.
+    The time of a step, and of an evaluation, is nearly proportional to the depth.
     """
     number, unit = args.budget
     if not unit:
         return number
-    note = Path(args.out, "iterations.txt")
-    if not note.exists():
-        step, measurement = np.sum([seconds_of_a_layer(shortcut, data, args) for shortcut in args.shortcuts], axis=0)
+    saved = Path(args.out, "iterations.txt")
+    if not saved.exists():
+        step, measurement = np.sum([seconds_per_layer(shortcut, data, args) for shortcut in args.shortcuts], axis=0)
         share = number * UNITS[unit] / sum(args.depths)
         iterations = int((share - MEASUREMENTS * measurement) / step)
-        note.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(note, str(max(iterations, 1)).encode())
-    return int(note.read_text())
+        saved.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(saved, str(max(iterations, 1)).encode())
+    return int(saved.read_text())
 
 
-def seconds_of_a_layer(shortcut: str, data: CifarData, args: argparse.Namespace) -> tuple[float, float]:
-    """In a step of training, and in a measurement of the error."""
+def seconds_per_layer(shortcut: str, data: CifarData, args: argparse.Namespace) -> tuple[float, float]:
+    """The (training step, evaluation) time of a network, divided by its depth."""
     depth, batch_size = min(args.depths), min(args.batch_size, len(data.train))
     model = make_network(shortcut, depth, data, args)
     step = classification_step(model, SGD(model.parameters(), lr=0.0))
     step = cuda_graph(step) if args.device == "cuda" else step
-    batches = without_end(data.train_loader(batch_size, args.seed, drop_last=True))
+    batches = endless(data.train_loader(batch_size, args.seed, drop_last=True))
 
     def seconds_of(steps: int) -> float:
         start = time.perf_counter()
         for batch in islice(batches, steps):
             loss, _ = step(*batch)
-        loss.item()  # a GPU is waited for
+        loss.item()  # wait for the GPU
         return time.perf_counter() - start
 
-    seconds_of(FIRST_STEPS)
-    seconds = seconds_of(SPEED_STEPS) / SPEED_STEPS
+    seconds_of(WARMUP_STEPS)
+    seconds = seconds_of(TIMED_STEPS) / TIMED_STEPS
     start = time.perf_counter()
     error_rate(model, data.test_loader())
     return seconds / depth, (time.perf_counter() - start) / depth
 
 
-def without_end(loader: AugmentedLoader) -> Iterator[tuple[Tensor, Tensor]]:
-    """The batches of one epoch after the other."""
+def endless(loader: AugmentedLoader) -> Iterator[tuple[Tensor, Tensor]]:
+    """Repeat the batches of the loader for ever, epoch after epoch."""
     while True:
         yield from loader
 
@@ -199,7 +199,7 @@ def without_end(loader: AugmentedLoader) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def columns_of(args: argparse.Namespace) -> dict[str, dict[str, tuple[str, int]]]:
-    """{title: {label: (shortcut, depth)}}: the networks that one column compares."""
+    """The networks in each column of the figure, {title: {label: (shortcut, depth)}}."""
     if len(args.depths) == 1:
         depth = args.depths[0]
         return {f"{depth} layers": {KINDS[shortcut]: (shortcut, depth) for shortcut in args.shortcuts}}
@@ -211,15 +211,15 @@ def columns_of(args: argparse.Namespace) -> dict[str, dict[str, tuple[str, int]]
     }
 
 
-def measured(shortcut: str, depth: int, args: argparse.Namespace) -> RunFolder | None:
-    """The network's folder, if it has been measured."""
-    path = folder_of(shortcut, depth, args)
+def measured_folder(shortcut: str, depth: int, args: argparse.Namespace) -> RunFolder | None:
+    """The network's folder, or None if there are no measurements yet."""
+    path = folder_path(shortcut, depth, args)
     folder = RunFolder(path, True, {}) if (path / "checkpoint.safetensors").exists() else None
     return folder if folder and folder.records else None
 
 
 def draw(data: CifarData, args: argparse.Namespace, iterations: int) -> None:
-    """DIR/degradation.png: the errors, the responses and the gradients, one below the other."""
+    """Draw DIR/degradation.png: rows for errors, responses and gradients."""
     from matplotlib.figure import Figure
 
     columns, probes = columns_of(args), probe_batch(data)
@@ -229,23 +229,23 @@ def draw(data: CifarData, args: argparse.Namespace, iterations: int) -> None:
     for column, networks in zip(axes.T, columns.values(), strict=True):
         for number, (label, network) in enumerate(networks.items()):
             column[0].plot([], [], color=f"C{number}", label=label)  # for the legend
-            folder = measured(*network, args)
+            folder = measured_folder(*network, args)
             if folder:
                 draw_network(column, make_network(*network, data, args), folder, probes, f"C{number}")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=6)
     figure.supxlabel(caption(args, iterations), fontsize=9)
-    figure.savefig(picture_of(args))
+    figure.savefig(figure_path(args))
 
 
 def label_panels(axes, titles: Iterable[str]) -> None:
-    """What each row shows stands at its left end, what each column shows above it."""
+    """Label the rows at their left end and the columns at the top."""
     rows = (
         "error (%): test solid, training dashed",
         "standard deviation of the response",
         "gradient norm (dotted: untrained)",
     )
-    for panel, what in zip(axes[:, 0], rows, strict=True):
-        panel.set_ylabel(what)
+    for panel, label in zip(axes[:, 0], rows, strict=True):
+        panel.set_ylabel(label)
     for column, title in zip(axes.T, titles, strict=True):
         column[0].set(title=title, xlabel="iterations")
         column[1].set(xlabel="3x3 layer")
@@ -256,7 +256,7 @@ def label_panels(axes, titles: Iterable[str]) -> None:
 
 
 def draw_network(column, model: CifarResNet, folder: RunFolder, probes: tuple, color: str) -> None:
-    """One network's lines in the three panels of its column."""
+    """Draw the lines of one network in the three panels of its column."""
     records = folder.records
     steps, layers = [record["step"] for record in records], range(1, len(records[-1]["gradients"]) + 1)
     column[0].plot(steps, [100 * record["train_error"] for record in records], "--", color=color)
@@ -268,23 +268,23 @@ def draw_network(column, model: CifarResNet, folder: RunFolder, probes: tuple, c
 
 
 def caption(args: argparse.Namespace, iterations: int) -> str:
-    """What was trained, and what the paper did."""
+    """A line on what was trained, and one on the paper's training."""
     number, unit = args.budget
-    bought = f" (what {number} {unit} for all buy)" if unit else ""
-    trained = f"{args.dataset}, {iterations:,} iterations of {args.batch_size} images for each network{bought}"
+    limit = f" (a budget of {number} {unit} for all networks)" if unit else ""
+    trained = f"{args.dataset}, {iterations:,} iterations of {args.batch_size} images per network{limit}"
     return f"{trained}\nthe paper: CIFAR-10, 64,000 iterations of 128 images"
 
 
 def table(data: CifarData, args: argparse.Namespace) -> str:
-    """The errors at each network's last measurement, and the paper's, after 64,000 iterations on CIFAR-10."""
-    heads = "network", "parameters", "iterations", "training error", f"{data.split} error", "the paper's"
+    """The table of errors at the last measurement, beside the paper's after 64,000 iterations on CIFAR-10."""
+    heads = "network", "parameters", "iterations", "training error", f"{data.split} error", "in the paper"
     rows = [heads, *(row(shortcut, depth, data, args) for depth in args.depths for shortcut in args.shortcuts)]
     return "\n".join(f"{cells[0]:20}" + "".join(f"{cell:>18}" for cell in cells[1:]) for cells in rows if cells)
 
 
 def row(shortcut: str, depth: int, data: CifarData, args: argparse.Namespace) -> tuple[str, ...]:
-    """The table's row of a network, empty if nothing has been measured yet."""
-    folder = measured(shortcut, depth, args)
+    """The row of a network in the table; empty without measurements."""
+    folder = measured_folder(shortcut, depth, args)
     if folder is None:
         return ()
     last, model = folder.records[-1], make_network(shortcut, depth, data, args)
@@ -296,7 +296,7 @@ def row(shortcut: str, depth: int, data: CifarData, args: argparse.Namespace) ->
 
 
 def train_all(data: CifarData, args: argparse.Namespace) -> None:
-    """Train what is not trained yet, until asked to stop; draw what there is, and print the table."""
+    """Train the unfinished networks until a stop is requested; draw the figure and print the table."""
     iterations, stopped = count_iterations(data, args), None
     try:
         for depth in args.depths:
@@ -304,20 +304,20 @@ def train_all(data: CifarData, args: argparse.Namespace) -> None:
                 train(shortcut, depth, data, args, iterations)
     except Stopped as stop:
         stopped = stop
-    with drawing(picture_of(args)):
+    with warn_if_not_drawn(figure_path(args)):
         draw(data, args, iterations)
     print(table(data, args))
     if stopped:
         raise stopped
-    print(picture_of(args))
+    print(figure_path(args))
 
 
 def main() -> None:
-    """Train what is not trained yet, draw all, and print the table."""
+    """Parse the options and train all networks."""
     parser = make_parser(__doc__)
     parser.add_argument("--depths", type=int, nargs="+", default=[20, 32, 44, 56, 110], metavar="DEPTH")
     parser.add_argument("--shortcuts", choices=KINDS, nargs="+", default=["none", "A"], help="default: none A")
-    parser.add_argument("--budget", type=budget, default="1h", help="iterations of each network, or a time for all")
+    parser.add_argument("--budget", type=budget, default="1h", help="iterations per network, or a total time")
     add_options(parser, *CIFAR, "batch_size", "seed", "device", "out", out="runs/degradation", batch_size=128)
     args = parser.parse_args()
     with running(parser, args):

@@ -1,4 +1,4 @@
-"""Test networks on photographs in the ways of the VGG and ResNet papers, beside the errors that these report.
+"""Evaluate networks on photographs with the test protocols of the VGG and ResNet papers, beside their reported errors.
 
     python examples/evaluate_imagenet.py --data imagenet --weights runs/D/checkpoint.safetensors --mode dense
     python examples/evaluate_imagenet.py --data imagenet --weights FILE --mode multicrop --scales 256 384 512
@@ -6,16 +6,16 @@
     python examples/evaluate_imagenet.py --data imagenet --weights resnet34.safetensors --model resnet34 --mode 10crop
     python examples/evaluate_imagenet.py --data imagenet --model vgg-A --random-init --mode center
 
-    center      the middle of the photograph
-    10crop      its four corners and its middle, and their mirror images (Krizhevsky et al. 2012)
+    center      the centre crop
+    10crop      the four corner crops and the centre crop, and their mirror images (Krizhevsky et al. 2012)
     multicrop   5 x 5 crops at each scale, and their mirror images (VGG, section 3.2)
-    dense       the whole photograph and its mirror image, the class scores averaged over all places; VGG's fully
-                connected layers become convolutions, a ResNet averages its features anyhow
+    dense       the whole photograph and its mirror image. VGG's fully connected layers become convolutions, and the
+                class scores are averaged over all positions. A ResNet averages its features over all positions anyway.
 
---data DIR holds val/<wnid>/*.JPEG, or <wnid>/*.JPEG. Several files of --weights are an ensemble. The probabilities
-(softmax) of all views, scales and networks are averaged.
---scales are the shorter sides of the photographs: 256, 384 and 512 for multicrop, else the one it was validated at.
-Files that do not say which network they are for (torchvision's) need --model.
+--data is a folder with val/<wnid>/*.JPEG or <wnid>/*.JPEG. Several --weights files form an ensemble. The softmax
+probabilities are averaged over all views, scales and networks. --scales are the shorter sides to which photographs are
+scaled; default: 256, 384 and 512 for multicrop, otherwise the side used for validation during training.
+Weights without a network description, such as torchvision's, need --model.
 """
 
 import argparse
@@ -23,9 +23,9 @@ import time
 from collections.abc import Iterator
 
 import numpy as np
-from common.errors import fitting_memory, one_line_errors, precision
+from common.errors import one_line_errors, precision, suggest_batch_size
 from common.evaluate import probabilities, scores_of, top_errors
-from common.imagenet import count_broken, folder_to_test
+from common.imagenet import folder_to_test, report_broken
 from common.options import PHOTOGRAPHS, add_options, check_device, make_parser, positive
 from models.config import IMAGENET_MODELS, NetworkConfig, load_network, standard_config, torchvision_config
 from models.vgg import VGG, DenseVGG
@@ -48,8 +48,8 @@ from minidl.nn import Module
 MODES = "center", "10crop", "multicrop", "dense", "dense+multicrop"
 VGG_SCALES = [256, 384, 512]
 
-# What the papers report for ILSVRC-2012's validation set: (network, mode) -> [(how, top-1, top-5 error in per cent)].
-# VGG: tables 3 to 6; S is the side that was trained on, Q the one of the test. ResNet: tables 2, 3 and 4.
+# The papers' errors on the ILSVRC-2012 validation set: (network, mode) -> [(settings, top-1, top-5 error in per cent)].
+# VGG: tables 3 to 6; S is the shorter side in training, Q in testing. ResNet: tables 2, 3 and 4.
 PAPER_ERRORS = {
     ("vgg-A", "dense"): [("S = Q = 256", 29.6, 10.4)],
     ("vgg-A-LRN", "dense"): [("S = Q = 256", 29.7, 10.5)],
@@ -90,19 +90,19 @@ PAPER_ERRORS = {
 
 
 def passes(model: Module, config: NetworkConfig, mode: str, scales: list[int]) -> Iterator[tuple[Module, View, int]]:
-    """(network, view, images in a view) of each pass over the photographs that a way of testing needs."""
+    """Yield (network, view, images per view) for each pass over the photographs that the mode needs."""
     for part in mode.split("+"):
         for scale in scales:
             yield one_pass(model, config, part, scale)
 
 
 def scales_of(config: NetworkConfig, mode: str) -> list[int]:
-    """Where the options do not say: VGG's three for multi-crop, which make 150 crops, else the network's own."""
+    """The default scales: VGG's three for multi-crop (150 crops in all), otherwise the network's own."""
     return VGG_SCALES if "multicrop" in mode else [config.shorter_side]
 
 
 def one_pass(model: Module, config: NetworkConfig, mode: str, scale: int) -> tuple[Module, View, int]:
-    """The pass at one scale; see the modes above."""
+    """The (network, view, images per view) of one mode at one scale. The modes are explained above."""
     crop = {"shorter_side": scale, "size": config.size, "mean": config.mean, "std": config.std}
     if mode == "center":
         return model, CentreView(**crop), 1
@@ -110,34 +110,34 @@ def one_pass(model: Module, config: NetworkConfig, mode: str, scale: int) -> tup
         return model, CropsView(corner_boxes, **crop), 10
     if mode == "multicrop":
         return model, CropsView(grid_boxes, **crop), 50
-    mean = config.mean.mean(axis=(0, 1)) if config.mean.ndim == 3 else config.mean  # photographs differ in size
+    mean = config.mean.mean(axis=(0, 1)) if config.mean.ndim == 3 else config.mean  # photographs vary in size
     return DenseVGG(model) if isinstance(model, VGG) else model, WholeView(scale, mean, config.std), 2
 
 
 def evaluate(
     networks: list[tuple[Module, NetworkConfig]], folder: ImageFolder, args: argparse.Namespace
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The probabilities (N, classes) of all photographs, averaged over all passes of all networks; and the labels."""
+    """The probabilities (N, classes), averaged over all passes of all networks, and the labels (N,)."""
     total, labels, count = 0.0, None, 0
-    plans = [  # of all networks before the first is tested, as a scale may be too small for one
+    plans = [  # made before the first test, to report a scale that is too small for a network
         list(passes(model, config, args.mode, args.scales or scales_of(config, args.mode)))
         for model, config in networks
     ]
     for (model, _), plan in zip(networks, plans, strict=True):
         model.to(args.device)
         for network, view, views in plan:
-            # Photographs of whole size differ in it, so each is a batch of its own.
+            # Whole photographs vary in size, so each is a batch of its own.
             size = 1 if isinstance(view, WholeView) else max(1, args.batch_size // views)
             loader = ImageLoader(folder, size, view, threads=args.threads, skip_broken=args.skip_broken)
             scores, labels = run_pass(network, loader, args)
             total, count = total + scores, count + 1
         model.to("cpu")
-    count_broken(loader)  # the last one met the same photographs as the others
+    report_broken(loader)  # each loader reads the same photographs
     return total / count, labels
 
 
 def run_pass(network: Module, loader: ImageLoader, args: argparse.Namespace) -> tuple[np.ndarray, np.ndarray]:
-    """The probabilities of each photograph, the mean of those of its views; and the labels."""
+    """The probabilities of each photograph, averaged over its views, and the labels."""
 
     def compute(views: Tensor) -> np.ndarray:
         images = views.reshape(-1, *views.shape[-3:])  # (N, views, H, W, 3) -> (N * views, H, W, 3)
@@ -150,10 +150,10 @@ def run_pass(network: Module, loader: ImageLoader, args: argparse.Namespace) -> 
 
 
 def load_networks(args: argparse.Namespace) -> list[tuple[Module, NetworkConfig]]:
-    """Those of --weights, or an untrained one."""
+    """The networks of --weights, or an untrained one."""
     if args.random_init:
         if args.model is None:
-            raise ValueError("--random-init: expected --model, to know which network")
+            raise ValueError("--random-init: expected --model, got none; pass the name of a network")
         config = standard_config(args.model)
         return [(config.build(seed=args.seed).eval(), config)]
     return [
@@ -162,7 +162,7 @@ def load_networks(args: argparse.Namespace) -> list[tuple[Module, NetworkConfig]
 
 
 def validation_folder(networks: list[tuple[Module, NetworkConfig]], args: argparse.Namespace) -> ImageFolder:
-    """The photographs, labelled as the networks were trained."""
+    """The photographs, with labels in the order of the classes that the networks were trained on."""
     expected, *others = sorted({len(config.names) for _, config in networks})
     if others:
         raise ValueError(
@@ -170,18 +170,18 @@ def validation_folder(networks: list[tuple[Module, NetworkConfig]], args: argpar
         )
     known = [config.classes for _, config in networks if config.classes is not None]
     if any(classes != known[0] for classes in known):
-        raise ValueError("--weights: the networks of an ensemble must know the same classes in the same order")
+        raise ValueError("--weights: the networks of an ensemble must have the same classes in the same order")
     folder = folder_to_test(args, known[0] if known else None)
     if not known and not args.random_init and len(folder.classes) != expected:
         raise ValueError(
-            f"--data: expected the {expected} classes that {args.weights[0]} is for, got {len(folder.classes)}, and it "
-            "does not say which these are; pass --names with a line for each"
+            f"--data: expected the {expected} classes of {args.weights[0]}, got {len(folder.classes)}, and the file "
+            "does not name its classes; pass --names with one line per class"
         )
     return folder
 
 
 def paper_lines(name: str, mode: str) -> list[str]:
-    """What the paper reports for the network: in this mode, or else in the others."""
+    """The paper's errors for the network: in this mode if reported, otherwise in the others."""
     same = {key: rows for key, rows in PAPER_ERRORS.items() if key == (name, mode)}
     others = {key: rows for key, rows in PAPER_ERRORS.items() if key[0] == name}
     return [
@@ -192,22 +192,22 @@ def paper_lines(name: str, mode: str) -> list[str]:
 
 
 def report(networks: list, scores: np.ndarray, labels: np.ndarray, seconds: float, args: argparse.Namespace) -> None:
-    """Our errors, and the paper's."""
+    """Print our errors and the paper's."""
     name = " + ".join(sorted(config.name for _, config in networks))
     top1, top5 = top_errors(scores, labels)
     print(f"{name}, {args.mode}: top-1 error {top1:.2%}, top-5 {top5:.2%} of {len(labels):,} photographs")
-    print(f"{1000 * seconds / len(labels):,.0f} ms for each photograph")
+    print(f"{1000 * seconds / len(labels):,.0f} ms per photograph")
     lines = paper_lines(name, args.mode)
-    print("the paper's, on the 50,000 of ILSVRC-2012:" if lines else "the papers report nothing for it")
+    print("in the paper, on the 50,000 photographs of ILSVRC-2012:" if lines else "the papers report no error for it")
     print(*lines, sep="\n")
 
 
 def main() -> None:
-    """Read the options, test, and compare."""
+    """Parse the options, evaluate, and print the errors beside the paper's."""
     parser = make_parser(__doc__)
     add_options(parser, *PHOTOGRAPHS)
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--weights", nargs="+", metavar="FILE", help="checkpoints or weights; several are an ensemble")
+    source.add_argument("--weights", nargs="+", metavar="FILE", help="checkpoints or weights; several form an ensemble")
     source.add_argument("--random-init", action="store_true", help="an untrained --model")
     parser.add_argument("--model", choices=IMAGENET_MODELS, metavar="NAME", help=", ".join(IMAGENET_MODELS))
     parser.add_argument("--mode", choices=MODES, default="center", help="default: center")
@@ -219,7 +219,7 @@ def main() -> None:
         networks = load_networks(args)
         folder = validation_folder(networks, args)
         start = time.perf_counter()
-        with precision(args.dtype), fitting_memory(args.batch_size):
+        with precision(args.dtype), suggest_batch_size(args.batch_size):
             scores, labels = evaluate(networks, folder, args)
     report(networks, scores, labels, time.perf_counter() - start, args)
 

@@ -1,11 +1,11 @@
-"""Show photographs to a trained network: its best guesses for each, and how sure it is.
+"""Classify photographs with a trained network: print the most likely classes and their probabilities.
 
     python examples/predict.py --weights runs/latest/checkpoint.safetensors --images photo.jpg pictures/
-    python examples/predict.py --weights FILE --images pictures/ --out guesses.png        and draw them
+    python examples/predict.py --weights FILE --images pictures/ --out guesses.png        also draw them
     python examples/predict.py --weights FILE --model resnet18 --names LOC_synset_mapping.txt --images pictures/
 
-Checkpoints of the training scripts say which network they are for. Files of weights from elsewhere, under torchvision's
-names, need --model, and their images are normalised as torchvision does.
+Checkpoints of the training scripts describe their network. Other weights must have torchvision's names and need
+--model. Images are then normalised as in torchvision.
 """
 
 import sys
@@ -23,18 +23,18 @@ from minidl.data import BrokenImageError, image_files, read_image
 from minidl.nn import Module
 
 BATCH = 16  # photographs at a time
-Guesses = list[tuple[str, float]]  # (class, probability), the likeliest first
+Guesses = list[tuple[str, float]]  # (class, probability), most likely first
 
 
-def find_images(places: list[str]) -> list[Path]:
-    """The files that were named, and the image files of the folders that were."""
-    return [Path(path) for place in places for path in (image_files(place) if Path(place).is_dir() else [place])]
+def find_images(paths: list[str]) -> list[Path]:
+    """Replace each folder in `paths` with the image files in it."""
+    return [Path(file) for path in paths for file in (image_files(path) if Path(path).is_dir() else [path])]
 
 
 def predict(
     model: Module, config: NetworkConfig, paths: list[Path], top: int = 5, device: str = "cpu"
 ) -> dict[Path, Guesses]:
-    """For each photograph the classes that are most likely. One that cannot be read is named, and left out."""
+    """The `top` most likely classes of each photograph. Photographs that cannot be read are reported and skipped."""
     view, guesses = config.view(), {}
     for start in tqdm(range(0, len(paths), BATCH), disable=len(paths) <= BATCH, unit="batch"):
         pixels = {}
@@ -42,21 +42,21 @@ def predict(
             try:
                 pixels[path] = view(path)
             except (BrokenImageError, OSError) as problem:
-                print(f"left out: {problem}", file=sys.stderr)
+                print(f"skipped: {problem}", file=sys.stderr)
         if pixels:
             rows = probabilities(model, Tensor(np.stack(list(pixels.values())), device=device))
-            guesses |= {path: best(row, config.names, top) for path, row in zip(pixels, rows, strict=True)}
+            guesses |= {path: top_classes(row, config.names, top) for path, row in zip(pixels, rows, strict=True)}
     return guesses
 
 
-def best(row: np.ndarray, names: tuple[str, ...], top: int) -> Guesses:
-    """The `top` likeliest classes."""
+def top_classes(row: np.ndarray, names: tuple[str, ...], top: int) -> Guesses:
+    """The `top` most likely classes, given the probabilities `row` of all classes."""
     order = np.argsort(-row, kind="stable")[:top]
     return [(names[i], float(row[i])) for i in order]
 
 
 def draw(guesses: dict[Path, Guesses], path: Path) -> None:
-    """Each photograph with a bar for each of its guesses."""
+    """Draw each photograph with a bar for each of its guesses."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -65,15 +65,15 @@ def draw(guesses: dict[Path, Guesses], path: Path) -> None:
     figure, axes = pyplot.subplots(
         len(guesses), 2, figsize=(8, 1.9 * len(guesses)), dpi=100, squeeze=False, width_ratios=(1, 2)
     )
-    for (photograph, found), (left, right) in zip(guesses.items(), axes, strict=True):
+    for (photograph, guess), (left, right) in zip(guesses.items(), axes, strict=True):
         left.imshow(np.asarray(read_image(photograph, shorter_side=224)))
         left.set_axis_off()
-        names, heights = [name.partition(",")[0] for name, _ in found], [probability for _, probability in found]
-        places = range(len(found))
-        right.barh(places, heights, color="lightskyblue", height=0.7)
-        right.set(yticks=[], xticks=[], xlim=(0, 1), ylim=(len(found) - 0.5, -0.5))
-        for place, name, probability in zip(places, names, heights, strict=True):
-            right.text(0.02, place, f"{name}   {probability:.1%}", va="center", fontsize=10)
+        names, widths = [name.partition(",")[0] for name, _ in guess], [probability for _, probability in guess]
+        rows = range(len(guess))
+        right.barh(rows, widths, color="lightskyblue", height=0.7)
+        right.set(yticks=[], xticks=[], xlim=(0, 1), ylim=(len(guess) - 0.5, -0.5))
+        for y, name, probability in zip(rows, names, widths, strict=True):
+            right.text(0.02, y, f"{name}   {probability:.1%}", va="center", fontsize=10)
         right.spines[:].set_visible(False)
         right.set_title(photograph.name, fontsize=9, loc="left")
     figure.tight_layout()
@@ -82,13 +82,13 @@ def draw(guesses: dict[Path, Guesses], path: Path) -> None:
 
 
 def main() -> None:
-    """Read the options, load the network, print and draw what it says."""
+    """Parse the options, load the network, print its guesses and draw them."""
     parser = make_parser(__doc__)
-    parser.add_argument("--weights", required=True, metavar="FILE", help="a checkpoint, or weights from elsewhere")
-    parser.add_argument("--images", required=True, nargs="+", metavar="PATH", help="files, or folders of them")
+    parser.add_argument("--weights", required=True, metavar="FILE", help="a checkpoint, or weights from torchvision")
+    parser.add_argument("--images", required=True, nargs="+", metavar="PATH", help="image files or folders")
     parser.add_argument("--model", choices=IMAGENET_MODELS, metavar="NAME", help=f"one of {', '.join(IMAGENET_MODELS)}")
-    parser.add_argument("--top", type=positive, default=5, metavar="N", help="guesses for each image; default: 5")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="draw them, as PNG, PDF or SVG")
+    parser.add_argument("--top", type=positive, default=5, metavar="N", help="number of guesses per image; default: 5")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="draw the guesses to a PNG, PDF or SVG file")
     add_options(parser, "names", "device")
     args = parser.parse_args()
     with one_line_errors(parser):
@@ -96,12 +96,12 @@ def main() -> None:
         config = args.model and torchvision_config(args.model, args.weights, args.names)
         model, config = load_network(args.weights, config)
         guesses = predict(model.to(args.device), config, find_images(args.images), args.top, args.device)
-        for path, found in guesses.items():
-            print(path, *(f"{probability:9.1%}  {name}" for name, probability in found), sep="\n")
+        for path, guess in guesses.items():
+            print(path, *(f"{probability:9.1%}  {name}" for name, probability in guess), sep="\n")
         if args.out and guesses:
             draw(guesses, args.out)
     if not guesses:
-        sys.exit("error: no photograph could be read")
+        sys.exit("error: none of the photographs could be read")
 
 
 if __name__ == "__main__":

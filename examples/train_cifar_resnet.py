@@ -1,16 +1,16 @@
-"""Train a ResNet for 32x32 images (He et al. 2015, section 4.2).
+"""Train a ResNet on 32x32 images (He et al. 2015, section 4.2).
 
-    python examples/train_cifar_resnet.py --epochs 4                             shapes: no download
-    python examples/train_cifar_resnet.py --dataset cifar10                      ResNet-20, 10 epochs, one-cycle
-    python examples/train_cifar_resnet.py --dataset cifar10 --recipe paper       64,000 iterations, as in the paper
-    python examples/train_cifar_resnet.py --dataset cifar10 --device cuda --dtype bfloat16        all of it on a GPU
-    python examples/train_cifar_resnet.py --dataset cifar10 --depth 56 --shortcut none        a plain network
-    python examples/train_cifar_resnet.py --dataset cifar10 --depth 1202 --recompute          in 1 GiB instead of 11
-    python examples/train_cifar_resnet.py --out runs/resnet20 --resume           go on after Ctrl-C
+    python examples/train_cifar_resnet.py --epochs 4                                        shapes, no download
+    python examples/train_cifar_resnet.py --dataset cifar10                                 ResNet-20, 10 epochs
+    python examples/train_cifar_resnet.py --dataset cifar10 --recipe paper                  the paper's recipe
+    python examples/train_cifar_resnet.py --dataset cifar10 --device cuda --dtype bfloat16  mixed precision on a GPU
+    python examples/train_cifar_resnet.py --dataset cifar10 --depth 56 --shortcut none      a plain network
+    python examples/train_cifar_resnet.py --dataset cifar10 --depth 1202 --recompute        1 GiB instead of 11
+    python examples/train_cifar_resnet.py --out runs/resnet20 --resume                      continue after Ctrl-C
 
-Expect (two CPU cores): 96 % of the shapes right after 4 epochs and two minutes; 87 % of CIFAR-10 after 10 epochs of the
-one-cycle recipe and half an hour. DIR of --out gets metrics.jsonl, curves.png and a checkpoint after each epoch, and a
-checkpoint when Ctrl-C, SIGTERM or SIGHUP stops the run. The status is 143 after SIGTERM and 129 after SIGHUP.
+Test accuracy and time on two CPU cores: 96 % on the shapes (4 epochs, 2 minutes) and 87 % on CIFAR-10 (the one-cycle
+recipe's 10 epochs, half an hour). Each epoch writes metrics.jsonl, curves.png and a checkpoint to the --out folder.
+Ctrl-C, SIGTERM and SIGHUP save a checkpoint and stop, with exit status 0, 143 and 129.
 """
 
 import argparse
@@ -28,8 +28,8 @@ from minidl.optim import SGD
 
 
 def train(args: argparse.Namespace) -> None:
-    """Train the network, and compare its error with the paper's."""
-    data, recipe = load_data(args), CIFAR_RECIPES[args.recipe].changed_by(args)
+    """Train the network and compare its error with the paper's."""
+    data, recipe = load_data(args), CIFAR_RECIPES[args.recipe].with_options(args)
     loader, test_loader = data.train_loader(args.batch_size, args.seed), data.test_loader()
     total_steps = recipe.steps(len(loader))
 
@@ -37,8 +37,8 @@ def train(args: argparse.Namespace) -> None:
     config = data.config(name, "cifar_resnet", depth=args.depth, shortcut=args.shortcut)
     model = config.build(seed=args.seed, recompute=args.recompute).to(args.device)
 
-    deep = args.recipe == "paper" and args.depth >= WARMUP_DEPTH
-    schedule = WarmUp(recipe.schedule(recipe.lr, total_steps), warming_up=deep)
+    warming_up = args.recipe == "paper" and args.depth >= WARMUP_DEPTH
+    schedule = WarmUp(recipe.schedule(recipe.lr, total_steps), warming_up)
     optimizer = SGD(model.parameters(), recipe.lr, 0.9, recipe.weight_decay, nesterov=recipe.nesterov)
 
     def step(images, labels):
@@ -49,24 +49,24 @@ def train(args: argparse.Namespace) -> None:
         optimizer.zero_grad()
         return loss, (logits.argmax(dim=1) != labels).sum()
 
-    step = cuda_graph(step) if args.device == "cuda" else step  # all of it in one launch
+    step = cuda_graph(step) if args.device == "cuda" else step  # one launch for the whole step
     folder = RunFolder(args.out, args.resume, options_of_run(args), config)
-    with Run(model, optimizer, loader, total_steps, folder, also={"warm_up": schedule}) as run:
-        for images, labels in run.batches():  # on the device, augmented
+    with Run(model, optimizer, loader, total_steps, folder, stateful={"warm_up": schedule}) as run:
+        for images, labels in run.batches():  # already augmented and on the device
             optimizer.lr = schedule(run.step)
-            run.count(*step(images, labels))
+            run.log(*step(images, labels))
             if run.epoch_ended:
                 schedule.report(run.train_error)
                 run.end_epoch(error_rate(model, test_loader), data.split)
 
     print(run.summary())
-    print(f"{data.split} error of {args.depth} layers on {args.dataset}: {run.test_error:.2%}")
+    print(f"{data.split} error of {name} on {args.dataset}: {run.test_error:.2%}")
     if args.dataset == "cifar10" and args.shortcut == "A" and args.depth in PAPER_ERROR:
-        print(f"the paper's, after 64,000 iterations: {PAPER_ERROR[args.depth]} %")
+        print(f"test error in the paper, after 64,000 iterations: {PAPER_ERROR[args.depth]} %")
 
 
 def main() -> None:
-    """Read the options, and train."""
+    """Parse the options and train."""
     parser = make_parser(__doc__)
     add_options(parser, "depth", "shortcut", "recompute")
     parser.add_argument("--recipe", choices=CIFAR_RECIPES, default="fast", help="default: fast")

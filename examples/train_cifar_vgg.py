@@ -1,10 +1,10 @@
-"""Train a VGG network (Simonyan, Zisserman 2014) on 32x32 images; train_cifar_resnet.py shows the loop.
+"""Train a VGG (Simonyan and Zisserman 2014) on 32x32 images. train_cifar_resnet.py spells out the training loop.
 
-    python examples/train_cifar_vgg.py --config A --epochs 4                     shapes: no download
-    python examples/train_cifar_vgg.py --dataset cifar10 --config D              VGG-16 with batch-norm, 10 epochs
+    python examples/train_cifar_vgg.py --config A --epochs 4                      shapes, no download
+    python examples/train_cifar_vgg.py --dataset cifar10 --config D               VGG-16 with batch-norm, 10 epochs
 
-The paper has no CIFAR results. Of its fully connected layers one is left, and batch-norm, which it did not know, is on
-unless --no-batch-norm says otherwise: a VGG of 16 layers hardly starts to learn without it (try it).
+The paper reports no CIFAR results. This version has one fully connected layer instead of three, and batch-norm, which
+is newer than VGG. Without it (--no-batch-norm) a VGG of 16 layers barely starts to learn.
 """
 
 import argparse
@@ -23,8 +23,8 @@ from minidl.optim import SGD
 
 
 def train(args: argparse.Namespace) -> None:
-    """Train the network."""
-    data, recipe = load_data(args), CIFAR_RECIPES[args.recipe].changed_by(args)
+    """Train the network and print its error."""
+    data, recipe = load_data(args), CIFAR_RECIPES[args.recipe].with_options(args)
     loader, test_loader = data.train_loader(args.batch_size, args.seed), data.test_loader()
     total_steps = recipe.steps(len(loader))
 
@@ -46,9 +46,9 @@ def train(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Read the options, and train."""
+    """Parse the options and train."""
     parser = make_parser(__doc__)
-    parser.add_argument("--config", choices=CONFIGS, default="D", help="a column of the paper's table 1; default: D")
+    parser.add_argument("--config", choices=CONFIGS, default="D", help="column of table 1 in the paper; default: D")
     parser.add_argument("--batch-norm", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--recipe", choices=CIFAR_RECIPES, default="fast", help="default: fast")
     defaults = {"out": "runs/latest", "batch_size": 128, "lr": 0.05}

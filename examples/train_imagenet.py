@@ -1,16 +1,16 @@
-"""Train VGG or ResNet on photographs, as in their papers (Simonyan and Zisserman 2014, He et al. 2015).
+"""Train a VGG or ResNet on photographs with its paper's recipe (Simonyan and Zisserman 2014, He et al. 2015).
 
-    python examples/train_imagenet.py --data imagenet --model resnet50                        He's recipe, batch 256
-    python examples/train_imagenet.py --data imagenet --model resnet50 --micro-batch 32       the same in less memory
-    python examples/train_imagenet.py --data imagenet --model vgg-A --out runs/A              Simonyan's recipe
+    python examples/train_imagenet.py --data imagenet --model resnet50                        ResNet recipe, batch 256
+    python examples/train_imagenet.py --data imagenet --model resnet50 --micro-batch 32       the same with less memory
+    python examples/train_imagenet.py --data imagenet --model vgg-A --out runs/A              VGG recipe
     python examples/train_imagenet.py --data imagenet --model vgg-D --init-from runs/A/checkpoint.safetensors
     python examples/train_imagenet.py --data imagenet --model vgg-D --sides 384 --lr 1e-3 --init-from FILE_OF_SIDE_256
-    python examples/train_imagenet.py ... --out runs/A --resume                               go on after Ctrl-C
+    python examples/train_imagenet.py ... --out runs/A --resume                               continue after Ctrl-C
 
-`--data DIR` holds train/<wnid>/*.JPEG and val/<wnid>/*.JPEG. Any number of classes will do: a handful of photographs is
-learnt by heart in minutes on a CPU; the 1.28 million of ILSVRC-2012 are for a GPU. DIR of --out gets metrics.jsonl,
-curves.png and a checkpoint after each epoch, every 1,000 steps, and when Ctrl-C, SIGTERM or SIGHUP stops the run; the
-status is 143 after SIGTERM and 129 after SIGHUP. `evaluate_imagenet.py` tests it as the papers do.
+--data is a folder with train/<wnid>/*.JPEG and val/<wnid>/*.JPEG, with any number of classes. A CPU overfits a handful
+of photographs in minutes; the 1.28 million of ILSVRC-2012 need a GPU. Each epoch writes metrics.jsonl, curves.png and a
+checkpoint to the --out folder. A checkpoint is also saved every 1,000 steps, and when Ctrl-C, SIGTERM or SIGHUP stops
+the run (exit status 0, 143 and 129). evaluate_imagenet.py measures the error with the papers' test protocols.
 """
 
 import argparse
@@ -18,12 +18,12 @@ from collections.abc import Callable
 from functools import partial
 
 import numpy as np
-from common.errors import tell
+from common.errors import log
 from common.evaluate import scores_of, top_errors
 from common.fit import classification_step, fit
 from common.folder import RunFolder
-from common.imagenet import count_broken, training_folders
-from common.options import FOLDER, PHOTOGRAPHS, TRAINING, add_options, make_parser, options_of_run, positive, whole
+from common.imagenet import report_broken, training_folders
+from common.options import FOLDER, PHOTOGRAPHS, TRAINING, add_options, make_parser, natural, options_of_run, positive
 from common.recipes import IMAGENET_RECIPES, Recipe
 from common.run import Run, running
 from models.config import IMAGENET_MODELS, NetworkConfig, check_variant
@@ -44,8 +44,8 @@ from minidl.nn.init import normal, xavier_normal
 from minidl.optim import SGD, weight_decay_groups
 from minidl.training.checkpoint import read_checkpoint
 
-# The weights of a VGG before training. The paper says N(0, variance 10^-2): the loss of net A starts at 4e7, and is NaN
-# after one step. The paper adds that with Glorot and Bengio's initialisation no deeper net needs net A.
+# Initial weights of a VGG. With the paper's N(0, variance 0.01) the loss of net A starts at 4e7 and is NaN after one
+# step. The paper adds that with Glorot and Bengio's initialisation the deeper nets need not start from net A.
 INITIALISATIONS: dict[str, Callable[[tuple[int, ...]], np.ndarray]] = {
     "glorot": xavier_normal,
     "paper": partial(normal, std=0.1),
@@ -53,9 +53,9 @@ INITIALISATIONS: dict[str, Callable[[tuple[int, ...]], np.ndarray]] = {
 
 
 def train(args: argparse.Namespace) -> None:
-    """Train the network, with a validation after each epoch."""
+    """Train the network and validate it after each epoch."""
     data, validation_data = training_folders(args)
-    recipe = IMAGENET_RECIPES[args.recipe].changed_by(args)
+    recipe = IMAGENET_RECIPES[args.recipe].with_options(args)
     statistics = measure_images(data, args.statistics, max(256, args.size), args.size, args.threads, args.skip_broken)
     config = make_config(data, statistics, args)
     model = make_network(config, args)
@@ -73,27 +73,27 @@ def train(args: argparse.Namespace) -> None:
     total_steps = recipe.steps(len(loader))
     plateau = recipe.schedule(recipe.lr, total_steps, args.patience)
     folder = RunFolder(args.out, args.resume, options_of_run(args), config)
-    at_once = args.micro_batch or args.batch_size
-    run = Run(model, optimizer, loader, total_steps, folder, also={"plateau": plateau}, micro_batch=at_once)
+    micro_batch = args.micro_batch or args.batch_size
+    run = Run(model, optimizer, loader, total_steps, folder, stateful={"plateau": plateau}, micro_batch=micro_batch)
 
     def end_epoch() -> None:
         top1, top5 = validate(model, validation_loader)
         lr, plateau_lr = plateau.lr, plateau.report(top1)
         run.end_epoch(top1, "validation", top5_error=top5)
         if plateau_lr < lr:
-            tell(f"the learning rate falls from {lr:g} to {plateau_lr:g}")
+            log(f"learning rate reduced from {lr:g} to {plateau_lr:g}")
 
     try:
-        fit(run, classification_step(model, optimizer, at_once), plateau, end_epoch)
+        fit(run, classification_step(model, optimizer, micro_batch), plateau, end_epoch)
     finally:
-        count_broken(photographs, validation_photographs)
+        report_broken(photographs, validation_photographs)
     print(run.summary())
     print(f"validation error of {args.model}: {run.test_error:.2%}")
-    print(f"now: evaluate_imagenet.py --data {args.data} --weights {folder.checkpoint} --mode dense")
+    print(f"next: evaluate_imagenet.py --data {args.data} --weights {folder.checkpoint} --mode dense")
 
 
 def validate(model: Module, loader: DeviceLoader) -> tuple[float, float]:
-    """(top-1, top-5) error on the centre crops."""
+    """The (top-1, top-5) error on the centre crops."""
     model.eval()
     with no_grad():
         scores, labels = scores_of(lambda images: model(images).to("float32").numpy(), loader)
@@ -101,17 +101,17 @@ def validate(model: Module, loader: DeviceLoader) -> tuple[float, float]:
     return top_errors(scores, labels)
 
 
-# -- what a run is made of ---------------------------------------------------------------------------------------------
+# -- the network and the optimiser -------------------------------------------------------------------------------------
 
 
 def make_config(folder: ImageFolder, statistics: ImageStatistics, args: argparse.Namespace) -> NetworkConfig:
-    """Of the network that the options ask for."""
+    """The config of the network that the options select."""
     builder, arguments = IMAGENET_MODELS[args.model]
     arguments = arguments | {"num_classes": len(folder.classes)}
     if builder == "vgg":
         arguments["image_size"] = args.size
     else:
-        arguments = {"shortcut": args.shortcut, "variant": args.variant} | arguments  # a plain net has its own
+        arguments = {"shortcut": args.shortcut, "variant": args.variant} | arguments  # a plain net overrides it
     mean = statistics.mean_image if IMAGENET_RECIPES[args.recipe].per_pixel_mean else statistics.mean
     return NetworkConfig(
         args.model, builder, arguments, folder.names, folder.classes, args.validation_side, args.size, mean
@@ -119,7 +119,7 @@ def make_config(folder: ImageFolder, statistics: ImageStatistics, args: argparse
 
 
 def make_network(config: NetworkConfig, args: argparse.Namespace) -> Module:
-    """Before training: random, or with the weights of --init-from where these fit."""
+    """The network with random weights, or with those of --init-from that fit."""
     model = config.build(seed=args.seed)
     if config.builder == "vgg":
         initialise(model, INITIALISATIONS[args.init], args.seed)
@@ -127,7 +127,7 @@ def make_network(config: NetworkConfig, args: argparse.Namespace) -> Module:
         check_variant(args.init_from, config)
         arrays, _ = read_checkpoint(args.init_from)
         weights = {name: array for name, array in arrays.items() if "/" not in name}
-        if config.builder == "vgg" and model.state_dict().keys() - weights.keys():  # it is another VGG
+        if config.builder == "vgg" and model.state_dict().keys() - weights.keys():  # weights of another VGG
             start_from_a(model, weights)
         else:
             model.load_state_dict(weights)
@@ -135,7 +135,7 @@ def make_network(config: NetworkConfig, args: argparse.Namespace) -> Module:
 
 
 def initialise(model: Module, draw: Callable[[tuple[int, ...]], np.ndarray], seed: int) -> None:
-    """Draw the weights of all convolutions and linear layers anew; biases are 0."""
+    """Draw new weights for all convolutions and linear layers; their biases stay 0."""
     with fork_rng(seed):
         for parameter in model.parameters():
             if parameter.ndim > 1:
@@ -143,7 +143,7 @@ def initialise(model: Module, draw: Callable[[tuple[int, ...]], np.ndarray], see
 
 
 def make_optimizer(model: Module, recipe: Recipe) -> SGD:
-    """Momentum 0.9, and the paper's weight decay."""
+    """SGD with momentum 0.9 and the weight decay of the recipe."""
     groups = weight_decay_groups(model, recipe.weight_decay)
     if recipe.decays_all:
         groups[1]["weight_decay"] = recipe.weight_decay
@@ -154,38 +154,38 @@ def make_optimizer(model: Module, recipe: Recipe) -> SGD:
 
 
 def fill_in(args: argparse.Namespace) -> None:
-    """What the options leave open is as in the paper."""
+    """Fill in the options that were not given with the values of the model's paper."""
     args.recipe = args.recipe or ("vgg" if args.model.startswith("vgg") else "resnet")
     recipe = IMAGENET_RECIPES[args.recipe]
     sides = args.sides or recipe.sides
     if len(sides) > 2:
         raise ValueError(f"--sides: expected one number or two, got {' '.join(map(str, sides))}")
     args.sides = [min(sides), max(sides)]
-    if args.validation_side is None:  # VGG: the middle of the range that was trained on; ResNet: 256 of 256 to 480
+    if args.validation_side is None:  # VGG: the middle of the training range; ResNet: its minimum, 256 of 256 to 480
         args.validation_side = sum(args.sides) // 2 if args.recipe == "vgg" else args.sides[0]
     args.lr = recipe.lr if args.lr is None else args.lr
     args.epochs = args.epochs or recipe.epochs
 
 
 def main() -> None:
-    """Read the options, and train."""
+    """Parse the options and train."""
     parser = make_parser(__doc__)
     add_options(parser, *PHOTOGRAPHS)
     names = ", ".join(IMAGENET_MODELS)
     parser.add_argument("--model", required=True, choices=IMAGENET_MODELS, metavar="NAME", help=names)
-    parser.add_argument("--recipe", choices=IMAGENET_RECIPES, help="default: the one of the model's paper")
-    parser.add_argument("--shortcut", choices=("A", "B", "C"), default="B", help="of a ResNet; default: B")
+    parser.add_argument("--recipe", choices=IMAGENET_RECIPES, help="default: the recipe of the model's paper")
+    parser.add_argument("--shortcut", choices=("A", "B", "C"), default="B", help="ResNet only; default: B")
     parser.add_argument("--variant", choices=("he2015", "torchvision"), default="he2015", help="see models/resnet.py")
-    parser.add_argument("--init", choices=INITIALISATIONS, default="glorot", help="of a VGG; default: glorot")
-    parser.add_argument("--init-from", metavar="FILE", help="weights to begin with: the same network's, or VGG-A's")
-    parser.add_argument("--sides", type=positive, nargs="+", metavar="S", help="shorter side, or its least and largest")
-    where = "the shorter side when validating; default: the middle of --sides for VGG, the least for ResNet"
+    parser.add_argument("--init", choices=INITIALISATIONS, default="glorot", help="VGG only; default: glorot")
+    parser.add_argument("--init-from", metavar="FILE", help="initial weights: of the same network, or of VGG-A")
+    parser.add_argument("--sides", type=positive, nargs="+", metavar="S", help="shorter side: one number or a range")
+    where = "shorter side for validation; default: the middle of --sides for VGG, the minimum for ResNet"
     parser.add_argument("--validation-side", type=positive, metavar="Q", help=where)
-    parser.add_argument("--size", type=positive, default=224, metavar="N", help="of the crops; default: 224")
-    parser.add_argument("--micro-batch", type=positive, metavar="N", help="images at a time; default: all of the batch")
-    when = "epochs without a new best error before lr falls; default: 5"
-    parser.add_argument("--patience", type=whole, default=5, metavar="N", help=when)
-    parser.add_argument("--statistics", default="runs/imagenet.npz", metavar="FILE", help="keeps the mean and colours")
+    parser.add_argument("--size", type=positive, default=224, metavar="N", help="side of the crops; default: 224")
+    parser.add_argument("--micro-batch", type=positive, metavar="N", help="split each batch into parts of N images")
+    when = "epochs without a new best error before the learning rate is divided by 10; default: 5"
+    parser.add_argument("--patience", type=natural, default=5, metavar="N", help=when)
+    parser.add_argument("--statistics", default="runs/imagenet.npz", metavar="FILE", help="cache of mean and colours")
     add_options(parser, *TRAINING, *FOLDER, "dtype", "lr", out="runs/imagenet", batch_size=256)
     args = parser.parse_args()
     with running(parser, args):

@@ -1,59 +1,59 @@
-"""Boxes around things in images: as a network predicts them, how well they fit, and how many become one.
+"""Bounding boxes: regression targets, intersection over union, and merging of predictions.
 
-A box is (left, top, right, bottom) in pixels, x to the right and y down; arrays hold it in their last dimension.
+A box is (left, top, right, bottom) in pixels, along the last dimension of an array; x points right and y down.
 """
 
 import numpy as np
 
-# A box is right if its intersection over union with the truth is larger (ILSVRC, and appendix A of VGG's paper).
-LEAST_OVERLAP = 0.5
+# A box is correct if its intersection over union with the truth is above this (ILSVRC; VGG paper, appendix A).
+IOU_THRESHOLD = 0.5
 
-# Two equal squares, one moved by a third of its side: the centres are 1/3 apart, the intersection over union is 1/2.
-MERGE_BELOW = 1 / 3 + 1 / 2
+# The match score of two equal squares a third of a side apart: distance 1/3, intersection over union 1/2.
+MERGE_THRESHOLD = 1 / 3 + 1 / 2
 
 
-# -- what a network predicts -------------------------------------------------------------------------------------------
+# -- regression targets ------------------------------------------------------------------------------------------------
 
 
 def encode(boxes: np.ndarray, size: int) -> np.ndarray:
-    """(left, top, right, bottom) -> (centre x, centre y, width, height) / size: the target of the regression.
+    """The regression targets: (left, top, right, bottom) -> (centre x, centre y, width, height) / size.
 
-    Appendix A of Simonyan and Zisserman (2014) predicts these four. The unit is ours: the side `size` of the view that
-    the network sees, so that all four are around 1 for images of any size.
+    Appendix A of Simonyan and Zisserman (2014) predicts these four numbers. Dividing by `size`, the side of the
+    network's input, is our choice: all four are then around 1 for images of any size.
     """
     left, top, right, bottom = np.moveaxis(np.asarray(boxes), -1, 0)
     return np.stack([(left + right) / 2, (top + bottom) / 2, right - left, bottom - top], axis=-1) / size
 
 
 def decode(targets: np.ndarray, size: int) -> np.ndarray:
-    """The inverse of `encode`: the boxes in pixels of the view."""
+    """The inverse of `encode`: boxes in pixels, relative to the network's input."""
     x, y, width, height = np.moveaxis(size * np.asarray(targets), -1, 0)
     return np.stack([x - width / 2, y - height / 2, x + width / 2, y + height / 2], axis=-1)
 
 
-def decode_places(targets: np.ndarray, size: int, stride: int) -> np.ndarray:
-    """What a network says at each place of an image, (..., rows, columns, 4), as boxes in pixels of the image.
+def decode_map(targets: np.ndarray, size: int, stride: int) -> np.ndarray:
+    """Decode the predictions of a dense network, (..., rows, columns, 4), to boxes in pixels of the whole image.
 
-    The view at (row, column) begins `stride` * row pixels from the top and `stride` * column from the left; `stride` is
-    the product of the network's poolings.
+    The view at (row, column) starts `stride` * row pixels from the top and `stride` * column from the left, where
+    `stride` is the product of the strides of the network's poolings.
     """
     row, column = np.indices(targets.shape[-3:-1])
     return decode(targets, size) + stride * np.stack([column, row, column, row], axis=-1)
 
 
-# -- how well a box fits -----------------------------------------------------------------------------------------------
+# -- comparing boxes ---------------------------------------------------------------------------------------------------
 
 
 def area(boxes: np.ndarray) -> np.ndarray:
-    """Width times height, and 0 for a box that is turned inside out: (..., 4) -> (...)."""
+    """Width times height, 0 if right < left or bottom < top: (..., 4) -> (...)."""
     width, height = boxes[..., 2] - boxes[..., 0], boxes[..., 3] - boxes[..., 1]
     return width.clip(0) * height.clip(0)
 
 
 def intersection_over_union(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """|a and b| / |a or b|, from 0 for boxes apart to 1 for equal ones; (..., 4) and (..., 4) broadcast to (...).
+    """|a and b| / |a or b|, from 0 for disjoint to 1 for equal boxes; (..., 4) and (..., 4) broadcast to (...).
 
-    |a or b| = |a| + |b| - |a and b|. Two boxes without an area have 0.
+    |a or b| = |a| + |b| - |a and b|. The result for two boxes of area 0 is 0.
     """
     corners = np.maximum(a[..., :2], b[..., :2]), np.minimum(a[..., 2:], b[..., 2:])
     shared = area(np.concatenate(corners, axis=-1))
@@ -62,22 +62,22 @@ def intersection_over_union(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def localisation_error(predicted: np.ndarray, truth: np.ndarray) -> float:
-    """The part of the boxes (N, 4) whose intersection over union with the truth (N, 4) is 0.5 or less."""
-    return float(np.mean(intersection_over_union(predicted, truth) <= LEAST_OVERLAP))
+    """The fraction of boxes (N, 4) whose intersection over union with the truth (N, 4) is at most 0.5."""
+    return float(np.mean(intersection_over_union(predicted, truth) <= IOU_THRESHOLD))
 
 
-# -- many predictions of one thing -------------------------------------------------------------------------------------
+# -- merging predictions -----------------------------------------------------------------------------------------------
 
 
 def match_score(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """How far two boxes are from being the same: 0 for equal ones, more than 1 for boxes apart.
+    """The distance between two boxes: 0 if they are equal, more than 1 if they are disjoint.
 
         |centre a - centre b| / sqrt((|a| + |b|) / 2)  +  1 - IoU(a, b)
 
-    OverFeat (Sermanet et al. 2014, section 4.3) adds the distance between the two centres and the area of the
-    intersection, and merges where the sum is least. It gives no units, and taken literally an intersection would keep
-    apart what overlaps. So three things here are our choice: the distance in units of the boxes' mean size, the
-    intersection as a part of the union, and of this part what is missing to 1.
+    OverFeat (Sermanet et al. 2014, section 4.3) adds the distance between the centres to the area of the intersection,
+    and merges the two boxes with the smallest sum. It gives no units, and taken literally a large intersection would
+    keep boxes apart. So three details are our choice: the distance is in units of the boxes' mean size, the
+    intersection is relative to the union, and 1 - IoU replaces IoU.
     """
     distance = np.linalg.norm((a[..., :2] + a[..., 2:] - b[..., :2] - b[..., 2:]) / 2, axis=-1)
     size = np.sqrt((area(a) + area(b)) / 2)
@@ -85,17 +85,17 @@ def match_score(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def merge_greedily(
-    boxes: np.ndarray, scores: np.ndarray, threshold: float = MERGE_BELOW
+    boxes: np.ndarray, scores: np.ndarray, threshold: float = MERGE_THRESHOLD
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Boxes (N, 4) with scores (N,) -> fewer of both, the highest score first (Sermanet et al. 2014, section 4.3).
+    """Merge boxes (N, 4) with scores (N,) and sort them by score, highest first (Sermanet et al. 2014, section 4.3).
 
-    As long as any two boxes have a `match_score` of at most `threshold`, the two with the least become one:
+    While the smallest `match_score` of any two boxes is at most `threshold`, that pair is replaced by one box:
 
-    - its coordinates are the mean of all the predictions that it was made of. The paper averages the two boxes; where
-      one of them is a mean already, we weigh it by their number, so that all of them count the same;
-    - its score is the sum of theirs, as in the paper: the more places agree on a box, the more it counts.
+    - Its coordinates are the mean of all predictions merged into it so far. (The paper averages the two boxes, which
+      would give the predictions different weights.)
+    - Its score is the sum of the two scores, as in the paper: a box that many positions agree on has a high score.
 
-    The threshold is our choice, as the paper gives none: see `MERGE_BELOW`.
+    The paper gives no threshold; `MERGE_THRESHOLD` is our choice.
     """
     boxes, scores, counts = np.array(boxes, np.float64), np.array(scores, np.float64), np.ones(len(scores))
     while len(boxes) > 1:

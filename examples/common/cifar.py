@@ -1,4 +1,4 @@
-"""The data of the CIFAR scripts: CIFAR-10, CIFAR-100, or shapes drawn by the program itself."""
+"""Data for the CIFAR scripts: CIFAR-10, CIFAR-100, or synthetic shapes."""
 
 import argparse
 from dataclasses import dataclass
@@ -19,48 +19,48 @@ from minidl.data import (
 SHAPES_TRAIN, SHAPES_TEST = 10_000, 2_000
 TEST_BATCH = 250  # divides CIFAR's 10,000 test images
 
-# About one standard deviation of CIFAR's pixels (0.25 * 255). The paper does not divide; after the batch-norm that
-# follows the first convolution it makes no difference to the network.
+# About the standard deviation of CIFAR's pixels (0.25 * 255). The paper does not divide by it. The network computes the
+# same either way, because batch-norm follows the first convolution.
 PIXEL_STD = 64.0
 
 
 @dataclass
 class CifarData:
-    """Training and test images, on a device, and the loaders of their batches.
+    """Training and test images on a device, and loaders for them.
 
-    `augment` is section 4.2: the per-pixel mean subtracted, a random crop after 4 pixels of padding, or its mirror
-    image. `prepare` is the single view that is tested: nothing but the mean subtracted.
+    `augment` is the training transform of section 4.2: subtract the per-pixel mean, pad by 4 pixels, crop at random and
+    flip with probability 1/2. `prepare` is the test transform: it only normalises.
     """
 
     train: ArrayDataset
     test: ArrayDataset
-    split: str = "test"  # or "validation", for a part of the training images
+    split: str = "test"  # or "validation": held-out training images
     device: str = "cpu"
-    dtype: str = "float32"  # of the network's input, and so of what it computes
+    dtype: str = "float32"  # of the input images, hence of the computation
 
     def __post_init__(self):
         self.mean = per_pixel_mean(self.train.images)
         self.augment = CropAndFlip(self.mean, PIXEL_STD, padding=4)
         self.prepare = CropAndFlip(self.mean, PIXEL_STD, padding=0, flip_probability=0)
-        self.train, self.test = self.train.to(self.device), self.test.to(self.device)  # uint8: CIFAR-10 has 184 MB
+        self.train, self.test = self.train.to(self.device), self.test.to(self.device)  # uint8: 184 MB for CIFAR-10
 
     def train_loader(self, batch_size: int, seed: int, drop_last: bool = False) -> AugmentedLoader:
-        """Batches of training images, augmented, in a new order in each epoch."""
+        """Augmented batches of the training images, shuffled anew for each epoch."""
         return AugmentedLoader(self.train, batch_size, self.augment, True, seed, drop_last, self.dtype)
 
     def test_loader(self, batch_size: int = TEST_BATCH) -> AugmentedLoader:
-        """Batches of test images."""
+        """Batches of the test images, not augmented."""
         return AugmentedLoader(self.test, batch_size, self.prepare, dtype=self.dtype)
 
     def config(self, name: str, builder: str, **arguments) -> NetworkConfig:
-        """Of a network for these images."""
+        """The config of a network for these images; `builder` and `arguments` define the network."""
         names, size = self.train.classes, self.train.images.shape[1]
         arguments |= {"num_classes": len(names)}
         return NetworkConfig(name, builder, arguments, names, names, size, size, self.mean, PIXEL_STD)
 
 
 def load_data(args: argparse.Namespace) -> CifarData:
-    """The data set that the options ask for, on their device."""
+    """Load the data set of --dataset to the device of --device."""
     if args.dataset == "shapes":
         count = SHAPES_TRAIN if args.holdout else min(SHAPES_TRAIN, args.limit_train or SHAPES_TRAIN)
         train, test = make_shapes(count, train=True), make_shapes(SHAPES_TEST, train=False)
@@ -73,5 +73,5 @@ def load_data(args: argparse.Namespace) -> CifarData:
         train, test = train.subset(order[held_out:]), train.subset(order[:held_out])
     if args.limit_train is not None:
         train = train.subset(slice(args.limit_train))
-    dtype = getattr(args, "dtype", "float32").replace("tf32", "float32")  # TF32 is a way to multiply float32
+    dtype = getattr(args, "dtype", "float32").replace("tf32", "float32")  # TF32 arrays are float32
     return CifarData(train, test, "validation" if args.holdout else "test", args.device, dtype)

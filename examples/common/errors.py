@@ -1,4 +1,4 @@
-"""How scripts end: errors in one line, and no training lost for a picture or for a terminal that is gone."""
+"""Error handling of the scripts: one-line messages, and no training lost because a plot or a terminal fails."""
 
 import argparse
 import contextlib
@@ -16,57 +16,57 @@ from minidl.data import BrokenImageError
 
 @contextlib.contextmanager
 def one_line_errors(parser: argparse.ArgumentParser | None = None) -> Iterator[None]:
-    """An error that the user can put right is one line, without a traceback; Ctrl-C ends the script with status 130.
+    """Print errors that the user can fix in one line, without a traceback. Ctrl-C exits with status 130.
 
-    With a `parser`, while a script is set up, the usage comes before the line, and the status is 2; else it is 1. Other
-    errors, such as RuntimeError, keep their traceback: they are a bug, or the GPU's.
+    With a `parser` (during set-up) the usage is printed first and the status is 2; otherwise it is 1. Other errors,
+    such as RuntimeError, keep their traceback: they are bugs or GPU errors.
     """
     try:
         yield
     except (ValueError, OSError, ModuleNotFoundError) as problem:
         remedy = f": pip install {problem.name}" if isinstance(problem, ModuleNotFoundError) else ""
-        remedy = ", which --skip-broken does" if isinstance(problem, BrokenImageError) else remedy
+        remedy = " (--skip-broken)" if isinstance(problem, BrokenImageError) else remedy
         if parser is not None:
             parser.error(f"{problem}{remedy}")
         raise SystemExit(f"error: {problem}{remedy}") from None
     except KeyboardInterrupt:
-        tell("stopped at once", sys.stderr)
+        log("interrupted", sys.stderr)
         raise SystemExit(128 + signal.SIGINT) from None
 
 
 def precision(dtype: str) -> contextlib.AbstractContextManager:
-    """Within it, products are rounded as --dtype says."""
+    """A context that rounds the factors of float32 products to TF32 if dtype is 'tf32'."""
     return tf32() if dtype == "tf32" else contextlib.nullcontext()
 
 
 @contextlib.contextmanager
-def fitting_memory(images: int, option: str = "--batch-size") -> Iterator[None]:
-    """If the GPU's memory is too small for these images, say how many fit, and which option to change."""
+def suggest_batch_size(images: int, option: str = "--batch-size") -> Iterator[None]:
+    """On running out of GPU memory, print the number of images that fit and the option to change."""
     try:
         with explain_out_of_memory(images):
             yield
     except MemoryError as problem:
-        raise SystemExit(f"error: {problem}; give a smaller {option}") from None
+        raise SystemExit(f"error: {problem}; use a smaller {option}") from None
 
 
-def tell(line: str, file: TextIO | None = None) -> None:
-    """Print a line above the progress bars. A terminal or a pipe that is gone is no reason to end a training."""
+def log(line: str, file: TextIO | None = None) -> None:
+    """Print a line above the progress bars. A closed terminal or pipe is ignored, so that training continues."""
     with contextlib.suppress(OSError):
         tqdm.write(line, file)
 
 
 @contextlib.contextmanager
-def drawing(path: Path) -> Iterator[None]:
-    """A picture that cannot be drawn is a warning, and none without matplotlib: no training is lost for a picture."""
+def warn_if_not_drawn(path: Path) -> Iterator[None]:
+    """Turn a failure to draw into a warning, so that no training is lost. Without matplotlib nothing is drawn."""
     try:
         yield
     except ImportError:
         pass
-    except Exception as problem:  # matplotlib and the disk raise many kinds
-        tell(f"warning: {path} was not drawn ({problem})", sys.stderr)
+    except Exception as problem:  # matplotlib and the disk raise many types
+        log(f"warning: could not draw {path} ({problem})", sys.stderr)
 
 
-def clock(seconds: float) -> str:
-    """1:05 for 65 seconds, and 61:05 for an hour more."""
+def format_time(seconds: float) -> str:
+    """Format as minutes:seconds: 1:05 for 65 seconds, 61:05 for 3,665."""
     minutes, seconds = divmod(round(seconds), 60)
     return f"{minutes}:{seconds:02}"

@@ -1,4 +1,4 @@
-"""How good a network is."""
+"""Error rates and class probabilities of a network."""
 
 from collections.abc import Callable, Iterable
 
@@ -10,7 +10,7 @@ from minidl.nn import Module
 
 
 def error_rate(model: Module, loader: Iterable[tuple[Tensor, Tensor]]) -> float:
-    """The part of the images that the model classifies wrongly, in evaluation mode."""
+    """The fraction of images that the model misclassifies in evaluation mode."""
     count, wrong = 0, 0
     model.eval()
     with no_grad():
@@ -21,25 +21,25 @@ def error_rate(model: Module, loader: Iterable[tuple[Tensor, Tensor]]) -> float:
 
 
 def probabilities(model: Module, images: Tensor) -> np.ndarray:
-    """(N, H, W, 3) -> (N, classes)."""
+    """The softmax of the logits: (N, H, W, 3) -> (N, classes)."""
     with no_grad():
         return softmax(model(images), dim=1).numpy()
 
 
 def scores_of(compute: Callable[[Tensor], np.ndarray], batches: Iterable) -> tuple[np.ndarray, np.ndarray]:
-    """(compute(images), labels) of all the batches of a DeviceLoader, on the host."""
+    """Return (compute(images), labels), concatenated over all batches of a DeviceLoader, in host memory."""
     scores, labels = [], []
     for images, classes in batches:
         scores.append(compute(images))
-        labels.append(classes.numpy().copy())  # the loader uses the memory again
+        labels.append(classes.numpy().copy())  # the loader reuses this memory
     return np.concatenate(scores), np.concatenate(labels)
 
 
 def top_errors(scores: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
-    """(top-1, top-5) error: the part of the images whose class is not the best by its score, not among the best five.
+    """The (top-1, top-5) error: the fraction of images whose class is not the top one, or not among the top five.
 
-    Of equal scores the first class has the higher one. Scores are (N, classes), labels (N,).
+    A tie goes to the class with the lower index. Scores are (N, classes), labels (N,).
     """
-    best = np.argsort(-scores, axis=1, kind="stable")[:, :5]  # NaN comes last
+    best = np.argsort(-scores, axis=1, kind="stable")[:, :5]  # NaN is sorted last
     right = best == labels[:, None]
     return float(1 - right[:, 0].mean()), float(1 - right.any(axis=1).mean())

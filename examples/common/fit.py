@@ -1,4 +1,4 @@
-"""The loop of train_cifar_resnet.py, for scripts whose subject is something else."""
+"""The training loop of train_cifar_resnet.py as a function, for the scripts that are about something else."""
 
 from collections.abc import Callable, Iterator
 
@@ -14,20 +14,20 @@ from minidl.optim import Optimizer
 def fit(
     run: Run, step: Callable, schedule: Callable[[int], float], end_epoch: Callable[[], None] | None = None
 ) -> None:
-    """Train to the end: `step(*batch)` gives the loss and how many were wrong; `end_epoch` evaluates and saves."""
+    """Train to the end. `step(*batch)` returns (loss, number misclassified); `end_epoch()` evaluates and saves."""
     with run:
         for batch in run.batches():
             run.optimizer.lr = schedule(run.step)
-            run.count(*step(*batch))
+            run.log(*step(*batch))
             if run.epoch_ended:
-                (end_epoch or run.count_anew)()
+                (end_epoch or run.reset_totals)()
 
 
 def classification_step(model: Module, optimizer: Optimizer, micro_batch: int | None = None) -> Callable:
-    """step(images, labels) of gradient descent, in parts of at most `micro_batch` images, whose gradients add up.
+    """Return step(images, labels), a training step that accumulates gradients over parts of `micro_batch` images.
 
-    The loss of the batch is the mean over its images, so each part counts by its share of them. Batch-norm takes its
-    statistics of each part, as in the papers, where each GPU had one.
+    The loss is the mean over the batch, so the loss of a part is weighted by its share of the images. Batch-norm uses
+    the statistics of each part. The papers did the same: each of their GPUs had one part.
     """
 
     def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,26 +46,26 @@ def classification_step(model: Module, optimizer: Optimizer, micro_batch: int | 
 
 
 class RandomBatches:
-    """Batches of `take(rows, rng)`, with the rows in a new order in each epoch: for small data on the host.
+    """Batches `make_batch(rows, rng)` of a small data set in host memory, shuffled anew for each epoch.
 
     Args:
-        count: the number of rows.
-        batch_size: rows in a batch, at most; the batches of an epoch differ in size by 1 at most.
-        seed: decides the order, and what `take` draws.
-        take: gives a batch, whose first part has a row for each of these rows.
+        count: number of rows in the data set.
+        batch_size: maximum number of rows in a batch. The batches of an epoch differ in size by at most 1.
+        seed: seed of the shuffling and of the `rng` that `make_batch` receives.
+        make_batch: returns the batch of these rows as a tuple whose first entry has one row for each.
     """
 
     def __init__(
-        self, count: int, batch_size: int, seed: int, take: Callable[[np.ndarray, np.random.Generator], tuple]
+        self, count: int, batch_size: int, seed: int, make_batch: Callable[[np.ndarray, np.random.Generator], tuple]
     ):
-        self.count, self.batch_size, self.take = count, batch_size, take
+        self.count, self.batch_size, self.make_batch = count, batch_size, make_batch
         self._rng = np.random.default_rng(seed)
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
+        """The number of batches in an epoch."""
         return -(-self.count // self.batch_size)
 
     def __iter__(self) -> Iterator[tuple]:
         """The batches of an epoch."""
         for rows in np.array_split(self._rng.permutation(self.count), len(self)):
-            yield self.take(rows, self._rng)
+            yield self.make_batch(rows, self._rng)

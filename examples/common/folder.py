@@ -1,4 +1,4 @@
-"""The folder of a run: a lock, the checkpoint, the metrics, the curves."""
+"""The output folder of a training run: a lock, the checkpoint, the metrics and the curves."""
 
 import contextlib
 import json
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from models.config import NetworkConfig
 
-from common.errors import drawing, tell
+from common.errors import log, warn_if_not_drawn
 from minidl import Tensor
 from minidl.nn import Module
 from minidl.optim import Optimizer
@@ -24,15 +24,15 @@ except ImportError:  # Windows
     fcntl = None
 
 CHECKPOINT = "checkpoint.safetensors"
-DRAWN = {"step", "train_error", "test_error", "split"}  # of a record, as the curves need them
+DRAWN = {"step", "train_error", "test_error", "split"}  # keys of a record that the curves need
 
 
 @contextlib.contextmanager
 def locked(folder: str | Path) -> Iterator[None]:
-    """Make the folder, and keep other processes out of it by a lock on DIR/lock.
+    """Create the folder and lock it against other processes, with a file lock on DIR/lock.
 
-    The system releases the lock when the process ends, also after SIGKILL, and child processes do not inherit it. There
-    is no lock on Windows, which has no fcntl, nor on a file system without locks.
+    The operating system releases the lock when the process ends, even by SIGKILL. Child processes do not inherit it.
+    Windows (which has no fcntl) and file systems without locks are not protected.
     """
     path, made = Path(folder, "lock"), not Path(folder).exists()
     try:
@@ -43,15 +43,15 @@ def locked(folder: str | Path) -> Iterator[None]:
         yield
     finally:
         with contextlib.suppress(OSError):
-            path.unlink()  # while it is locked: see _lock
+            path.unlink()  # before unlocking: see _lock
         os.close(descriptor)
         if made:
-            with contextlib.suppress(OSError):  # something was written
+            with contextlib.suppress(OSError):  # the folder is not empty
                 path.parent.rmdir()
 
 
 def _lock(path: Path) -> int:
-    """The descriptor of the file, locked. POSIX locks (lockf) rather than flock's, which a forked child would keep."""
+    """Lock the file and return its descriptor. A forked child would keep a lock of flock, but not one of lockf."""
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
@@ -62,11 +62,11 @@ def _lock(path: Path) -> int:
             pid = os.read(descriptor, 20).decode() or "unknown"
             os.close(descriptor)
             raise SystemExit(
-                f"error: another run (pid {pid}) writes to {path.parent}; wait for it, or choose another --out"
+                f"error: another run (pid {pid}) is writing to {path.parent}; wait for it or choose another --out"
             ) from None
         except OSError as problem:
-            tell(f"warning: {path.parent} is not locked ({problem.strerror}); start no second run in it", sys.stderr)
-        # A run that ends removes the file: then another process may have made, and locked, a new one.
+            log(f"warning: cannot lock {path.parent} ({problem.strerror}); start no second run in it", sys.stderr)
+        # A run that ends deletes the file. Retry if that happened after `open`: this lock is then on a deleted file.
         if path.exists() and os.path.samestat(os.fstat(descriptor), path.stat()):
             os.ftruncate(descriptor, 0)
             os.write(descriptor, str(os.getpid()).encode())
@@ -75,30 +75,30 @@ def _lock(path: Path) -> int:
 
 
 def check_folder(path: str | Path, resume: bool) -> None:
-    """A ValueError if there is a checkpoint without `resume`, or none with it."""
+    """Raise a ValueError if `resume` is set and there is no checkpoint, or the reverse."""
     checkpoint = Path(path, CHECKPOINT)
     if resume and not checkpoint.exists():
-        raise ValueError(f"--resume: there is no {checkpoint}; leave --resume out to begin")
+        raise ValueError(f"--resume: there is no {checkpoint}; omit --resume to start a new run")
     if not resume and checkpoint.exists():
-        raise ValueError(f"{checkpoint} exists; go on with --resume, or choose another --out")
+        raise ValueError(f"{checkpoint} already exists; continue with --resume or choose another --out")
 
 
 class RunFolder:
-    """DIR/checkpoint.safetensors, DIR/metrics.jsonl (a line for each epoch) and DIR/curves.png.
+    """DIR/checkpoint.safetensors, DIR/metrics.jsonl (one line per epoch) and DIR/curves.png.
 
-    A script that writes to the folder holds its lock, see `locked`.
+    A script must hold the lock of the folder (see `locked`) while it writes to it.
 
     Args:
         path: DIR.
-        resume: whether the run goes on from the checkpoint in it, or begins.
-        options: of the run; to resume it they must be the same.
-        config: the network that the checkpoint is for, so that scripts which use it need only the file.
+        resume: True to continue from the checkpoint in DIR, False to start a new run.
+        options: the options of the run. Resuming requires the same options.
+        config: describes the network; saved in the checkpoint, so that other scripts need only that file.
 
     Attributes:
-        records: the lines of the metrics.
+        records: the lines of metrics.jsonl, as dictionaries.
 
     Raises:
-        ValueError: there is a checkpoint without `resume`, or none with it; or a line of DIR/metrics.jsonl is damaged.
+        ValueError: `resume` without a checkpoint, a checkpoint without `resume`, or a damaged line in metrics.jsonl.
     """
 
     def __init__(self, path: str | Path, resume: bool, options: dict, config: NetworkConfig | None = None):
@@ -108,20 +108,20 @@ class RunFolder:
         check_folder(path, resume)
         self.path.mkdir(parents=True, exist_ok=True)
         if not resume:
-            self.metrics.unlink(missing_ok=True)  # of a run that ended before its first checkpoint
+            self.metrics.unlink(missing_ok=True)  # left by a run that saved no checkpoint
         self.records = read_metrics(self.metrics) if resume else []
-        self._unwritten = False  # whether the file lacks some of the records
+        self._unwritten = False  # True if metrics.jsonl lacks some of the records
 
     @property
-    def kept(self) -> str:
-        """What there is to go on from."""
-        return f"the last good checkpoint is {self.checkpoint}" if self.checkpoint.exists() else "none was saved yet"
+    def last_good(self) -> str:
+        """A phrase for error messages: which checkpoint can be resumed."""
+        return f"the last good checkpoint is {self.checkpoint}" if self.checkpoint.exists() else "no checkpoint exists"
 
     def save(self, model: Module, optimizer: Optimizer, counters: dict, record: dict | None = None) -> None:
-        """Replace the checkpoint; at the end of an epoch, add its `record` to the metrics and draw the curves anew.
+        """Replace the checkpoint. At the end of an epoch, also append `record` to the metrics and redraw the curves.
 
-        The line comes first, so a kill in between leaves one line too many, which `forget_after` drops, and never one
-        too few. The curves come last: they are not needed to go on.
+        The metrics are written first: a kill in between leaves an extra line, which `drop_records_after` removes, and
+        never a missing one. The curves are drawn last because resuming does not need them.
         """
         if record is not None:
             self.records.append(record)
@@ -135,60 +135,60 @@ class RunFolder:
             save_checkpoint(self.checkpoint, model, optimizer, counters, extra)
         except OSError as problem:
             reason = problem.strerror or problem
-            raise SystemExit(f"error: {self.checkpoint} was not written ({reason}); {self.kept}") from None
+            raise SystemExit(f"error: could not write {self.checkpoint} ({reason}); {self.last_good}") from None
         if record is not None:
             draw_curves(self.records, self.path / "curves.png")
 
     @contextlib.contextmanager
     def resuming(self) -> Iterator[None]:
-        """A ValueError names the checkpoint, where that is damaged or does not fit."""
+        """Turn errors from a damaged or unsuitable checkpoint into a ValueError that names the file."""
         try:
             yield
         except (AttributeError, KeyError, TypeError, ValueError) as problem:
             if str(self.checkpoint) in str(problem):
                 raise
-            reason = f"it has no {problem}" if isinstance(problem, KeyError) else problem
+            reason = f"{problem} is missing" if isinstance(problem, KeyError) else problem
             raise ValueError(
-                f"--resume: {self.checkpoint} is no checkpoint of this run ({reason}); choose another --out"
+                f"--resume: {self.checkpoint} is not a checkpoint of this run ({reason}); choose another --out"
             ) from problem
 
     def load(self, model: Module, optimizer: Optimizer) -> dict:
-        """The counters of the checkpoint. Call it in `resuming`."""
+        """Load the checkpoint into the model and optimizer; return its counters. Call this within `resuming`."""
         _, counters = read_checkpoint(self.checkpoint, "extra/")
         self._check_options(counters["options"])
         if self.config is not None and counters["network"]["classes"] != list(self.config.classes):
-            raise ValueError("the data have other classes than those that the run began with")
+            raise ValueError("the classes of the data differ from those that the run was started with")
         counters = load_checkpoint(self.checkpoint, model, optimizer)
         if broken := not_finite(model, optimizer):
             raise ValueError(f"NaN or infinity in {len(broken)} of its arrays, such as {broken[0]}")
         return counters
 
-    def _check_options(self, was: dict) -> None:
+    def _check_options(self, saved: dict) -> None:
         changed = [
-            f"{name} was {was.get(name)}, is {value}" for name, value in self.options.items() if was.get(name) != value
+            f"{name} was {saved.get(name)}, is {new}" for name, new in self.options.items() if saved.get(name) != new
         ]
         if changed:
-            raise SystemExit(f"error: --resume: {'; '.join(changed)}; give the same options, or another --out")
+            raise SystemExit(f"error: --resume: {'; '.join(changed)}; pass the same options or choose another --out")
 
-    def forget_after(self, step: int) -> None:
-        """Drop the lines of the metrics that were written after the checkpoint of that step."""
+    def drop_records_after(self, step: int) -> None:
+        """Remove the records of later steps, which were written after the checkpoint of `step`."""
         self.records = [record for record in self.records if record["step"] <= step]
         self._unwritten = True
         self._write_metrics()
 
     def _write_metrics(self) -> None:
-        """Write the records, unless the file has them. Where that fails, the next `save` tries again."""
+        """Write metrics.jsonl if it is out of date. If that fails, the next `save` tries again."""
         if not self._unwritten:
             return
         try:
             write_whole(self.metrics, "".join(json.dumps(record) + "\n" for record in self.records).encode())
             self._unwritten = False
         except OSError as problem:
-            tell(f"warning: {self.metrics} was not written ({problem.strerror or problem})", sys.stderr)
+            log(f"warning: could not write {self.metrics} ({problem.strerror or problem})", sys.stderr)
 
 
 def not_finite(model: Module, optimizer: Optimizer) -> list[str]:
-    """The names of the parameters, buffers and arrays of the optimiser's state that hold NaN or infinity."""
+    """The names of the parameters, buffers and optimiser state arrays that contain NaN or infinity."""
     arrays = {name: tensor.data for name, tensor in model.named_tensors(Parameter | Buffer)}
     for name, parts in optimizer.state().items():
         arrays |= {f"optimizer/{name}.{i}": array for i, array in enumerate(parts)}
@@ -196,7 +196,7 @@ def not_finite(model: Module, optimizer: Optimizer) -> list[str]:
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """The records of a metrics.jsonl, none where there is no such file; a ValueError names a line that is not one."""
+    """Read metrics.jsonl, or return [] if it does not exist. A ValueError names a line that is not a record."""
     records: list[dict] = []
     for number, line in enumerate(path.read_bytes().splitlines() if path.exists() else [], start=1):
         try:
@@ -206,16 +206,16 @@ def read_metrics(path: Path) -> list[dict]:
         except (ValueError, RecursionError) as problem:
             raise ValueError(
                 f"--resume: line {number} of {path} is not a record of a run ({problem}); "
-                "remove it, or the whole file: the checkpoint does not need it"
+                "delete the line or the whole file, which the checkpoint does not need"
             ) from None
         records.append(record)
     return records
 
 
 def draw_curves(records: list[dict], path: Path) -> None:
-    """Training error dashed and test error solid over the iterations, as in figure 6 of He et al. 2015."""
-    with drawing(path):
-        from matplotlib.figure import Figure  # without pyplot, which would keep a figure whose saving failed
+    """Plot training error (dashed) and test error (solid) over the iterations, as in figure 6 of He et al. 2015."""
+    with warn_if_not_drawn(path):
+        from matplotlib.figure import Figure  # pyplot would keep a figure that could not be saved
 
         figure = Figure(figsize=(6, 4), dpi=120)
         axes, last = figure.subplots(), records[-1]

@@ -1,6 +1,6 @@
-"""The data of the ImageNet scripts: DIR/train/<wnid>/*.JPEG and DIR/val/<wnid>/*.JPEG, any number of classes.
+"""Data for the ImageNet scripts: DIR/train/<wnid>/*.JPEG and DIR/val/<wnid>/*.JPEG, with any number of classes.
 
-A folder for each class is all that testing needs: DIR/val/<wnid>/*.JPEG, or DIR/<wnid>/*.JPEG.
+Testing needs only one folder per class: DIR/val/<wnid>/*.JPEG or DIR/<wnid>/*.JPEG.
 """
 
 import argparse
@@ -13,57 +13,55 @@ TEST_LAYOUT = "val/<wnid>/*.JPEG, or <wnid>/*.JPEG"
 
 
 def training_folders(args: argparse.Namespace) -> tuple[ImageFolder, ImageFolder]:
-    """DIR/train and DIR/val; a ValueError says which of them is missing, and how to get it."""
+    """DIR/train and DIR/val. If one is missing, a ValueError names it and says how to make it."""
     folders = _folders_in(args.data, TRAINING_LAYOUT)
     if not folders & {"train", "val"}:
         raise ValueError(
-            f"--data: expected {TRAINING_LAYOUT} in {args.data}, got {_some(folders)} directly in it; "
-            "move most photographs of each class to train/<class>, and some to val/<class>"
+            f"--data: expected {TRAINING_LAYOUT} in {args.data}, got {_abbreviated(folders)} directly in it; "
+            "move most photographs of each class to train/<class> and the rest to val/<class>"
         )
-    for split, others in (("train", "those to train on"), ("val", "those to test on")):
+    for split, purpose in (("train", "training"), ("val", "validation")):
         if split not in folders:
             raise ValueError(
                 f"--data: expected {TRAINING_LAYOUT} in {args.data}, got no {split}; "
-                f"put photographs there, {others}, in a folder for each class"
+                f"put the {purpose} photographs into {split}/<class>, one folder per class"
             )
     train = ImageFolder(Path(args.data, "train"), args.names)
     return train, ImageFolder(Path(args.data, "val"), args.names, train.classes)
 
 
 def folder_to_test(args: argparse.Namespace, classes: tuple[str, ...] | None = None) -> ImageFolder:
-    """DIR/val, or DIR itself where that holds the folders of the classes; labelled as `classes` say."""
+    """DIR/val, or DIR itself if it holds the class folders. Labels are positions in `classes`, if given."""
     folders = _folders_in(args.data, TEST_LAYOUT)
     if "val" not in folders and "train" in folders:
         raise ValueError(
             f"--data: expected {TEST_LAYOUT} in {args.data}, got train without val; "
-            f"put photographs to test on there, or test those of --data {Path(args.data, 'train')}"
+            f"create val, or test on the training photographs with --data {Path(args.data, 'train')}"
         )
     return ImageFolder(Path(args.data, "val" if "val" in folders else ""), args.names, classes)
 
 
-def _folders_in(place: str, layout: str) -> set[str]:
-    """The names of the folders in --data; at least one."""
-    if not Path(place).is_dir():
-        found = "a file" if Path(place).exists() else "nothing there"
-        raise ValueError(f"--data: expected a folder with {layout}, got {found}: {place}; give the folder's path")
-    folders = {path.name for path in Path(place).iterdir() if path.is_dir() and not path.name.startswith(".")}
+def _folders_in(path: str, layout: str) -> set[str]:
+    """The names of the folders in --data. It is an error if there are none."""
+    if not Path(path).is_dir():
+        found = "a file" if Path(path).exists() else "a path that does not exist"
+        raise ValueError(f"--data: expected a folder with {layout}, got {found}: {path}; pass the path of the folder")
+    folders = {entry.name for entry in Path(path).iterdir() if entry.is_dir() and not entry.name.startswith(".")}
     if not folders:
         raise ValueError(
-            f"--data: expected {layout} in {place}, got no folder in it; sort the photographs into a folder per class"
+            f"--data: expected {layout} in {path}, got no subfolders; sort the photographs into one folder per class"
         )
     return folders
 
 
-def _some(folders: set[str]) -> str:
-    """'n01, n02, ... (146 folders)'."""
+def _abbreviated(folders: set[str]) -> str:
+    """A short list of the names: 'n01, n02, ... (146 folders)'."""
     names = sorted(folders)
     return f"{', '.join(names[:2])}, ... ({len(names)} folders)" if len(names) > 2 else ", ".join(names)
 
 
-def count_broken(*loaders: ImageLoader) -> None:
-    """Say how many photographs were left out; each was named when it was met."""
+def report_broken(*loaders: ImageLoader) -> None:
+    """Print how many photographs were skipped. Each was named in a warning when it was read."""
     count = sum(len(loader.broken) for loader in loaders)
     if count:
-        print(
-            f"left out, as they cannot be decoded: {count:,} photographs, each replaced by the next one of its folder"
-        )
+        print(f"skipped {count:,} photographs that cannot be decoded; the next one in the folder replaced each of them")

@@ -1,4 +1,4 @@
-"""The options of the scripts, each declared once."""
+"""The command-line options that scripts share, each declared once."""
 
 import argparse
 import math
@@ -7,21 +7,21 @@ from minidl.system.gpu import require_cupy
 
 DTYPES = "float32", "tf32", "bfloat16"
 
-# --resume may change these: where things are, and how they are computed.
+# Options that may differ with --resume: paths, and how the same training is computed.
 MAY_CHANGE = {"out", "resume", "data_dir", "device", "dtype", "recompute"}
 MAY_CHANGE |= {"data", "names", "statistics", "init_from", "skip_broken", "threads", "micro_batch"}
 
 
 def positive(text: str) -> int:
-    """The type of an option that counts something."""
+    """An argparse type: a whole number >= 1, such as a batch size."""
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"expected a whole number >= 1, got {text}")
     return number
 
 
-def whole(text: str) -> int:
-    """The type of an option that may also be 0, such as a seed."""
+def natural(text: str) -> int:
+    """An argparse type: a whole number >= 0, such as a seed."""
     number = int(text)
     if number < 0:
         raise argparse.ArgumentTypeError(f"expected a whole number >= 0, got {text}")
@@ -29,40 +29,40 @@ def whole(text: str) -> int:
 
 
 def rate(text: str) -> float:
-    """The type of a learning rate or a weight decay."""
+    """An argparse type: a finite number >= 0, such as a learning rate or a weight decay."""
     number = float(text)
-    if not 0 <= number < math.inf:  # NaN neither
+    if not 0 <= number < math.inf:  # also rejects NaN
         raise argparse.ArgumentTypeError(f"expected a finite number >= 0, got {text}")
     return number
 
 
 OPTIONS = {
-    # where and how
+    # device and files
     "device": {"choices": ("cpu", "cuda"), "default": "cpu"},
-    "dtype": {"choices": DTYPES, "default": "float32", "help": "of activations; all but float32 need --device cuda"},
-    "seed": {"type": whole, "default": 0, "metavar": "N", "help": "of weights, order and augmentation"},
-    "out": {"metavar": "DIR", "help": "the folder of the run; default: %(default)s"},
-    "resume": {"action": "store_true", "help": "go on from the checkpoint in --out"},
+    "dtype": {"choices": DTYPES, "default": "float32", "help": "of activations; tf32 and bfloat16 need --device cuda"},
+    "seed": {"type": natural, "default": 0, "metavar": "N", "help": "of initial weights, shuffling and augmentation"},
+    "out": {"metavar": "DIR", "help": "folder for the checkpoint and the metrics; default: %(default)s"},
+    "resume": {"action": "store_true", "help": "continue from the checkpoint in --out"},
     # training
     "epochs": {"type": positive, "metavar": "N", "help": "default: the recipe's"},
-    "iterations": {"type": positive, "metavar": "N", "help": "steps, instead of epochs"},
-    "batch_size": {"type": positive, "metavar": "N", "help": "images in a step; default: %(default)s"},
-    "lr": {"type": rate, "help": "the learning rate; default: the recipe's"},
+    "iterations": {"type": positive, "metavar": "N", "help": "number of training steps, instead of --epochs"},
+    "batch_size": {"type": positive, "metavar": "N", "help": "images per step; default: %(default)s"},
+    "lr": {"type": rate, "help": "maximum learning rate; default: the recipe's"},
     "weight_decay": {"type": rate, "help": "default: the recipe's"},
-    "recompute": {"action": "store_true", "help": "less memory, a third more time, the same bits"},
+    "recompute": {"action": "store_true", "help": "save memory, take a third longer; identical results"},
     # networks
     "depth": {"type": int, "default": 20, "help": "6n + 2: 20, 32, 44, 56, 110, 1202; default: %(default)s"},
-    "shortcut": {"choices": ("A", "B", "C", "none"), "default": "A", "help": "none: a plain network; default: A"},
+    "shortcut": {"choices": ("A", "B", "C", "none"), "default": "A", "help": "none for a plain network; default: A"},
     # 32x32 images
     "dataset": {"choices": ("shapes", "cifar10", "cifar100"), "default": "shapes", "help": "default: %(default)s"},
-    "data_dir": {"default": "data", "metavar": "DIR", "help": "where CIFAR is, or is downloaded to"},
+    "data_dir": {"default": "data", "metavar": "DIR", "help": "folder of CIFAR; downloaded if absent; default: data"},
     "limit_train": {"type": positive, "metavar": "N", "help": "train on the first N images only"},
-    "holdout": {"action": "store_true", "help": "test on a tenth of the training images (45k/5k)"},
+    "holdout": {"action": "store_true", "help": "hold out a tenth of the training images (45k/5k) and test on it"},
     # photographs
-    "data": {"required": True, "metavar": "DIR", "help": "the folder of the photographs, see above"},
-    "names": {"metavar": "FILE", "help": "a line 'n01440764 tench, Tinca tinca' for each class"},
-    "skip_broken": {"action": "store_true", "help": "go on without files that cannot be decoded"},
-    "threads": {"type": int, "metavar": "N", "help": "that decode; default: as many as there are cores"},
+    "data": {"required": True, "metavar": "DIR", "help": "folder of the photographs, see above"},
+    "names": {"metavar": "FILE", "help": "class names, one line 'n01440764 tench, Tinca tinca' per class"},
+    "skip_broken": {"action": "store_true", "help": "skip files that cannot be decoded, with a warning"},
+    "threads": {"type": int, "metavar": "N", "help": "for decoding; default: one per core"},
 }
 CIFAR = "dataset", "data_dir", "limit_train", "holdout"
 PHOTOGRAPHS = "data", "names", "skip_broken", "threads"
@@ -71,7 +71,7 @@ FOLDER = "out", "resume"
 
 
 def add_options(parser: argparse.ArgumentParser, *names: str, **defaults) -> None:
-    """Add the options of these names; `defaults` replaces what the table says, or says it for a script."""
+    """Add the named options of OPTIONS to the parser. `defaults` overrides their default values."""
     length = parser.add_mutually_exclusive_group() if "iterations" in names else parser
     for name in names:
         settings = OPTIONS[name] | ({"default": defaults[name]} if name in defaults else {})
@@ -80,16 +80,16 @@ def add_options(parser: argparse.ArgumentParser, *names: str, **defaults) -> Non
 
 
 def make_parser(description: str) -> argparse.ArgumentParser:
-    """A parser that shows the description as it stands."""
+    """A parser that prints the description without reflowing it."""
     return argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
 
 
 def check_device(args: argparse.Namespace) -> None:
-    """A ValueError where the device is not there, or does not have the dtype."""
+    """Raise a ValueError if --device is not available or does not support --dtype."""
     dtype = getattr(args, "dtype", "float32")
     if getattr(args, "device", "cpu") == "cpu":
         if dtype != "float32":
-            raise ValueError(f"--dtype {dtype} needs --device cuda; a CPU computes in float32")
+            raise ValueError(f"--dtype {dtype} needs --device cuda; on the CPU use float32")
         return
     try:
         require_cupy()
@@ -98,5 +98,5 @@ def check_device(args: argparse.Namespace) -> None:
 
 
 def options_of_run(args: argparse.Namespace) -> dict:
-    """The options that a run cannot change when it is resumed."""
+    """The options that must be the same when a run is resumed."""
     return {name: value for name, value in vars(args).items() if name not in MAY_CHANGE}

@@ -1,4 +1,4 @@
-"""How the papers train, and how to reach much of it in minutes. What the options of a script say comes first."""
+"""The papers' training recipes, and a fast one for CIFAR. Options of a script override the recipe."""
 
 import argparse
 from collections.abc import Callable
@@ -9,15 +9,15 @@ from minidl.optim import MultiStepLR, OneCycleLR, ReduceLROnPlateau
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train, for a number of epochs or of iterations.
+    """Hyperparameters of a training run, whose length is given in epochs or in iterations.
 
     Attributes:
-        lr: the highest learning rate.
-        schedule: schedule(lr, total_steps) gives the learning rate of each step.
-        weight_decay: of the weights and, if `decays_all`, of biases and batch-norm too.
-        nesterov: whether the momentum, 0.9, is Nesterov's.
-        sides: photographs: the shorter side is drawn between these, in pixels, before the photograph is cropped.
-        per_pixel_mean: photographs: what is subtracted is the mean of each pixel, or else of red, green and blue.
+        lr: the maximum learning rate.
+        schedule: schedule(lr, total_steps) returns a function from step to learning rate.
+        weight_decay: applied to the weights and, if `decays_all`, to biases and batch-norm parameters too.
+        nesterov: use Nesterov momentum. The momentum is always 0.9.
+        sides: photographs only: the shorter side is drawn from this range, in pixels, before the random crop.
+        per_pixel_mean: photographs only: subtract the mean of each pixel instead of the mean of each colour.
     """
 
     lr: float
@@ -30,8 +30,8 @@ class Recipe:
     sides: tuple[int, int] | None = None
     per_pixel_mean: bool = True
 
-    def changed_by(self, args: argparse.Namespace) -> "Recipe":
-        """With the --lr, --weight-decay, and --epochs or --iterations that were given."""
+    def with_options(self, args: argparse.Namespace) -> "Recipe":
+        """A copy in which --lr, --weight-decay, --epochs and --iterations, where given, replace the recipe's values."""
         names = "lr", "weight_decay", "epochs", "iterations"
         given = {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
         if given.keys() & {"epochs", "iterations"}:
@@ -39,36 +39,36 @@ class Recipe:
         return replace(self, **given)
 
     def steps(self, steps_per_epoch: int) -> int:
-        """The length of a run."""
+        """The number of steps in a run."""
         return self.iterations or self.epochs * steps_per_epoch
 
 
-def divide_twice(lr: float, total_steps: int) -> MultiStepLR:
-    """lr / 10 at 32k and 48k of 64k iterations, or at the same fractions of another number."""
+def step_decay(lr: float, total_steps: int) -> MultiStepLR:
+    """Divide lr by 10 after 1/2 and 3/4 of the steps: at 32k and 48k of 64k iterations."""
     return MultiStepLR(lr, milestones=[total_steps // 2, total_steps * 3 // 4])
 
 
-def fall_on_plateau(lr: float, total_steps: int, patience: int = 5) -> ReduceLROnPlateau:
-    """lr / 10 whenever the validation error stops falling."""
+def reduce_on_plateau(lr: float, total_steps: int, patience: int = 5) -> ReduceLROnPlateau:
+    """Divide lr by 10 whenever the validation error stops falling."""
     return ReduceLROnPlateau(lr, patience=patience)
 
 
-def fall_three_times(lr: float, total_steps: int, patience: int = 5) -> ReduceLROnPlateau:
-    """lr / 10 when the validation error stops falling, three times."""
+def reduce_three_times(lr: float, total_steps: int, patience: int = 5) -> ReduceLROnPlateau:
+    """Divide lr by 10 when the validation error stops falling, at most three times."""
     return ReduceLROnPlateau(lr, patience=patience, min_lr=lr * 0.1**3)
 
 
-# 32x32 images. "paper": He et al. 2015, section 4.2. "fast" (Smith, Topin 2018): in 10 epochs what takes the paper 100.
+# 32x32 images. "paper": He et al. 2015, section 4.2. "fast": Smith and Topin 2018; 10 epochs do the work of 100.
 CIFAR_RECIPES = {
-    "paper": Recipe(lr=0.1, schedule=divide_twice, weight_decay=1e-4, iterations=64_000),
+    "paper": Recipe(lr=0.1, schedule=step_decay, weight_decay=1e-4, iterations=64_000),
     "fast": Recipe(lr=0.2, schedule=OneCycleLR, weight_decay=5e-4, epochs=10, nesterov=True),
 }
 
-# Photographs. 74 and 120 epochs are 370,000 and 600,000 iterations of 256 images, from 1.28 million.
+# Photographs. 74 and 120 epochs of 1.28 million images are 370,000 and 600,000 iterations with batch 256.
 IMAGENET_RECIPES = {
     "vgg": Recipe(  # Simonyan and Zisserman 2014, section 3.1
         lr=0.01,
-        schedule=fall_three_times,
+        schedule=reduce_three_times,
         weight_decay=5e-4,
         epochs=74,
         decays_all=False,
@@ -77,7 +77,7 @@ IMAGENET_RECIPES = {
     ),
     "resnet": Recipe(  # He et al. 2015, section 3.4
         lr=0.1,
-        schedule=fall_on_plateau,
+        schedule=reduce_on_plateau,
         weight_decay=1e-4,
         epochs=120,
         sides=(256, 480),
@@ -87,12 +87,12 @@ IMAGENET_RECIPES = {
 # Table 6 of He et al. 2015: test error on CIFAR-10 after 64,000 iterations, in per cent.
 PAPER_ERROR = {20: 8.75, 32: 7.51, 44: 7.17, 56: 6.97, 110: 6.43, 1202: 7.93}
 
-# Section 4.2: 110 layers do not start at 0.1. They begin with 0.01, until the training error is below 80 %.
+# Section 4.2: lr = 0.1 is too high at first for 110 layers. They start at 0.01 until the training error is below 80 %.
 WARMUP_DEPTH, WARMUP_LR, WARMUP_ERROR = 110, 0.01, 0.80
 
 
 class WarmUp:
-    """WARMUP_LR until the training error of an epoch is below WARMUP_ERROR, and from then on another schedule."""
+    """WARMUP_LR until the training error of an epoch is below WARMUP_ERROR, then the wrapped schedule."""
 
     def __init__(self, schedule: Callable[[int], float], warming_up: bool = True):
         self.schedule, self.warming_up = schedule, warming_up
@@ -101,13 +101,13 @@ class WarmUp:
         return WARMUP_LR if self.warming_up else self.schedule(step)
 
     def report(self, train_error: float) -> None:
-        """Take note of the error of an epoch."""
+        """End the warm-up if this training error of an epoch is low enough."""
         self.warming_up = self.warming_up and train_error >= WARMUP_ERROR
 
     def state_dict(self) -> dict[str, bool]:
-        """What a checkpoint must keep."""
+        """The state that a checkpoint saves."""
         return {"warming_up": self.warming_up}
 
     def load_state_dict(self, state: dict[str, bool]) -> None:
-        """Go on from there."""
+        """Restore the state that `state_dict` returned."""
         self.warming_up = state["warming_up"]

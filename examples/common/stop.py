@@ -1,22 +1,22 @@
-"""Ctrl-C and its kin: a request to stop, obeyed where nothing is lost."""
+"""Graceful stop: Ctrl-C, SIGTERM and SIGHUP end a run after the current step, when its state can be saved."""
 
 import signal
 
 
 class Stopped(SystemExit):
-    """The run was asked to stop, and has saved all that it did. `code` is the exit status."""
+    """Raised after a requested stop, once the checkpoint is saved. `code` is the exit status."""
 
 
 class StopRequest:
-    """Inside `with`, Ctrl-C, SIGTERM and SIGHUP ask to stop after the step in progress.
+    """A context in which Ctrl-C, SIGTERM and SIGHUP set a flag instead of ending the process.
 
-    A second Ctrl-C or SIGTERM stops at once. A second SIGHUP does not: a terminal that closes often sends several. A
-    SIGHUP or SIGTERM that is ignored, as under nohup, stays ignored.
+    A second Ctrl-C or SIGTERM ends it at once. A second SIGHUP does not, as a closing terminal often sends several. A
+    SIGHUP or SIGTERM that was ignored before, as under nohup, stays ignored.
 
     Attributes:
-        asked: whether one has come.
-        status: what the process should end with: 0 after Ctrl-C, as a person got what they asked for; else 128 + the
-            number of the signal, from which a scheduler learns that the run is not finished.
+        asked: True once a signal has arrived.
+        status: the exit status for the process: 0 after Ctrl-C, which is what the user wanted; otherwise 128 + the
+            signal number, which tells a job scheduler that the run is unfinished.
     """
 
     def __enter__(self) -> "StopRequest":

@@ -1,9 +1,9 @@
-"""What must be known of a network besides its weights: how it is built, its classes, how images come in.
+"""The description of a network that checkpoints carry: how to build it, its classes, how to prepare images for it.
 
-The training scripts write it into the checkpoint, so a script that uses the network needs nothing but the file:
+The training scripts save it in the checkpoint, so that the file alone is enough to use the network:
 
     model, config = load_network("runs/latest/checkpoint.safetensors")
-    view = config.view()                                        a photograph's path -> what the network is shown
+    view = config.view()                                        path of a photograph -> input array of the network
     config.names[model(Tensor(view(path)[None])).argmax(dim=1).item()]
 """
 
@@ -21,7 +21,7 @@ from models.vgg import CONFIGS, vgg
 
 BUILDERS = {builder.__name__: builder for builder in (cifar_resnet, imagenet_resnet, vgg)}
 
-# The networks of the two papers by the names that scripts take: how each is built.
+# The networks of the two papers: name -> (builder, arguments).
 IMAGENET_MODELS = {
     **{f"vgg-{config}": ("vgg", {"config": config}) for config in CONFIGS},
     **{f"vgg-{config}-bn": ("vgg", {"config": config, "batch_norm": True}) for config in CONFIGS},
@@ -29,25 +29,25 @@ IMAGENET_MODELS = {
     **{f"plain{depth}": ("imagenet_resnet", {"depth": depth, "shortcut": "none"}) for depth in IMAGENET_BLOCKS},
 }
 
-# What files of weights from torchvision expect of the images, in 0..255.
+# The normalisation of torchvision's networks, for pixels in 0..255.
 TORCHVISION_MEAN = np.array([123.675, 116.28, 103.53], np.float32)
 TORCHVISION_STD = np.array([58.395, 57.12, 57.375], np.float32)
 
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """The network that a file of weights is for.
+    """The description of a network.
 
     Attributes:
-        name: of the network, for people: resnet50, vgg-D.
-        builder: the function that builds it, a key of BUILDERS.
-        arguments: of that function.
-        names: what people call the classes, in the order of the logits.
-        classes: the names of their folders, WordNet ids for ImageNet; None where the file of weights does not tell.
-        shorter_side: of a photograph, in pixels, when its middle is cut out.
-        size: of what is cut out.
-        mean: what is subtracted from pixels in 0..255: (3,) or (size, size, 3).
-        std: what the rest is divided by: (3,) or a number.
+        name: display name, such as 'resnet50' or 'vgg-D'.
+        builder: name of the function that builds the network, a key of BUILDERS.
+        arguments: keyword arguments of that function.
+        names: readable class names, in the order of the logits.
+        classes: names of the class folders (WordNet ids for ImageNet); None if unknown.
+        shorter_side: shorter side of a photograph, in pixels, to which it is scaled before the centre crop.
+        size: side of the centre crop in pixels.
+        mean: subtracted from pixels in 0..255: (3,) or (size, size, 3).
+        std: divides the difference: (3,) or a number.
     """
 
     name: str
@@ -61,35 +61,35 @@ class NetworkConfig:
     std: np.ndarray | float = 1.0
 
     def build(self, **options) -> Module:
-        """The network before training; options that leave its parameters' shapes as they are: `seed`, `recompute`."""
+        """Build the untrained network. `options` are `seed` and `recompute`, which do not change parameter shapes."""
         return BUILDERS[self.builder](**self.arguments, **options)
 
     def view(self) -> CentreView:
-        """The middle of a photograph as the network expects it."""
+        """The transform from a photograph's path to the network's input: scale, centre crop, normalise."""
         return CentreView(self.shorter_side, self.size, self.mean, self.std)
 
     def to_json(self) -> dict:
-        """All but the mean and the standard deviation, which are arrays."""
+        """All attributes except `mean` and `std`, which are arrays."""
         return {name: value for name, value in asdict(self).items() if name not in ("mean", "std")}
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """The mean and the standard deviation."""
+        """`mean` and `std` as float32 arrays."""
         return {"mean": np.float32(self.mean), "std": np.float32(self.std)}
 
 
 def read_config(path: str | Path) -> NetworkConfig | None:
-    """What a checkpoint says of its network; None for weights from elsewhere."""
+    """Read the description of the network from a checkpoint; None if the file has none."""
     arrays, counters = read_checkpoint(path, "extra/")
     if "network" not in counters:
         return None
     try:
-        note = counters["network"].items()
-        fields = {name: tuple(value) if isinstance(value, list) else value for name, value in note}
+        items = counters["network"].items()
+        fields = {name: tuple(value) if isinstance(value, list) else value for name, value in items}
         config = NetworkConfig(**fields, mean=arrays["extra/mean"], std=arrays["extra/std"])
         arguments = signature(BUILDERS[config.builder]).bind(**config.arguments)
         arguments.apply_defaults()
         classes = arguments.arguments["num_classes"]
-        if len(config.names) != classes:  # before a network for a thousand million classes is built
+        if len(config.names) != classes:  # checked before building a network with 10^9 classes
             raise ValueError(f"{len(config.names)} names for {classes} classes")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise _damaged(path, error) from error
@@ -97,40 +97,40 @@ def read_config(path: str | Path) -> NetworkConfig | None:
 
 
 def check_variant(path: str | Path, config: NetworkConfig) -> None:
-    """A ValueError if the weights are for the other variant of bottleneck blocks, which have the same shapes.
+    """Raise a ValueError if the weights are for the other variant of bottleneck blocks, which has the same shapes.
 
-    A file that does not say what it holds is taken for torchvision's.
+    A file without a description is assumed to come from torchvision.
     """
     if config.builder != "imagenet_resnet" or IMAGENET_BLOCKS[config.arguments["depth"]][0] != "bottleneck":
         return
-    note, expected = read_config(path), config.arguments.get("variant", "torchvision")
-    variant = "torchvision" if note is None else note.arguments.get("variant", "torchvision")
+    saved, expected = read_config(path), config.arguments.get("variant", "torchvision")
+    variant = "torchvision" if saved is None else saved.arguments.get("variant", "torchvision")
     if variant != expected:
         got = (
-            "which does not say its variant and is taken for torchvision's"
-            if note is None
+            "which has no description and is assumed to be torchvision's"
+            if saved is None
             else f"of variant {variant!r}"
         )
         raise ValueError(
-            f"load_network: expected weights of variant {expected!r}, got {path}, {got}; the two have their strides in "
-            f"different places (see models/resnet.py): pass --variant {variant}"
+            f"load_network: expected weights of variant {expected!r}, got {path}, {got}; the two have their strides "
+            f"in different layers (see models/resnet.py): pass --variant {variant}"
         )
 
 
 def _damaged(path: str | Path, error: Exception) -> ValueError:
     what = f"{type(error).__name__}: {error}"
-    return ValueError(f"load_network: {path}: what it says of its network is damaged ({what}); use an earlier file")
+    return ValueError(f"load_network: the network description in {path} is damaged ({what}); use an earlier file")
 
 
 def torchvision_config(model: str, weights: str | Path, names: str | Path | None = None) -> NetworkConfig:
-    """For weights of a network in IMAGENET_MODELS that do not say more: images as torchvision's networks want them.
+    """The config for torchvision's weights of a network in IMAGENET_MODELS.
 
-    `names` is a file as for `minidl.data.read_names`, with a line for each class, in the order of their WordNet ids.
+    `names` is a file for `minidl.data.read_names` with one line per class. Classes are sorted by WordNet id.
     """
     last = "classifier.6.bias" if model.startswith("vgg") else "fc.bias"
     arrays, _ = read_checkpoint(weights, last)
     if last not in arrays:
-        raise ValueError(f"--model {model}: {weights} holds no such network, as there is no {last} in it")
+        raise ValueError(f"--model {model}: expected weights of this network, got {weights}, which has no {last}")
     config = standard_config(model, len(arrays[last]))
     if names is None:
         return config
@@ -143,22 +143,22 @@ def torchvision_config(model: str, weights: str | Path, names: str | Path | None
 
 
 def standard_config(model: str, num_classes: int = 1000) -> NetworkConfig:
-    """A network of IMAGENET_MODELS without names of classes, with torchvision's normalisation of images."""
+    """The config of a network in IMAGENET_MODELS with torchvision's normalisation and numbered class names."""
     builder, arguments = IMAGENET_MODELS[model]
     names = tuple(f"class {number}" for number in range(num_classes))
     arguments = arguments | {"num_classes": num_classes}
     return NetworkConfig(model, builder, arguments, names, None, 256, 224, TORCHVISION_MEAN, TORCHVISION_STD)
 
 
-def load_network(path: str | Path, otherwise: NetworkConfig | None = None) -> tuple[Module, NetworkConfig]:
-    """The network with its weights, in evaluation mode, and its config; `otherwise` is for files that have none."""
-    config = read_config(path) or otherwise
+def load_network(path: str | Path, fallback: NetworkConfig | None = None) -> tuple[Module, NetworkConfig]:
+    """Load (network in evaluation mode, config). `fallback` is the config for files without one."""
+    config = read_config(path) or fallback
     if config is None:
-        raise ValueError(f"load_network: {path} does not say which network it is for; name it with --model")
+        raise ValueError(f"load_network: {path} does not describe its network; pass --model")
     try:
         model = config.build()
     except (TypeError, ValueError) as error:
-        if config is otherwise:
+        if config is fallback:
             raise
         raise _damaged(path, error) from error
     check_variant(path, config)

@@ -1,4 +1,4 @@
-"""Residual networks, and the plain networks they are compared with (He, Zhang, Ren, Sun 2015, arXiv 1512.03385).
+"""Residual networks and their plain counterparts (He, Zhang, Ren, Sun 2015, arXiv 1512.03385).
 
 CIFAR (section 4.2), depth 6n + 2, option A          ImageNet (table 1), option B
 
@@ -10,7 +10,7 @@ CIFAR (section 4.2), depth 6n + 2, option A          ImageNet (table 1), option 
       110    1,727,962   6.43 %                            152   60,192,808   3, 8, 36, 3  bottleneck
      1202   19,421,274   7.93 %
 
-Modules have torchvision's names. Images are (N, H, W, 3).
+Modules have the same names as in torchvision. Images are (N, H, W, 3).
 """
 
 import functools
@@ -31,7 +31,7 @@ IMAGENET_BLOCKS = {
 
 
 class PaddedShortcut(Module):
-    """Option A: every stride-th pixel, and zeros for the new channels. No parameters."""
+    """Option A: subsample the pixels by `stride` and pad the new channels with zeros. No parameters."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int):
         self.new_channels, self.stride = out_channels - in_channels, stride
@@ -42,14 +42,14 @@ class PaddedShortcut(Module):
 
 
 class ProjectionShortcut(Sequential):
-    """Options B and C: a 1x1 convolution, and batch-norm."""
+    """Options B and C: a 1x1 convolution and batch-norm."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int):
         super().__init__(Conv2d(in_channels, out_channels, 1, stride, bias=False), BatchNorm2d(out_channels))
 
 
 def make_shortcut(option: str, in_channels: int, out_channels: int, stride: int) -> Module | None:
-    """What x goes through on its way around a block, or None for x as it is: section 3.3 of the paper, table 3."""
+    """The module on the shortcut of a block, or None for the identity: section 3.3 and table 3 of the paper."""
     grows = stride != 1 or in_channels != out_channels
     if option == "none":
         return None
@@ -63,18 +63,18 @@ def make_shortcut(option: str, in_channels: int, out_channels: int, stride: int)
 
 
 class Block(Module):
-    """relu(F(x) + shortcut(x)); the subclasses say what F is."""
+    """Base class of residual blocks, relu(F(x) + shortcut(x)). Subclasses define F."""
 
     expansion = 1  # a block has channels * expansion outputs
-    downsample: Module | None  # torchvision's name for the shortcut of a block that changes the shape
+    downsample: Module | None  # torchvision's name for a shortcut that is not the identity
 
     def shortcut(self, x: Tensor) -> Tensor:
-        """What is added to F(x)."""
+        """The term that is added to F(x)."""
         return x if self.downsample is None else self.downsample(x)
 
 
 class BasicBlock(Block):
-    """F: 3x3, 3x3 (figure 5, left)."""
+    """F = 3x3 convolution, 3x3 convolution (figure 5, left)."""
 
     def __init__(self, in_channels: int, channels: int, stride: int, shortcut: str):
         self.conv1 = Conv2d(in_channels, channels, 3, stride, padding=1, bias=False)
@@ -90,9 +90,9 @@ class BasicBlock(Block):
 
 
 class Bottleneck(Block):
-    """F: 1x1 to fewer channels, 3x3, 1x1 to four times as many (figure 5, right).
+    """F = 1x1 convolution to fewer channels, 3x3, 1x1 to four times as many (figure 5, right).
 
-    The paper has the stride in the first 1x1, torchvision in the 3x3, which is a little better and slower.
+    The paper has the stride in the first 1x1, torchvision in the 3x3, which is slightly more accurate and slower.
     """
 
     expansion = 4
@@ -137,10 +137,10 @@ MakeBlock = Callable[[int, int, int], Block]
 
 
 class Stage(Sequential):
-    """Blocks of equal width; the first one changes the size and the number of channels.
+    """A sequence of blocks of equal width. The first one changes the image size and the number of channels.
 
-    With `recompute`, n blocks are taken in groups of about sqrt(n): the input of each group is kept, and the rest is
-    computed again in backward. See `minidl.recompute`.
+    With `recompute`, the n blocks form groups of about sqrt(n). Only the input of each group is kept; its activations
+    are computed again in the backward pass. See `minidl.recompute`.
     """
 
     recompute = False
@@ -152,7 +152,7 @@ class Stage(Sequential):
         super().__init__(first, *(make_block(channels * expansion, channels, 1) for _ in range(blocks - 1)))
 
     def forward(self, x: Tensor) -> Tensor:
-        """x through all blocks, one after the other."""
+        """(N, H, W, in_channels) -> (N, H/stride, W/stride, channels * expansion)."""
         if not self.recompute:
             return super().forward(x)
         size = math.isqrt(len(self))
@@ -204,9 +204,9 @@ class ImageNetResNet(Module):
 def cifar_resnet(
     depth: int, shortcut: str = "A", num_classes: int = 10, seed: int = 0, recompute: bool = False
 ) -> CifarResNet:
-    """The network of section 4.2 with depth 6n + 2 layers. shortcut: 'A', 'B', 'C', or 'none' for the plain network.
+    """The network of section 4.2 with depth = 6n + 2 layers. shortcut: 'A', 'B', 'C', or 'none' for the plain network.
 
-    With `recompute` a training step takes far less memory and about a third more time: see Stage.
+    With `recompute` a training step needs far less memory and about a third more time (see Stage).
     """
     if depth < 8 or (depth - 2) % 6:
         raise ValueError(

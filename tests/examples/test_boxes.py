@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 from common.boxes import (
-    MERGE_BELOW,
+    MERGE_THRESHOLD,
     area,
     decode,
-    decode_places,
+    decode_map,
     encode,
     intersection_over_union,
     localisation_error,
@@ -41,7 +41,7 @@ def test_decoding_undoes_encoding(several, size):
 def test_each_place_has_its_own_offset():
     """Two rows and three columns of views that all say: the middle quarter."""
     targets = np.tile([0.5, 0.5, 0.5, 0.5], (2, 3, 1))
-    found = decode_places(targets, size=64, stride=16)
+    found = decode_map(targets, size=64, stride=16)
     assert found.shape == (2, 3, 4)
     np.testing.assert_array_equal(found[0, 0], [16, 16, 48, 48])
     np.testing.assert_array_equal(found[1, 2], [16 + 32, 16 + 16, 48 + 32, 48 + 16])
@@ -49,7 +49,7 @@ def test_each_place_has_its_own_offset():
 
 def test_the_offsets_do_not_depend_on_what_stands_before_rows_and_columns(rng):
     targets = rng.random((5, 2, 3, 4))
-    np.testing.assert_array_equal(decode_places(targets, 64, 16)[3], decode_places(targets[3], 64, 16))
+    np.testing.assert_array_equal(decode_map(targets, 64, 16)[3], decode_map(targets[3], 64, 16))
 
 
 def test_the_area_of_a_box_inside_out_is_0():
@@ -99,7 +99,7 @@ def test_boxes_with_exactly_half_in_common_are_wrong():
 
 def test_the_match_score_by_hand():
     assert match_score(SQUARE, SQUARE) == 0
-    assert match_score(SQUARE, MOVED) == pytest.approx(2 / 6 + 1 - 1 / 2) == pytest.approx(MERGE_BELOW)
+    assert match_score(SQUARE, MOVED) == pytest.approx(2 / 6 + 1 - 1 / 2) == pytest.approx(MERGE_THRESHOLD)
     assert match_score(SQUARE, np.array([6.0, 8, 12, 14])) == pytest.approx(10 / 6 + 1)
 
 

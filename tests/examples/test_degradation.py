@@ -62,7 +62,7 @@ def test_degradation_that_was_stopped_draws_what_there_is_and_goes_on_with_the_s
     with signal_after(2, number):
         status, output = degrade("--budget", 4)
     assert status == {signal.SIGINT: 0, signal.SIGTERM: 143, signal.SIGHUP: 129}[number]
-    assert "nothing is lost: the same command goes on" in output
+    assert "checkpoint saved. To continue: the same command\n" in output
     assert re.search(r"^8 layers, plain +75,290 +2 ", output, re.MULTILINE)
     assert (tmp_path / "degradation.png").exists()
     assert counters(tmp_path / "plain-8")["progress"]["step"] == 2
@@ -86,7 +86,7 @@ def test_a_checkpoint_of_the_first_version_goes_on(degrade, tmp_path, whole):
 
 
 def test_a_budget_of_time_is_turned_into_iterations_once(degrade, tmp_path, monkeypatch):
-    monkeypatch.setattr(degradation, "seconds_of_a_layer", lambda *_: (0.02, 0.0))
+    monkeypatch.setattr(degradation, "seconds_per_layer", lambda *_: (0.02, 0.0))
     degrade("--budget", "1s")
     assert (tmp_path / "iterations.txt").read_text() == "3"  # 8 layers, two networks: 0.32 s a step
     assert metrics(tmp_path / "plain-8")[-1]["step"] == 3
@@ -123,7 +123,7 @@ def test_degradation_goes_on_with_the_images_it_began_with(tmp_path, changed, at
         begun, resumed = resumed, begun
     for iterations in (1, 1):
         degradation.train("A", 8, shapes(), begun, iterations)
-    with pytest.raises(SystemExit, match=f"--resume: {min(changed)} was .*; give the same options"):
+    with pytest.raises(SystemExit, match=f"--resume: {min(changed)} was .*; pass the same options"):
         degradation.train("A", 8, shapes(), resumed, 1)
 
 
@@ -144,7 +144,7 @@ def test_what_is_compared_stands_in_one_column():
 def test_the_papers_error_stands_beside_what_it_is_of(tmp_path, shortcut, depth, dataset, paper):
     """CIFAR-10, option A, a depth of table 6. The folders are read as a run from before left them."""
     args = settings(tmp_path, depths=[depth, 8], shortcuts=[shortcut], dataset=dataset)
-    folder = degradation.folder_of(shortcut, depth, args)
+    folder = degradation.folder_path(shortcut, depth, args)
     folder.mkdir()
     (folder / "checkpoint.safetensors").touch()
     line = {"step": 7, "train_error": 0.25, "test_error": 0.5, "split": "test", "gradients": [1.0]}
@@ -157,7 +157,7 @@ def test_the_papers_error_stands_beside_what_it_is_of(tmp_path, shortcut, depth,
 def test_a_budget_of_time_is_shared_by_all_shortcuts_and_depths(tmp_path, monkeypatch):
     """A step of a layer takes a second, with option C two; a measurement five and ten."""
     seconds = {"none": (1.0, 5.0), "A": (1.0, 5.0), "C": (2.0, 10.0)}
-    monkeypatch.setattr(degradation, "seconds_of_a_layer", lambda shortcut, *_: seconds[shortcut])
+    monkeypatch.setattr(degradation, "seconds_per_layer", lambda shortcut, *_: seconds[shortcut])
     hour = {"budget": (1, "h"), "depths": [8, 14]}
     # 22 layers, each trained with every shortcut, and measured ten times
     iterations = degradation.count_iterations(None, settings(tmp_path / "two", **hour))
@@ -185,7 +185,7 @@ def test_the_speed_is_that_of_full_batches_of_the_network_in_question(device, co
     monkeypatch.setattr(degradation, "make_network", note_network)
     monkeypatch.setattr(AugmentedLoader, "_load", note_batch)
     data = CifarData(make_shapes(count), make_shapes(20, train=False), device=device)
-    step, measurement = degradation.seconds_of_a_layer("C", data, settings("", device=device))
+    step, measurement = degradation.seconds_per_layer("C", data, settings("", device=device))
     assert step > 0 and measurement > 0
     assert made == ["C"]
     assert set(taken) == {min(count, 16)}

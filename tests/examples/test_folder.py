@@ -76,7 +76,7 @@ def test_every_script_that_can_be_resumed_locks_its_folder(run, tmp_path, holder
     process, _ = holder(tmp_path)
     required = ["--data", tmp_path, "--model", "resnet18"] if script is train_imagenet else []
     status, _ = run(script, *required, "--out", tmp_path)
-    assert f"another run (pid {process.pid}) writes to {tmp_path}" in str(status)
+    assert f"another run (pid {process.pid}) is writing to {tmp_path}" in str(status)
 
 
 def test_a_lock_is_removed_with_the_folder_that_it_made(tmp_path):
@@ -114,7 +114,7 @@ def test_a_file_system_without_locks_is_a_warning(tmp_path, monkeypatch, capsys)
     monkeypatch.setattr(folder_module.fcntl, "lockf", refuse)
     with locked(tmp_path):
         pass
-    assert f"warning: {tmp_path} is not locked (No locks available)" in capsys.readouterr().err
+    assert f"warning: cannot lock {tmp_path} (No locks available)" in capsys.readouterr().err
 
 
 def test_a_system_without_fcntl_has_no_lock(tmp_path, monkeypatch, holder):
@@ -131,7 +131,7 @@ def test_curves_that_cannot_be_drawn_lose_no_epoch(resnet, tmp_path):
     (tmp_path / "curves.png").mkdir()
     status, output = resnet("--epochs", 2, "--out", tmp_path)
     assert status == 0
-    assert output.count(f"warning: {tmp_path / 'curves.png'} was not drawn") == 2
+    assert output.count(f"warning: could not draw {tmp_path / 'curves.png'}") == 2
     assert [record["step"] for record in metrics(tmp_path)] == [2, 4]
     assert read_checkpoint(tmp_path / "checkpoint.safetensors")[1]["progress"]["step"] == 4
 
@@ -140,13 +140,13 @@ def test_figures_that_cannot_be_drawn_are_a_warning(run, tmp_path):
     (tmp_path / "degradation.png").mkdir()
     status, output = run(degradation, "--depths", 8, "--shortcuts", "A", "--budget", 1, "--out", tmp_path)
     assert status == 0
-    assert f"warning: {tmp_path / 'degradation.png'} was not drawn" in output
+    assert f"warning: could not draw {tmp_path / 'degradation.png'}" in output
     assert "8 layers, option A" in output
     (tmp_path / "boxes.png").mkdir()
     few = ["--images", 8, "--test-images", 2, "--class-epochs", 1, "--box-epochs", 1]
     status, output = run(localize, *few, "--out", tmp_path)
     assert status == 0
-    assert f"warning: {tmp_path / 'boxes.png'} was not drawn" in output
+    assert f"warning: could not draw {tmp_path / 'boxes.png'}" in output
 
 
 @pytest.mark.parametrize("dies_in", ["write_whole", "save_checkpoint", "draw_curves"])
@@ -190,7 +190,7 @@ def test_metrics_that_cannot_be_written_do_not_keep_the_checkpoint_from_it(resne
     status, output = resnet("--epochs", 2, "--out", tmp_path)
     assert status == 0
     assert calls == ["metrics.jsonl", "metrics.jsonl"]
-    assert f"warning: {tmp_path / 'metrics.jsonl'} was not written (No space left on device)" in output
+    assert f"warning: could not write {tmp_path / 'metrics.jsonl'} (No space left on device)" in output
     assert [record["step"] for record in metrics(tmp_path)] == [2, 4]
 
 
@@ -207,7 +207,7 @@ def test_a_full_disk_is_one_line_that_names_the_last_good_checkpoint(resnet, tmp
     status, _ = resnet("--epochs", 2, "--out", tmp_path)
     checkpoint = tmp_path / "checkpoint.safetensors"
     assert status == (
-        f"error: {checkpoint} was not written (No space left on device); the last good checkpoint is {checkpoint}"
+        f"error: could not write {checkpoint} (No space left on device); the last good checkpoint is {checkpoint}"
     )
 
 
@@ -239,10 +239,10 @@ def counters_are(text):
 DAMAGES = {
     "junk": (lambda checkpoint: checkpoint.write_bytes(b"junk" * 100), "not a complete safetensors file"),
     "cut off": (cut_off, "not a complete safetensors file"),
-    "weights alone": (weights_alone, "it has no 'options'"),
+    "weights alone": (weights_alone, "'options' is missing"),
     "no JSON": (counters_are("{"), "expected counters as minidl writes them"),
     "another JSON": (counters_are("5"), "expected counters as minidl writes them"),
-    "no progress": (with_counters(progress=None), "it has no 'progress'"),
+    "no progress": (with_counters(progress=None), "'progress' is missing"),
     "another progress": (with_counters(progress={"totals": {}, "epoch": 3}), "unexpected keyword argument 'epoch'"),
     "another position": (with_counters(loader={"epoch": 0, "batch": 99}), "no batch 99 of epoch 0"),
 }

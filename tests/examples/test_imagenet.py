@@ -118,7 +118,7 @@ def test_a_run_that_was_stopped_and_resumed_ends_with_the_same_bits(train, tmp_p
     with signal_after(4, number):
         status, output, _ = train("parts", "--epochs", 3)
     assert status == (0 if number == signal.SIGINT else 128 + number)
-    assert "stopped after step 4; nothing is lost" in output
+    assert "stopped after step 4; checkpoint saved" in output
     assert len(metrics(tmp_path / "parts")) == 1
     train("parts", "--epochs", 3, "--resume")
     assert_same_run(tmp_path / "parts", tmp_path / "whole")
@@ -135,7 +135,7 @@ def test_a_run_that_met_a_broken_photograph_can_go_on_without_it(train, photogra
         status, output, _ = train("run", "--epochs", 1, "--resume", "--skip-broken")
     assert status == 0
     assert "validation error of resnet18" in output
-    assert "left out, as they cannot be decoded: 1 photographs" in output
+    assert "skipped 1 photographs that cannot be decoded" in output
 
 
 def test_a_broken_photograph_is_named_and_counted_when_testing(photographs, evaluate):
@@ -147,7 +147,7 @@ def test_a_broken_photograph_is_named_and_counted_when_testing(photographs, eval
     with pytest.warns(RuntimeWarning, match="0.png"):
         status, output, _ = evaluate(*options, "--skip-broken")
     assert status == 0
-    assert "left out, as they cannot be decoded: 1 photographs" in output
+    assert "skipped 1 photographs that cannot be decoded" in output
 
 
 def test_a_run_does_not_go_on_with_other_classes(train, photographs):
@@ -156,7 +156,7 @@ def test_a_run_does_not_go_on_with_other_classes(train, photographs):
     for split in ("train", "val"):
         (photographs / split / "n01").rename(photographs / split / "n09")
     status, *_ = train("run", "--iterations", 1, "--resume")
-    assert "the data have other classes than those that the run began with" in status
+    assert "the classes of the data differ from those that the run was started with" in status
 
 
 def test_the_rate_falls_when_the_validation_error_stops_falling(train, tmp_path, monkeypatch):
@@ -166,7 +166,7 @@ def test_the_rate_falls_when_the_validation_error_stops_falling(train, tmp_path,
     rates = [record["lr"] for record in metrics(tmp_path / "run")]
     assert rates == pytest.approx([0.01, 0.01, 0.01, 0.01, 0.001, 0.001, 0.001])
     counters = read_checkpoint(tmp_path / "run" / "checkpoint.safetensors")[1]
-    assert "the learning rate falls from 0.01 to 0.001" in output
+    assert "learning rate reduced from 0.01 to 0.001" in output
     assert counters["plateau"] == {"lr": pytest.approx(0.001), "best": 0.39, "bad_reports": 1}
 
 
@@ -311,7 +311,7 @@ def test_a_step_that_breaks_the_network_is_an_error_and_no_checkpoint(train, tmp
     """Its loss is of before the update, and fine."""
     status, *_ = train("run", "--iterations", 1, "--lr", 1e300)
     assert "NaN or infinity in" in str(status)
-    assert "none was saved yet" in str(status)
+    assert "no checkpoint exists" in str(status)
     assert not (tmp_path / "run" / "checkpoint.safetensors").exists()
 
 
@@ -325,7 +325,7 @@ def test_a_checkpoint_that_cannot_be_resumed_is_named(train, tmp_path, weights_a
         checkpoint.write_bytes(checkpoint.read_bytes()[:-8])
     status, *_ = train("run", "--iterations", 1, "--resume")
     assert re.fullmatch(rf"error: [^\n]*{re.escape(str(checkpoint))}[^\n]*", status)
-    assert ("it has no 'options'" if weights_alone else "not a complete safetensors file") in status
+    assert ("'options' is missing" if weights_alone else "not a complete safetensors file") in status
 
 
 def test_a_run_that_is_over_says_so_again_also_without_its_metrics(train, tmp_path):
@@ -345,7 +345,7 @@ def test_an_existing_checkpoint_is_an_error_before_the_images_are_measured(train
     (tmp_path / "run" / "checkpoint.safetensors").touch()
     status, _, errors = train("run")
     assert status == 2
-    assert "go on with --resume" in errors
+    assert "continue with --resume" in errors
     assert not (tmp_path / "statistics.npz").exists()
 
 
@@ -373,15 +373,15 @@ def break_layout(photographs, layout):
 
 
 NOT_FOR_TRAINING = {
-    "nothing there": "expected a folder with train/<wnid>/*.JPEG and val/<wnid>/*.JPEG, got nothing there",
+    "nothing there": "expected a folder with train/<wnid>/*.JPEG and val/<wnid>/*.JPEG, got a path that does not exist",
     "a file": "expected a folder with train/<wnid>/*.JPEG and val/<wnid>/*.JPEG, got a file",
-    "empty": "got no folder in it; sort the photographs into a folder per class",
-    "unsorted": "got no folder in it; sort the photographs into a folder per class",
+    "empty": "got no subfolders; sort the photographs into one folder per class",
+    "unsorted": "got no subfolders; sort the photographs into one folder per class",
     "plain": "got n01, n02, ... (3 folders) directly in it; move most photographs of each class to train/<class>",
-    "train is missing": "got no train; put photographs there, those to train on",
-    "train is a file": "got no train; put photographs there, those to train on",
-    "val is missing": "got no val; put photographs there, those to test on, in a folder for each class",
-    "val is a file": "got no val; put photographs there, those to test on, in a folder for each class",
+    "train is missing": "got no train; put the training photographs into train/<class>",
+    "train is a file": "got no train; put the training photographs into train/<class>",
+    "val is missing": "got no val; put the validation photographs into val/<class>, one folder per class",
+    "val is a file": "got no val; put the validation photographs into val/<class>, one folder per class",
 }
 
 
@@ -398,12 +398,12 @@ def test_training_says_which_folders_it_expects(train, photographs, tmp_path, la
 
 
 NOT_FOR_TESTING = {
-    "nothing there": "expected a folder with val/<wnid>/*.JPEG, or <wnid>/*.JPEG, got nothing there",
+    "nothing there": "expected a folder with val/<wnid>/*.JPEG, or <wnid>/*.JPEG, got a path that does not exist",
     "a file": "expected a folder with val/<wnid>/*.JPEG, or <wnid>/*.JPEG, got a file",
-    "empty": "got no folder in it; sort the photographs into a folder per class",
-    "unsorted": "got no folder in it; sort the photographs into a folder per class",
-    "val is missing": "got train without val; put photographs to test on there, or test those of --data",
-    "val is a file": "got train without val; put photographs to test on there, or test those of --data",
+    "empty": "got no subfolders; sort the photographs into one folder per class",
+    "unsorted": "got no subfolders; sort the photographs into one folder per class",
+    "val is missing": "got train without val; create val, or test on the training photographs with --data",
+    "val is a file": "got train without val; create val, or test on the training photographs with --data",
 }
 
 
@@ -568,11 +568,11 @@ def test_the_report_has_our_errors_and_the_papers(weights, evaluate):
     status, output, _ = evaluate("--weights", weights[1], "--mode", "dense")
     assert status == 0
     assert "vgg-A, dense: top-1 error" in output
-    assert "ms for each photograph" in output
+    assert "ms per photograph" in output
     assert "dense, S = Q = 256: top-1 29.6 %, top-5 10.4 %" in output
     _, output, _ = evaluate("--weights", *weights, "--mode", "center")
     assert "resnet18 + vgg-A, center: top-1 error" in output
-    assert "the papers report nothing for it" in output
+    assert "the papers report no error for it" in output
 
 
 def test_the_papers_errors_belong_to_networks_and_modes_that_there_are():
@@ -600,7 +600,7 @@ def test_weights_that_do_not_name_their_classes_need_all_of_them_or_names(photog
     options = ["--weights", tmp_path / "w", "--scales", 224]
     status, _, errors = evaluate(*options)
     assert status == 2
-    assert "name it with --model" in errors
+    assert "pass --model" in errors
     status, _, errors = evaluate(*options, "--model", "resnet18")
     assert status == 2
     assert "expected the 4 classes" in errors

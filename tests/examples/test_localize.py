@@ -33,7 +33,7 @@ def test_the_gradient_of_the_euclidean_loss(rng):
 
 
 def test_boxes_and_targets_that_do_not_fit_are_a_clear_error():
-    with pytest.raises(ValueError, match=r"one shape, got \(2, 40\) and \(2, 4\); boxes_of_class"):
+    with pytest.raises(ValueError, match=r"the same shape, got \(2, 40\) and \(2, 4\); select one box"):
         euclidean_loss(Tensor(np.zeros((2, 40))), Tensor(np.zeros((2, 4))))
 
 

@@ -7,7 +7,7 @@ import pytest
 import train_cifar_resnet
 from common.evaluate import error_rate
 from common.fit import classification_step
-from common.run import LOOK_EVERY, Totals
+from common.run import READ_LOSS_EVERY, Totals
 from models.resnet import cifar_resnet
 
 from minidl.optim import SGD
@@ -51,9 +51,9 @@ def test_a_run_with_rounded_products_begins_alike(dtype, tmp_path, train, device
 
 
 def test_when_the_host_looks_at_the_loss_changes_nothing(tmp_path, train, device, monkeypatch):
-    monkeypatch.setitem(LOOK_EVERY, device, 50)
+    monkeypatch.setitem(READ_LOSS_EVERY, device, 50)
     train(tmp_path / "seldom")
-    monkeypatch.setitem(LOOK_EVERY, device, 1)
+    monkeypatch.setitem(READ_LOSS_EVERY, device, 1)
     train(tmp_path / "often")
     assert_same_run(tmp_path / "seldom", tmp_path / "often")
 
@@ -70,10 +70,10 @@ def test_a_run_that_was_stopped_and_resumed_ends_with_the_same_bits(tmp_path, tr
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")  # overflow
 def test_a_loss_that_is_nan_stops_the_run_and_the_steps_it_may_be_of_are_named(tmp_path, train, device, monkeypatch):
-    monkeypatch.setitem(LOOK_EVERY, device, 50)
+    monkeypatch.setitem(READ_LOSS_EVERY, device, 50)
     status, _ = train(tmp_path, "--lr", 1e30)
     assert status.startswith("error: the loss is ")
-    assert "at one of the steps 0 to 2; try a lower --lr" in status
+    assert "at one of steps 0 to 2; try a lower --lr" in status
 
 
 def test_a_step_copies_nothing_to_the_device_and_reads_nothing_from_it(device, kernels, monkeypatch):

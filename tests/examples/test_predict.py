@@ -85,10 +85,10 @@ def test_what_cannot_be_read_is_named_and_left_out(weights, photographs, monkeyp
     status, output, errors = run(monkeypatch, capsys, *options)
     assert status == 0
     assert output.count("%") == 2 * 5
-    assert f"left out: read_image: {photographs / 'c.jpg'}" in errors
+    assert f"skipped: read_image: {photographs / 'c.jpg'}" in errors
     assert "missing.png" in errors
     status, output, _ = run(monkeypatch, capsys, "--weights", weights, "--images", photographs / "c.jpg")
-    assert (status, output) == ("error: no photograph could be read", "")
+    assert (status, output) == ("error: none of the photographs could be read", "")
 
 
 @pytest.mark.parametrize("top", [0, -1])
@@ -121,7 +121,7 @@ def test_weights_from_elsewhere_need_the_name_of_their_network(photographs, monk
     plain = ["--weights", tmp_path / "w", "--images", photographs / "a.png"]
     status, _, errors = run(monkeypatch, capsys, *plain)
     assert status == 2
-    assert "name it with --model" in errors
+    assert "pass --model" in errors
     status, output, _ = run(monkeypatch, capsys, *plain, "--model", "resnet18")
     assert status == 0
     assert sorted(re.findall(r"class \d", output)) == ["class 0", "class 1", "class 2"]
@@ -132,7 +132,7 @@ def test_weights_from_elsewhere_need_the_name_of_their_network(photographs, monk
     assert config.classes == ("n1", "n2", "n3")
     status, _, errors = run(monkeypatch, capsys, *plain, "--model", "vgg-D")
     assert status == 2
-    assert "holds no such network, as there is no classifier.6.bias" in errors
+    assert "which has no classifier.6.bias" in errors
     (tmp_path / "names").write_text("n1 tench\n")
     status, _, errors = run(monkeypatch, capsys, *plain, "--model", "resnet18", "--names", tmp_path / "names")
     assert status == 2

@@ -60,14 +60,14 @@ def test_the_learning_rate_for_vgg_falls_three_times_and_for_resnet_without_end(
 )
 def test_the_options_come_before_the_recipe(options, expected):
     nothing = dict.fromkeys(["lr", "weight_decay", "epochs", "iterations"])
-    recipe = CIFAR_RECIPES["fast"].changed_by(type("Options", (), nothing | options))
+    recipe = CIFAR_RECIPES["fast"].with_options(type("Options", (), nothing | options))
     assert (recipe.lr, recipe.weight_decay, recipe.epochs, recipe.iterations) == expected
     assert recipe.steps(10) == (7 if "iterations" in options else 10 * recipe.epochs)
 
 
 def test_epochs_replace_the_iterations_of_a_recipe():
     args = type("Options", (), {"lr": None, "weight_decay": None, "epochs": 2, "iterations": None})
-    assert CIFAR_RECIPES["paper"].changed_by(args).steps(10) == 20
+    assert CIFAR_RECIPES["paper"].with_options(args).steps(10) == 20
 
 
 def test_110_layers_warm_up():

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 import train_cifar_resnet
 import train_cifar_vgg
-from common.errors import tell
+from common.errors import log
 from common.folder import RunFolder
-from common.run import LOOK_EVERY, Run
+from common.run import READ_LOSS_EVERY, Run
 from common.stop import StopRequest
 from safetensors.numpy import load_file, save_file
 
@@ -40,10 +40,10 @@ def small_run(folder, resume=False, steps=4):
 
 
 def train(run, before_epoch_ends=lambda: None):
-    """Count steps without taking any."""
+    """Log steps without taking any."""
     with run:
         for _ in run.batches():
-            run.count(Tensor(1.0), 1)
+            run.log(Tensor(1.0), 1)
             if run.epoch_ended:
                 before_epoch_ends()
                 run.end_epoch(0.5)
@@ -79,7 +79,7 @@ def test_a_run_is_not_resumed_from_nan(tmp_path):
     arrays, counters = read_checkpoint(tmp_path / "checkpoint.safetensors")
     arrays["layers.fc.bias"][0] = np.nan
     save_file(arrays, tmp_path / "checkpoint.safetensors", metadata={"counters": json.dumps(counters)})
-    message = r"checkpoint.safetensors is no checkpoint of this run \(NaN or infinity in 1 of its arrays"
+    message = r"checkpoint.safetensors is not a checkpoint of this run \(NaN or infinity in 1 of its arrays"
     with pytest.raises(SystemExit, match=message):
         train(small_run(tmp_path, resume=True))
 
@@ -91,7 +91,7 @@ def test_a_learning_rate_that_is_too_high_never_leaves_a_broken_checkpoint(resne
     assert "the loss is" in str(status) or "NaN or infinity in" in str(status)
     checkpoint = tmp_path / "checkpoint.safetensors"
     assert ("the last good checkpoint is" in str(status)) == checkpoint.exists()
-    assert ("none was saved yet" in str(status)) != checkpoint.exists()
+    assert ("no checkpoint exists" in str(status)) != checkpoint.exists()
     assert not checkpoint.exists() or all(np.isfinite(array).all() for array in load_file(checkpoint).values())
 
 
@@ -130,7 +130,7 @@ def test_two_runs_do_not_share_a_folder_and_a_killed_one_leaves_it_free(tmp_path
         with start("--out", tmp_path, "--resume") as second:
             _, errors = second.communicate(timeout=120)
         first.kill()
-    refusal = f"error: another run (pid {first.pid}) writes to {tmp_path}; wait for it, or choose another --out\n"
+    refusal = f"error: another run (pid {first.pid}) is writing to {tmp_path}; wait for it or choose another --out\n"
     assert (second.returncode, errors) == (1, refusal)
     assert (tmp_path / "lock").exists()
     step = read_checkpoint(checkpoint)[1]["progress"]["step"]
@@ -142,7 +142,7 @@ def test_two_runs_do_not_share_a_folder_and_a_killed_one_leaves_it_free(tmp_path
         output, errors = third.communicate(timeout=120)
     assert third.returncode == 128 + signal.SIGTERM, errors
     assert "Traceback" not in errors
-    last = int(re.search(r"stopped after step ([\d,]+); nothing is lost", output)[1].replace(",", ""))
+    last = int(re.search(r"stopped after step ([\d,]+); checkpoint saved", output)[1].replace(",", ""))
     assert read_checkpoint(checkpoint)[1]["progress"]["step"] == last > step
     steps = [record["step"] for record in metrics(tmp_path)]
     assert steps == list(range(4, last + 1, 4))
@@ -202,7 +202,7 @@ def test_a_run_that_was_stopped_and_resumed_ends_with_the_same_bits(resnet, tmp_
     with signal_after(step, number):
         status, output = resnet("--epochs", 3, "--out", tmp_path)
     assert status == {signal.SIGINT: 0, signal.SIGTERM: 143, signal.SIGHUP: 129}[number]
-    assert f"stopped after step {step}; nothing is lost: the same command with --resume goes on" in output
+    assert f"stopped after step {step}; checkpoint saved. To continue: the same command with --resume" in output
     assert [record["step"] for record in metrics(tmp_path)] == [2, 4][: step // 2]
     before = counters(tmp_path)["progress"]
     assert before["step"] == step
@@ -228,7 +228,7 @@ def test_a_signal_at_the_last_step_does_not_unfinish_a_run(resnet, tmp_path):
     with signal_after(4, signal.SIGTERM):
         status, output = resnet("--epochs", 2, "--out", tmp_path)
     assert status == 0
-    assert "test error of 8 layers" in output
+    assert "test error of resnet8" in output
 
 
 def test_a_run_saves_now_and_then_within_an_epoch(resnet, tmp_path, whole):
@@ -254,7 +254,7 @@ def test_a_run_that_is_over_says_so_again(resnet, copy_of_begun):
     status, output = resnet("--epochs", 1, "--out", copy_of_begun, "--resume")
     assert status == 0
     error = metrics(copy_of_begun)[-1]["test_error"]
-    assert f"test error of 8 layers on shapes: {error:.2%}" in output
+    assert f"test error of resnet8 on shapes: {error:.2%}" in output
     assert (copy_of_begun / "checkpoint.safetensors").read_bytes() == before
 
 
@@ -266,14 +266,14 @@ def test_a_run_goes_on_without_its_metrics(resnet, copy_of_begun):
 def test_a_finished_run_is_not_overwritten_by_accident(resnet, copy_of_begun):
     status, output = resnet("--epochs", 1, "--out", copy_of_begun)
     assert status == 2
-    assert "go on with --resume, or choose another --out" in output
+    assert "continue with --resume or choose another --out" in output
 
 
 def test_what_the_folder_lacks_is_said_before_data_are_loaded(run, tmp_path, monkeypatch):
     monkeypatch.setattr(train_cifar_resnet, "load_data", lambda args: pytest.fail("the data were loaded"))
     status, output = run(train_cifar_resnet, "--out", tmp_path, "--resume")
     assert status == 2
-    assert f"there is no {tmp_path / 'checkpoint.safetensors'}; leave --resume out to begin" in output
+    assert f"there is no {tmp_path / 'checkpoint.safetensors'}; omit --resume to start a new run" in output
 
 
 @pytest.mark.parametrize(
@@ -309,7 +309,7 @@ def test_a_checkpoint_of_the_first_version_goes_on(resnet, tmp_path, whole):
 
 
 def test_when_the_loss_is_looked_at_changes_nothing(resnet, tmp_path, monkeypatch, whole):
-    monkeypatch.setitem(LOOK_EVERY, "cpu", 50)
+    monkeypatch.setitem(READ_LOSS_EVERY, "cpu", 50)
     assert resnet("--epochs", 3, "--out", tmp_path)[0] == 0
     assert_same_run(tmp_path, whole)
 
@@ -354,14 +354,14 @@ def test_ctrl_c_at_any_other_time_shows_no_traceback(run, tmp_path, monkeypatch,
     monkeypatch.setattr(script, where[script], press)
     status, output = run(script, "--out", tmp_path)
     assert status == 130
-    assert output.strip() == "stopped at once"
+    assert output.strip() == "interrupted"
 
 
 def test_an_error_during_training_is_one_line(resnet, tmp_path, monkeypatch):
     def vanish(*_):
         raise FileNotFoundError(errno.ENOENT, "No such file or directory", "photo.jpg")
 
-    monkeypatch.setattr(Run, "count", vanish)
+    monkeypatch.setattr(Run, "log", vanish)
     status, _ = resnet("--epochs", 1, "--out", tmp_path)
     assert status == "error: [Errno 2] No such file or directory: 'photo.jpg'"
 
@@ -370,7 +370,7 @@ def test_a_bug_keeps_its_traceback(resnet, tmp_path, monkeypatch):
     def fail(*_):
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(Run, "count", fail)
+    monkeypatch.setattr(Run, "log", fail)
     with pytest.raises(RuntimeError, match="a bug"):
         resnet("--epochs", 1, "--out", tmp_path)
 
@@ -385,4 +385,4 @@ def test_output_that_nobody_reads_is_no_error(monkeypatch):
         flush = write
 
     monkeypatch.setattr(sys, "stdout", Gone())
-    tell("a line")
+    log("a line")

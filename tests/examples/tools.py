@@ -44,16 +44,16 @@ def command(script, *options):
 
 @contextlib.contextmanager
 def signal_after(step, number=signal.SIGINT):
-    """Within it, the signal comes when a run has counted this step."""
-    count = Run.count
+    """Within it, the signal comes when a run has logged this step."""
+    log = Run.log
 
-    def count_and_signal(run, *arguments):
-        count(run, *arguments)
+    def log_and_signal(run, *arguments):
+        log(run, *arguments)
         if run.step == step:
             os.kill(os.getpid(), number)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Run, "count", count_and_signal)
+        patch.setattr(Run, "log", log_and_signal)
         yield
 
 

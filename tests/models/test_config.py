@@ -53,7 +53,7 @@ def test_weights_from_elsewhere_need_a_config(config, tmp_path):
     model = cifar_resnet(8, "B", 3, seed=5)
     save_checkpoint(tmp_path / "w", model)
     assert read_config(tmp_path / "w") is None
-    with pytest.raises(ValueError, match=r"does not say which network it is for; name it with --model"):
+    with pytest.raises(ValueError, match=r"does not describe its network; pass --model"):
         load_network(tmp_path / "w")
     again, found = load_network(tmp_path / "w", config)
     assert found is config
@@ -108,7 +108,7 @@ def load_as(path, config):
 # Who says what of the file, the variant that is asked for, and the error.
 TORCHVISION, HE2015 = {"variant": "torchvision"}, {"variant": "he2015"}
 FOREIGN = (
-    "variant 'he2015', got .*w, which does not say its variant and is taken for torchvision's; .*: pass --variant {}"
+    "variant 'he2015', got .*w, which has no description and is assumed to be torchvision's; .*: pass --variant {}"
 )
 SAYS_SO = "variant '{}', got .*w, of variant '{}'; .*: pass --variant {}"
 MISMATCHED = [
@@ -176,5 +176,5 @@ def test_a_file_that_is_damaged_in_what_it_says_of_its_network_is_refused_by_nam
     note, arrays = config.to_json(), config.arrays()
     note = damage(note, arrays)
     save_checkpoint(tmp_path / "w", config.build(), None, {"network": note}, arrays)
-    with pytest.raises(ValueError, match=r"load_network: .*w: what it says of its network is damaged \(.+\)"):
+    with pytest.raises(ValueError, match=r"load_network: the network description in .*w is damaged \(.+\)"):
         load_network(tmp_path / "w")
