@@ -17,9 +17,9 @@ extern "C" __global__ void add(const stored* a, const stored* b, stored* y, inde
 
 
 def add(a, b):
-    """a + b, of one shape."""
+    """a + b, for arrays of the same shape."""
     if a.shape != b.shape:
-        raise ValueError(f"add: expected arrays of one shape, got {a.shape} and {b.shape}")
+        raise ValueError(f"add: expected arrays of the same shape, got {a.shape} and {b.shape}")
     a, b = contiguous(a), contiguous(b)
     y = cupy.empty_like(a)
     ADD.for_each(a.size, a, b, y, a.size, dtype=a.dtype)
