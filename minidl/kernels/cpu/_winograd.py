@@ -53,7 +53,7 @@ def interpolation(points) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 class Transforms(NamedTuple):
-    """kron(M, M) for each of the matrices M: it applies M to both the rows and the columns of a flattened square."""
+    """kron(T, T) for each matrix T of `interpolation`: it applies T to the rows and the columns of a flattened tile."""
 
     a_t: np.ndarray  # (16, 36)
     g: np.ndarray  # (36, 9)
