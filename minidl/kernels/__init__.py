@@ -1,7 +1,7 @@
-"""The only code that knows NumPy from CuPy: how each operation is computed on each device.
+"""The kernels, that is the code that computes each operation on each device: NumPy on the CPU, CuPy on a GPU.
 
-The public functions of `reference` are the contract: `cpu` and `cuda` have functions of the same names and signatures,
-which `collect` finds in their files. An array decides which device computes with it.
+The public functions of `reference` are the contract: `cpu` and `cuda` define functions with the same names and
+signatures, which `collect` finds in their files. The type of an array decides which kernels are called.
 """
 
 import functools
@@ -15,22 +15,22 @@ from minidl.system.gpu import require_cupy
 
 
 def kernels_for(array) -> ModuleType:
-    """The kernels of the device that holds the array."""
+    """The module of kernels for the device that the array is on."""
     if device_of(array) == "cuda":
         return _cuda()
-    if array.dtype.kind == "V":  # NumPy's word for what is not its own
-        raise TypeError("bfloat16 is computed with on device 'cuda' only; convert it with .to('float32')")
+    if array.dtype.kind == "V":  # bfloat16, a dtype that NumPy itself lacks
+        raise TypeError("bfloat16 is supported on device 'cuda' only; convert it with .to('float32')")
     return cpu
 
 
 def device_of(array) -> str:
     """'cuda' for a CuPy array, 'cpu' for any other."""
-    cupy = sys.modules.get("cupy")  # before it is imported there are no arrays of it
+    cupy = sys.modules.get("cupy")  # until CuPy is imported there are no CuPy arrays
     return "cuda" if cupy is not None and isinstance(array, cupy.ndarray) else "cpu"
 
 
 def to_device(array, device: str):
-    """The array on that device: itself if it is there already, else a copy."""
+    """The array on the given device: the array itself if it is already there, otherwise a copy."""
     if device not in ("cpu", "cuda"):
         raise ValueError(f"to: expected device 'cpu' or 'cuda', got {device!r}")
     if device_of(array) == device:
@@ -39,20 +39,20 @@ def to_device(array, device: str):
 
 
 def is_capturing(array) -> bool:
-    """Whether what is done with the array now is captured in a CUDA graph, and not executed."""
+    """True while a CUDA graph is being captured: operations on the array are then recorded, not executed."""
     return device_of(array) == "cuda" and require_cupy().cuda.get_current_stream().is_capturing()
 
 
 def cuda_graphs() -> ModuleType:
-    """What captures work on device 'cuda' and launches it again."""
-    require_cupy()  # says what is missing
-    from minidl.kernels.cuda import graph  # on first use, as it needs CuPy
+    """The module that captures work on device 'cuda' in a graph and replays it."""
+    require_cupy()  # raises an error that names what is missing
+    from minidl.kernels.cuda import graph  # imported on first use, because it needs CuPy
 
     return graph
 
 
 @functools.cache
 def _cuda() -> ModuleType:
-    from minidl.kernels import cuda  # on first use, as it needs CuPy
+    from minidl.kernels import cuda  # imported on first use, because it needs CuPy
 
     return cuda

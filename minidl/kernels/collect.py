@@ -1,4 +1,4 @@
-"""Which functions are a device's kernels."""
+"""Finds the functions that are a device's kernels."""
 
 import importlib
 import inspect
@@ -9,7 +9,7 @@ from minidl.kernels import reference
 
 
 def kernels_in(package: str, folder: list[str]) -> dict[str, Callable]:
-    """{name: function} for each public function of `reference` that a public file of the package defines too."""
+    """{name: function} for each public function of `reference` that a public file of the package also defines."""
     defined = {}
     for file in pkgutil.iter_modules(folder):
         if not file.name.startswith("_"):

@@ -1,32 +1,32 @@
-"""Each kernel as plain loops: the executable specification, which the kernels of every device are compared with.
+"""Every kernel as plain loops: the executable specification that the kernels of each device are tested against.
 
-Nothing here is fast, and everything can be read beside its formula. A loop runs over what the formula's indices run
-over; only batch and channels, which such a formula leaves alone, are written as whole arrays. Results have the dtype
-of the arguments, and no argument is written into, except by the three updates at the end.
+Nothing here is fast, and everything can be read beside its formula. The loops run over the indices of the formula; only
+batch and channels are computed as whole arrays, where that keeps the formula visible. Results have the dtype of the
+arguments. No kernel modifies its arguments, except the three updates at the end.
 
-Images are (N, H, W, C), convolution weights (KH, KW, C, O), linear weights (in, out). `kernel_size`, `stride` and
+Images are (N, H, W, C), convolution weights (KH, KW, C, O), linear weights (C, O). `kernel_size`, `stride` and
 `padding` are pairs: (KH, KW), (SH, SW), (PH, PW). `grad` is dL/dy, the gradient of the loss with respect to the output;
-`grad_x` is dL/dx. In loops over windows (i, j) is a pixel of the output, (u, v) a tap, that is a position in the
-window, and (h, w) a pixel of the input.
+`grad_x` is dL/dx. Indices: (i, j) is a window, that is a pixel of the output; (u, v) is a tap, that is a pixel of the
+kernel; (h, w) is a pixel of the input.
 """
 
 import math
 
 import numpy as np
 
-# ---- windows: what convolution and pooling share ---------------------------------------------------------------------
+# ---- windows: shared by convolution and pooling ----------------------------------------------------------------------
 
 
 def _output_size(size, kernel_size, stride, padding, ceil_mode=False):
     """(OH, OW): how many windows fit into the padded image.
 
-    With ceil_mode an incomplete last window counts too, if it starts inside the image or the padding before it.
+    With ceil_mode an incomplete last window counts too, if it starts inside the image or in the padding before it.
     """
     return tuple(_windows_along(*axis, ceil_mode) for axis in zip(size, kernel_size, stride, padding, strict=True))
 
 
 def _windows_along(size, kernel_size, stride, padding, ceil_mode):
-    """The same along one axis, from whole numbers."""
+    """The number of windows along one axis; all arguments are integers."""
     room = size + 2 * padding - kernel_size
     windows = room // stride + 1
     one_more = ceil_mode and room % stride > 0 and windows * stride < size + padding
@@ -34,11 +34,11 @@ def _windows_along(size, kernel_size, stride, padding, ceil_mode):
 
 
 def _taps(size, output_size, kernel_size, stride, padding):
-    """Every (i, j, u, v, h, w) such that window (i, j) has the input pixel (h, w) at its tap (u, v),
+    """Yield every (i, j, u, v, h, w) such that window (i, j) sees the input pixel (h, w) through tap (u, v):
 
-        h = i*SH + u - PH,    w = j*SW + v - PW,
+        h = i*SH + u - PH,    w = j*SW + v - PW.
 
-    window by window, each in row-major order. Taps that lie on the padding are left out.
+    Windows come in row-major order, and so do the taps of each window. Taps that fall on the padding are skipped.
     """
     height, width = size
     for i, j, u, v in np.ndindex(*output_size, *kernel_size):
@@ -54,7 +54,7 @@ def _taps(size, output_size, kernel_size, stride, padding):
 def conv2d_forward(x, weight, bias, stride, padding):
     """y[n, i, j, o] = bias[o] + sum over u, v, c of x[n, h, w, c] * weight[u, v, c, o];  y is (N, OH, OW, O).
 
-    (h, w) is where tap (u, v) of window (i, j) falls, see `_taps`; x counts as 0 on the padding. The kernel is not
+    (h, w) is the pixel under tap (u, v) of window (i, j), see `_taps`; x is 0 on the padding. The kernel is not
     flipped: this is cross-correlation, as everywhere in deep learning. `bias` is (O,) or None.
     """
     kernel_size, size = weight.shape[:2], x.shape[1:3]
@@ -66,10 +66,10 @@ def conv2d_forward(x, weight, bias, stride, padding):
 
 
 def conv2d_backward(grad, x, weight, stride, padding, needs_x, needs_weight):
-    """(grad_x, grad_weight), None for one that is not needed: the forward loop, read from y to x and from y to weight.
+    """(grad_x, grad_weight), by the loop of the forward pass; None for a gradient that is not needed.
 
-    What a pixel gave to each window comes back to it along the same tap. A tap collects from every window its input
-    times what came back to that window's output.
+    Forward, each step of the loop adds x[h, w] * weight[u, v] to y[i, j]. Backward, the same step adds
+    grad[i, j] * weight[u, v] to grad_x[h, w] and x[h, w] * grad[i, j] to grad_weight[u, v].
     """
     grad_x, grad_weight = np.zeros_like(x), np.zeros_like(weight)
     for i, j, u, v, h, w in _taps(x.shape[1:3], grad.shape[1:3], weight.shape[:2], stride, padding):
@@ -79,30 +79,30 @@ def conv2d_backward(grad, x, weight, stride, padding, needs_x, needs_weight):
 
 
 def bias_backward(grad):
-    """A bias was added to every row, so it collects from every row: the sum over all axes but the last, (O,)."""
-    grad_bias = np.zeros(grad.shape[-1])  # in float64
+    """(O,): the sum of `grad` over all axes but the last, because the bias was added at each of these positions."""
+    grad_bias = np.zeros(grad.shape[-1])  # float64
     for position in np.ndindex(grad.shape[:-1]):
         grad_bias += grad[position]
     return grad_bias.astype(grad.dtype)
 
 
-# ---- the same by im2col: the middle rung between these loops and kernels/cpu/conv.py ---------------------------------
-# Every patch of x that a window sees is a row of a matrix, and the whole convolution is one matrix product.
+# ---- convolution by im2col: a step between these loops and kernels/cpu/conv.py ---------------------------------------
+# The patch of x that each window sees becomes a row of a matrix. The whole convolution is then one matrix product.
 
 
 def im2col(x, kernel_size, stride, padding):
-    """The patches of x as rows: (N, H, W, C) -> (N, OH, OW, KH, KW, C) -> (N*OH*OW, KH*KW*C)."""
+    """The patches of x as rows of a matrix: (N, H, W, C) -> (N, OH, OW, KH, KW, C) -> (N*OH*OW, KH*KW*C)."""
     (n, *size, c), (kh, kw), (sh, sw), (ph, pw) = x.shape, kernel_size, stride, padding
     oh, ow = _output_size(size, kernel_size, stride, padding)
     padded = np.pad(x, ((0, 0), (ph, ph), (pw, pw), (0, 0)))
     patches = np.empty((n, oh, ow, kh, kw, c), x.dtype)
     for u, v in np.ndindex(kh, kw):
-        patches[:, :, :, u, v] = padded[:, u : u + sh * oh : sh, v : v + sw * ow : sw]  # what tap (u, v) sees
+        patches[:, :, :, u, v] = padded[:, u : u + sh * oh : sh, v : v + sw * ow : sw]  # seen through tap (u, v)
     return patches.reshape(n * oh * ow, kh * kw * c)
 
 
 def col2im(columns, x_shape, kernel_size, stride, padding):
-    """The transpose of im2col: each number is added to the pixel that it was copied from."""
+    """The transpose of im2col, (N*OH*OW, KH*KW*C) -> (N, H, W, C): add each element to the pixel it was copied from."""
     (n, *size, c), (kh, kw), (sh, sw), (ph, pw) = x_shape, kernel_size, stride, padding
     oh, ow = _output_size(size, kernel_size, stride, padding)
     patches = columns.reshape(n, oh, ow, kh, kw, c)
@@ -113,17 +113,17 @@ def col2im(columns, x_shape, kernel_size, stride, padding):
 
 
 def conv2d_forward_by_im2col(x, weight, bias, stride, padding):
-    """Y = columns W + bias, with W the weight as a (KH*KW*C, O) matrix."""
+    """Y = columns W + bias, where W is the weight as a (KH*KW*C, O) matrix and Y is (N*OH*OW, O)."""
     kh, kw, c, o = weight.shape
     output_size = _output_size(x.shape[1:3], (kh, kw), stride, padding)
     y = im2col(x, (kh, kw), stride, padding) @ weight.reshape(kh * kw * c, o)
-    return (y if bias is None else y + bias).reshape(len(x), *output_size, o)
+    return (y if bias is None else y + bias).reshape(len(x), *output_size, o)  # (N*OH*OW, O) -> (N, OH, OW, O)
 
 
 def conv2d_backward_by_im2col(grad, x, weight, stride, padding):
-    """(grad_x, grad_weight): dL/dW = columns^T dL/dY, and dL/dcolumns = dL/dY W^T, which col2im takes back to x."""
+    """(grad_x, grad_weight): dL/dW = columns^T dL/dY, and dL/dx = col2im(dL/dcolumns) with dL/dcolumns = dL/dY W^T."""
     kh, kw, c, o = weight.shape
-    rows, matrix = grad.reshape(-1, o), weight.reshape(kh * kw * c, o)  # (N*OH*OW, O), (KH*KW*C, O)
+    rows, matrix = grad.reshape(-1, o), weight.reshape(kh * kw * c, o)  # -> (N*OH*OW, O), (KH*KW*C, O)
     grad_weight = im2col(x, (kh, kw), stride, padding).T @ rows
     return col2im(rows @ matrix.T, x.shape, (kh, kw), stride, padding), grad_weight.reshape(weight.shape)
 
@@ -132,7 +132,7 @@ def conv2d_backward_by_im2col(grad, x, weight, stride, padding):
 
 
 def linear_forward(x, weight, bias):
-    """y[n, o] = bias[o] + sum over i of x[n, i] * weight[i, o].  `bias` is (out,) or None."""
+    """y[n, o] = bias[o] + sum over c of x[n, c] * weight[c, o].  `bias` is (O,) or None."""
     y = np.empty((len(x), weight.shape[1]), x.dtype)
     for n, o in np.ndindex(y.shape):
         y[n, o] = x[n] @ weight[:, o]
@@ -140,18 +140,18 @@ def linear_forward(x, weight, bias):
 
 
 def linear_backward_x(grad, weight):
-    """dL/dx[n, i] = sum over o of dL/dy[n, o] * weight[i, o]."""
+    """dL/dx[n, c] = sum over o of dL/dy[n, o] * weight[c, o]."""
     grad_x = np.empty((len(grad), len(weight)), grad.dtype)
-    for n, i in np.ndindex(grad_x.shape):
-        grad_x[n, i] = grad[n] @ weight[i]
+    for n, c in np.ndindex(grad_x.shape):
+        grad_x[n, c] = grad[n] @ weight[c]
     return grad_x
 
 
 def linear_backward_weight(grad, x):
-    """dL/dweight[i, o] = sum over n of x[n, i] * dL/dy[n, o]."""
+    """dL/dweight[c, o] = sum over n of x[n, c] * dL/dy[n, o]."""
     grad_weight = np.empty((x.shape[1], grad.shape[1]), grad.dtype)
-    for i, o in np.ndindex(grad_weight.shape):
-        grad_weight[i, o] = x[:, i] @ grad[:, o]
+    for c, o in np.ndindex(grad_weight.shape):
+        grad_weight[c, o] = x[:, c] @ grad[:, o]
     return grad_weight
 
 
@@ -159,9 +159,9 @@ def linear_backward_weight(grad, x):
 
 
 def max_pool2d_forward(x, kernel_size, stride, padding, ceil_mode):
-    """(y, best_tap): the largest pixel of each window, and its tap u*KW + v; both (N, OH, OW, C).
+    """(y, best_tap): the maximum of each window, and the tap u*KW + v that holds it; both are (N, OH, OW, C).
 
-    Among equals the first in row-major order wins; NaN beats every number. Padding takes no part, as if it were -inf.
+    Of equal values the first in row-major order wins. A NaN wins over every number. Padding never wins.
     """
     size = x.shape[1:3]
     output_size = _output_size(size, kernel_size, stride, padding, ceil_mode)
@@ -176,7 +176,7 @@ def max_pool2d_forward(x, kernel_size, stride, padding, ceil_mode):
 
 
 def max_pool2d_backward(grad, best_tap, x_shape, kernel_size, stride, padding):
-    """The best tap of a window gets its whole gradient, the others get nothing."""
+    """grad_x: the whole gradient of a window goes to its best tap, and none to the others."""
     grad_x = np.zeros(x_shape, grad.dtype)
     for i, j, u, v, h, w in _taps(x_shape[1:3], grad.shape[1:3], kernel_size, stride, padding):
         is_best = best_tap[:, i, j] == u * kernel_size[1] + v  # (N, C)
@@ -185,7 +185,7 @@ def max_pool2d_backward(grad, best_tap, x_shape, kernel_size, stride, padding):
 
 
 def avg_pool2d_forward(x, kernel_size, stride, padding, ceil_mode, count_include_pad):
-    """y[n, i, j, c] = the sum of the window (i, j), in which padding is 0, divided by its size: see `_pixels`."""
+    """y[n, i, j, c] = the sum over window (i, j), where padding is 0, divided by its pixel count: see `_pixels`."""
     size = x.shape[1:3]
     output_size = _output_size(size, kernel_size, stride, padding, ceil_mode)
     y = np.zeros((len(x), *output_size, x.shape[3]), x.dtype)
@@ -195,7 +195,7 @@ def avg_pool2d_forward(x, kernel_size, stride, padding, ceil_mode, count_include
 
 
 def avg_pool2d_backward(grad, x_shape, kernel_size, stride, padding, ceil_mode, count_include_pad):
-    """Every pixel of a window gets an equal share of its gradient. The shape of `grad` already tells of ceil_mode."""
+    """grad_x: each pixel of a window gets an equal share of its gradient. `grad` has the output size of ceil_mode."""
     size = x_shape[1:3]
     grad_x = np.zeros(x_shape, grad.dtype)
     for i, j, _, _, h, w in _taps(size, grad.shape[1:3], kernel_size, stride, padding):
@@ -203,14 +203,14 @@ def avg_pool2d_backward(grad, x_shape, kernel_size, stride, padding, ceil_mode, 
     return grad_x
 
 
-def _pixels(position, size, kernel_size, stride, padding, count_include_pad):
-    """What the average over a window is divided by: its pixels in the image, and with count_include_pad in the padding.
+def _pixels(window, size, kernel_size, stride, padding, count_include_pad):
+    """The number of pixels that window (i, j) averages: those in the image and, with count_include_pad, in the padding.
 
-    Where a last window of ceil_mode reaches beyond the padding, that part never counts (as in PyTorch).
+    With ceil_mode the last window may reach beyond the padding. That part is never counted, as in PyTorch.
     """
     lengths = []
     for axis in (0, 1):
-        start = position[axis] * stride[axis] - padding[axis]
+        start = window[axis] * stride[axis] - padding[axis]
         border = padding[axis] if count_include_pad else 0
         stop = min(start + kernel_size[axis], size[axis] + border)
         lengths.append(stop - max(start, -border))
@@ -218,16 +218,16 @@ def _pixels(position, size, kernel_size, stride, padding, count_include_pad):
 
 
 def global_avg_pool_forward(x):
-    """y[n, c] = the mean of image n's channel c:  (N, H, W, C) -> (N, C)."""
+    """y[n, c] = the mean of channel c of image n:  (N, H, W, C) -> (N, C)."""
     _, height, width, _ = x.shape
-    y = np.zeros((x.shape[0], x.shape[3]))  # in float64
+    y = np.zeros((x.shape[0], x.shape[3]))  # float64
     for h, w in np.ndindex(height, width):
         y += x[:, h, w]
     return (y / (height * width)).astype(x.dtype)
 
 
 def global_avg_pool_backward(grad, x_shape):
-    """Every pixel gets the same share, dL/dy / (H*W)."""
+    """dL/dx[n, h, w, c] = dL/dy[n, c] / (H*W):  (N, C) -> (N, H, W, C)."""
     _, height, width, _ = x_shape
     grad_x = np.empty(x_shape, grad.dtype)
     for h, w in np.ndindex(height, width):
@@ -236,17 +236,16 @@ def global_avg_pool_backward(grad, x_shape):
 
 
 # ---- batch normalisation: Ioffe and Szegedy 2015, arXiv:1502.03167 ---------------------------------------------------
-# Each channel is normalised on its own, over the M = N*H*W (or N) numbers of it that a batch holds.
+# Each channel is normalised on its own, over its M values in the batch: M = N*H*W for images, M = N for vectors.
 
 
 def batch_statistics(x):
-    """(mean, variance), each (C,), over all axes but the last; the variance is the population's (divided by M)."""
+    """(mean, variance), each (C,), over all axes but the last. The variance is the biased one, divided by M."""
     mean, variance = np.empty(x.shape[-1], x.dtype), np.empty(x.shape[-1], x.dtype)
     for c in range(x.shape[-1]):
         mean[c] = x[..., c].mean(dtype=np.float64)
-        variance[c] = ((x[..., c] - mean[c]) ** 2).mean(
-            dtype=np.float64
-        )  # not E[x^2] - mean^2, which cancels where the mean is large
+        # Not E[x^2] - mean^2: if the mean is large, almost all digits cancel.
+        variance[c] = ((x[..., c] - mean[c]) ** 2).mean(dtype=np.float64)
     return mean, variance
 
 
@@ -261,8 +260,8 @@ def batch_norm_backward(grad, x, mean, variance, weight, eps, through_statistics
     With g = `grad` and M rows:
         grad_bias = sum of g,  grad_weight = sum of g * x_hat,
         grad_x = weight / sqrt(variance + eps) * (g - grad_bias / M - x_hat * grad_weight / M).
-    The last two terms are how x acts through the mean and the variance. They are 0 where these are constants (eval
-    mode), not `through_statistics`.
+    The last two terms are the gradient through the mean and through the variance. They are dropped if not
+    `through_statistics`: in eval mode both are constants.
     """
     x_hat = _normalised(x, mean, variance, eps)
     grad_bias, grad_weight = bias_backward(grad), bias_backward(grad * x_hat)
@@ -273,7 +272,7 @@ def batch_norm_backward(grad, x, mean, variance, weight, eps, through_statistics
 
 
 def _normalised(x, mean, variance, eps):
-    """x_hat: how far from its channel's mean, in standard deviations."""
+    """x_hat: each value's distance from the mean of its channel, in standard deviations."""
     return (x - mean) / np.sqrt(variance + eps)
 
 
@@ -281,8 +280,8 @@ def _normalised(x, mean, variance, eps):
 
 
 def add(a, b):
-    """y = a + b, of one shape."""
-    return np.asarray(a + b)  # of 0-d arrays NumPy makes a scalar
+    """y = a + b, for arrays of the same shape."""
+    return np.asarray(a + b)  # for 0-d arrays NumPy returns a scalar
 
 
 def relu_forward(x):
@@ -291,12 +290,12 @@ def relu_forward(x):
 
 
 def relu_backward(grad, y):
-    """dL/dx = dL/dy where y > 0, and 0 where y <= 0. The gradient of a NaN passes, as in PyTorch."""
+    """dL/dx = dL/dy where y > 0, and 0 where y <= 0. Where y is NaN the gradient passes, as in PyTorch."""
     return np.where(y <= 0, 0, grad)
 
 
 def softmax_forward(x):
-    """y[n, k] = exp(x[n, k]) / sum over l of exp(x[n, l]).  Each row less its maximum: the same y, and no overflow."""
+    """y[n, k] = exp(x[n, k]) / sum over l of exp(x[n, l]).  Subtracting the row's maximum first prevents overflow."""
     y = np.empty(x.shape, x.dtype)
     for n, row in enumerate(x):
         exponentials = np.exp(row - row.max())
@@ -329,7 +328,7 @@ def log_softmax_backward(grad, y):
     return grad_x
 
 
-# ---- losses: each returns a 0-d array --------------------------------------------------------------------------------
+# ---- losses: each one is a 0-d array ---------------------------------------------------------------------------------
 
 
 def cross_entropy_forward(logits, labels, label_smoothing):
@@ -338,7 +337,7 @@ def cross_entropy_forward(logits, labels, label_smoothing):
     probabilities = softmax(logits), (N, K); for the targets see `_smoothed_targets`.
     """
     targets, log_probabilities = _smoothed_targets(logits, labels, label_smoothing), log_softmax_forward(logits)
-    likelihoods = np.zeros_like(targets)  # and 0 log 0 = 0
+    likelihoods = np.zeros_like(targets)  # 0 where the target is 0: 0 * log 0 = 0
     np.multiply(targets, log_probabilities, out=likelihoods, where=targets > 0)
     return np.asarray(-likelihoods.sum() / len(logits)), softmax_forward(logits)
 
@@ -349,7 +348,7 @@ def cross_entropy_backward(grad, probabilities, labels, label_smoothing):
 
 
 def _smoothed_targets(like, labels, label_smoothing):
-    """(N, K): every class gets s/K, the labelled one 1 - s more (Szegedy et al. 2016, arXiv:1512.00567, section 7)."""
+    """(N, K): s/K for each class, and 1 - s more for the label (Szegedy et al. 2016, arXiv:1512.00567, section 7)."""
     targets = np.full(like.shape, label_smoothing / like.shape[1], like.dtype)
     for n, label in enumerate(labels):
         targets[n, label] += 1 - label_smoothing
@@ -366,41 +365,41 @@ def mse_loss_backward(grad, x, target):
     return grad * 2 * (x - target) / x.size
 
 
-# ---- dropout: Srivastava et al. 2014, with random bits that are computed from a counter ------------------------------
+# ---- dropout: Srivastava et al. 2014, with random bits computed from a counter ---------------------------------------
 
 
 def dropout_forward(x, probability, key):
-    """y = x * keep / (1 - probability),  so that E[y] = x.  keep = uniform >= probability, drawn for each element.
+    """y = x * keep / (1 - probability),  so that E[y] = x.  keep = (uniform >= probability), drawn for each element.
 
-    key is uint32 (seed low, seed high, step, layer). Element i of x, in C order, takes word i % 4 of Philox block
-    i // 4; its uniform number is the upper 24 bits of that word / 2^24, which float32 holds exactly.
+    `key` is uint32 (seed low, seed high, step, layer). Element k of x, in C order, uses word k % 4 of Philox block
+    k // 4. Its uniform number is the upper 24 bits of that word divided by 2^24, which float32 represents exactly.
     """
     return x * _keep(x.shape, probability, key) / (1 - probability)
 
 
 def dropout_backward(grad, probability, key):
-    """dL/dx = dL/dy * keep / (1 - probability): the key gives the same mask again, so nothing had to be stored."""
+    """dL/dx = dL/dy * keep / (1 - probability). The key yields the same mask again, so the mask need not be stored."""
     return grad * _keep(grad.shape, probability, key) / (1 - probability)
 
 
 def _keep(shape, probability, key):
-    """True for each element that stays."""
+    """The mask: True for each element that is kept."""
     seed_low, seed_high, step, layer = (int(word) for word in key)
     keep = np.empty(math.prod(shape), bool)
     for start in range(0, keep.size, 4):
         block = start // 4
         words = _philox4x32((block % 2**32, block >> 32, step, layer), (seed_low, seed_high))
-        for i in range(start, min(start + 4, keep.size)):
-            uniform = (words[i % 4] >> 8) * 2**-24  # in [0, 1)
-            keep[i] = uniform >= probability
+        for k in range(start, min(start + 4, keep.size)):
+            uniform = (words[k % 4] >> 8) * 2**-24  # in [0, 1)
+            keep[k] = uniform >= probability
     return keep.reshape(shape)
 
 
 def _philox4x32(counter, key, rounds=10):
-    """Four random 32-bit words, a function of four words of counter and two of key: Philox4x32-10.
+    """Philox4x32-10: four random 32-bit words, computed from a counter of four words and a key of two.
 
-    Each round multiplies two words into 64 bits and swaps halves; the key moves on between rounds. Salmon, Moraes,
-    Dror, Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3"; the constants are those of its Random123 library.
+    Each round forms two 64-bit products and swaps their halves; the key changes from round to round. Salmon, Moraes,
+    Dror, Shaw 2011, "Parallel random numbers: as easy as 1, 2, 3". The constants are from their library Random123.
     """
     c0, c1, c2, c3 = counter
     for number in range(rounds):
@@ -419,7 +418,7 @@ def local_response_norm_forward(x, size, alpha, beta, k):
     """(y, scale):  scale[..., c] = k + alpha * sum of x[..., d]^2 over the channels d near c,  y = x * scale^-beta.
 
     Krizhevsky, Sutskever, Hinton 2012, "ImageNet classification with deep convolutional neural networks", section 3.3.
-    alpha multiplies the sum, as there; PyTorch's multiplies the mean, so its alpha is `size` times this one.
+    alpha multiplies the sum, as in the paper. PyTorch multiplies the mean, so its alpha is `size` times this one.
     """
     scale = np.full(x.shape, k, x.dtype)
     for c in range(x.shape[-1]):
@@ -430,7 +429,7 @@ def local_response_norm_forward(x, size, alpha, beta, k):
 def local_response_norm_backward(grad, x, y, scale, size, alpha, beta):
     """dL/dx[d] = dL/dy[d] * scale[d]^-beta - 2 * alpha * beta * x[d] * sum over c of dL/dy[c] * y[c] / scale[c].
 
-    The sum is over the channels c that have d in their neighbourhood.
+    The sum is over the channels c whose neighbourhood contains d.
     """
     grad_x = grad * scale**-beta
     for c in range(x.shape[-1]):
@@ -441,13 +440,13 @@ def local_response_norm_backward(grad, x, y, scale, size, alpha, beta):
 
 
 def _near(channel, size):
-    """The `size` channels around this one, as far as they exist; an even size reaches further to the lower channels."""
+    """The slice of the `size` channels around `channel`, cut at both ends. An even size has one more channel below."""
     first = channel - size // 2
     return slice(max(first, 0), first + size)
 
 
 def pad_channels_forward(x, before, after):
-    """Zeros before and after the channels: (..., C) -> (..., before + C + after)."""
+    """y: zeros added before and after the channels: (..., C) -> (..., before + C + after)."""
     y = np.zeros((*x.shape[:-1], before + x.shape[-1] + after), x.dtype)
     for c in range(x.shape[-1]):
         y[..., before + c] = x[..., c]
@@ -455,7 +454,7 @@ def pad_channels_forward(x, before, after):
 
 
 def pad_channels_backward(grad, before, after):
-    """The gradient of the channels between."""
+    """grad_x: the gradient without the added channels: (..., before + C + after) -> (..., C)."""
     grad_x = np.empty((*grad.shape[:-1], grad.shape[-1] - before - after), grad.dtype)
     for c in range(grad_x.shape[-1]):
         grad_x[..., c] = grad[..., before + c]
@@ -463,22 +462,22 @@ def pad_channels_backward(grad, before, after):
 
 
 def scatter_add(grad, positions, shape):
-    """y of that shape, flattened: y[p] is the sum, in float64, of the numbers of grad whose position is p."""
+    """y of the given shape. In the flattened y, y[p] is the float64 sum of the elements of grad with position p."""
     y = np.zeros(math.prod(shape))
-    for number, position in zip(grad.ravel(), positions.ravel(), strict=True):
-        y[position] += number
+    for element, position in zip(grad.ravel(), positions.ravel(), strict=True):
+        y[position] += element
     return y.reshape(shape).astype(grad.dtype)
 
 
-# ---- augmentation: what becomes of an image before the network sees it -----------------------------------------------
+# ---- augmentation: random changes to an image before the network sees it ---------------------------------------------
 
 
 def crop_and_flip(images, chosen, tops, lefts, flips, mean, std, padding):
-    """y[n, i, j] = (x[h, w] - mean[h, w]) / std[h, w] with x = images[chosen[n]], and 0 where (h, w) lies outside of x:
+    """y[n, i, j] = (x[h, w] - mean[h, w]) / std[h, w] with x = images[chosen[n]], and 0 where (h, w) is outside x:
 
-        h = i + tops[n] - padding,    w = j + lefts[n] - padding,    with W - 1 - j in the place of j where flips[n].
+        h = i + tops[n] - padding,    w = j + lefts[n] - padding,    with W - 1 - j instead of j if flips[n].
 
-    Tops and lefts lie in [0, 2 padding]; `padding` leaves the image where it is. y has the dtype of mean and std.
+    Tops and lefts are in [0, 2*padding]; the value `padding` means no shift. y has the dtype of mean and std.
     """
     _, height, width, _ = images.shape
     y = np.zeros((len(chosen), *images.shape[1:]), mean.dtype)
@@ -490,14 +489,14 @@ def crop_and_flip(images, chosen, tops, lefts, flips, mean, std, padding):
     return y
 
 
-# ---- updates: the only kernels that write into their arguments -------------------------------------------------------
+# ---- updates: the only kernels that modify their arguments -----------------------------------------------------------
 
 
 def update_running_statistics(running_mean, running_variance, mean, variance, momentum, count):
-    """r = (1 - momentum) * r + momentum * new, in place, for the mean and the variance of a batch of `count` numbers.
+    """r = (1 - momentum) * r + momentum * new, in place, for the running mean and the running variance.
 
-    `variance` is the population's, and what runs is the sample's: count / (count - 1) times that. One number alone has
-    no sample variance, so count 1 keeps the population's.
+    `variance` is the biased one of a batch with `count` values per channel. The running variance averages the unbiased
+    one, variance * count / (count - 1). For count 1, where that is undefined, it uses the biased one.
     """
     sample_variance = variance * count / max(count - 1, 1)
     running_mean[...] = (1 - momentum) * running_mean + momentum * mean
@@ -505,10 +504,10 @@ def update_running_statistics(running_mean, running_variance, mean, variance, mo
 
 
 def sgd_update(parameters, grads, velocities, lr, momentum, weight_decay, nesterov):
-    """v = momentum * v + g,  p = p - lr * v,  with g = grad + weight_decay * p;  all arrays of the lists, in place.
+    """v = momentum * v + g,  p = p - lr * v,  with g = grad + weight_decay * p,  for each parameter p, in place.
 
-    With nesterov p moves by g + momentum * v instead of v (Sutskever et al. 2013, in PyTorch's form). `velocities`
-    start as zeros, and may be an empty list where momentum is 0.
+    With nesterov, p = p - lr * (g + momentum * v) (Sutskever et al. 2013, in PyTorch's form). The velocities v start
+    at zero. If momentum is 0, `velocities` may be an empty list.
     """
     for number, (parameter, grad) in enumerate(zip(parameters, grads, strict=True)):
         step = grad + weight_decay * parameter
@@ -520,16 +519,16 @@ def sgd_update(parameters, grads, velocities, lr, momentum, weight_decay, nester
 
 
 def adam_update(parameters, grads, means, squares, steps, lr, beta1, beta2, eps, weight_decay, decoupled):
-    """Adam (Kingma and Ba 2015, arXiv:1412.6980, Algorithm 1) in place.
+    """One step of Adam (Kingma and Ba 2015, arXiv:1412.6980, Algorithm 1), in place.
 
-    `steps` counts the updates of each parameter, and is 0 before the first one:
+    `steps` holds the number of updates of each parameter, 0 before the first one:
 
         step = step + 1
         mean = beta1 * mean + (1 - beta1) * g,    square = beta2 * square + (1 - beta2) * g^2
         p = p - lr * mean_hat / (sqrt(square_hat) + eps),    mean_hat = mean / (1 - beta1^step), square_hat likewise
 
-    Weight decay is added to g = grad + weight_decay * p, or, if `decoupled`, p shrinks by lr * weight_decay of itself
-    beforehand (AdamW: Loshchilov and Hutter 2019, arXiv:1711.05101, Algorithm 2).
+    Here g = grad + weight_decay * p. If `decoupled`, g = grad and p is first multiplied by 1 - lr * weight_decay
+    (AdamW: Loshchilov and Hutter 2019, arXiv:1711.05101, Algorithm 2).
     """
     for parameter, grad, mean, square, step in zip(parameters, grads, means, squares, steps, strict=True):
         step[...] += 1

@@ -56,5 +56,5 @@ def test_what_the_relu_cuts_off_is_zero_even_of_infinity(run):
 
 @pytest.mark.parametrize("shapes", [((3,), (2, 3)), ((2, 3), (3,)), ((2, 3), (3, 2))], ids=str)
 def test_arrays_of_different_shapes_are_not_added(shapes, kernels, to_device):
-    with pytest.raises(ValueError, match="add: expected arrays of one shape"):
+    with pytest.raises(ValueError, match="add: expected arrays of the same shape"):
         kernels.add(*(to_device(np.ones(shape)) for shape in shapes))

@@ -1,4 +1,4 @@
-"""The kernels on the CPU, in NumPy: see `collect`. Files that begin with an underscore are private to this device."""
+"""The CPU kernels, in NumPy: see `collect`. Files whose name starts with an underscore are private to this device."""
 
 from minidl.kernels import collect
 

@@ -1,17 +1,17 @@
-"""Philox4x32-10, the counter-based random numbers of Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3".
+"""Philox4x32-10, the counter-based generator of Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3".
 
-The numbers are a function of a key and a counter: nothing is carried from one draw to the next.
+Each random number is a function of a key and a counter. There is no state that one draw passes on to the next.
 """
 
 import numpy as np
 
 ROUNDS = 10
 MULTIPLIERS = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)  # the paper's M0 and M1 for four 32-bit words
-WEYL = 0x9E3779B9, 0xBB67AE85  # what the key words grow by each round: the golden ratio, and sqrt(3) - 1
+WEYL = 0x9E3779B9, 0xBB67AE85  # added to the key in each round: the golden ratio, sqrt(3) - 1
 
 
 def philox4x32(counter: list[np.ndarray], key: tuple[int, int]) -> list[np.ndarray]:
-    """Four random words for each counter: four uint64 arrays that hold 32-bit words, in and out."""
+    """Four random words for each counter. Counters and results are lists of four uint64 arrays of 32-bit words."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
     mask, high = np.uint64(0xFFFFFFFF), np.uint64(32)
@@ -24,7 +24,7 @@ def philox4x32(counter: list[np.ndarray], key: tuple[int, int]) -> list[np.ndarr
 
 
 def uniform(start: int, stop: int, key: np.ndarray) -> np.ndarray:
-    """Numbers start..stop, in [0, 1), of the stream of `key` (seed low, seed high, step, layer); start % 4 is 0."""
+    """Elements start:stop, in [0, 1), of the stream of `key` (seed low, seed high, step, layer); start % 4 == 0."""
     seed_low, seed_high, step, layer = (int(word) for word in key)
     block = np.arange(start // 4, -(-stop // 4), dtype=np.uint64)
     high = block >> np.uint64(32)

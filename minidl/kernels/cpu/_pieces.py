@@ -1,6 +1,6 @@
-"""How arrays are cut into pieces, by functions of shapes alone, never of the dtype or of the number of threads.
+"""How arrays are cut into pieces. The cuts depend on shapes alone, never on the dtype or the number of threads.
 
-And two things that work on pieces needs: buffers that stay in the cache, and functions of each number alone.
+Also here: scratch buffers that stay in the cache, and elementwise functions computed piece by piece.
 """
 
 import math
@@ -11,22 +11,22 @@ import numpy as np
 
 from minidl.kernels.cpu._threads import map_pieces
 
-# (measured) A megabyte of float32: in smaller pieces the threads wait for each other and the GIL between the passes.
+# (measured) 1 MB of float32. With smaller pieces the threads spend their time waiting for each other and for the GIL.
 PIECE_ELEMENTS = 2**18
 
 
 def rows_of(elements: int, row: int) -> int:
-    """How many rows of `row` elements make a piece of about `elements` elements; at least 1."""
+    """The number of rows, `row` elements each, in a piece of about `elements` elements; at least 1."""
     return max(1, elements // max(1, row))
 
 
 def slices(total: int, length: int) -> list[slice]:
-    """0:total in slices of that length; the last one may be shorter."""
+    """0:total cut into slices of `length`. The last one may be shorter."""
     return [slice(start, min(start + length, total)) for start in range(0, total, length)]
 
 
 def even_slices(total: int, longest: int) -> list[slice]:
-    """0:total in as few slices of at most that length as possible, all of one length but the last."""
+    """0:total cut into as few slices as possible, at most `longest` long. All but the last have the same length."""
     return slices(total, math.ceil(total / math.ceil(total / longest)))
 
 
@@ -34,7 +34,7 @@ _buffers = threading.local()
 
 
 def scratch(name: str, shape: tuple[int, ...], dtype) -> np.ndarray:
-    """This thread's own buffer of that name, contents undefined; valid until the thread asks for the name again."""
+    """This thread's buffer called `name`, with undefined contents. The next call with this name reuses its memory."""
     buffers = _buffers.__dict__
     size = math.prod(shape)
     buffer = buffers.get((name, dtype))
@@ -44,12 +44,12 @@ def scratch(name: str, shape: tuple[int, ...], dtype) -> np.ndarray:
 
 
 def elementwise(function: Callable, *arrays: np.ndarray) -> np.ndarray:
-    """function(*pieces, out=piece) for pieces of arrays of one shape: a new array of the first one's dtype."""
+    """A new array, filled by function(*pieces, out=piece). The arrays have the same shape; the first sets the dtype."""
     flat = [array.reshape(-1) for array in arrays]
     result = np.empty(flat[0].shape, flat[0].dtype)
     if result.size <= PIECE_ELEMENTS:
         function(*flat, out=result)
     else:
         pieces = slices(result.size, PIECE_ELEMENTS)
-        map_pieces(lambda some: function(*(array[some] for array in flat), out=result[some]), pieces)
+        map_pieces(lambda piece: function(*(array[piece] for array in flat), out=result[piece]), pieces)
     return result.reshape(arrays[0].shape)

@@ -1,8 +1,8 @@
 """Threads that work on the pieces of an array.
 
-NumPy and BLAS release the GIL, so Python threads share the cores well, if each piece is large enough to outweigh the
-hand-over and small enough to stay in a core's cache. Where pieces begin and end depends on shapes alone, and results
-are combined in the order of the pieces, so the number of threads never changes a bit of the result.
+NumPy and BLAS release the GIL, so Python threads can use all cores, if each piece is large enough to be worth handing
+to a thread and small enough to stay in a core's cache. The pieces depend on shapes alone, and their results are
+combined in order, so the result is the same, bit for bit, with any number of threads.
 """
 
 import contextvars
@@ -19,7 +19,7 @@ from minidl.system.cpus import available_cpus
 
 
 def set_num_threads(number: int) -> None:
-    """Let the CPU kernels use that many threads. The default is MINIDL_NUM_THREADS, or the CPUs the process may use."""
+    """Set the number of threads of the CPU kernels. The default is MINIDL_NUM_THREADS, or else all available CPUs."""
     if not isinstance(number, int) or number < 1:
         raise ValueError(f"set_num_threads: expected a whole number >= 1, got {number!r}")
     global _num_threads
@@ -27,7 +27,7 @@ def set_num_threads(number: int) -> None:
 
 
 def get_num_threads() -> int:
-    """How many threads the CPU kernels may use."""
+    """The number of threads that the CPU kernels may use."""
     return _num_threads
 
 
@@ -43,16 +43,16 @@ def _default_num_threads() -> int:
 _num_threads = _default_num_threads()
 
 
-# OpenBLAS computes a product of at most this many multiplications on one thread (interface/gemm.c).
+# OpenBLAS uses one thread for products of up to this many multiplications (interface/gemm.c).
 SMALL_FOR_BLAS = 2**18
 
 
 def map_pieces(work: Callable, pieces: Sequence, multiplications: float = math.inf) -> list:
-    """[work(piece) for piece in pieces], computed on the threads: each takes the next piece when it is free.
+    """[work(piece) for piece in pieces], computed by several threads: each one takes the next piece when it is free.
 
-    If pieces fail, the error of the first of them is raised, and the pieces that no thread has begun are left out.
-    BLAS has one thread meanwhile, so that it does not compete with these. A single piece whose largest matrix product
-    is known to need few `multiplications` is just computed: BLAS uses one thread for it by itself.
+    If pieces fail, the error of the first one is raised, and pieces that were not yet started are skipped. BLAS is
+    limited to one thread meanwhile, so that it does not compete with ours. For a single piece whose largest matrix
+    product needs few `multiplications` nothing has to be limited: BLAS uses one thread anyway.
     """
     if len(pieces) == 1 and multiplications <= SMALL_FOR_BLAS:
         return [work(pieces[0])]
@@ -65,13 +65,13 @@ def map_pieces(work: Callable, pieces: Sequence, multiplications: float = math.i
     finally:
         try:
             _restore_blas(user)
-        except KeyboardInterrupt:  # it came before the end of _restore_blas
+        except KeyboardInterrupt:  # it interrupted _restore_blas
             _restore_blas(user)
             raise
 
 
 def sum_pieces(work: Callable[..., np.ndarray], pieces: Sequence, multiplications: float = math.inf) -> np.ndarray:
-    """The sum of work(piece), added in the order of the pieces; `work` returns a new array each time."""
+    """The sum of work(piece) over all pieces, added in their order. `work` must return a new array each time."""
     first, *others = map_pieces(work, pieces, multiplications)
     for other in others:
         first += other
@@ -82,7 +82,7 @@ def sum_pieces(work: Callable[..., np.ndarray], pieces: Sequence, multiplication
 
 
 def _share(work: Callable, pieces: Sequence) -> list:
-    """map_pieces on the caller's thread and the helpers."""
+    """`map_pieces` on the caller's thread and on helper threads."""
     job = _Job(work, pieces)
     for _ in range(min(_num_threads, len(pieces)) - 1):
         _helpers.invite(job)
@@ -91,7 +91,7 @@ def _share(work: Callable, pieces: Sequence) -> list:
 
 
 class _Job:
-    """The pieces that several threads share."""
+    """One call of `map_pieces`: the pieces that several threads share, and their results."""
 
     def __init__(self, work: Callable, pieces: Sequence):
         self.work, self.pieces = work, pieces
@@ -104,14 +104,14 @@ class _Job:
         self.finished.acquire()  # released by the thread that finishes the last piece
 
     def take_pieces(self) -> None:
-        """Work until no piece is left to take."""
+        """Take the next piece and compute it, until none is left."""
         while True:
             with self.lock:
                 number = next(self.waiting, None)
             if number is None:
                 return
             try:
-                if not self.errors:  # after an error, the other pieces are for nothing
+                if not self.errors:  # after an error the other results are not needed
                     self.results[number] = self.work(self.pieces[number])
             except BaseException as error:
                 self.errors[number] = error
@@ -121,10 +121,10 @@ class _Job:
                     self.finished.release()
 
     def wait(self) -> list:
-        """The results, when all pieces are finished. A helper that never took one is not waited for."""
+        """Wait for all pieces and return their results. Does not wait for a helper that took none."""
         self.finished.acquire()
         results, errors = self.results, self.errors
-        self.work = self.results = self.errors = None  # so that a helper which comes late keeps no array alive
+        self.work = self.results = self.errors = None  # so that a late helper keeps no array alive
         try:
             if errors:
                 raise errors[min(errors)]
@@ -134,7 +134,7 @@ class _Job:
 
 
 class _Helpers:
-    """The threads besides the caller's own, started when they are first needed.
+    """The helper threads, which work beside the caller's thread. Each is started when it is first needed.
 
     (measured) With a ThreadPoolExecutor a training step of ResNet-20 takes 4 % longer: its futures wake threads that
     then wait for the GIL.
@@ -145,10 +145,10 @@ class _Helpers:
         self.threads = 0
 
     def invite(self, job: _Job) -> None:
-        """Let one more thread take pieces of the job, as soon as one is free."""
+        """Let one more thread, as soon as one is free, take pieces of the job."""
         if self.threads < _num_threads - 1:
             threading.Thread(target=self._help, name=f"minidl_{self.threads + 1}", daemon=True).start()
-            self.threads += 1  # after the start, which Ctrl-C may prevent
+            self.threads += 1  # after the start, which Ctrl-C may interrupt
         self.jobs.put(job)
 
     def _help(self) -> None:
@@ -164,22 +164,22 @@ _helpers = _Helpers()
 
 _blas_lock = threading.Lock()
 _blas_users: set[object] = set()
-_blas_limits: list[tuple] = []  # (library, its number of threads) while BLAS is limited
+_blas_limits: list[tuple] = []  # (library, its usual number of threads) while BLAS is limited
 
 
 @functools.cache
 def _blas_libraries() -> list:
-    """The BLAS libraries of this process."""
+    """The BLAS libraries loaded in this process."""
     from threadpoolctl import ThreadpoolController
 
     return ThreadpoolController().select(user_api="blas").lib_controllers
 
 
 def _limit_blas(user: object) -> None:
-    """Set BLAS to one thread until `user`, and every other user, calls `_restore_blas`.
+    """Limit BLAS to one thread until `user` and all other users have called `_restore_blas`.
 
-    The setting belongs to the whole process. That is why its users are kept, and why the first one notes the numbers of
-    threads before it changes any: Ctrl-C may interrupt this function between any two lines.
+    The limit applies to the whole process, so the set of its users is kept. The first user saves all thread counts
+    before it changes any, as Ctrl-C may interrupt this function between any two lines.
     """
     with _blas_lock:
         _blas_users.add(user)
@@ -190,7 +190,7 @@ def _limit_blas(user: object) -> None:
 
 
 def _restore_blas(user: object) -> None:
-    """The end of what `_limit_blas` began. It may be called again, and must be if Ctrl-C interrupted it."""
+    """Undo `_limit_blas`. May be called more than once, and must be called again if Ctrl-C interrupted it."""
     with _blas_lock:
         _blas_users.discard(user)
         if not _blas_users:
@@ -200,9 +200,9 @@ def _restore_blas(user: object) -> None:
 
 
 def _after_fork() -> None:
-    """A forked process has none of its parent's threads, and is inside no kernel.
+    """Reset the helpers and the users of BLAS: a forked process has no threads but its own and is inside no kernel.
 
-    The numbers of threads that were noted stay: the end of its first kernel restores them.
+    The saved thread counts of BLAS are kept. The first kernel restores them when it ends.
     """
     global _helpers, _blas_lock
     _helpers, _blas_lock = _Helpers(), threading.Lock()

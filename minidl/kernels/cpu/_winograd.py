@@ -1,22 +1,22 @@
 """Winograd's convolution F(4x4, 3x3): 36 multiplications for 16 outputs of a 3x3 kernel, instead of 144.
 
-A tile of 4x4 outputs sees a tile d of 6x6 inputs. With g the kernel and three matrices that evaluate polynomials at six
-points and interpolate between them (see `interpolation`),
+A tile of 4x4 outputs depends on a tile d of 6x6 inputs. Let g be the 3x3 kernel, and A, B, G the matrices that evaluate
+polynomials at six points and interpolate between them (see `interpolation`). Then
 
-    y = A^T [(G g G^T) * (B^T d B)] A,   * number by number
+    y = A^T [(G g G^T) * (B^T d B)] A,   where * is elementwise
 
-(Winograd 1980; Lavin, Gray 2015, "Fast algorithms for convolutional neural networks", section 4.2). On the 36 numbers
-of a flattened tile, B^T . B is one product with the 36x36 matrix kron(B^T, B^T); and what is done number by number for
-one pair of channels is, for all channels together, 36 matrix products. So everything is a product of matrices:
+(Winograd 1980; Lavin, Gray 2015, "Fast algorithms for convolutional neural networks", section 4.2). If a tile is
+flattened to 36 elements, B^T d B is one product with the 36x36 matrix kron(B^T, B^T). And the elementwise products,
+summed over the input channels, are 36 matrix products. So everything is a product of matrices:
 
     U = kron(G, G) g                  (36, C, O)
     V = kron(B^T, B^T) d              (tiles, 36, C)
-    M[:, k] = V[:, k] U[k]            (tiles, 36, O)
+    M[:, k] = V[:, k] U[k]            (tiles, 36, O), for k = 0 .. 35
     y = kron(A^T, A^T) M              (tiles, 16, O)
 
-The gradients are the transposes of these linear maps: dL/dx is the convolution of dL/dy with the turned kernel, and
-dL/dg = kron(G^T, G^T) (V[:, k]^T [kron(A, A) dL/dy][:, k]). (measured) With the tiles first, the small products of each
-tile stay in the innermost cache: they are twice as fast as one large product over all tiles.
+The gradients are the transposes of these linear maps: dL/dx is dL/dy convolved with the kernel turned by 180 degrees,
+and dL/dg = kron(G^T, G^T) dL/dU with dL/dU[k] = V[:, k]^T dL/dM[:, k] and dL/dM = kron(A, A) dL/dy. (measured) With the
+tiles as the first axis, the small products of a tile stay in the innermost cache: twice as fast as one large product.
 """
 
 import functools
@@ -29,8 +29,8 @@ from minidl.kernels.cpu._pieces import scratch, slices
 from minidl.kernels.cpu._threads import map_pieces, sum_pieces
 from minidl.kernels.shapes import output_size
 
-# The sixth point is infinity. (measured) With these five the largest float32 error is 1.6e-6 of the largest output, for
-# 64 channels of random numbers: a fifth of that with 0, 1, -1, 2, -2, as their powers stay closer together.
+# The sixth point is infinity. (measured, 64 channels of random numbers) With these five the largest float32 error is
+# 1.6e-6 of the largest output, a fifth of that with 0, 1, -1, 2, -2: the powers of these points differ less in size.
 POINTS = 0, 5 / 8, -5 / 8, 3 / 2, -3 / 2
 
 
@@ -38,8 +38,8 @@ def interpolation(points) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(A^T, G, B^T) of the formula y = A^T [(G g) * (B^T d)] for a tile in one dimension (Toom 1963, Cook 1966).
 
     Let p_i be the product of (x - a_k) over the points a_k other than a_i. The kernel's polynomial is evaluated at each
-    point, G[i, j] = a_i^j / p_i(a_i); row i of B^T holds the coefficients of p_i; and A^T[j, i] = a_i^j. The last row,
-    or column, is that of the point infinity: the highest coefficient, and the product over all points.
+    point, G[i, j] = a_i^j / p_i(a_i). Row i of B^T holds the coefficients of p_i, and A^T[j, i] = a_i^j. The last row,
+    or column, belongs to the point infinity: the highest coefficient, and the product over all points.
     """
     a_t, g, b_t = np.zeros((4, 6)), np.zeros((6, 3)), np.zeros((6, 6))
     for i, point in enumerate(points):
@@ -53,7 +53,7 @@ def interpolation(points) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 class Transforms(NamedTuple):
-    """kron(M, M) for each matrix M: M applied to the rows and to the columns of a flattened square."""
+    """kron(T, T) for each matrix T of `interpolation`: it applies T to the rows and the columns of a flattened tile."""
 
     a_t: np.ndarray  # (16, 36)
     g: np.ndarray  # (36, 9)
@@ -63,23 +63,23 @@ class Transforms(NamedTuple):
 
 @functools.cache
 def transforms(dtype) -> Transforms:
-    """The matrices in that dtype."""
+    """The transforms in the given dtype."""
     a_t, g, b_t = interpolation(POINTS)
     return Transforms(*(np.kron(matrix, matrix).astype(dtype) for matrix in (a_t, g, g[:, ::-1], b_t)))
 
 
-# (measured) Tiles in a block: fewer make the products slow, more leave the cache, for 64 channels as for 512; with
-# fewer channels there may be more, tiles * channels = 2^13. But a small batch is cut into four blocks where they have
-# at least 32 tiles, so that there is work for several threads.
+# (measured, 64 and 512 channels) Blocks of 160 tiles are best: smaller ones make the products slow, larger ones do not
+# fit into the cache. With fewer channels they may be larger, tiles * channels = 2^13. A small batch is cut into four
+# blocks, so that several threads have work, but not into blocks of fewer than 32 tiles.
 BLOCK_TILES, BLOCK_COLUMNS, LEAST_TILES, LEAST_BLOCKS = 160, 2**13, 32, 4
-# At most this many threads compute dL/dweight, as each needs two arrays that are four times as large as the weights.
+# At most 4 threads compute dL/dweight, because each of them needs two arrays 4 times as large as the weights.
 WEIGHT_PARTS = 4
-# This many weights are transformed at a time: 0.6 MB of float32.
+# How many pairs (c, o) of channels are transformed at a time: 0.6 MB of float32.
 WEIGHT_CHUNK = 2**12
 
 
 class Tiles:
-    """The tiles of an output of (N, OH, OW, O), in blocks. They are im2col's patches, at stride 4."""
+    """The tiles of an output (N, OH, OW, O), cut into blocks. Tiles are im2col's patches with stride 4."""
 
     def __init__(self, n: int, out_size: tuple[int, int], out_channels: int, padding):
         rows, columns = (-(-size // 4) for size in out_size)
@@ -91,12 +91,12 @@ class Tiles:
 
 
 def forward(x, weight, bias, padding):
-    """conv2d_forward for 3x3 kernels and stride 1."""
+    """`conv2d_forward` for 3x3 kernels with stride 1."""
     return _convolve(x, transform_weight(weight, transforms(weight.dtype).g), bias, padding)
 
 
 def backward_x(grad, weight, padding):
-    """dL/dx: dL/dy convolved with the turned kernel."""
+    """dL/dx: dL/dy convolved with the kernel turned by 180 degrees."""
     u = transform_weight(weight, transforms(weight.dtype).g_turned).transpose(0, 2, 1)  # (36, C, O) -> (36, O, C)
     return _convolve(grad, u, None, (2 - padding[0], 2 - padding[1]))
 
@@ -121,7 +121,7 @@ def _convolve(x, u, bias, padding):
 
 
 def backward_weight(grad, x, padding):
-    """dL/dweight: the same 36 products transposed, then the transform of the kernel transposed."""
+    """dL/dweight: the transposes of the 36 products, then the transpose of the kernel's transform."""
     c, o = x.shape[3], grad.shape[3]
     tiles = Tiles(len(x), grad.shape[1:3], o, padding)
 
@@ -129,11 +129,11 @@ def backward_weight(grad, x, padding):
         total = scratch("winograd_total", (36, c, o), grad.dtype)
         for block in blocks:
             v = transform_input(x, tiles.inputs, block).transpose(1, 2, 0)  # (36, C, tiles)
-            g = transform_grad(grad, tiles.outputs, block).transpose(1, 0, 2)  # (36, tiles, O)
+            grad_m = transform_grad(grad, tiles.outputs, block).transpose(1, 0, 2)  # (36, tiles, O)
             if block is blocks[0]:
-                np.matmul(v, g, out=total)
+                np.matmul(v, grad_m, out=total)
             else:
-                total += np.matmul(v, g, out=scratch("product", total.shape, total.dtype))
+                total += np.matmul(v, grad_m, out=scratch("product", total.shape, total.dtype))
         return transforms(grad.dtype).g.T @ total.reshape(36, c * o)
 
     parts = [tiles.blocks[some] for some in slices(len(tiles.blocks), -(-len(tiles.blocks) // WEIGHT_PARTS))]
@@ -141,22 +141,22 @@ def backward_weight(grad, x, padding):
 
 
 def transform_weight(weight, transform: np.ndarray) -> np.ndarray:
-    """U: (3, 3, C, O) -> (36, C, O), by `g` or `g_turned`."""
+    """U: (3, 3, C, O) -> (36, C, O). `transform` is `g` or `g_turned`."""
     _, _, c, o = weight.shape
     u = np.empty((36, c * o), weight.dtype)
     taps = weight.reshape(9, c * o)
-    map_pieces(lambda some: np.matmul(transform, taps[:, some], out=u[:, some]), slices(c * o, WEIGHT_CHUNK))
+    map_pieces(lambda piece: np.matmul(transform, taps[:, piece], out=u[:, piece]), slices(c * o, WEIGHT_CHUNK))
     return u.reshape(36, c, o)
 
 
 def transform_input(x, patches: Patches, block: Piece) -> np.ndarray:
-    """V of a block's input tiles: (tiles, 36, C), in this thread's scratch."""
+    """V of a block: x (N, H, W, C) -> (tiles, 36, C), in this thread's scratch."""
     d = patches.columns(x, block).reshape(-1, 36, x.shape[3])
     return np.matmul(transforms(x.dtype).b_t, d, out=scratch("winograd_input", d.shape, x.dtype))
 
 
 def transform_grad(grad, patches: Patches, block: Piece) -> np.ndarray:
-    """kron(A, A) dL/dy of a block's output tiles: (tiles, 36, O), in this thread's scratch."""
+    """dL/dM of a block: dL/dy (N, OH, OW, O) -> (tiles, 36, O), in this thread's scratch."""
     tiles = patches.columns(grad, block).reshape(-1, 16, grad.shape[3])
-    g = scratch("winograd_grad", (len(tiles), 36, grad.shape[3]), grad.dtype)
-    return np.matmul(transforms(grad.dtype).a_t.T, tiles, out=g)
+    grad_m = scratch("winograd_grad", (len(tiles), 36, grad.shape[3]), grad.dtype)
+    return np.matmul(transforms(grad.dtype).a_t.T, tiles, out=grad_m)

@@ -1,4 +1,4 @@
-"""Images for training: chosen, normalised, shifted and mirrored in one go."""
+"""Images for training: chosen, normalised, shifted and mirrored in one pass."""
 
 import numpy as np
 
@@ -7,16 +7,16 @@ from minidl.kernels.cpu._threads import map_pieces
 
 
 def crop_and_flip(images, chosen, tops, lefts, flips, mean, std, padding):
-    """y[n]: (images[chosen[n]] - mean) / std amid `padding` zeros, cut at (tops[n], lefts[n]), mirrored if flips[n]."""
+    """y[n]: (images[chosen[n]] - mean) / std, zero-padded, cropped at (tops[n], lefts[n]), mirrored if flips[n]."""
     _, height, width, channels = images.shape
     y = np.empty((len(chosen), height, width, channels), mean.dtype)
 
-    def fill(some):
-        padded = np.zeros((some.stop - some.start, height + 2 * padding, width + 2 * padding, channels), y.dtype)
+    def fill(piece):
+        padded = np.zeros((piece.stop - piece.start, height + 2 * padding, width + 2 * padding, channels), y.dtype)
         inside = padded[:, padding : padding + height, padding : padding + width]
-        np.subtract(images[chosen[some]], mean, out=inside)
+        np.subtract(images[chosen[piece]], mean, out=inside)
         inside /= std
-        for n, image in enumerate(padded, some.start):
+        for n, image in enumerate(padded, piece.start):
             crop = image[tops[n] : tops[n] + height, lefts[n] : lefts[n] + width]
             y[n] = crop[:, ::-1] if flips[n] else crop
 

@@ -1,4 +1,4 @@
-"""Dropout. The mask is a function of the key, so backward draws it again instead of keeping it."""
+"""Dropout. The mask is a function of the key, so backward computes it again instead of storing it."""
 
 import numpy as np
 
@@ -8,18 +8,18 @@ from minidl.kernels.cpu._threads import map_pieces
 
 
 def dropout_forward(x, probability, key):
-    """y = x / (1 - p) with probability 1 - p, else 0; `key` is (seed low, seed high, step, layer) in uint32."""
+    """y = x / (1 - p) with probability 1 - p, else 0. `key` is uint32 (seed low, seed high, step, layer)."""
     flat = x.reshape(-1)
     y = np.empty(flat.shape, x.dtype)
 
-    def drop(some):
-        keep = uniform(some.start, some.stop, key) >= probability
-        np.multiply(flat[some], keep * x.dtype.type(1 / (1 - probability)), out=y[some])
+    def drop(piece):
+        keep = uniform(piece.start, piece.stop, key) >= probability
+        np.multiply(flat[piece], keep * x.dtype.type(1 / (1 - probability)), out=y[piece])
 
     map_pieces(drop, slices(x.size, PIECE_ELEMENTS))
     return y.reshape(x.shape)
 
 
 def dropout_backward(grad, probability, key):
-    """dL/dx: the same numbers are kept, and scaled the same way."""
+    """dL/dx: dL/dy with the same mask and the same scale."""
     return dropout_forward(grad, probability, key)

@@ -4,12 +4,12 @@ import numpy as np
 
 
 def pad_channels_forward(x, before, after):
-    """y: `before` channels of zeros, x's channels, `after` channels of zeros."""
+    """y: zeros added before and after the channels: (..., C) -> (..., before + C + after)."""
     y = np.zeros((*x.shape[:-1], before + x.shape[-1] + after), x.dtype)
     y[..., before : before + x.shape[-1]] = x
     return y
 
 
 def pad_channels_backward(grad, before, after):
-    """dL/dx: the channels that were x's."""
+    """dL/dx: dL/dy without the added channels: (..., before + C + after) -> (..., C)."""
     return grad[..., before : grad.shape[-1] - after].copy()

@@ -1,4 +1,4 @@
-"""Adding up where numbers came from: the gradient of picking them by an array of indices."""
+"""Sums of the elements with the same position: the gradient of indexing with an array."""
 
 import math
 
@@ -6,9 +6,9 @@ import numpy as np
 
 
 def scatter_add(grad, positions, shape):
-    """y of that shape, flattened: y[p] is the sum of the numbers of grad whose position is p, in their order.
+    """y of the given shape. In the flattened y, y[p] is the sum of the elements of grad with position p, in order.
 
-    They are added in float64: one position may have a million of them.
+    The sum is in float64, because a position may have a million elements.
     """
     y = np.bincount(positions.ravel(), grad.ravel(), math.prod(shape))
     return y.reshape(shape).astype(grad.dtype, copy=False)

@@ -1,10 +1,10 @@
-"""Softmax over the last axis. The largest logit is subtracted first: the same result, and exp cannot overflow."""
+"""Softmax over the last axis. The largest logit is subtracted first: exp cannot overflow, the result is the same."""
 
 import numpy as np
 
 
 def softmax_forward(x):
-    """y_i = exp(x_i) / sum_j exp(x_j), over the rows of (N, K)."""
+    """y_i = exp(x_i) / sum_j exp(x_j), for each row of x, (N, K)."""
     x = np.ascontiguousarray(x)
     y = np.exp(x - x.max(axis=-1, keepdims=True))
     y /= y.sum(axis=-1, keepdims=True)
@@ -18,7 +18,7 @@ def softmax_backward(grad, y):
 
 
 def log_softmax_forward(x):
-    """y_i = x_i - log sum_j exp(x_j), over the rows of (N, K)."""
+    """y_i = x_i - log sum_j exp(x_j), for each row of x, (N, K)."""
     x = np.ascontiguousarray(x)
     shifted = x - x.max(axis=-1, keepdims=True)
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))

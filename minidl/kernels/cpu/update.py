@@ -1,4 +1,4 @@
-"""The kernels that write in place: a parameter, its optimiser state and a running value keep their arrays for life."""
+"""The kernels that work in place: parameters, optimiser states and running statistics keep their arrays."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from minidl.kernels.cpu._threads import map_pieces
 
 
 def sgd_update(parameters, grads, velocities, lr, momentum, weight_decay, nesterov):
-    """One step of `optim.SGD` for each parameter p and its velocity v, in place. Without momentum there are no v."""
+    """One step of `optim.SGD` for each parameter p, in place. `velocities` are not read if momentum is 0."""
     rate = float(lr)
 
     def plain(p, grad):
@@ -26,15 +26,15 @@ def sgd_update(parameters, grads, velocities, lr, momentum, weight_decay, nester
 
 
 def _descend(p, direction, rate):
-    """p -= rate direction, the product in this thread's scratch."""
+    """p -= rate * direction, with the product in this thread's scratch."""
     p -= np.multiply(direction, rate, out=scratch("scaled_step", p.shape, p.dtype))
 
 
 def adam_update(parameters, grads, means, squares, steps, lr, beta1, beta2, eps, weight_decay, decoupled):
-    """One step of `optim.Adam`, or of AdamW where `decoupled`, in place; `steps` counts those of each parameter."""
+    """One step of `optim.Adam`, or of AdamW if `decoupled`, in place. `steps` counts the updates of each parameter."""
     rate = float(lr)
     for step in steps:
-        step += 1  # in place: an array, not a number
+        step += 1  # in place: step is an array
 
     def update(p, grad, m, v, step):
         t = int(step[0])
@@ -52,7 +52,7 @@ def adam_update(parameters, grads, means, squares, steps, lr, beta1, beta2, eps,
 
 
 def update_running_statistics(running_mean, running_variance, mean, variance, momentum, count):
-    """r = (1 - momentum) r + momentum new, with the unbiased variance: the population's times count / (count - 1)."""
+    """r = (1 - momentum) * r + momentum * new, in place, with the unbiased variance * count / (count - 1)."""
     unbiased = variance * (count / (count - 1)) if count > 1 else variance
     for running, new in ((running_mean, mean), (running_variance, unbiased)):
         running *= 1 - momentum
@@ -60,7 +60,7 @@ def update_running_statistics(running_mean, running_variance, mean, variance, mo
 
 
 def _decayed(grad, p, weight_decay):
-    """grad + weight_decay p, in this thread's scratch."""
+    """grad + weight_decay * p, in this thread's scratch."""
     if not weight_decay:
         return grad
     decayed = np.multiply(p, weight_decay, out=scratch("decayed", p.shape, p.dtype))
@@ -69,8 +69,8 @@ def _decayed(grad, p, weight_decay):
 
 
 def _in_pieces(update, parameters, grads, *states):
-    """Call update(parameter, grad, *state) for pieces of all of them."""
-    # copy=False: where the memory is not contiguous, this is an error, and not an update of a copy.
+    """Call update(parameter, grad, *state) for pieces of all parameters."""
+    # copy=False: an array that is not contiguous raises an error, where otherwise a copy would be updated.
     flat = [[np.reshape(array, -1, copy=False) for array in arrays] for arrays in (parameters, *states)]
     flat.insert(1, [grad.reshape(-1) for grad in grads])
 
@@ -82,11 +82,11 @@ def _in_pieces(update, parameters, grads, *states):
 
 
 def _batches(flat) -> list[list[list]]:
-    """Pieces [parameter, grad, *state] of the arrays: large ones cut, small ones together in one batch."""
+    """Pieces [parameter, grad, *state] of the arrays. Large arrays are cut; small ones share a batch."""
     batches, room = [], 0
     for arrays in zip(*flat, strict=True):
-        for some in slices(arrays[0].size, PIECE_ELEMENTS):
-            piece = [array[some] for array in arrays]
+        for elements in slices(arrays[0].size, PIECE_ELEMENTS):
+            piece = [array[elements] for array in arrays]
             if piece[0].size > room:
                 batches.append([])
                 room = PIECE_ELEMENTS

@@ -1,4 +1,4 @@
-"""The kernels on a GPU, in CUDA through CuPy: see `collect`. Files that begin with an underscore are private here."""
+"""The GPU kernels, in CUDA through CuPy: see `collect`. Files whose name starts with an underscore are private."""
 
 from minidl.kernels import collect
 

@@ -1,4 +1,4 @@
-"""CUDA kernels: their source, compiled when it is first used, and their launch."""
+"""CUDA kernels: their source code, compiled on first use, and their launch."""
 
 import functools
 import math
@@ -7,16 +7,16 @@ from typing import ClassVar
 import cupy
 import numpy as np
 
-THREADS = 256  # in a block, unless a kernel says otherwise
-MOST_FOR_INT = 2**30  # numbers that an int counts, with room for the last block of threads beyond them
+THREADS = 256  # the default number of threads in a block
+MOST_FOR_INT = 2**30  # elements for which int is used as `index`: it must also count the threads of the last block
 
-# What every source begins with.
+# Put before every source.
 HEADER = """
-// The upper half of a float: its sign, its exponent, and 7 bits of its mantissa. It is computed with as a float.
+// The upper half of a float: sign, exponent, and 7 bits of the mantissa. All arithmetic converts it to float.
 struct bfloat16 {
     unsigned short bits;
     bfloat16() = default;
-    __device__ bfloat16(float value) {  // the nearest one, of two the even one; a NaN stays a NaN
+    __device__ bfloat16(float value) {  // rounds to nearest, ties to even; a NaN stays a NaN
         unsigned int whole = __float_as_uint(value), half = 0x7FFF + (whole >> 16 & 1);
         bits = value == value ? (whole + half) >> 16 : 0x7FFF;
     }
@@ -27,8 +27,8 @@ __device__ index thread_number() {
     return (index)blockIdx.x * blockDim.x + threadIdx.x;
 }
 
-// The sum of a value of every thread of the block, in a fixed order; every thread gets it. The block has a power of two
-// of threads, 1,024 at most.
+// The sum of `value` over the threads of the block, in a fixed order; all threads receive it. The number of threads
+// must be a power of two, at most 1,024.
 __device__ real block_sum(real value) {
     __shared__ real partial[1024];
     partial[threadIdx.x] = value;
@@ -38,32 +38,32 @@ __device__ real block_sum(real value) {
         __syncthreads();
     }
     real sum = partial[0];
-    __syncthreads();  // before anybody writes to it again
+    __syncthreads();  // before `partial` is written again
     return sum;
 }
 """
 
 
-# dtype -> the type in which numbers lie in memory, and the type in which they are computed with.
+# dtype -> (type in memory, type for arithmetic).
 TYPES = {"float32": ("float", "float"), "float64": ("double", "double"), "bfloat16": ("bfloat16", "float")}
 
 FLOATS = "float32", "float64"
 
-OLDEST, WITH_BFLOAT16 = 75, 80  # compute capabilities, times ten: Turing, and Ampere
+OLDEST, WITH_BFLOAT16 = 75, 80  # compute capability times ten: Turing, Ampere
 
 
 class CudaKernel:
     """A kernel in CUDA C++: one function `extern "C" __global__ void name(...)`.
 
-    The source leaves three types open, which are filled in for each launch: `stored` is that of the activations in
-    memory, `real` that of parameters, statistics and all arithmetic (float where `stored` is bfloat16), and `index` is
-    wide enough to count them, int or long long (dividing long long is slow on a GPU). HEADER stands above it. Where
-    more is to be known when it is compiled, as lengths of loops and divisors, the launch names `constants`; `examples`
-    are some for the tests. `dtypes` are by default all three for a source that says `stored`, and otherwise not
-    bfloat16. `lowest_architecture` is the compute capability, times ten, that the source needs.
+    HEADER is put before the source. Three types in the source are set for each launch: `stored` is the type of
+    activations in memory; `real` is that of parameters, statistics and all arithmetic (float if `stored` is bfloat16);
+    `index` is int, or long long for large arrays (division of long long is slow on a GPU). A launch may define more
+    `constants` at compile time, such as loop lengths and divisors; `examples` are values for the tests. `dtypes`
+    default to all three if the source uses `stored`, otherwise to all but bfloat16. `lowest_architecture` is the
+    compute capability, times ten, that the source needs.
     """
 
-    every: ClassVar[list["CudaKernel"]] = []  # for the tests that compile them all
+    every: ClassVar[list["CudaKernel"]] = []  # for the tests, which compile all kernels
 
     def __init__(
         self,
@@ -79,20 +79,20 @@ class CudaKernel:
         CudaKernel.every.append(self)
 
     def needs(self, dtype) -> int:
-        """The compute capability, times ten, for that dtype."""
+        """The compute capability, times ten, that the kernel needs for the dtype."""
         return max(self.lowest_architecture, WITH_BFLOAT16 if str(dtype) == "bfloat16" else OLDEST)
 
     def options(self, dtype, wide: bool, constants: tuple[tuple[str, int], ...] = ()) -> tuple[str, ...]:
-        """What the compiler is told: the three types, and the constants."""
+        """The compiler's options: definitions of the three types and of the constants."""
         stored, real = TYPES[str(dtype)]
         types = f"-Dstored={stored}", f"-Dreal={real}", f"-Dindex={'long long' if wide else 'int'}"
         return *types, *(f"-D{name}={value}" for name, value in constants)
 
     @functools.cache  # noqa: B019 - kernels live as long as the module
     def compiled(self, dtype, wide: bool, constants: tuple[tuple[str, int], ...]):
-        """The function for these types and constants."""
+        """The compiled function for these types and constants."""
         if str(dtype) not in self.dtypes:
-            raise TypeError(f"{self.name}: expected numbers of {' or '.join(self.dtypes)}, got {dtype}")
+            raise TypeError(f"{self.name}: expected dtype {' or '.join(self.dtypes)}, got {dtype}")
         capability = int(cupy.cuda.Device().compute_capability)
         if capability < self.needs(dtype):
             remedy = "use float32" if self.needs(dtype) > OLDEST else "use device 'cpu'"
@@ -110,10 +110,10 @@ class CudaKernel:
         dtype,
         constants: dict[str, int] | None = None,
     ) -> None:
-        """Run it on that many blocks of threads, on the current stream.
+        """Run the kernel with `blocks` blocks of `threads` threads on the current stream.
 
-        Arrays must be contiguous, as a kernel is given their address alone. Python's whole numbers are passed as
-        `index`, its floats as `real`, and its truth values as int.
+        Arrays must be contiguous, as a kernel receives only their address. A Python int is passed as `index`, a float
+        as `real`, and a bool as int.
         """
         dtype = np.dtype(dtype)
         arrays = [argument for argument in arguments if isinstance(argument, cupy.ndarray)]
@@ -131,20 +131,20 @@ class CudaKernel:
             return to_real(argument) if isinstance(argument, float) else argument
 
         blocks, threads = (size if isinstance(size, tuple) else (size,) for size in (blocks, threads))
-        if math.prod(blocks):  # CUDA refuses to start nothing
+        if math.prod(blocks):  # CUDA raises an error for a launch without blocks
             function = self.compiled(dtype, wide, tuple((constants or {}).items()))
             function(blocks, threads, tuple(map(convert, arguments)))
 
     def for_each(self, count: int, *arguments, dtype) -> None:
-        """Run it with a thread for each of `count` numbers; the kernel checks `i < count` itself."""
+        """Run the kernel with a thread for each of `count` elements. The kernel itself must check `i < count`."""
         self.launch(-(-count // THREADS), THREADS, arguments, dtype)
 
 
 def real_dtype(dtype) -> np.dtype:
-    """The dtype of `real`, where that of `stored` is `dtype`."""
+    """The dtype of `real` in a kernel where `dtype` is that of `stored`: float32 for bfloat16, otherwise the same."""
     return np.dtype(np.float32) if str(dtype) == "bfloat16" else np.dtype(dtype)
 
 
 def contiguous(array):
-    """The array, or a copy of it where its numbers do not lie in their order; CuPy's own would make (1,) of ()."""
+    """The array, or a contiguous copy. CuPy's own function turns shape () into (1,), so the shape is restored."""
     return cupy.ascontiguousarray(array).reshape(array.shape)

@@ -1,10 +1,10 @@
-"""The product of two tiles in shared memory, by multiplications and additions: for float32 and float64, on any GPU."""
+"""The product of two tiles in shared memory, by multiply-add instructions: float32 and float64, on any GPU."""
 
 MULTIPLY_ADD = """
-constexpr int BLOCKS = 1;  // that a multiprocessor has registers for, at least
+constexpr int BLOCKS = 1;  // registers are limited so that at least this many blocks share a multiprocessor
 
-// The sums of a thread: a few rows and columns, so that a number it reads from shared memory is used several times. Its
-// rows lie apart and its columns side by side, as the result is written in pairs.
+// The sums of a thread: a few rows and columns, so that an element read from shared memory is used several times. Its
+// columns are neighbours, because the result is written in pairs; its rows are not.
 struct Sums {
     static constexpr int THREAD_COLUMNS = TILE_COLUMNS < 64 ? 2 : TILE_COLUMNS / 16;
     static constexpr int ACROSS = TILE_COLUMNS / THREAD_COLUMNS, DOWN = THREADS / ACROSS;
@@ -24,7 +24,7 @@ struct Sums {
         }
     }
 
-    // put(row, column, sum, sum of the next column) for each pair, in the tile.
+    // Call put(row, column, sum, sum in the next column) for each pair of sums; row and column are those of the tile.
     template <class Put>
     __device__ void for_each_pair(Put put) {
         #pragma unroll

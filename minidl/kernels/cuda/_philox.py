@@ -1,15 +1,15 @@
-"""Philox4x32-10, the counter-based random numbers of Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3".
+"""Philox4x32-10, the counter-based generator of Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3".
 
-The numbers are a function of a key and a counter, so that every thread computes its own.
+Each random number is a function of a key and a counter, so every thread can compute its own.
 """
 
-# What the source of a kernel that draws numbers begins with: the same bits as on the CPU.
+# Put before the source of a kernel that draws random numbers. The bits are the same as on the CPU.
 PHILOX = """
 struct Words {
     unsigned int word[4];
 };
 
-// Words 4 block .. 4 block + 3 of the stream of `key`: seed low, seed high, step, layer.
+// Words 4 * block .. 4 * block + 3 of the random stream of `key` (seed low, seed high, step, layer).
 __device__ Words philox4x32(unsigned long long block, const unsigned int* key) {
     unsigned int c0 = (unsigned int)block, c1 = (unsigned int)(block >> 32), c2 = key[2], c3 = key[3];
     unsigned int k0 = key[0], k1 = key[1];

@@ -1,9 +1,9 @@
-"""A product of matrices whose numbers are fetched where they lie, so that neither matrix has to exist in memory.
+"""A matrix product whose operands are functions from indices to addresses, so that no matrix has to exist in memory.
 
 A block of threads computes a tile of the result. Step by step along the depth it copies a tile of each operand to
-shared memory, and while it multiplies these, the copies of the next two are under way. Products are computed in one of
-two ways: by each thread for a few rows and columns of its own (`_multiply_add`: any numbers, on any GPU), or by tensor
-cores (`_tensor_cores`: bfloat16, and float32 rounded to TF32).
+shared memory. While it multiplies two tiles, the next two are being copied. The products are computed in one of two
+ways: each thread computes a few rows and columns (`_multiply_add`: float32 and float64, on any GPU), or tensor cores
+compute them (`_tensor_cores`: bfloat16, and float32 rounded to TF32).
 
 Volkov, Demmel 2008, "Benchmarking GPUs to tune dense linear algebra".
 """
@@ -18,33 +18,33 @@ from minidl.kernels.cuda._tensor_cores import TENSOR_CORES
 from minidl.system.precision import tf32_is_on
 
 TILE_ROWS, THREADS = 128, 256
-LARGEST_COPY = 16  # bytes that one instruction brings to shared memory
+LARGEST_COPY = 16  # bytes that one instruction can copy to shared memory
 
 TILES = (
     f"constexpr int THREADS = {THREADS}, TILE_ROWS = {TILE_ROWS};\n"
     + """
-// Instructions that only a GPU has are used where it has them, unless a test asks for their plain twins.
+// Special instructions are used on GPUs that have them, unless a test asks for the plain code with the same result.
 #if __CUDA_ARCH__ >= 800 && !defined(PLAIN)
 #define HAS_INSTRUCTIONS
 #endif
 
-constexpr int DEPTH = 64 / sizeof(stored);  // numbers along the depth that a tile holds
-constexpr int BESIDE = 16 / sizeof(stored), BELOW = 8;  // unused numbers, for which see Tile
+constexpr int DEPTH = 64 / sizeof(stored);  // elements along the depth in a tile
+constexpr int BESIDE = 16 / sizeof(stored), BELOW = 8;  // unused elements, see Tile
 
-// How many numbers are that many bytes; at least one.
+// The number of elements in that many bytes; at least one.
 __device__ constexpr int run_of(int bytes) {
     return bytes > (int)sizeof(stored) ? bytes / (int)sizeof(stored) : 1;
 }
 
-// What two numbers side by side are written as, at once.
+// Two neighbouring elements, written at once.
 template <typename Number>
 struct alignas(2 * sizeof(Number)) Pair {
     Number first, second;
 };
 
-// Some lines of an operand (rows of the left one, columns of the right one), DEPTH long. Numbers that lie side by side
-// in memory do so here: those of a line if ALONG_DEPTH, else those of different lines. A few unused numbers at the end
-// of each row let the numbers that a warp reads at once lie in different banks.
+// A tile of an operand: some lines (rows of the left operand, columns of the right one), each DEPTH long. Elements that
+// are neighbours in the operand's memory are neighbours here: in a line if ALONG_DEPTH, else across lines. A few unused
+// elements at the end of each row put the elements that a warp reads at once into different banks.
 template <int LINES, bool ALONG_DEPTH>
 struct Tile {
     static constexpr bool along_depth = ALONG_DEPTH;
@@ -61,8 +61,8 @@ struct alignas(RUN * sizeof(stored)) Run {
     stored numbers[RUN];
 };
 
-// Copy RUN numbers to shared memory, without waiting for them; zeros where `from` is null, for which the instruction
-// wants some address in the device's memory all the same.
+// Start to copy RUN elements to shared memory, without waiting for them. If `from` is null, zeros are written instead;
+// the instruction then still needs a valid address, `any`.
 template <int RUN>
 __device__ void copy(stored* to, const stored* from, const stored* any) {
 #ifdef HAS_INSTRUCTIONS
@@ -79,25 +79,25 @@ __device__ void copy(stored* to, const stored* from, const stored* any) {
     *(Run<RUN>*)to = run;
 }
 
-// What has been copied since the last call becomes a group.
+// The copies started since the last call become a group.
 __device__ void end_group_of_copies() {
 #ifdef HAS_INSTRUCTIONS
     asm volatile("cp.async.commit_group;" ::: "memory");
 #endif
 }
 
-// Wait until all groups but the last have arrived.
+// Wait until all groups but the last one have arrived.
 __device__ void wait_for_all_groups_but_one() {
 #ifdef HAS_INSTRUCTIONS
     asm volatile("cp.async.wait_group 1;" ::: "memory");
 #endif
 }
 
-// What a thread copies to the tiles of an operand, which has
-//   Line line(index)   where a row (or a column) of the product begins in it,
-//   Step step(index)   a position along the depth, which advance(Step, count) moves on,
-//   at(Line, Step)     the address of a number, or null where it is 0; `numbers` is that of the first.
-// Both are found by division once only. RUN numbers are copied at a time: they lie side by side, all or none is 0.
+// Copies one thread's share of an operand's tiles. An operand has
+//   Line line(index)   a row (of the left operand) or a column (of the right one), computed by division only once,
+//   Step step(index)   a position along the depth, computed likewise; advance(Step&, count) moves it on,
+//   at(Line, Step)     the address of an element, or null if the element is 0; `numbers` is that of the first one.
+// RUN elements are copied at a time: they are neighbours in memory, and either all or none of them are null.
 template <class Operand, int LINES, bool ALONG_DEPTH, int RUN>
 struct Copier {
     using T = Tile<LINES, ALONG_DEPTH>;
@@ -136,8 +136,8 @@ struct Copier {
 )
 
 PRODUCT = """
-// y[row * columns + column] = bias[column] + sum over first <= k < end of a(row, k) b(k, column), for one tile. The
-// operands say whether their numbers lie side by side along the depth; RUN_A and RUN_B of them are copied at a time.
+// y[row * columns + column] = bias[column] + sum over first <= k < end of a(row, k) b(k, column), for one tile. An
+// operand with along_depth is contiguous along the depth. BYTES_A and BYTES_B are copied at a time.
 template <class A, class B, typename Number>
 __device__ void multiply(
     const A& a, const B& b, const real* bias, Number* y, index rows, index columns, index first, index end
@@ -146,7 +146,7 @@ __device__ void multiply(
     using TileB = Tile<TILE_COLUMNS, B::along_depth>;
     __shared__ TileA a_tiles[2];
     __shared__ TileB b_tiles[2];
-    // Neighbouring blocks share rows of a, which the cache then holds.
+    // Neighbouring blocks share rows of a, so that these are read from the cache.
     index across = (columns + TILE_COLUMNS - 1) / TILE_COLUMNS;
     index first_row = blockIdx.x / across * TILE_ROWS, first_column = blockIdx.x % across * TILE_COLUMNS;
     Copier<A, TILE_ROWS, A::along_depth, run_of(BYTES_A)> copy_a(a, first_row, first, end);
@@ -162,11 +162,11 @@ __device__ void multiply(
             copy_a.copy_next(a_tiles[1 - now]);
             copy_b.copy_next(b_tiles[1 - now]);
         }
-        end_group_of_copies();  // an empty one at the end, so that the last but one is always this step's
+        end_group_of_copies();  // empty in the last step, so that the last group but one is always this step's
         wait_for_all_groups_but_one();
         __syncthreads();
         sums.add_product(a_tiles[now], b_tiles[now]);
-        __syncthreads();  // before anybody overwrites the tiles
+        __syncthreads();  // before the tiles are overwritten
     }
     sums.for_each_pair([=](int tile_row, int tile_column, real one, real other) {
         index row = first_row + tile_row, column = first_column + tile_column;
@@ -187,12 +187,12 @@ __device__ void multiply(
 }
 """
 
-# By whether tensor cores are used. A wider tile of multiply-add would have more sums than a thread has registers.
-WAYS, WIDEST = {False: MULTIPLY_ADD, True: TENSOR_CORES}, {False: 64, True: 128}  # columns
+# With and without tensor cores. With more columns in a tile, multiply-add would need more registers than there are.
+WAYS, WIDEST = {False: MULTIPLY_ADD, True: TENSOR_CORES}, {False: 64, True: 128}
 
 
 def product_kernels(name: str, source: str, examples: list[dict[str, int]]) -> dict[bool, CudaKernel]:
-    """The kernel of a function that calls multiply(), computing in either of the two ways."""
+    """{False: kernel, True: kernel with tensor cores}, from a source that calls multiply()."""
 
     def kernel(tensor_cores: bool, dtypes, lowest_architecture):
         whole = TILES + WAYS[tensor_cores] + PRODUCT + source
@@ -203,9 +203,9 @@ def product_kernels(name: str, source: str, examples: list[dict[str, int]]) -> d
 
 
 def launch_product(kernels, rows: int, columns: int, slabs: int, operands, arguments: tuple, constants) -> None:
-    """Run a kernel that calls multiply(): a block for each tile of (rows, columns), and for each slab of the depth.
+    """Run a kernel that calls multiply(), with a block for each tile of (rows, columns) and each slab of the depth.
 
-    `operands` are, for a and for b, the array and the length of which a multiple lies side by side in it.
+    `operands` are two pairs, for a and for b: the array and the length of its runs of neighbouring elements.
     """
     dtype = operands[0][0].dtype
     tensor_cores = str(dtype) == "bfloat16" or (dtype == np.float32 and tf32_is_on())
@@ -217,5 +217,5 @@ def launch_product(kernels, rows: int, columns: int, slabs: int, operands, argum
 
 
 def copied_at_once(array, length: int) -> int:
-    """How many bytes one instruction can copy: as many as the length is a multiple of, aligned, and 16 at most."""
+    """Bytes that one instruction can copy: at most 16, and a divisor of both the run's length and the address."""
     return math.gcd(length * array.itemsize, array.data.ptr, LARGEST_COPY)

@@ -1,23 +1,23 @@
-"""How kernels that work channel by channel deal the rows of an array to threads, and add up what the threads have."""
+"""How kernels that work channel by channel distribute rows over threads, and combine the results of the threads."""
 
 from typing import NamedTuple
 
 from minidl.kernels.cuda._launch import THREADS
 
-WIDTH = 32  # channels side by side in a block: a warp then reads 128 bytes of float32 that lie together
-BLOCKS_AT_ONCE = 1024  # what a large GPU runs side by side: 8 of 256 threads on each of 132 multiprocessors
-ROWS_PER_SUM = 32  # rows that a thread adds up before its block does, while the GPU is kept busy
+WIDTH = 32  # neighbouring channels in a block: a warp then reads 128 contiguous bytes of float32
+BLOCKS_AT_ONCE = 1024  # that a large GPU runs at once: 8 blocks of 256 threads on each of 132 multiprocessors
+ROWS_PER_SUM = 32  # rows that a thread adds up itself, before the threads of its block are added up
 
-# What the source of such a kernel begins with. A block has 256 threads and is (group of channels, slab of rows).
+# Put before the source of such a kernel. A block has 256 threads; the grid is (groups of channels, slabs of rows).
 SLABS = """
-// The numbers x[i] that a thread works on, for k = 0 .. count - 1: i = first + k * stride.
+// The elements x[first + k * stride], for k = 0 .. count - 1, that a thread works on.
 struct Walk {
     index first, stride, count;
 };
 
-// Thread (x, y) walks down channel x of the group, which is thread_number(), through every blockDim.y-th row of the
-// slab, from row y on. Where the group reaches beyond the last channel, or the slab beyond the last row, is nothing.
-// (That the count is known before the loop lets the compiler read ahead.)
+// Thread (x, y) works on channel x of its group, that is channel thread_number(), in the rows y, y + blockDim.y,
+// y + 2 * blockDim.y ... of its slab. Beyond the last channel and the last row there is nothing to do. (The count is
+// computed before the loop, so that the compiler can read ahead.)
 __device__ Walk walk_down(index rows, index channels, index rows_per_thread) {
     index channel = thread_number(), height = blockDim.y;
     index row = (index)blockIdx.y * height * rows_per_thread + threadIdx.y;
@@ -30,7 +30,7 @@ __device__ bool writes(index channels) {
     return threadIdx.y == 0 && thread_number() < channels;
 }
 
-// The sum of what the threads of one channel have, in a fixed order; each of them gets it.
+// The sum of `value` over the threads of a channel, in a fixed order; all of them receive it.
 template <typename Value>
 __device__ Value sum_over_rows(Value value) {
     __shared__ Value partial[256];
@@ -42,14 +42,14 @@ __device__ Value sum_over_rows(Value value) {
         __syncthreads();
     }
     value = partial[threadIdx.x];
-    __syncthreads();  // before anybody writes to it again
+    __syncthreads();  // before `partial` is written again
     return value;
 }
 """
 
 
 class Slabs(NamedTuple):
-    """Rows cut into slabs; the rows of each thread in a slab; the blocks and threads of the launch."""
+    """The number of slabs that the rows are cut into, the rows per thread, and the blocks and threads of the launch."""
 
     count: int
     rows_per_thread: int
@@ -58,9 +58,9 @@ class Slabs(NamedTuple):
 
 
 def cut(rows: int, channels: int, rows_per_thread: int, most_blocks: int) -> Slabs:
-    """Slabs with that many rows for each thread, or more, so that there are at most `most_blocks` blocks.
+    """Slabs with `rows_per_thread` rows, or more if there would otherwise be more than `most_blocks` blocks.
 
-    A function of the shape alone, so that sums come out the same on every GPU.
+    The slabs depend on the shape alone, so that sums are the same on every GPU.
     """
     width = min(WIDTH, 1 << (channels - 1).bit_length())  # a power of two
     height = THREADS // width
@@ -72,10 +72,10 @@ def cut(rows: int, channels: int, rows_per_thread: int, most_blocks: int) -> Sla
 
 
 def cut_for_sums(rows: int, channels: int) -> Slabs:
-    """Slabs for a sum over all rows: one result for each slab."""
+    """Slabs for a sum over all rows. Each slab has a partial sum."""
     return cut(rows, channels, ROWS_PER_SUM, BLOCKS_AT_ONCE)
 
 
 def one_slab(rows: int, channels: int) -> Slabs:
-    """All rows in one slab: for the sum over those results."""
+    """All rows in a single slab, to add up the partial sums."""
     return cut(rows, channels, 1, 1)

@@ -1,17 +1,17 @@
 """The product of two tiles in shared memory, by tensor cores: bfloat16, or float32 rounded to TF32, summed in float32.
 
-A warp's instruction `mma` multiplies a matrix of 16 rows by one of 8 columns, both 8 words deep; a word is two numbers
-of bfloat16 or one of TF32. Which thread holds which word: PTX ISA, "Matrix fragments for mma.m16n8k16" and
-"mma.m16n8k8"; counted in words, they agree.
+The instruction `mma` of a warp multiplies a matrix of 16 rows by one of 8 columns, both 8 words deep. A word is two
+bfloat16 numbers or one TF32 number. For which thread holds which word, see the PTX ISA, "Matrix fragments for
+mma.m16n8k16" (bfloat16) and "mma.m16n8k8" (TF32): counted in words, the two are the same.
 """
 
 TENSOR_CORES = """
-// That a multiprocessor has registers for, at least: while one waits for memory, another multiplies.
+// Registers are limited so that at least this many blocks share a multiprocessor: one multiplies while another waits.
 constexpr int BLOCKS = sizeof(index) == 4 ? 2 : 1;
-constexpr bool PACKED = sizeof(stored) == 2;  // whether a word is two numbers
+constexpr bool PACKED = sizeof(stored) == 2;  // true if a word is two numbers
 constexpr int WORDS = 16;  // in a line of a tile
 
-// The nearest number of TF32: 13 bits of the mantissa become 0.
+// The nearest TF32 number: the last 13 bits of the mantissa become 0.
 __device__ unsigned int to_tf32(float value) {
     unsigned int bits = __float_as_uint(value);
 #ifdef HAS_INSTRUCTIONS
@@ -23,7 +23,7 @@ __device__ unsigned int to_tf32(float value) {
     return bits;
 }
 
-// Word number `word` along the depth of a line of a tile.
+// Word number `word` of a line of a tile, counted along the depth.
 template <class T>
 __device__ unsigned int word_of(const T& tile, int line, int word) {
     if constexpr (!PACKED)
@@ -34,7 +34,7 @@ __device__ unsigned int word_of(const T& tile, int line, int word) {
         return tile.at(line, 2 * word).bits | (unsigned int)tile.at(line, 2 * word + 1).bits << 16;
 }
 
-// The product of two words, or of what they hold.
+// The product of two TF32 words, or the dot product of two words of bfloat16.
 __device__ float word_product(unsigned int a, unsigned int b) {
     if constexpr (!PACKED) return __uint_as_float(a) * __uint_as_float(b);
     float lower = __uint_as_float(a << 16) * __uint_as_float(b << 16);
@@ -46,8 +46,8 @@ __device__ float word_product(unsigned int a, unsigned int b) {
                  : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])                                        \\
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]))
 
-// sums += a b, by all 32 threads of a warp. Thread 4 g + t holds, of a, words t and t + 4 of rows g and g + 8; of b,
-// words t and t + 4 of column g; and of the sums rows g and g + 8 in columns 2 t and 2 t + 1.
+// sums += a b, by all 32 threads of a warp. Thread 4 * g + t holds words t and t + 4 of rows g and g + 8 of a, words t
+// and t + 4 of column g of b, and the sums in rows g and g + 8, columns 2 * t and 2 * t + 1.
 __device__ void mma(float (&sums)[4], const unsigned int (&a)[4], const unsigned int (&b)[2]) {
 #ifdef HAS_INSTRUCTIONS
     if constexpr (PACKED)
@@ -55,7 +55,7 @@ __device__ void mma(float (&sums)[4], const unsigned int (&a)[4], const unsigned
     else
         MMA("m16n8k8.row.col.f32.tf32.tf32.f32");
 #else
-    // The plain twin: the threads of the warp show each other their words.
+    // The plain code with the same result: the threads of the warp share their words.
     __shared__ unsigned int all_a[THREADS][4], all_b[THREADS][2];
     for (int i = 0; i < 4; i++) all_a[threadIdx.x][i] = a[i];
     for (int i = 0; i < 2; i++) all_b[threadIdx.x][i] = b[i];
@@ -68,11 +68,11 @@ __device__ void mma(float (&sums)[4], const unsigned int (&a)[4], const unsigned
             sums[i] += word_product(left, all_b[warp + 4 * column + word % 4][word / 4]);
         }
     }
-    __syncwarp();  // before anybody shows the next words
+    __syncwarp();  // before the next words are shared
 #endif
 }
 
-// The sums of a warp: its part of the tile, in pieces of 16 rows and 8 columns.
+// The sums of a warp: its part of the tile, cut into pieces of 16 rows and 8 columns.
 struct Sums {
     static constexpr int ACROSS = TILE_COLUMNS == 128 ? 4 : TILE_COLUMNS == 64 ? 2 : 1, DOWN = THREADS / 32 / ACROSS;
     static constexpr int WARP_ROWS = TILE_ROWS / DOWN, WARP_COLUMNS = TILE_COLUMNS / ACROSS;
@@ -99,7 +99,7 @@ struct Sums {
         }
     }
 
-    // put(row, column, sum, sum of the next column) for each pair, in the tile.
+    // Call put(row, column, sum, sum in the next column) for each pair of sums; row and column are those of the tile.
     template <class Put>
     __device__ void for_each_pair(Put put) {
         #pragma unroll

@@ -1,4 +1,4 @@
-"""Activation, and the sum of two arrays."""
+"""Elementwise functions."""
 
 import cupy
 
@@ -7,7 +7,7 @@ from minidl.kernels.cuda._launch import CudaKernel, contiguous
 ADD = CudaKernel(
     "add",
     """
-// A thread for each number.
+// A thread for each element.
 extern "C" __global__ void add(const stored* a, const stored* b, stored* y, index count) {
     index i = thread_number();
     if (i < count) y[i] = (real)a[i] + (real)b[i];
@@ -17,9 +17,9 @@ extern "C" __global__ void add(const stored* a, const stored* b, stored* y, inde
 
 
 def add(a, b):
-    """a + b, of one shape."""
+    """a + b, for arrays of the same shape."""
     if a.shape != b.shape:
-        raise ValueError(f"add: expected arrays of one shape, got {a.shape} and {b.shape}")
+        raise ValueError(f"add: expected arrays of the same shape, got {a.shape} and {b.shape}")
     a, b = contiguous(a), contiguous(b)
     y = cupy.empty_like(a)
     ADD.for_each(a.size, a, b, y, a.size, dtype=a.dtype)
@@ -29,7 +29,7 @@ def add(a, b):
 RELU_FORWARD = CudaKernel(
     "relu_forward",
     """
-// A thread for each number. A NaN is not below 0: it stays, so that it is seen.
+// A thread for each element. A NaN is not below 0, so it stays and shows.
 extern "C" __global__ void relu_forward(const stored* x, stored* y, index count) {
     index i = thread_number();
     if (i < count) y[i] = x[i] < 0 ? stored(0) : x[i];
@@ -49,10 +49,10 @@ def relu_forward(x):
 RELU_BACKWARD = CudaKernel(
     "relu_backward",
     """
-// A thread for each number.
+// A thread for each element.
 extern "C" __global__ void relu_backward(const stored* grad, const stored* y, stored* grad_x, index count) {
     index i = thread_number();
-    if (i < count) grad_x[i] = y[i] <= 0 ? stored(0) : grad[i];  // of a NaN it passes
+    if (i < count) grad_x[i] = y[i] <= 0 ? stored(0) : grad[i];  // where y is NaN, the gradient passes
 }
 """,
 )

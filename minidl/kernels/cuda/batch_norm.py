@@ -1,6 +1,6 @@
 """Batch normalisation.
 
-In every kernel a thread has one channel, and every n-th row of it: see `_slabs`.
+In every kernel a thread works on one channel, in every n-th row: see `_slabs`.
 """
 
 import math
@@ -10,18 +10,18 @@ import cupy
 from minidl.kernels.cuda._launch import CudaKernel, contiguous, real_dtype
 from minidl.kernels.cuda._slabs import SLABS, cut, cut_for_sums, one_slab
 
-ROWS_PER_THREAD = 4  # where nothing is summed: all four are being read at once, and the channel's numbers read once
-MOST_BLOCKS = 65535  # CUDA's limit to the slabs, the second number of a grid
+ROWS_PER_THREAD = 4  # in kernels without sums: all four rows are read at once, and the channel's parameters only once
+MOST_BLOCKS = 65535  # CUDA's limit for the second dimension of a grid, the slabs
 
 MOMENTS = (
     SLABS
     + """
-// Some numbers of a channel: how many, their mean, and the sum of their squared distances from it.
+// Of some values of a channel: their count, their mean, and the sum of their squared distances from the mean.
 struct Moments {
     real count, mean, squares;
 };
 
-// Those of two sets of numbers together: Chan, Golub, LeVeque 1979. With a single number as b it is Welford's formula.
+// The moments of two sets of values together: Chan, Golub, LeVeque 1979. If b is a single value: Welford's formula.
 __device__ Moments operator+(Moments a, Moments b) {
     real count = a.count + b.count;
     real share = b.count / (count > 0 ? count : 1);
@@ -35,8 +35,8 @@ SLAB_MOMENTS = CudaKernel(
     "slab_moments",
     MOMENTS
     + """
-// A block for each slab of rows and group of channels; x is read once. All numbers are taken less the first one of
-// their channel: where the mean is large, what distinguishes them then has all digits.
+// A block for each slab of rows and group of channels; x is read once. The first value of a channel is subtracted from
+// all its values, so that their differences keep all digits even if the mean is large.
 extern "C" __global__ void slab_moments(
     const stored* x, Moments* slabs, index rows, index channels, index rows_per_thread
 ) {
@@ -57,7 +57,7 @@ MERGE_MOMENTS = CudaKernel(
     "merge_moments",
     MOMENTS
     + """
-// A block for each group of channels, which takes slabs as rows.
+// A block for each group of channels. Its rows are the slabs.
 extern "C" __global__ void merge_moments(
     const Moments* slabs, const stored* x, real* mean, real* variance,
     index count, index channels, index rows_per_thread
@@ -77,7 +77,7 @@ extern "C" __global__ void merge_moments(
 
 
 def batch_statistics(x):
-    """(mean, variance) of each channel over the batch; the variance is the population's, divided by the count."""
+    """(mean, variance) of each channel over the batch, (C,). The variance is the biased one, divided by the count."""
     x = contiguous(x)
     rows, channels = math.prod(x.shape[:-1]), x.shape[-1]
     slabs = cut_for_sums(rows, channels)
@@ -94,7 +94,7 @@ BATCH_NORM_APPLY = CudaKernel(
     "batch_norm_apply",
     SLABS
     + """
-// A thread for each channel of a few rows. The mean goes first: x * scale + shift would lose digits where it is large.
+// A thread for each channel of a few rows. The mean is subtracted first: x * scale + shift loses digits if it is large.
 extern "C" __global__ void batch_norm_apply(
     const stored* __restrict__ x, const real* __restrict__ mean, const real* __restrict__ variance,
     const real* __restrict__ weight, const real* __restrict__ bias,
@@ -116,7 +116,7 @@ extern "C" __global__ void batch_norm_apply(
 
 
 def batch_norm_apply(x, mean, variance, weight, bias, eps):
-    """y = weight (x - mean) / sqrt(variance + eps) + bias."""
+    """y = weight * (x - mean) / sqrt(variance + eps) + bias."""
     x = contiguous(x)
     channel_arrays = map(contiguous, (mean, variance, weight, bias))
     y = cupy.empty_like(x)
@@ -130,7 +130,7 @@ def batch_norm_apply(x, mean, variance, weight, bias, eps):
 GRAD_SUMS = (
     SLABS
     + """
-// Over some numbers of a channel: the sum of g = dL/dy, and of g (x - mean).
+// Over some values of a channel: the sum of g = dL/dy, and the sum of g * (x - mean).
 struct GradSums {
     real g, g_deviation;
 };
@@ -169,7 +169,7 @@ MERGE_GRAD_SUMS = CudaKernel(
     "merge_grad_sums",
     GRAD_SUMS
     + """
-// A block for each group of channels, which takes slabs as rows.
+// A block for each group of channels. Its rows are the slabs.
 extern "C" __global__ void merge_grad_sums(
     const GradSums* slabs, const real* variance, real* grad_weight, real* grad_bias, real eps,
     index count, index channels, index rows_per_thread
@@ -204,7 +204,7 @@ extern "C" __global__ void batch_norm_backward_x(
     index channel = thread_number();
     real centre = mean[channel], inverse_std = 1 / sqrt(variance[channel] + eps);
     real scale = weight[channel] * inverse_std;
-    real mean_g = 0, slope = 0;  // what x does through the mean, and through the variance
+    real mean_g = 0, slope = 0;  // the gradient through the mean and through the variance
     if (through_statistics) {
         mean_g = grad_bias[channel] / rows;
         slope = inverse_std * grad_weight[channel] / rows;
@@ -213,7 +213,7 @@ extern "C" __global__ void batch_norm_backward_x(
     for (index k = 0; k < walk.count; k++) {
         index i = walk.first + k * walk.stride;
         real g = grad[i];
-        if (through_statistics) g -= mean_g + slope * ((real)x[i] - centre);  // of a NaN, 0 times it would be NaN
+        if (through_statistics) g -= mean_g + slope * ((real)x[i] - centre);  // 0 * NaN would be NaN
         grad_x[i] = scale * g;
     }
 }
@@ -222,7 +222,7 @@ extern "C" __global__ void batch_norm_backward_x(
 
 
 def batch_norm_backward(grad, x, mean, variance, weight, eps, through_statistics):
-    """(dL/dx, dL/dweight, dL/dbias). Without `through_statistics`, mean and variance are constants (eval mode)."""
+    """(dL/dx, dL/dweight, dL/dbias). If not `through_statistics`, mean and variance are constants (eval mode)."""
     grad, x, mean, variance, weight = map(contiguous, (grad, x, mean, variance, weight))
     grad_weight, grad_bias = _backward_parameters(grad, x, mean, variance, eps)
     grad_x = cupy.empty_like(x)

@@ -1,4 +1,4 @@
-"""The bias of a convolution or a linear layer: one number for each channel."""
+"""The bias of a convolution or a linear layer: one value for each channel."""
 
 import math
 
@@ -11,8 +11,8 @@ CHANNEL_SUMS = CudaKernel(
     "channel_sums",
     SLABS
     + """
-// A block for each slab of rows and group of channels: threads of neighbouring channels read neighbouring numbers.
-// Blocks cannot wait for each other, so each slab has a sum of its own; launched again, on these, this gives the total.
+// A block for each slab of rows and group of channels: threads of neighbouring channels read neighbouring elements.
+// Blocks cannot wait for each other, so each slab has a partial sum. A second launch adds up the partial sums.
 extern "C" __global__ void channel_sums(
     const stored* x, real* sums, index rows, index channels, index rows_per_thread
 ) {
@@ -28,18 +28,18 @@ extern "C" __global__ void channel_sums(
 
 
 def bias_backward(grad):
-    """dL/dbias, (C,): the sum of dL/dy over every axis but the last."""
+    """dL/dbias, (O,): the sum of dL/dy over all axes but the last."""
     channels = grad.shape[-1]
     rows = math.prod(grad.shape[:-1])
     slabs = cut_for_sums(rows, channels)
-    sums = _sums(contiguous(grad), rows, channels, slabs)  # (slabs, C)
+    sums = _sums(contiguous(grad), rows, channels, slabs)  # (slabs, O)
     if slabs.count > 1:
         sums = _sums(sums, slabs.count, channels, one_slab(slabs.count, channels))
     return sums.reshape(channels)
 
 
 def _sums(x, rows, channels, slabs):
-    """(slabs, C): the sums over the rows of each slab."""
+    """(slabs, O): the sum over the rows of each slab."""
     sums = cupy.empty((slabs.count, channels), real_dtype(x.dtype))
     CHANNEL_SUMS.launch(slabs.blocks, slabs.threads, (x, sums, rows, channels, slabs.rows_per_thread), x.dtype)
     return sums

@@ -1,7 +1,7 @@
-"""Convolution as a product whose patches are never copied: im2col's numbers are fetched where the product needs them.
+"""Convolution by implicit GEMM: im2col's matrix product, which fetches each patch from x and never copies the patches.
 
-It needs no workspace, and no cuBLAS, which CuPy cannot capture in a graph. (The name of this is implicit GEMM: Chetlur
-et al. 2014, "cuDNN: Efficient primitives for deep learning", section 3.2.)
+It needs no workspace, and no cuBLAS, which CuPy cannot capture in a graph. (Chetlur et al. 2014, "cuDNN: Efficient
+primitives for deep learning", section 3.2.)
 """
 
 import math
@@ -12,47 +12,44 @@ from minidl.kernels.cuda._launch import CudaKernel, contiguous, real_dtype
 from minidl.kernels.cuda._product import TILE_ROWS, launch_product, product_kernels
 from minidl.kernels.shapes import output_size
 
-# dL/dweight is a product of few rows and columns and a great depth: slabs of it, so that there are enough blocks to
-# keep a large GPU busy, but not of fewer pixels than make a block's work worth its start. Choices, not measurements.
-ENOUGH_BLOCKS, LEAST_PIXELS = 512, 512
+# dL/dweight is a product with few rows and columns but a large depth. The depth is cut into slabs, so that there are
+# enough blocks for a large GPU; a slab has at least 512 windows, so that a block has enough work. Chosen, not measured.
+ENOUGH_BLOCKS, LEAST_WINDOWS = 512, 512
 
 GEOMETRY = "index N, index H, index W, index C, index OH, index OW, index O, index KH, index KW, index PH, index PW"
 
 OPERANDS = """
-// A pixel (n, i, j), or a tap (u, v, c): counted with the innermost number first, up to `middles` and `inners`.
-struct Place {
-    index outer, middle, inner;
-};
+// A window (i, j) of image n, a pixel (h, w) of image n, and a tap (u, v) with a channel: c of x, or o of dL/dy.
+struct Window { index n, i, j; };
+struct Pixel { index n, h, w; };
+struct Tap { index u, v, channel; };
 
-__device__ Place place_of(index number, index middles, index inners) {
-    return {number / inners / middles, number / inners % middles, number % inners};
-}
-
-__device__ void move_on(Place& place, index count, index middles, index inners) {
-    place.inner += count;
-    while (place.inner >= inners) {  // a few times, where division would take longer
-        place.inner -= inners;
-        if (++place.middle == middles) {
-            place.middle = 0;
-            place.outer++;
+// Add `count` to the number (outer * middles + middle) * inners + inner.
+__device__ void move_on(index& outer, index& middle, index& inner, index count, index middles, index inners) {
+    inner += count;
+    while (inner >= inners) {  // a few times; a division would take longer
+        inner -= inners;
+        if (++middle == middles) {
+            middle = 0;
+            outer++;
         }
     }
 }
 
-// im2col's matrix: what output pixel (n, i, j) sees of x through tap (u, v, c).
+// im2col's matrix (N*OH*OW, KH*KW*C): the address of the pixel of x that a window sees through a tap.
 struct Patches {
     const stored* numbers;
     index N, H, W, C, OH, OW, KH, KW, PH, PW;
-    __device__ const stored* number(Place pixel, Place tap) const {
-        index h = pixel.middle * SH + tap.outer - PH, w = pixel.inner * SW + tap.middle - PW;
-        bool inside = pixel.outer < N && tap.outer < KH && h >= 0 && h < H && w >= 0 && w < W;
-        return inside ? numbers + ((pixel.outer * H + h) * W + w) * C + tap.inner : nullptr;
+    __device__ const stored* address(Window window, Tap tap) const {
+        index h = window.i * SH + tap.u - PH, w = window.j * SW + tap.v - PW;
+        bool inside = window.n < N && tap.u < KH && h >= 0 && h < H && w >= 0 && w < W;
+        return inside ? numbers + ((window.n * H + h) * W + w) * C + tap.channel : nullptr;
     }
-    __device__ Place pixel(index number) const { return place_of(number, OH, OW); }
-    __device__ Place tap(index number) const { return place_of(number, KW, C); }
+    __device__ Window window(index k) const { return {k / OW / OH, k / OW % OH, k % OW}; }
+    __device__ Tap tap(index k) const { return {k / C / KW, k / C % KW, k % C}; }
 };
 
-// A matrix as it lies in memory: its rows are the depth.
+// A row-major matrix (depth, width).
 struct Matrix {
     static constexpr bool along_depth = false;
     using Line = index;
@@ -68,7 +65,7 @@ struct Matrix {
 };
 """
 
-# For the tests: strides, columns of a tile, and how many bytes are copied at once.
+# For the tests: strides, columns of a tile, and bytes copied at once.
 EXAMPLES = [
     {"SH": stride, "SW": stride, "TILE_COLUMNS": columns, "BYTES_A": copied, "BYTES_B": copied}
     for stride, columns, copied in ((1, 16, 2), (2, 32, 8), (1, 64, 16), (1, 128, 16))
@@ -78,15 +75,15 @@ FORWARD = product_kernels(
     "conv_forward",
     OPERANDS
     + f"""
-// Rows are output pixels, the depth the taps, columns the output channels.
+// Rows are the windows (n, i, j), the depth is the taps (u, v, c), columns are the output channels.
 struct PatchRows : Patches {{
     static constexpr bool along_depth = true;
-    using Line = Place;
-    using Step = Place;
-    __device__ Place line(index number) const {{ return pixel(number); }}
-    __device__ Place step(index number) const {{ return tap(number); }}
-    __device__ void advance(Place& tap, int count) const {{ move_on(tap, count, KW, C); }}
-    __device__ const stored* at(Place pixel, Place tap) const {{ return number(pixel, tap); }}
+    using Line = Window;
+    using Step = Tap;
+    __device__ Window line(index k) const {{ return window(k); }}
+    __device__ Tap step(index k) const {{ return tap(k); }}
+    __device__ void advance(Tap& tap, int count) const {{ move_on(tap.u, tap.v, tap.channel, count, KW, C); }}
+    __device__ const stored* at(Window window, Tap tap) const {{ return address(window, tap); }}
 }};
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv_forward(
@@ -113,7 +110,7 @@ def conv2d_forward(x, weight, bias, stride, padding):
 
 
 def conv2d_backward(grad, x, weight, stride, padding, needs_x, needs_weight):
-    """(dL/dx, dL/dweight) of dL/dy, (N, OH, OW, O); None for one that is not needed."""
+    """(dL/dx, dL/dweight) from dL/dy, (N, OH, OW, O). A gradient that is not needed is None."""
     grad_x = backward_x(grad, weight, x.shape, stride, padding) if needs_x else None
     return grad_x, backward_weight(grad, x, weight.shape, stride, padding) if needs_weight else None
 
@@ -122,38 +119,38 @@ BACKWARD_X = product_kernels(
     "conv_backward_x",
     OPERANDS
     + f"""
-// Rows are the pixels of x, the depth the taps (u, v, o) that they meet dL/dy through, columns the channels of x.
+// Rows are the pixels (n, h, w), the depth is the taps (u, v, o), columns are the input channels. An element is dL/dy
+// at the window that sees the pixel through the tap.
 struct GradPatches {{
     static constexpr bool along_depth = true;
-    using Line = Place;
-    using Step = Place;
+    using Line = Pixel;
+    using Step = Tap;
     const stored* numbers;
     index N, H, W, OH, OW, O, KH, KW, PH, PW;
-    __device__ Place line(index number) const {{ return place_of(number, H, W); }}
-    __device__ Place step(index number) const {{ return place_of(number, KW, O); }}
-    __device__ void advance(Place& tap, int count) const {{ move_on(tap, count, KW, O); }}
-    __device__ const stored* at(Place pixel, Place tap) const {{
-        // Times the stride, where the window begins that sees the pixel through this tap.
-        index i = pixel.middle + PH - tap.outer, j = pixel.inner + PW - tap.middle;
-        bool inside = pixel.outer < N && tap.outer < KH && i >= 0 && j >= 0 && i % SH == 0 && j % SW == 0;
-        inside = inside && i / SH < OH && j / SW < OW;
-        return inside ? numbers + ((pixel.outer * OH + i / SH) * OW + j / SW) * O + tap.inner : nullptr;
+    __device__ Pixel line(index k) const {{ return {{k / W / H, k / W % H, k % W}}; }}
+    __device__ Tap step(index k) const {{ return {{k / O / KW, k / O % KW, k % O}}; }}
+    __device__ void advance(Tap& tap, int count) const {{ move_on(tap.u, tap.v, tap.channel, count, KW, O); }}
+    __device__ const stored* at(Pixel pixel, Tap tap) const {{
+        index i_SH = pixel.h + PH - tap.u, j_SW = pixel.w + PW - tap.v;  // i*SH and j*SW of the window (i, j)
+        bool inside = pixel.n < N && tap.u < KH && i_SH >= 0 && j_SW >= 0 && i_SH % SH == 0 && j_SW % SW == 0;
+        inside = inside && i_SH / SH < OH && j_SW / SW < OW;
+        return inside ? numbers + ((pixel.n * OH + i_SH / SH) * OW + j_SW / SW) * O + tap.channel : nullptr;
     }}
 }};
 
-// weight[u, v, c, o] in row (u, v, o) and column c.
+// weight[u, v, c, o] as a matrix with row (u, v, o) and column c: (KH, KW, C, O) -> (KH*KW*O, C).
 struct TurnedWeight {{
     static constexpr bool along_depth = true;
     using Line = index;
-    using Step = Place;
+    using Step = Tap;
     const stored* numbers;
     index C, O, KH, KW;
     __device__ index line(index c) const {{ return c; }}
-    __device__ Place step(index number) const {{ return place_of(number, KW, O); }}
-    __device__ void advance(Place& tap, int count) const {{ move_on(tap, count, KW, O); }}
-    __device__ const stored* at(index c, Place tap) const {{
-        bool inside = c < C && tap.outer < KH;
-        return inside ? numbers + ((tap.outer * KW + tap.middle) * C + c) * O + tap.inner : nullptr;
+    __device__ Tap step(index k) const {{ return {{k / O / KW, k / O % KW, k % O}}; }}
+    __device__ void advance(Tap& tap, int count) const {{ move_on(tap.u, tap.v, tap.channel, count, KW, O); }}
+    __device__ const stored* at(index c, Tap tap) const {{
+        bool inside = c < C && tap.u < KH;
+        return inside ? numbers + ((tap.u * KW + tap.v) * C + c) * O + tap.channel : nullptr;
     }}
 }};
 
@@ -170,7 +167,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv_backward_x(
 
 
 def backward_x(grad, weight, x_shape, stride, padding):
-    """dL/dx: each pixel gathers what came back through each tap."""
+    """dL/dx: each pixel gathers dL/dy from all windows that see it, (N, OH, OW, O) -> (N, H, W, C)."""
     grad, weight = contiguous(grad), contiguous(weight)
     grad_x = cupy.empty(x_shape, grad.dtype)
     arguments = grad, weight, grad_x, *geometry(x_shape, weight.shape, grad.shape, padding)
@@ -183,22 +180,24 @@ BACKWARD_WEIGHT = product_kernels(
     "conv_backward_weight",
     OPERANDS
     + f"""
-// Rows are the taps, the depth the output pixels, columns the output channels. blockIdx.y is a slab of the pixels.
+// Rows are taps (u, v, c), the depth is the windows (n, i, j), columns are output channels. blockIdx.y is the slab.
 struct PatchColumns : Patches {{
     static constexpr bool along_depth = false;
-    using Line = Place;
-    using Step = Place;
-    __device__ Place line(index number) const {{ return tap(number); }}
-    __device__ Place step(index number) const {{ return pixel(number); }}
-    __device__ void advance(Place& pixel, int count) const {{ move_on(pixel, count, OH, OW); }}
-    __device__ const stored* at(Place tap, Place pixel) const {{ return number(pixel, tap); }}
+    using Line = Tap;
+    using Step = Window;
+    __device__ Tap line(index k) const {{ return tap(k); }}
+    __device__ Window step(index k) const {{ return window(k); }}
+    __device__ void advance(Window& window, int count) const {{
+        move_on(window.n, window.i, window.j, count, OH, OW);
+    }}
+    __device__ const stored* at(Tap tap, Window window) const {{ return address(window, tap); }}
 }};
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv_backward_weight(
     const stored* x, const stored* grad, real* slabs, index length, {GEOMETRY}
 ) {{
-    index taps = KH * KW * C, pixels = N * OH * OW, first = blockIdx.y * length;
-    index end = first + length < pixels ? first + length : pixels;
+    index taps = KH * KW * C, windows = N * OH * OW, first = blockIdx.y * length;
+    index end = first + length < windows ? first + length : windows;
     PatchColumns patches{{{{x, N, H, W, C, OH, OW, KH, KW, PH, PW}}}};
     const real* no_bias = nullptr;
     multiply(patches, Matrix{{grad, O}}, no_bias, slabs + blockIdx.y * taps * O, taps, O, first, end);
@@ -210,7 +209,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv_backward_weig
 SUM_SLABS = CudaKernel(
     "sum_slabs",
     """
-// A thread for each number of the sum. The slabs are added in their order.
+// A thread for each element of the sum. The slabs are added in order.
 extern "C" __global__ void sum_slabs(const real* slabs, real* sum, index slab_count, index count) {
     index i = thread_number();
     if (i >= count) return;
@@ -223,13 +222,13 @@ extern "C" __global__ void sum_slabs(const real* slabs, real* sum, index slab_co
 
 
 def backward_weight(grad, x, weight_shape, stride, padding):
-    """dL/dweight = patches^T dL/dy, in the dtype of the sums: slabs of pixels, and then their sum."""
+    """dL/dweight = patches^T dL/dy, in float32 or float64: a partial sum for each slab of windows, then the total."""
     grad, x = contiguous(grad), contiguous(x)
     kh, kw, c, o = weight_shape
-    taps, pixels = kh * kw * c, math.prod(grad.shape[:3])
-    slab_count = slabs_of(pixels, taps, o)
+    taps, windows = kh * kw * c, math.prod(grad.shape[:3])
+    slab_count = slabs_of(windows, taps, o)
     slabs = cupy.empty((slab_count, *weight_shape), real_dtype(grad.dtype))
-    arguments = x, grad, slabs, -(-pixels // slab_count), *geometry(x.shape, weight_shape, grad.shape, padding)
+    arguments = x, grad, slabs, -(-windows // slab_count), *geometry(x.shape, weight_shape, grad.shape, padding)
     launch_product(BACKWARD_WEIGHT, taps, o, slab_count, ((x, c), (grad, o)), arguments, strides(stride))
     if slab_count == 1:
         return slabs[0]
@@ -238,17 +237,17 @@ def backward_weight(grad, x, weight_shape, stride, padding):
     return grad_weight
 
 
-def slabs_of(pixels: int, taps: int, o: int) -> int:
-    """How many slabs: a function of the shape alone, so that sums come out the same on every GPU."""
+def slabs_of(windows: int, taps: int, o: int) -> int:
+    """The number of slabs. It depends on the shape alone, so that the sums are the same on every GPU."""
     tiles = -(-taps // TILE_ROWS) * -(-o // TILE_ROWS)
-    return max(1, min(ENOUGH_BLOCKS // tiles, pixels // LEAST_PIXELS))
+    return max(1, min(ENOUGH_BLOCKS // tiles, windows // LEAST_WINDOWS))
 
 
 def geometry(x_shape, weight_shape, y_shape, padding) -> tuple[int, ...]:
-    """The arguments of GEOMETRY."""
+    """The kernel arguments that GEOMETRY declares."""
     return *x_shape, *y_shape[1:], *weight_shape[:2], *padding
 
 
 def strides(stride) -> dict[str, int]:
-    """Constants of the compiled kernels, as dividing by 1 and 2 is then free."""
+    """The strides as compile-time constants: division by the constants 1 and 2 costs nothing."""
     return {"SH": stride[0], "SW": stride[1]}

@@ -1,4 +1,4 @@
-"""Dropout. The mask is a function of the key, so backward draws it again instead of keeping it."""
+"""Dropout. The mask is a function of the key, so backward computes it again instead of storing it."""
 
 import math
 
@@ -12,7 +12,7 @@ DROPOUT = CudaKernel(
     "dropout",
     PHILOX
     + """
-// A thread for every four numbers, as Philox gives four words at a time. The upper 24 bits of a word decide.
+// A thread for every four elements, because Philox returns four words at a time. The upper 24 bits of a word decide.
 extern "C" __global__ void dropout(
     const stored* x, const unsigned int* key, stored* y, index threshold, real scale, index count
 ) {
@@ -30,14 +30,14 @@ extern "C" __global__ void dropout(
 
 
 def dropout_forward(x, probability, key):
-    """y = x / (1 - p) with probability 1 - p, else 0; `key` is (seed low, seed high, step, layer) in uint32."""
+    """y = x / (1 - p) with probability 1 - p, else 0. `key` is uint32 (seed low, seed high, step, layer)."""
     x, key = contiguous(x), contiguous(cupy.asarray(key, np.uint32))
     y = cupy.empty_like(x)
-    threshold = math.ceil(probability * 2**24)  # word / 2^24 >= p, in whole numbers: no rounding in float32
+    threshold = math.ceil(probability * 2**24)  # word / 2^24 >= p as a comparison of integers, without rounding
     DROPOUT.for_each(-(-x.size // 4), x, key, y, threshold, float(1 / (1 - probability)), x.size, dtype=x.dtype)
     return y
 
 
 def dropout_backward(grad, probability, key):
-    """dL/dx: the same numbers are kept, and scaled the same way."""
+    """dL/dx: dL/dy with the same mask and the same scale."""
     return dropout_forward(grad, probability, key)

@@ -1,4 +1,4 @@
-"""Work on the GPU that is captured once in a CUDA graph and launched again as a whole."""
+"""CUDA graphs: GPU work that is captured once and then launched as a whole, again and again."""
 
 import contextlib
 import weakref
@@ -9,47 +9,47 @@ import numpy as np
 
 
 class Graph:
-    """What a function does on the GPU. A capture executes nothing: it writes down each launch with its arguments.
+    """The GPU work of a function. A capture executes nothing: it records each launch with its arguments.
 
-    Among these are addresses, so every array of the function must stay where it was: what is computed lies in a pool
-    of memory that belongs to the graph alone, and lives as long as the graph.
+    The arguments include addresses, so every array of the function must stay at its address. Arrays that the function
+    creates are therefore allocated in a memory pool of the graph's own, which lives as long as the graph.
     """
 
     def __init__(self):
-        self.stream = cupy.cuda.Stream(non_blocking=True)  # any use of the default stream would disturb another one
+        self.stream = cupy.cuda.Stream(non_blocking=True)  # another stream would be disturbed by the default stream
         self.pool = cupy.cuda.MemoryPool()
-        # A pool that is merely dropped keeps its memory for ever, in CuPy 14.2.
+        # In CuPy 14.2 a pool without references does not free its memory.
         weakref.finalize(self, self.pool.free_all_blocks).atexit = False
 
     def run(self, function: Callable):
-        """Call the function for real where the capture will be: its kernels get compiled, its memory is taken."""
+        """Run the function, on the graph's stream and pool: this compiles its kernels and allocates its memory."""
         device = cupy.cuda.Device()
-        device.synchronize()  # the stream does not wait for the others, nor they for it
+        device.synchronize()  # this stream does not wait for other streams, nor they for it
         with self.stream, cupy.cuda.using_allocator(self.pool.malloc):
             results = function()
         device.synchronize()
         return results
 
     def capture(self, function: Callable):
-        """Call the function and capture what it would do; its results are garbage until the graph is launched."""
+        """Capture the function's work without executing it. Its results are undefined until the graph is launched."""
         with self.stream, cupy.cuda.using_allocator(self.pool.malloc):
             self.stream.begin_capture()
             try:
                 results = function()
             except BaseException:
-                with contextlib.suppress(cupy.cuda.runtime.CUDARuntimeError):  # which says again what the error says
+                with contextlib.suppress(cupy.cuda.runtime.CUDARuntimeError):  # it repeats the first error
                     self.stream.end_capture()
                 raise
             self.graph = self.stream.end_capture()
         return results
 
     def launch(self) -> None:
-        """Do all of it, on the current stream."""
+        """Execute the captured work on the current stream."""
         self.graph.launch()
 
 
 class InputBuffer:
-    """An array at an address of its own, from which a graph reads what differs from launch to launch."""
+    """An array at a fixed address, from which a graph reads the inputs that change from launch to launch."""
 
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype):
         self.array = cupy.empty(shape, dtype)
@@ -57,14 +57,14 @@ class InputBuffer:
         self.copied = cupy.cuda.Event(disable_timing=True)
 
     def fill(self, values) -> None:
-        """Copy an array of the device or of the host, on the current stream."""
+        """Copy an array, from the device or from the host, into the buffer, on the current stream."""
         if isinstance(values, cupy.ndarray):
             self.array[...] = values
             return
         if self.pinned is None:
             memory = cupy.cuda.alloc_pinned_memory(self.array.nbytes)
             self.pinned = np.ndarray(self.array.shape, self.array.dtype, buffer=memory)
-        self.copied.synchronize()  # the copy before has read the pinned memory
+        self.copied.synchronize()  # wait until the previous copy has read the pinned memory
         self.pinned[...] = values
-        self.array.set(self.pinned)  # from pinned memory the host does not wait for it
+        self.array.set(self.pinned)  # asynchronous, because the source is pinned memory
         self.copied.record(cupy.cuda.get_current_stream())

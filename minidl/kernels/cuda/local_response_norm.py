@@ -7,7 +7,7 @@ from minidl.kernels.cuda._launch import CudaKernel, contiguous, real_dtype
 LOCAL_RESPONSE_NORM_FORWARD = CudaKernel(
     "local_response_norm_forward",
     """
-// A thread for each number; what it reads of its neighbours, the threads beside it read too.
+// A thread for each element. It reads neighbouring elements, which the threads beside it read too.
 extern "C" __global__ void local_response_norm_forward(
     const stored* x, stored* y, real* scale, index size, real alpha, real beta, real k, index channels, index count
 ) {
@@ -25,7 +25,7 @@ extern "C" __global__ void local_response_norm_forward(
 
 
 def local_response_norm_forward(x, size, alpha, beta, k):
-    """(y, scale): scale_c = k + alpha * the sum of x^2 over the `size` channels around c, and y = x scale^-beta."""
+    """(y, scale): scale_c = k + alpha * (sum of x^2 over the `size` channels around c), and y = x scale^-beta."""
     x = contiguous(x)
     y, scale = cupy.empty_like(x), cupy.empty_like(x, real_dtype(x.dtype))
     numbers = size, float(alpha), float(beta), float(k), x.shape[-1], x.size
@@ -36,7 +36,7 @@ def local_response_norm_forward(x, size, alpha, beta, k):
 LOCAL_RESPONSE_NORM_BACKWARD = CudaKernel(
     "local_response_norm_backward",
     """
-// A thread for each number. c lies in d's window when d lies in c's mirrored window.
+// A thread for each element. Channel d has c near if and only if d is in the mirrored range around c.
 extern "C" __global__ void local_response_norm_backward(
     const stored* grad, const stored* x, const stored* y, const real* scale, stored* grad_x,
     index size, real alpha, real beta, index channels, index count
@@ -55,7 +55,7 @@ extern "C" __global__ void local_response_norm_backward(
 
 
 def local_response_norm_backward(grad, x, y, scale, size, alpha, beta):
-    """dL/dx_c = g_c scale_c^-beta - 2 alpha beta x_c * the sum of g_d y_d / scale_d over the d whose window holds c."""
+    """dL/dx_c = g_c scale_c^-beta - 2 alpha beta x_c * (sum of g_d y_d / scale_d over the d that have c near)."""
     grad, x, y, scale = map(contiguous, (grad, x, y, scale))
     grad_x = cupy.empty_like(x)
     numbers = size, float(alpha), float(beta), x.shape[-1], x.size

@@ -1,17 +1,17 @@
-"""Losses: one number, the mean over the batch."""
+"""Losses: a scalar, the mean over the batch."""
 
 import cupy
 
 from minidl.kernels.cuda._launch import THREADS, CudaKernel, contiguous
 from minidl.kernels.cuda.softmax import ROWS, launch_block_per_row
 
-MOST_BLOCKS = 256  # a few for each of a GPU's multiprocessors (132 on an H200), and numbers for MEAN to add up
+MOST_BLOCKS = 256  # about two per multiprocessor (an H200 has 132), and few partial sums for MEAN to add up
 
 MEAN = CudaKernel(
     "mean",
     """
-// One block, so that the order of the sum is always the same: each thread adds up every blockDim.x-th value, block_sum
-// their sums. `count` is what the sum is divided by.
+// One block, so that the order of the sum is always the same: each thread adds up every blockDim.x-th value, and
+// block_sum adds up their sums. The sum is divided by `count`.
 extern "C" __global__ void mean(const real* values, real* y, index length, index count) {
     real sum = 0;
     for (index i = threadIdx.x; i < length; i += blockDim.x) sum += values[i];
@@ -23,7 +23,7 @@ extern "C" __global__ void mean(const real* values, real* y, index length, index
 
 
 def mean(values, count):
-    """The sum of a list of values / count, a 0-d array."""
+    """A 0-d array: the sum of the values, divided by `count`."""
     y = cupy.empty((), values.dtype)
     MEAN.launch(1, THREADS, (values, y, values.size, count), values.dtype)
     return y
@@ -33,9 +33,9 @@ CROSS_ENTROPY_FORWARD = CudaKernel(
     "cross_entropy_forward",
     ROWS
     + """
-// A block for each row of logits. Its thread 0 writes the row's loss. `others` is what the target gives to each class,
-// and `more` what it gives to the labelled one besides. Nobody has looked at the labels, as the host would have to wait
-// for them: one that is no class makes the loss NaN.
+// A block for each row of logits; thread 0 writes the row's loss. The target is `others` for each class, plus `more`
+// for the label. The labels have not been checked, because the host would have to wait for them: a label that is not a
+// class makes the loss NaN.
 extern "C" __global__ void cross_entropy_forward(const real* logits, const long long* labels, real* losses,
                                                  real* probabilities, real others, real more, index K) {
     index n = blockIdx.x, start = n * K;
@@ -51,7 +51,7 @@ extern "C" __global__ void cross_entropy_forward(const real* logits, const long 
     if (threadIdx.x == 0) {
         bool is_class = 0 <= labels[n] && labels[n] < K;
         real loss = is_class ? -more * (logits[start + labels[n]] - largest - log_sum) : (real)0 / (real)0;
-        // Without smoothing a logit of -inf is allowed: 0 * -inf would be NaN.
+        // Without smoothing a logit of -inf is allowed, but 0 * -inf would be NaN.
         losses[n] = others > 0 ? loss - others * log_product : loss;
     }
 }
@@ -60,7 +60,7 @@ extern "C" __global__ void cross_entropy_forward(const real* logits, const long 
 
 
 def cross_entropy_forward(logits, labels, label_smoothing):
-    """(loss, probabilities): the mean of -sum_k t_k log p_k, with t = (1-s) onehot(label) + s/K, s the smoothing."""
+    """(loss, p): the mean of -sum_k t_k log p_k, p = softmax(logits). t = (1-s) onehot(label) + s/K, s = smoothing."""
     logits, labels = contiguous(logits), contiguous(labels.astype("int64", copy=False))
     n, classes = logits.shape
     losses, probabilities = cupy.empty(n, logits.dtype), cupy.empty_like(logits)
@@ -72,7 +72,7 @@ def cross_entropy_forward(logits, labels, label_smoothing):
 CROSS_ENTROPY_BACKWARD = CudaKernel(
     "cross_entropy_backward",
     """
-// A thread for each logit i = n*K + k.
+// A thread for each logit, number i = n*K + k.
 extern "C" __global__ void cross_entropy_backward(const real* grad, const real* probabilities, const long long* labels,
                                                   real* grad_logits, real others, real more, index N, index K) {
     index i = thread_number();
@@ -86,7 +86,7 @@ extern "C" __global__ void cross_entropy_backward(const real* grad, const real* 
 
 
 def cross_entropy_backward(grad, probabilities, labels, label_smoothing):
-    """dL/dlogits = (p - t) / N."""
+    """dL/dlogits = dL/dloss * (p - t) / N."""
     probabilities = contiguous(probabilities)
     labels = contiguous(labels.astype("int64", copy=False))
     n, classes = probabilities.shape
@@ -100,7 +100,7 @@ def cross_entropy_backward(grad, probabilities, labels, label_smoothing):
 SQUARED_ERRORS = CudaKernel(
     "squared_errors",
     """
-// Each thread adds up the numbers i, i + (all threads), ..., and each block the sums of its threads.
+// Thread t adds up the elements t, t + (number of threads) ..., and each block adds up the sums of its threads.
 extern "C" __global__ void squared_errors(const real* x, const real* target, real* sums, index count) {
     index threads = (index)gridDim.x * blockDim.x;
     real sum = 0;
@@ -113,7 +113,7 @@ extern "C" __global__ void squared_errors(const real* x, const real* target, rea
 
 
 def mse_loss_forward(x, target):
-    """The mean of (x - target)^2 over all numbers."""
+    """The mean of (x - target)^2 over all elements."""
     x, target = contiguous(x), contiguous(target)
     blocks = min(-(-x.size // THREADS), MOST_BLOCKS)
     sums = cupy.empty(blocks, x.dtype)
@@ -124,7 +124,7 @@ def mse_loss_forward(x, target):
 MSE_LOSS_BACKWARD = CudaKernel(
     "mse_loss_backward",
     """
-// A thread for each number.
+// A thread for each element.
 extern "C" __global__ void mse_loss_backward(const real* grad, const real* x, const real* target, real* grad_x,
                                              index count) {
     index i = thread_number();
@@ -135,7 +135,7 @@ extern "C" __global__ void mse_loss_backward(const real* grad, const real* x, co
 
 
 def mse_loss_backward(grad, x, target):
-    """dL/dx = 2 (x - target) / count; dL/dtarget is its negative."""
+    """dL/dx = dL/dloss * 2 * (x - target) / count; dL/dtarget is its negative."""
     grad_x = cupy.empty(x.shape, x.dtype)
     x, target = contiguous(x), contiguous(target)
     MSE_LOSS_BACKWARD.for_each(x.size, grad, x, target, grad_x, x.size, dtype=x.dtype)

@@ -1,4 +1,4 @@
-"""Pooling: one number for each window of each channel."""
+"""Pooling: one value for each window and channel."""
 
 import cupy
 
@@ -6,23 +6,23 @@ from minidl.kernels.cuda._launch import THREADS, CudaKernel, contiguous
 from minidl.kernels.cuda._windows import FIRST_WINDOW
 from minidl.kernels.shapes import output_size, tap_dtype
 
-WARP = 32  # threads that a GPU runs in step
+WARP = 32  # threads that a GPU runs in lockstep
 
 TAP_TYPES = {"uint8": "unsigned char", "uint32": "unsigned int"}  # see tap_dtype
 
 WINDOWS = (
     FIRST_WINDOW
     + """
-// How much of a window counts, along an axis, where the image has a border on both sides that counts too.
-__device__ index counted(index start, index kernel_size, index size, index border) {
-    return min(start + kernel_size, size + border) - max(start, -border);
+// How many pixels of a window are counted along an axis: those on the image and on a border on both sides.
+__device__ index counted(index start, index KH, index H, index border) {
+    return min(start + KH, H + border) - max(start, -border);
 }
 """
 )
 
 
 def _for_each_tap_type(name, source):
-    """A kernel for each dtype of `best_tap`."""
+    """{dtype of `best_tap`: kernel}."""
     return {
         dtype: CudaKernel(f"{name}_{dtype}", source.replace("NAME", f"{name}_{dtype}").replace("TAP", type_in_c))
         for dtype, type_in_c in TAP_TYPES.items()
@@ -33,9 +33,9 @@ MAX_POOL2D_FORWARD = _for_each_tap_type(
     "max_pool2d_forward",
     WINDOWS
     + """
-// A thread for each number of y, k = j*C + c in its row (n, i). Blocks keep to a row, so that threads divide once only,
-// and neighbours read neighbouring channels. The window's first tap that is not on the padding leads until a larger
-// number comes, or a NaN.
+// A thread for each element of y, number k = j*C + c of its row (n, i). A block stays in one row, so that few divisions
+// are needed. Neighbouring threads read neighbouring channels. The first tap that is not on the padding is the best one
+// until a tap has a larger value, or a NaN.
 extern "C" __global__ void NAME(const stored* x, stored* y, TAP* best_tap, index H, index W, index C,
                                 index OH, index OW, index KH, index KW, index SH, index SW, index PH, index PW) {
     index row = blockIdx.x, n = row / OH, i = row % OH;
@@ -65,9 +65,9 @@ extern "C" __global__ void NAME(const stored* x, stored* y, TAP* best_tap, index
 
 
 def max_pool2d_forward(x, kernel_size, stride, padding, ceil_mode):
-    """(y, best_tap): the largest number of each window, and its tap u*KW + v, the first among equals.
+    """(y, best_tap): the maximum of each window, and its tap u*KW + v, the first one among equals.
 
-    The padding is never the largest. A NaN is larger than anything, so that it is seen.
+    The padding is never the maximum. A NaN counts as larger than any number, so that it shows.
     """
     x = contiguous(x)
     n, h, w, c = x.shape
@@ -75,7 +75,7 @@ def max_pool2d_forward(x, kernel_size, stride, padding, ceil_mode):
     y = cupy.empty((n, oh, ow, c), x.dtype)
     best_tap = cupy.empty(y.shape, tap_dtype(kernel_size))
     arguments = x, y, best_tap, h, w, c, oh, ow, *kernel_size, *stride, *padding
-    _launch_thread_per_number(MAX_POOL2D_FORWARD[str(best_tap.dtype)], y, arguments)
+    _launch_thread_per_element(MAX_POOL2D_FORWARD[str(best_tap.dtype)], y, arguments)
     return y, best_tap
 
 
@@ -83,8 +83,8 @@ MAX_POOL2D_BACKWARD = _for_each_tap_type(
     "max_pool2d_backward",
     WINDOWS
     + """
-// A thread for each number of grad_x, k = w*C + c in its row (n, h). It asks the windows that cover its pixel, always
-// in the same order, whether it is their best tap, and adds up what they give: no two threads write to one number.
+// A thread for each element of grad_x, number k = w*C + c of its row (n, h). It adds up the gradients of the windows
+// whose best tap is its pixel, always in the same order. So no two threads write to the same element.
 extern "C" __global__ void NAME(const stored* grad, const TAP* best_tap, stored* grad_x, index H, index W, index C,
                                 index OH, index OW, index KH, index KW, index SH, index SW, index PH, index PW) {
     index row = blockIdx.x, n = row / H, h = row % H;
@@ -107,12 +107,12 @@ extern "C" __global__ void NAME(const stored* grad, const TAP* best_tap, stored*
 
 
 def max_pool2d_backward(grad, best_tap, x_shape, kernel_size, stride, padding):
-    """dL/dx: each window's dL/dy goes to its best tap."""
+    """dL/dx: the gradient of each window goes to its best tap."""
     dtype = tap_dtype(kernel_size)
     grad, best_tap = contiguous(grad), contiguous(best_tap.astype(dtype, copy=False))
     grad_x = cupy.empty(x_shape, grad.dtype)
     arguments = grad, best_tap, grad_x, *x_shape[1:], *grad.shape[1:3], *kernel_size, *stride, *padding
-    _launch_thread_per_number(MAX_POOL2D_BACKWARD[dtype], grad_x, arguments)
+    _launch_thread_per_element(MAX_POOL2D_BACKWARD[dtype], grad_x, arguments)
     return grad_x
 
 
@@ -120,8 +120,8 @@ AVG_POOL2D_FORWARD = CudaKernel(
     "avg_pool2d_forward",
     WINDOWS
     + """
-// A thread for each number of y, k = j*C + c in its row (n, i). BH and BW are how much of the padding counts: all of
-// it, or none.
+// A thread for each element of y, number k = j*C + c of its row (n, i). The border (BH, BW) is the part of the padding
+// that is counted: all of it, (PH, PW), or none, (0, 0).
 extern "C" __global__ void avg_pool2d_forward(const stored* x, stored* y, index H, index W, index C, index OH, index OW,
                                               index KH, index KW, index SH, index SW, index PH, index PW, index BH,
                                               index BW) {
@@ -141,13 +141,13 @@ extern "C" __global__ void avg_pool2d_forward(const stored* x, stored* y, index 
 
 
 def avg_pool2d_forward(x, kernel_size, stride, padding, ceil_mode, count_include_pad):
-    """y: the mean of each window; the zeros of the padding count as numbers of it if count_include_pad."""
+    """y: the mean of each window. With count_include_pad the zeros of the padding count as pixels."""
     x = contiguous(x)
     n, h, w, c = x.shape
     oh, ow = output_size((h, w), kernel_size, stride, padding, ceil_mode)
     y = cupy.empty((n, oh, ow, c), x.dtype)
     border = padding if count_include_pad else (0, 0)
-    _launch_thread_per_number(AVG_POOL2D_FORWARD, y, (x, y, h, w, c, oh, ow, *kernel_size, *stride, *padding, *border))
+    _launch_thread_per_element(AVG_POOL2D_FORWARD, y, (x, y, h, w, c, oh, ow, *kernel_size, *stride, *padding, *border))
     return y
 
 
@@ -155,8 +155,8 @@ AVG_POOL2D_BACKWARD = CudaKernel(
     "avg_pool2d_backward",
     WINDOWS
     + """
-// A thread for each number of grad_x, k = w*C + c in its row (n, h). It collects its share from the windows that cover
-// its pixel, always in the same order.
+// A thread for each element of grad_x, number k = w*C + c of its row (n, h). It adds up its shares of the gradients of
+// the windows that cover its pixel, always in the same order.
 extern "C" __global__ void avg_pool2d_backward(const stored* grad, stored* grad_x, index H, index W, index C, index OH,
                                                index OW, index KH, index KW, index SH, index SW, index PH, index PW,
                                                index BH, index BW) {
@@ -178,21 +178,21 @@ extern "C" __global__ void avg_pool2d_backward(const stored* grad, stored* grad_
 
 
 def avg_pool2d_backward(grad, x_shape, kernel_size, stride, padding, ceil_mode, count_include_pad):
-    """dL/dx: each window's dL/dy in equal shares to the numbers it was the mean of."""
-    grad = contiguous(grad)  # its shape tells of ceil_mode
+    """dL/dx: the gradient of each window, in equal shares to the pixels that were averaged."""
+    grad = contiguous(grad)  # has the output size of ceil_mode
     grad_x = cupy.empty(x_shape, grad.dtype)
     border = padding if count_include_pad else (0, 0)
     arguments = grad, grad_x, *x_shape[1:], *grad.shape[1:3], *kernel_size, *stride, *padding, *border
-    _launch_thread_per_number(AVG_POOL2D_BACKWARD, grad_x, arguments)
+    _launch_thread_per_element(AVG_POOL2D_BACKWARD, grad_x, arguments)
     return grad_x
 
 
 GLOBAL_AVG_POOL_FORWARD = CudaKernel(
     "global_avg_pool_forward",
     """
-// A thread for each channel of each image, which adds up the pixels; neighbours read neighbouring channels. The images
-// are small where networks have this layer, and the channels many. In a large image, 512 pixels at a time have a sum of
-// their own: of 500,000 numbers that are added one after the other, a float keeps 2 digits.
+// A thread for each channel of each image, which adds up the pixels; neighbouring threads read neighbouring channels.
+// Where networks have this layer, images are small and channels many. For large images every 512 pixels have a partial
+// sum: if a float adds up 500,000 numbers one by one, only 2 digits are left.
 extern "C" __global__ void global_avg_pool_forward(const stored* x, stored* y, index pixels, index C, index count) {
     index nc = thread_number();
     if (nc >= count) return;
@@ -210,7 +210,7 @@ extern "C" __global__ void global_avg_pool_forward(const stored* x, stored* y, i
 
 
 def global_avg_pool_forward(x):
-    """y[n, c]: the mean of channel c of image n: (N, H, W, C) -> (N, C)."""
+    """y[n, c]: the mean of channel c of image n, (N, H, W, C) -> (N, C)."""
     x = contiguous(x)
     n, h, w, c = x.shape
     y = cupy.empty((n, c), x.dtype)
@@ -221,7 +221,7 @@ def global_avg_pool_forward(x):
 GLOBAL_AVG_POOL_BACKWARD = CudaKernel(
     "global_avg_pool_backward",
     """
-// A thread for each number of grad_x.
+// A thread for each element of grad_x.
 extern "C" __global__ void global_avg_pool_backward(const stored* grad, stored* grad_x, index pixels, index C,
                                                     index count) {
     index i = thread_number();
@@ -232,7 +232,7 @@ extern "C" __global__ void global_avg_pool_backward(const stored* grad, stored* 
 
 
 def global_avg_pool_backward(grad, x_shape):
-    """dL/dx: dL/dy / (H W), at every pixel."""
+    """dL/dx[n, h, w, c] = dL/dy[n, c] / (H*W), (N, C) -> (N, H, W, C)."""
     grad = contiguous(grad)
     _, h, w, c = x_shape
     grad_x = cupy.empty(x_shape, grad.dtype)
@@ -240,8 +240,8 @@ def global_avg_pool_backward(grad, x_shape):
     return grad_x
 
 
-def _launch_thread_per_number(kernel, images, arguments):
-    """A thread for each number of the images: blockIdx.x is the row n*H + h, blockIdx.y a piece of that row."""
+def _launch_thread_per_element(kernel, images, arguments):
+    """Launch a thread for each element of the images: blockIdx.x is the row n*H + h, blockIdx.y a part of that row."""
     n, h, w, c = images.shape
     threads = min(THREADS, -(-w * c // WARP) * WARP)
     kernel.launch((n * h, -(-w * c // threads)), threads, arguments, images.dtype)

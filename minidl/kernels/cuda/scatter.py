@@ -1,4 +1,4 @@
-"""Adding up where numbers came from: the gradient of picking them by an array of indices."""
+"""Sums of the elements with the same position: the gradient of indexing with an array."""
 
 import math
 
@@ -10,8 +10,8 @@ from minidl.kernels.cuda._launch import CudaKernel, contiguous
 SCATTER_ADD = CudaKernel(
     "scatter_add",
     """
-// A thread for each number of grad, in the order of their positions. The first of those with one position adds them all
-// up, in the order they have in grad: atomics would add in another order each time.
+// A thread for each element of grad, sorted by position. The first thread of each position adds up all elements with
+// that position, in the order they have in grad: atomics would add them in a different order each time.
 extern "C" __global__ void scatter_add(
     const stored* grad, const long long* positions, const long long* order, stored* y, index count
 ) {
@@ -19,7 +19,7 @@ extern "C" __global__ void scatter_add(
     if (i >= count) return;
     long long position = positions[order[i]];
     if (i > 0 && positions[order[i - 1]] == position) return;
-    double sum = 0;  // one position may have a million numbers
+    double sum = 0;  // a position may have a million elements
     for (index k = i; k < count && positions[order[k]] == position; k++) sum += (real)grad[order[k]];
     y[position] = (real)sum;
 }
@@ -28,10 +28,10 @@ extern "C" __global__ void scatter_add(
 
 
 def scatter_add(grad, positions, shape):
-    """y of that shape, flattened: y[p] is the sum of the numbers of grad whose position is p, in their order."""
+    """y of the given shape. In the flattened y, y[p] is the sum of the elements of grad with position p, in order."""
     grad, positions = contiguous(grad).ravel(), contiguous(positions.astype(np.int64, copy=False)).ravel()
     count = grad.size
-    # Sorted by position and then by place, as CuPy's sort alone need not keep the order of equal ones.
+    # Sorted by position, then by index in grad: CuPy's sort need not keep the order of equal positions.
     order = cupy.argsort(positions * count + cupy.arange(count, dtype=np.int64))
     y = cupy.zeros(math.prod(shape), grad.dtype)
     SCATTER_ADD.for_each(count, grad, positions, order, y, count, dtype=grad.dtype)

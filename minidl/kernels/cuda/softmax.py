@@ -1,15 +1,15 @@
-"""Softmax over the last axis. The largest logit is subtracted first: the same result, and exp cannot overflow."""
+"""Softmax over the last axis. The largest logit is subtracted first: exp cannot overflow, the result is the same."""
 
 import cupy
 
 from minidl.kernels.cuda._launch import THREADS, CudaKernel, contiguous
 
-WARP = 32  # threads that a GPU runs in step
+WARP = 32  # threads that a GPU runs in lockstep
 
-# All kernels here give a row of K numbers to a block, whose threads go over it in strides: thread 0 takes the numbers
-# 0, blockDim.x, 2 * blockDim.x ..., so that neighbours read neighbouring numbers.
+# In all kernels here a block works on a row of K elements, and thread t on its elements t, t + blockDim.x,
+# t + 2 * blockDim.x ..., so that neighbouring threads read neighbouring elements.
 ROWS = """
-// The largest value that a thread of the block holds; every thread gets it. For how many threads: see block_sum.
+// The largest `value` of the block's threads; all threads receive it. For the number of threads see block_sum.
 __device__ real block_max(real value) {
     __shared__ real largest[1024];
     largest[threadIdx.x] = value;
@@ -19,11 +19,11 @@ __device__ real block_max(real value) {
         __syncthreads();
     }
     real result = largest[0];
-    __syncthreads();  // before anybody writes to it again
+    __syncthreads();  // before `largest` is written again
     return result;
 }
 
-// The largest number of a row.
+// The maximum of a row.
 __device__ real row_max(const real* row, index K) {
     real largest = row[0];
     for (index k = threadIdx.x; k < K; k += blockDim.x) largest = max(largest, row[k]);
@@ -33,7 +33,7 @@ __device__ real row_max(const real* row, index K) {
 
 
 def launch_block_per_row(kernel, rows, *arrays):
-    """A block for each row of (N, K): of a power of two of threads, as many as it has numbers, up to 256."""
+    """Launch a block for each row of (N, K), with K threads rounded up to a power of two from 32 to 256."""
     n, classes = rows.shape
     threads = min(THREADS, max(WARP, 1 << (classes - 1).bit_length()))
     kernel.launch(n, threads, (*arrays, classes), rows.dtype)
@@ -60,7 +60,7 @@ extern "C" __global__ void softmax_forward(const real* x, real* y, index K) {
 
 
 def softmax_forward(x):
-    """y_i = exp(x_i) / sum_j exp(x_j), over the rows of (N, K)."""
+    """y_i = exp(x_i) / sum_j exp(x_j), for each row of x, (N, K)."""
     x = contiguous(x)
     y = cupy.empty_like(x)
     launch_block_per_row(SOFTMAX_FORWARD, x, x, y)
@@ -107,7 +107,7 @@ extern "C" __global__ void log_softmax_forward(const real* x, real* y, index K) 
 
 
 def log_softmax_forward(x):
-    """y_i = x_i - log sum_j exp(x_j), over the rows of (N, K)."""
+    """y_i = x_i - log sum_j exp(x_j), for each row of x, (N, K)."""
     x = contiguous(x)
     y = cupy.empty_like(x)
     launch_block_per_row(LOG_SOFTMAX_FORWARD, x, x, y)

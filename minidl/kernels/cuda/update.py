@@ -1,6 +1,6 @@
-"""The kernels that write in place: a parameter, its optimiser state and a running value keep their arrays for life.
+"""The kernels that work in place: parameters, optimiser states and running statistics keep their arrays.
 
-One launch updates a whole list of parameters, as most of them are too small for a launch of their own.
+One launch updates a whole list of parameters, because most of them are too small to be worth a launch each.
 """
 
 import math
@@ -10,12 +10,12 @@ import numpy as np
 
 from minidl.kernels.cuda._launch import THREADS, CudaKernel, contiguous
 
-PIECE = 1024  # numbers of one parameter for each block, four for each of its threads
-ENTRIES = 32  # written by one launch: their seven arguments each stay well below CUDA's limit of 4,096 bytes
+PIECE = 1024  # elements of a parameter that a block updates: four for each of its threads
+ENTRIES = 32  # of the table that one launch writes: 7 arguments each, well below CUDA's limit of 4,096 bytes
 
 ENTRY = """
-// A parameter in the table of all: its arrays, the count of its updates (Adam's alone), how many numbers it has, and
-// the first of the blocks that update it.
+// An entry of the table of parameters: the arrays, the number of updates (for Adam), the number of elements, and the
+// first of the blocks that update the parameter.
 struct Entry {
     real *parameter, *grad, *state, *other_state;
     long long *steps, size, first_block;
@@ -33,20 +33,20 @@ WRITE_ENTRIES = CudaKernel(
     "write_entries",
     ENTRY
     + f"""
-// One thread. Addresses reach the device as arguments of a kernel, and not in a copy from the host: gradients are new
-// arrays in each step, and what can be captured in a graph is a launch with its arguments, but no such copy.
+// One thread. The addresses, which change in each step as gradients are new arrays, are passed to the device as kernel
+// arguments: a CUDA graph can capture a launch with its arguments, but not a copy from the host.
 extern "C" __global__ void write_entries(Entry* table, {_PARAMETERS}) {{
     {_ASSIGNMENTS}
 }}
 """,
 )
 
-# What the source of an update begins with.
+# Put before the source of an update.
 TABLE = (
     ENTRY
     + f"constexpr int piece = {PIECE};\n"
     + """
-// The parameter that this block updates a piece of: every thread of the block searches a part of the table.
+// The entry of the parameter that this block updates a piece of. Each thread of the block searches a part of the table.
 __device__ Entry find_entry(const Entry* table, index entries) {
     __shared__ Entry found;
     for (index i = threadIdx.x; i < entries; i += blockDim.x) {
@@ -71,7 +71,7 @@ SGD_UPDATE = CudaKernel(
     "sgd_update",
     TABLE
     + """
-// A block for each piece of a parameter. The learning rate is on the device, where a captured graph finds its changes.
+// A block for each piece of a parameter. The learning rate is on the device, so that a captured graph sees it change.
 extern "C" __global__ void sgd_update(
     const Entry* table, index entries, const double* lr, real momentum, real weight_decay, int nesterov
 ) {
@@ -92,8 +92,8 @@ extern "C" __global__ void sgd_update(
 
 
 def sgd_update(parameters, grads, velocities, lr, momentum, weight_decay, nesterov):
-    """One step of `optim.SGD` for each parameter p and its velocity v, in place. Without momentum there are no v."""
-    velocities = velocities if momentum else parameters  # which are not read as such then
+    """One step of `optim.SGD` for each parameter p, in place. `velocities` are not read if momentum is 0."""
+    velocities = velocities if momentum else parameters  # any arrays: they are not read as velocities then
     options = lr.astype(np.float64, copy=False), float(momentum), float(weight_decay), bool(nesterov)
     for table, entries, blocks, dtype in _tables("sgd_update", parameters, grads, velocities, velocities, parameters):
         SGD_UPDATE.launch(blocks, THREADS, (table, entries, *options), dtype)
@@ -103,7 +103,7 @@ COUNT_STEPS = CudaKernel(
     "count_steps",
     ENTRY
     + """
-// A thread for each parameter. A launch of its own, as all blocks of a parameter read the count in the next one.
+// A thread for each parameter. A separate launch, because all blocks of a parameter read the count in the next one.
 extern "C" __global__ void count_steps(const Entry* table, index entries) {
     index i = thread_number();
     if (i < entries) *table[i].steps += 1;
@@ -115,8 +115,8 @@ ADAM_UPDATE = CudaKernel(
     "adam_update",
     TABLE
     + """
-// A block for each piece of a parameter. 1 - beta would lose half of its digits in float32, so that it is an argument;
-// and so is log(beta), as 1 - beta^t = -expm1(t log(beta)).
+// A block for each piece of a parameter. 1 - beta is an argument because in float32 it would lose half of its digits;
+// log(beta) is an argument for 1 - beta^t = -expm1(t * log(beta)).
 extern "C" __global__ void adam_update(
     const Entry* table, index entries, const double* lr,
     real beta1, real one_less_beta1, real log_beta1, real beta2, real one_less_beta2, real log_beta2,
@@ -141,7 +141,7 @@ extern "C" __global__ void adam_update(
 
 
 def adam_update(parameters, grads, means, squares, steps, lr, beta1, beta2, eps, weight_decay, decoupled):
-    """One step of `optim.Adam`, or of AdamW where `decoupled`, in place; `steps` counts those of each parameter."""
+    """One step of `optim.Adam`, or of AdamW if `decoupled`, in place. `steps` counts the updates of each parameter."""
     for step in steps:
         if step.dtype != np.int64:
             raise ValueError(f"adam_update: expected counts of int64, got {step.dtype}")
@@ -157,7 +157,7 @@ def _powers(beta):
 
 
 def _tables(name, parameters, *lists):
-    """(table, entries, blocks, dtype) of the parameters of each dtype; lists: gradients, two of states, counts."""
+    """Yield (table, entries, blocks, dtype) for the parameters of each dtype. `lists`: grads, two of states, steps."""
     entries = [_entry(name, *arrays) for arrays in zip(parameters, *lists, strict=True)]
     for dtype in dict.fromkeys(parameter.dtype for parameter in parameters):
         alike = [entry for entry in entries if entry[0].dtype == dtype]
@@ -166,19 +166,19 @@ def _tables(name, parameters, *lists):
 
 
 def _entry(name, parameter, grad, state, other_state, steps):
-    """The arrays as a kernel takes them: contiguous, and alike."""
+    """The arrays of one parameter as the kernel needs them: contiguous, with the same shape and dtype."""
     states = state, other_state
     for array in (parameter, *states):
         if not array.flags.c_contiguous:
-            raise ValueError(f"{name}: an array with strides {array.strides} is not contiguous, only a copy could be")
+            raise ValueError(f"{name}: expected contiguous arrays, got strides {array.strides}; copy them first")
     grad = contiguous(grad.astype(parameter.dtype, copy=False))
     if any((array.shape, array.dtype) != (parameter.shape, parameter.dtype) for array in (grad, *states)):
-        raise ValueError(f"{name}: the arrays of a parameter {parameter.shape} differ in shape or dtype")
+        raise ValueError(f"{name}: expected grad and states with the parameter's shape and dtype, {parameter.shape}")
     return parameter, grad, *states, steps
 
 
 def _table(entries, dtype):
-    """(the table of these parameters on the device, the number of blocks that update them)."""
+    """(table, blocks): the entries as a table on the device, and the number of blocks that update them."""
     launches, blocks = -(-len(entries) // ENTRIES), 0
     table = cupy.empty((launches * ENTRIES, 7), np.int64)
     for start in range(0, len(entries), ENTRIES):
@@ -187,7 +187,7 @@ def _table(entries, dtype):
             size = arrays[0].size
             arguments += [*arrays, size, blocks]
             blocks += -(-size // PIECE)
-        arguments += arguments[:7] * (ENTRIES - len(arguments) // 7)  # in the table, but not counted
+        arguments += arguments[:7] * (ENTRIES - len(arguments) // 7)  # fills the table; these copies are not counted
         WRITE_ENTRIES.launch(1, 1, (table[start : start + ENTRIES], *arguments), dtype)
     return table, blocks
 
@@ -210,7 +210,7 @@ extern "C" __global__ void update_running_statistics(
 
 
 def update_running_statistics(running_mean, running_variance, mean, variance, momentum, count):
-    """r = (1 - momentum) r + momentum new, with the unbiased variance: the population's times count / (count - 1)."""
+    """r = (1 - momentum) * r + momentum * new, in place, with the unbiased variance * count / (count - 1)."""
     new = (cupy.ascontiguousarray(array, running_mean.dtype) for array in (mean, variance))
     numbers = float(momentum), count / max(count - 1, 1), running_mean.size
     UPDATE_RUNNING_STATISTICS.for_each(

@@ -100,7 +100,7 @@ def test_the_instructions_of_a_gpu_compute_what_their_plain_twins_compute(dtype,
 
 
 def test_the_weights_gradient_is_summed_over_slabs_of_pixels(conv, to_device, to_host, rng, monkeypatch):
-    monkeypatch.setattr(conv, "LEAST_PIXELS", 10)
+    monkeypatch.setattr(conv, "LEAST_WINDOWS", 10)
     x, weight, _, grad = Case(*GEOMETRIES[0]).draw(rng)
     expected = reference.conv2d_backward(grad, x, weight, (1, 1), (1, 1), False, True)[1]
     run = Runner(conv, to_device, to_host)

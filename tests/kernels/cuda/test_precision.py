@@ -130,7 +130,7 @@ def test_bfloat16_numbers_are_added_with_more_digits_than_they_have(device):
 
 def test_bfloat16_on_the_cpu_and_bfloat16_parameters_are_refused():
     x = Tensor(np.ones((1, 2, 2, 3))).to("bfloat16")
-    with pytest.raises(TypeError, match="bfloat16 is computed with on device 'cuda' only"):
+    with pytest.raises(TypeError, match="bfloat16 is supported on device 'cuda' only"):
         nn.ReLU()(x)
     with pytest.raises(ValueError, match="parameters stay float32"):
         nn.ReLU().to("bfloat16")
