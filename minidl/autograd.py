@@ -11,6 +11,8 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 
+from minidl.kernels import add
+
 
 class Leaf:
     """A leaf of the graph, for a tensor that requires grad and was not computed from others. It holds the gradient."""
@@ -81,7 +83,7 @@ def gradients(root: Node | Leaf, grad) -> Iterator[tuple[Leaf, object]]:
         elif grad is not None:
             for source, contribution in zip(node.inputs, node.input_grads(grad), strict=True):
                 if source is not None and contribution is not None:
-                    pending[source] = pending[source] + contribution if source in pending else contribution
+                    pending[source] = add(pending[source], contribution) if source in pending else contribution
 
 
 def in_order(root: Node | Leaf) -> Iterator[Node | Leaf]:

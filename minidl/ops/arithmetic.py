@@ -6,7 +6,7 @@ gradient of a broadcast input is summed over the axes along which the input was 
 
 import numpy as np
 
-from minidl.kernels import kernels_for
+from minidl.kernels import add
 from minidl.ops.function import Function
 from minidl.ops.reduce import sum_over
 
@@ -26,8 +26,7 @@ class Add(Function):
     @staticmethod
     def forward(ctx, a, b):
         ctx.save(a.shape, b.shape)
-        same_floats = a.shape == b.shape and a.dtype.kind not in "biu"
-        return kernels_for(a).add(a, b) if same_floats else a + b  # the kernel uses all threads
+        return add(a, b)
 
     @staticmethod
     def backward(ctx, grad):
