@@ -39,7 +39,7 @@ def test_gradients_of_all_paths_add_up():
     x = Leaf()
     twice, thrice = Node("twice", lambda grad: grad * 2, (x,)), Node("thrice", lambda grad: grad * 3, (x,))
     total = Node("total", lambda grad: (grad, grad), (twice, thrice))
-    backward(Node("five times", lambda grad: grad * 5, (total,)), 1)
+    backward(Node("five times", lambda grad: grad * 5, (total,)), np.float64(1))
     assert x.grad == 25
 
 
@@ -103,7 +103,7 @@ def test_a_leaf_is_finished_as_soon_as_its_last_consumer_is():
     for i, weight in enumerate(weights):
         weight.hooks.append(lambda i=i: log.append(f"hook {i}"))
         node = Node(f"layer {i}", logged(log, f"layer {i}", 2), (node, weight))
-    backward(node, 1)
+    backward(node, np.float64(1))
     assert log == ["layer 2", "hook 2", "layer 1", "hook 1", "layer 0", "hook 0"]
 
 
@@ -111,7 +111,7 @@ def test_a_shared_leaf_is_finished_once_with_its_whole_gradient():
     log, x = [], Leaf()
     x.hooks.append(lambda: log.append(x.grad))
     first, second = Node("first", lambda grad: grad, (x,)), Node("second", lambda grad: 2 * grad, (x,))
-    backward(Node("sum", lambda grad: (grad, grad), (first, second)), 1)
+    backward(Node("sum", lambda grad: (grad, grad), (first, second)), np.float64(1))
     assert log == [3]
 
 
@@ -124,7 +124,7 @@ def test_a_node_waits_for_all_its_consumers(short_way):
     for i in range(3):
         block = Node(f"block {i}", logged(log, f"block {i}"), (block,))
     inputs = (stem, block) if short_way == 0 else (block, stem)
-    backward(Node("sum", logged(log, "sum", 2), inputs), 1)
+    backward(Node("sum", logged(log, "sum", 2), inputs), np.float64(1))
     assert log == ["sum", "block 2", "block 1", "block 0", "stem"]
     assert x.grad == 2
 
@@ -134,14 +134,14 @@ def test_the_other_branch_is_walked_though_one_says_that_nothing_depends_on_it()
     dead = Node("dead", lambda grad: None, (x,))
     alive = Node("alive", lambda grad: grad, (x,))
     below = Node("below", pytest.fail, (dead,))
-    backward(Node("sum", lambda grad: (None, grad), (below, alive)), 1)
+    backward(Node("sum", lambda grad: (None, grad), (below, alive)), np.float64(1))
     assert x.grad == 1
 
 
 def test_a_leaf_that_nothing_depends_on_gets_no_gradient():
     x = Leaf()
     x.hooks.append(pytest.fail)
-    backward(Node("constant", lambda grad: None, (x,)), 1)
+    backward(Node("constant", lambda grad: None, (x,)), np.float64(1))
     assert x.grad is None
 
 
