@@ -22,8 +22,11 @@ def test_add_agrees_with_the_plain_loops(shape, agrees, rng):
 
 
 def test_the_derivative_at_zero_is_zero(run):
-    y = np.array([0.0, -0.0, 2.0])
-    np.testing.assert_array_equal(run("relu_backward", np.array([5.0, 6.0, 7.0]), y), [0, 0, 7])
+    for count in (1, 3, 50):  # NumPy's loops differ
+        x, grad = np.tile([0.0, -0.0, 2.0], count), np.tile([5.0, 6.0, 7.0], count)
+        for dtype in (np.float32, np.float64):
+            y = run("relu_forward", x.astype(dtype))
+            np.testing.assert_array_equal(run("relu_backward", grad.astype(dtype), y), np.tile([0, 0, 7], count))
 
 
 def test_relu_lets_nan_be_seen(run):
