@@ -144,3 +144,22 @@ def test_the_running_statistics_are_those_of_pytorch(shape, run, rng, torch):
     start = np.zeros(shape[-1]), np.ones(shape[-1])
     running = run("update_running_statistics", *start, *batch, 0.3, x.size // shape[-1])
     assert_close(running, [layer.running_mean.numpy(), layer.running_var.numpy()])
+
+
+@pytest.mark.parametrize("deviations", [0, 3.9, 4.1, 100, 1e4])
+def test_the_sums_keep_their_digits_however_far_the_mean_is(deviations, run, rng):
+    """In standard deviations; from 4 on, the sums are taken from x less the mean."""
+    exact = deviations + rng.standard_normal((300, 9, 9, 2))
+    x, grad = exact.astype(np.float32), rng.standard_normal(exact.shape).astype(np.float32)
+    mean, variance = run("batch_statistics", x)
+    near = x.astype(np.float64) - deviations  # as float32 has it
+    np.testing.assert_allclose(mean - deviations, near.mean(axis=(0, 1, 2)), atol=1e-6 * max(1, deviations))
+    np.testing.assert_allclose(variance, near.var(axis=(0, 1, 2)), rtol=1e-5)
+    weight = np.ones(2, np.float32)
+    _, grad_weight, grad_bias = run("batch_norm_backward", grad, x, mean, variance, weight, 1e-5, True)
+    normalised = (near - near.mean(axis=(0, 1, 2))) / near.std(axis=(0, 1, 2))
+    atol = 1e-5 * np.sqrt(grad.size / 2) * max(1, deviations / 100)  # the mean itself is rounded
+    np.testing.assert_allclose(grad_weight, (grad * normalised).sum(axis=(0, 1, 2), dtype=np.float64), atol=atol)
+    np.testing.assert_allclose(
+        grad_bias, grad.sum(axis=(0, 1, 2), dtype=np.float64), atol=1e-5 * np.sqrt(grad.size / 2)
+    )

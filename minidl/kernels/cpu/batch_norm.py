@@ -2,34 +2,36 @@
 
 import numpy as np
 
-from minidl.kernels.cpu._channels import as_rows, pieces_of, repeated, summed_rows, sums_and_dots
+from minidl.kernels.cpu._channels import as_rows, pieces_of, repeated, sums_and_dots
 from minidl.kernels.cpu._pieces import scratch
 from minidl.kernels.cpu._threads import map_pieces, sum_pieces
 
-# For the statistics, the mean of every 16th row is first subtracted from x. For any x the mean of a sixteenth of the
-# values is at most sqrt(16) standard deviations from the mean of all, so little more than one digit is lost.
-SAMPLED_ROWS = 16
+# As long as |mean| <= 4 standard deviations, x replaces x - mean in sums, which saves a pass over the memory. Rounding
+# then costs little more than one decimal digit.
+MOST_DEVIATIONS = 4
 
 
 def batch_statistics(x):
     """(mean, variance) of each channel over the batch, (C,). The variance is the biased one, divided by the count.
 
-    With d = x - shift, for a shift near the mean: mean = shift + E[d] and variance = E[d^2] - E[d]^2. With the textbook
-    formula (shift = 0) the variance of a channel with a large mean would be lost to rounding. And a constant channel
-    would not be normalised to 0: the rounding error of the mean is divided by sqrt(eps).
+    mean = E[x], variance = E[x^2] - E[x]^2. For a channel with a large mean, rounding would leave no digit of this
+    variance, and a constant channel would not be normalised to 0. Then both are taken again, from d = x - mean:
+    mean + E[d] and E[d^2] - E[d]^2.
     """
-    rows, channels = as_rows(x), x.shape[-1]
-    sample = rows[::SAMPLED_ROWS]
-    shift = (summed_rows(sample, channels) * (channels / sample.size)).astype(x.dtype)
-    centre = repeated(shift, rows)
-
-    def sums(piece):
-        d = _deviations(rows[piece], centre)
-        return sums_and_dots(d, d, channels)
-
-    mean, squares = sum_pieces(sums, pieces_of(rows)) * (channels / x.size)  # E[d], E[d^2]
+    rows, channels, count = as_rows(x), x.shape[-1], x.size // x.shape[-1]
+    mean, squares = sum_pieces(lambda piece: sums_and_dots(rows[piece], rows[piece], channels), pieces_of(rows)) / count
     variance = np.maximum(squares - mean**2, 0)  # rounding may make it negative
-    return (shift + mean).astype(x.dtype), variance.astype(x.dtype)
+    if not _is_near_zero(mean, variance):
+        shift = mean.astype(x.dtype)
+        centre = repeated(shift, rows)
+
+        def sums(piece):
+            d = _deviations(rows[piece], centre)
+            return sums_and_dots(d, d, channels)
+
+        rest, squares = sum_pieces(sums, pieces_of(rows)) / count
+        mean, variance = shift + rest, np.maximum(squares - rest**2, 0)
+    return mean.astype(x.dtype), variance.astype(x.dtype)
 
 
 def batch_norm_apply(x, mean, variance, weight, bias, eps):
@@ -52,13 +54,15 @@ def batch_norm_backward(grad, x, mean, variance, weight, eps, through_statistics
     """(dL/dx, dL/dweight, dL/dbias). If not `through_statistics`, mean and variance are constants (eval mode)."""
     rows, g, channels = as_rows(x), as_rows(grad), x.shape[-1]
     centre, inverse_std = repeated(mean, rows), 1 / np.sqrt(variance + eps)
+    near_zero = _is_near_zero(mean, variance)
 
-    # Step 1: two sums for each channel, of g and of g * (x - mean).
+    # Step 1: two sums for each channel, of g and of g * (x - mean) = g * x - g * mean.
     def sums(piece):
-        return sums_and_dots(g[piece], _deviations(rows[piece], centre), channels)
+        return sums_and_dots(g[piece], rows[piece] if near_zero else _deviations(rows[piece], centre), channels)
 
-    grad_bias, dots = sum_pieces(sums, pieces_of(rows)).astype(x.dtype)
-    grad_weight = dots * inverse_std
+    grad_bias, dots = sum_pieces(sums, pieces_of(rows))
+    dots = dots - mean * grad_bias if near_zero else dots
+    grad_bias, grad_weight = grad_bias.astype(x.dtype), (dots * inverse_std).astype(x.dtype)
 
     # Step 2: dL/dx = scale * g + slope * (x - mean) + offset, the formula of ops/batch_norm.py multiplied out.
     count, scale = x.size // channels, weight * inverse_std
@@ -81,3 +85,8 @@ def batch_norm_backward(grad, x, mean, variance, weight, eps, through_statistics
 def _deviations(rows, centre):
     """rows - centre, in this thread's scratch."""
     return np.subtract(rows, centre, out=scratch("deviations", rows.shape, rows.dtype))
+
+
+def _is_near_zero(mean, variance) -> bool:
+    """True if the mean of every channel is at most `MOST_DEVIATIONS` standard deviations away from 0."""
+    return bool((np.isfinite(variance) & (np.abs(mean) <= MOST_DEVIATIONS * np.sqrt(variance))).all())
