@@ -15,7 +15,7 @@ import kernels as kernel_benchmark
 import numpy as np
 import pytest
 import train_step
-from cifar_data import CifarData
+from common.cifar import CifarData
 from PIL import Image
 
 import minidl
@@ -23,7 +23,7 @@ from minidl import Tensor, get_convolution, nn, optim, set_convolution
 from minidl.data import RESNET_SIDES, TrainingView, make_shapes
 from minidl.functional import cross_entropy
 from minidl.kernels import cpu
-from minidl.kernels.cpu import _matmul
+from minidl.kernels.cpu import conv
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 # On one thread, as PyTorch's threads wait for each other for very long where other programs run too.
@@ -238,7 +238,7 @@ def first_losses_of_a_process(side):
 @pytest.fixture
 def first_losses(monkeypatch, capsys):
     """The same in this process, with the same images."""
-    for module, name in ((cpu, "conv2d_backward"), (_matmul, "SMALL_PRODUCT")):
+    for module, name in ((cpu, "conv2d_backward"), (conv, "SMALL_PRODUCT")):
         monkeypatch.setattr(module, name, getattr(module, name))  # fast_paths.py sets it for good
     data = CifarData(make_shapes(256), make_shapes(20, train=False), "test")
     monkeypatch.setattr(fast_paths, "load_data", lambda args: data)
