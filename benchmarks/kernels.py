@@ -33,8 +33,8 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from train_step import MARKED, machine, versions
 
 import minidl
-from minidl.__main__ import cpu_flags, read_cpuinfo, warnings_about_blas
 from minidl.kernels import cpu
+from minidl.system.report import cpu_flags, read_cpuinfo, warnings_about_blas
 
 # A kernel, and the one that ends the operation it begins.
 BEGINS = {"batch_statistics": "batch_norm_apply"}

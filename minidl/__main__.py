@@ -1,12 +1,7 @@
-"""`python -m minidl` prints the CPU, BLAS and GPU that minidl runs on, and warns about settings that make it slow.
-
-The functions take what was read from the system as arguments, so that tests can pass the output of any machine.
-"""
+"""`python -m minidl` prints the CPU, BLAS and GPU that minidl runs on, and warns about settings that make it slow."""
 
 import os
 import platform
-from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 import numpy as np
 from threadpoolctl import threadpool_info
@@ -14,14 +9,15 @@ from threadpoolctl import threadpool_info
 import minidl
 from minidl.system.cpus import available_cpus
 from minidl.system.malloc import keep_freed_memory
-
-AVX512 = {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
-AVX2 = {"avx2", "fma"}
-
-# OpenBLAS names its kernels after CPUs, its "core types" (`corename` in its driver/others/dynamic.c). These are the
-# usual ones for x86 without AVX2, and without AVX-512. Any other name is assumed to be fast.
-WITHOUT_AVX2 = {"prescott", "core2", "penryn", "nehalem", "barcelona", "sandybridge", "bulldozer", "piledriver"}
-WITHOUT_AVX512 = WITHOUT_AVX2 | {"haswell", "excavator", "zen"}
+from minidl.system.report import (
+    cpu_flags,
+    describe_blas,
+    describe_cpu,
+    describe_cupy,
+    describe_threads,
+    read_cpuinfo,
+    warnings_about_blas,
+)
 
 
 def main() -> None:
@@ -41,110 +37,6 @@ def main() -> None:
         print(f"{name:9}{value}")
     for warning in warnings_about_blas(libraries, cpu_flags(cpuinfo), os.environ):
         print(f"\nwarning: {warning}")
-
-
-# ---- the CPU ---------------------------------------------------------------------------------------------------------
-
-
-def read_cpuinfo() -> str:
-    """Return the content of Linux's /proc/cpuinfo; '' on other systems."""
-    path = Path("/proc/cpuinfo")
-    return path.read_text() if path.exists() else ""
-
-
-def cpu_field(cpuinfo: str, name: str) -> str:
-    """Return the value of a field for the first CPU, or ''."""
-    lines = (line.partition(":") for line in cpuinfo.splitlines())
-    return next((value.strip() for key, _, value in lines if key.strip() == name), "")
-
-
-def cpu_flags(cpuinfo: str) -> set[str]:
-    """The instruction sets of an x86 CPU; empty if unknown."""
-    return set(cpu_field(cpuinfo, "flags").split())
-
-
-def describe_cpu(cpuinfo: str, cpus: int) -> str:
-    """The CPU's name, number of cores and instruction sets."""
-    flags = cpu_flags(cpuinfo)
-    name = cpu_field(cpuinfo, "model name") or platform.processor() or platform.machine()
-    sets = [word for word, needed in (("AVX2", AVX2), ("AVX-512", AVX512)) if needed <= flags]
-    return ", ".join([name, f"{cpus} core{'s' * (cpus != 1)} for this process", *sets])
-
-
-# ---- BLAS, and threads -----------------------------------------------------------------------------------------------
-
-
-def blas_in(libraries: Iterable[Mapping]) -> list[Mapping]:
-    """The BLAS libraries among those that threadpool_info() found."""
-    return [library for library in libraries if library["user_api"] == "blas"]
-
-
-def describe_blas(libraries: Iterable[Mapping]) -> str:
-    """Name, version, core type and threads of each BLAS. (Inside minidl's kernels BLAS runs on one thread.)"""
-    words = [
-        f"{blas['internal_api']} {blas['version']}, core type {blas.get('architecture', 'unknown')}, "
-        f"threads {blas['num_threads']}"
-        for blas in blas_in(libraries)
-    ]
-    return "; ".join(words) or "not recognised by threadpoolctl (Accelerate, for example)"
-
-
-def describe_threads(threads: int, environment: Mapping[str, str]) -> str:
-    """The number of threads, and the environment variable that set it."""
-    wanted = environment.get("MINIDL_NUM_THREADS")
-    return f"{threads}" if wanted is None else f"{threads} (MINIDL_NUM_THREADS={wanted})"
-
-
-def warnings_about_blas(libraries: Iterable[Mapping], flags: set[str], environment: Mapping[str, str]) -> list[str]:
-    """One warning for each OpenBLAS that does not use all instruction sets of the CPU. Only OpenBLAS is checked."""
-    warnings = []
-    for blas in blas_in(libraries):
-        core_type = blas.get("architecture") or ""
-        better = better_core_type(core_type, flags)
-        if blas["internal_api"] == "openblas" and better:
-            remedy = remedy_for_openblas(better, environment.get("OPENBLAS_CORETYPE"))
-            warnings.append(f"OpenBLAS runs its {core_type} kernels, but this CPU can do more: {remedy}")
-    return warnings
-
-
-def remedy_for_openblas(better: str, chosen: str | None) -> str:
-    """How to get the better core type: the user set a slow one, or OpenBLAS does not recognise the CPU."""
-    if chosen:
-        return f"unset OPENBLAS_CORETYPE (it is {chosen})"
-    return f"this OpenBLAS does not recognise the CPU: set OPENBLAS_CORETYPE={better} before starting Python"
-
-
-def better_core_type(core_type: str, flags: set[str]) -> str | None:
-    """Return a core type that uses more instruction sets of a CPU with these flags than `core_type`, or None."""
-    if flags >= AVX512 and core_type.lower() in WITHOUT_AVX512:
-        return "SkylakeX"
-    if flags >= AVX2 and core_type.lower() in WITHOUT_AVX2:
-        return "Haswell"
-    return None
-
-
-# ---- the GPU ---------------------------------------------------------------------------------------------------------
-
-
-def describe_cupy() -> str:
-    """CuPy's version and the GPUs it finds, or its error: a broken CuPy can raise any exception."""
-    try:
-        import cupy
-    except Exception as error:
-        absent = isinstance(error, ModuleNotFoundError) and error.name == "cupy"
-        return 'none: pip install "minidl[cuda13]"' if absent else f"cannot be imported: {first_line(error)}"
-    try:
-        runtime = cupy.cuda.runtime
-        names = [runtime.getDeviceProperties(i)["name"].decode() for i in range(runtime.getDeviceCount())]
-    except Exception as error:
-        return f"{cupy.__version__}, no GPU: {first_line(error)}"
-    return f"{cupy.__version__}, {', '.join(names) or 'no GPU'}"
-
-
-def first_line(error: Exception) -> str:
-    """The class of an error and the first line of its message, as CuPy's messages are long."""
-    message = str(error).strip().split("\n")[0]
-    return f"{type(error).__name__}: {message}"
 
 
 if __name__ == "__main__":

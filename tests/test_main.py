@@ -8,6 +8,7 @@ import pytest
 
 import minidl
 from minidl import __main__ as program
+from minidl.system import report
 
 AVX2_FLAGS = "fpu sse2 fma avx avx2"
 AVX512_FLAGS = f"{AVX2_FLAGS} avx512f avx512dq avx512bw avx512vl"
@@ -34,7 +35,7 @@ OLD_THREADPOOLCTL = {name: value for name, value in library("").items() if name 
 
 
 def warnings(libraries, cpuinfo, environment=()):
-    return program.warnings_about_blas(libraries, program.cpu_flags(cpuinfo), dict(environment))
+    return report.warnings_about_blas(libraries, report.cpu_flags(cpuinfo), dict(environment))
 
 
 # -- python -m minidl --------------------------------------------------------------------------------------------------
@@ -108,30 +109,30 @@ def test_nothing_is_claimed_of_an_unknown_cpu():
 
 
 def test_the_cpu_has_a_name_cores_and_instruction_sets():
-    assert program.describe_cpu(ZEN_5, 2) == "AMD EPYC 9755, 2 cores for this process, AVX2, AVX-512"
-    assert program.describe_cpu(ZEN_3, 1) == "AMD EPYC 7763, 1 core for this process, AVX2"
+    assert report.describe_cpu(ZEN_5, 2) == "AMD EPYC 9755, 2 cores for this process, AVX2, AVX-512"
+    assert report.describe_cpu(ZEN_3, 1) == "AMD EPYC 7763, 1 core for this process, AVX2"
 
 
 @pytest.mark.parametrize(("processor", "name"), [("arm", "arm"), ("", "arm64")])
 def test_without_cpuinfo_the_cpu_is_what_python_calls_it(processor, name, monkeypatch):
-    monkeypatch.setattr(program, "platform", SimpleNamespace(processor=lambda: processor, machine=lambda: "arm64"))
-    assert program.describe_cpu("", 8) == f"{name}, 8 cores for this process"
+    monkeypatch.setattr(report, "platform", SimpleNamespace(processor=lambda: processor, machine=lambda: "arm64"))
+    assert report.describe_cpu("", 8) == f"{name}, 8 cores for this process"
 
 
 def test_cpuinfo_may_be_missing(monkeypatch, tmp_path):
-    monkeypatch.setattr(program, "Path", lambda name: tmp_path / "cpuinfo")
-    assert program.read_cpuinfo() == ""
+    monkeypatch.setattr(report, "Path", lambda name: tmp_path / "cpuinfo")
+    assert report.read_cpuinfo() == ""
 
 
 def test_blas_is_named_with_its_core_type():
-    assert program.describe_blas([OPENMP, library("Zen")]) == "openblas 0.3.31, core type Zen, threads 2"
-    assert program.describe_blas([OLD_THREADPOOLCTL]) == "openblas 0.3.31, core type unknown, threads 2"
-    assert program.describe_blas([OPENMP]).startswith("not recognised by threadpoolctl")
+    assert report.describe_blas([OPENMP, library("Zen")]) == "openblas 0.3.31, core type Zen, threads 2"
+    assert report.describe_blas([OLD_THREADPOOLCTL]) == "openblas 0.3.31, core type unknown, threads 2"
+    assert report.describe_blas([OPENMP]).startswith("not recognised by threadpoolctl")
 
 
 def test_the_threads_say_who_set_them():
-    assert program.describe_threads(2, {}) == "2"
-    assert program.describe_threads(3, {"MINIDL_NUM_THREADS": "3"}) == "3 (MINIDL_NUM_THREADS=3)"
+    assert report.describe_threads(2, {}) == "2"
+    assert report.describe_threads(3, {"MINIDL_NUM_THREADS": "3"}) == "3 (MINIDL_NUM_THREADS=3)"
 
 
 # -- CuPy --------------------------------------------------------------------------------------------------------------
@@ -157,7 +158,7 @@ def no_driver():
 )
 def test_cupy_is_named_with_its_gpus(get_count, expected, monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", cupy_with(get_count))
-    assert program.describe_cupy() == expected
+    assert report.describe_cupy() == expected
 
 
 @pytest.mark.parametrize(
@@ -178,4 +179,4 @@ def test_a_missing_or_broken_cupy_is_no_error(code, expected, monkeypatch, tmp_p
     monkeypatch.setattr(sys, "path", [str(tmp_path)] + [folder for folder in sys.path if "site-packages" not in folder])
     if code:
         (tmp_path / "cupy.py").write_text(code)
-    assert program.describe_cupy() == expected
+    assert report.describe_cupy() == expected
