@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import io
 import signal
 import sys
 from collections.abc import Iterator
@@ -49,10 +50,22 @@ def suggest_batch_size(images: int, option: str = "--batch-size") -> Iterator[No
         raise SystemExit(f"error: {problem}; use a smaller {option}") from None
 
 
+class _Nowhere(io.TextIOBase):
+    """Replaces the output to a terminal that is closed."""
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+
 def log(line: str, file: TextIO | None = None) -> None:
-    """Print a line above the progress bars. A closed terminal or pipe is ignored, so that training continues."""
+    """Print a line above the progress bars. If the terminal or the pipe is closed, the training continues silently."""
     with contextlib.suppress(OSError):
         tqdm.write(line, file)
+    for name in ("stdout", "stderr"):
+        try:
+            getattr(sys, name).flush()
+        except OSError:  # closed: what is left in its buffer would make Python exit with status 120
+            setattr(sys, name, _Nowhere())
 
 
 @contextlib.contextmanager
