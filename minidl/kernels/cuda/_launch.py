@@ -16,9 +16,13 @@ HEADER = """
 struct bfloat16 {
     unsigned short bits;
     bfloat16() = default;
-    __device__ bfloat16(float value) {  // rounds to nearest, ties to even; a NaN stays a NaN
+    __device__ bfloat16(float value) {  // rounds to nearest, ties to even; a NaN becomes 0x7FFF
+#if __CUDA_ARCH__ >= 800
+        asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+#else
         unsigned int whole = __float_as_uint(value), half = 0x7FFF + (whole >> 16 & 1);
         bits = value == value ? (whole + half) >> 16 : 0x7FFF;
+#endif
     }
     __device__ operator float() const { return __uint_as_float((unsigned int)bits << 16); }
 };

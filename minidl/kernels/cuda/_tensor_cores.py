@@ -84,7 +84,8 @@ struct Sums {
     template <class TileA, class TileB>
     __device__ void add_product(const TileA& a_tile, const TileB& b_tile) {
         #pragma unroll
-        for (int word = t; word < t + WORDS; word += 8) {
+        for (int step = 0; step < WORDS / 8; step++) {  // a constant number of steps, or it is not unrolled
+            const int word = t + 8 * step;
             unsigned int a[PIECES_DOWN][4], b[PIECES_ACROSS][2];
             #pragma unroll
             for (int m = 0; m < PIECES_DOWN; m++)
