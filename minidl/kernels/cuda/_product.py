@@ -69,8 +69,12 @@ __device__ void copy(stored* to, const stored* from, const stored* any) {
     constexpr int bytes = RUN * sizeof(stored);
     if constexpr (bytes >= 4) {
         unsigned int address = (unsigned int)__cvta_generic_to_shared(to);
-        asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;"
-                     :: "r"(address), "l"(from ? from : any), "n"(bytes), "r"(from ? bytes : 0) : "memory");
+        if constexpr (bytes == 16)  // past the L1 cache: no thread of this block reads them again
+            asm volatile("cp.async.cg.shared.global [%0], [%1], %2, %3;"
+                         :: "r"(address), "l"(from ? from : any), "n"(bytes), "r"(from ? bytes : 0) : "memory");
+        else
+            asm volatile("cp.async.ca.shared.global [%0], [%1], %2, %3;"
+                         :: "r"(address), "l"(from ? from : any), "n"(bytes), "r"(from ? bytes : 0) : "memory");
         return;
     }
 #endif
@@ -122,7 +126,8 @@ struct Copier {
         #pragma unroll
         for (int i = 0; i < TURNS; i++) {
             int my_row = row + i * (THREADS / ACROSS), depth = ALONG_DEPTH ? column : my_row;
-            if (my_row >= T::ROWS) break;
+            if constexpr (T::ROWS * ACROSS % THREADS != 0)
+                if (my_row >= T::ROWS) break;
             bool inside = depth < depth_left;
             const stored* from = inside ? operand.at(lines[ALONG_DEPTH ? i : 0], steps[ALONG_DEPTH ? 0 : i]) : nullptr;
             copy<RUN>(tile.numbers + my_row * T::STRIDE + column, from, operand.numbers);
