@@ -58,13 +58,17 @@ class _Nowhere(io.TextIOBase):
 
 
 def log(line: str, file: TextIO | None = None) -> None:
-    """Print a line above the progress bars. If the terminal or the pipe is closed, the training continues silently."""
+    """Print a line above the progress bars. A closed terminal or pipe is ignored, so that training continues."""
     with contextlib.suppress(OSError):
         tqdm.write(line, file)
+
+
+def drop_closed_output() -> None:
+    """Replace stdout and stderr if they are closed: text left in their buffers makes Python exit with status 120."""
     for name in ("stdout", "stderr"):
         try:
             getattr(sys, name).flush()
-        except OSError:  # closed: what is left in its buffer would make Python exit with status 120
+        except OSError:
             setattr(sys, name, _Nowhere())
 
 

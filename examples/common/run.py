@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 
 from tqdm import tqdm
 
-from common.errors import format_time, log, one_line_errors, precision, suggest_batch_size
+from common.errors import drop_closed_output, format_time, log, one_line_errors, precision, suggest_batch_size
 from common.folder import RunFolder, check_folder, locked, not_finite
 from common.options import check_device
 from common.stop import Stopped, StopRequest
@@ -28,8 +28,11 @@ def running(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Iterat
         check_device(args)
         if hasattr(args, "resume"):
             check_folder(args.out, args.resume)  # fail before loading the data
-        with precision(getattr(args, "dtype", "float32")):
-            yield
+        try:
+            with precision(getattr(args, "dtype", "float32")):
+                yield
+        finally:
+            drop_closed_output()
 
 
 @dataclass

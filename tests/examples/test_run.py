@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import train_cifar_resnet
 import train_cifar_vgg
-from common.errors import log
+from common.errors import drop_closed_output, log
 from common.folder import RunFolder
 from common.run import READ_LOSS_EVERY, Run
 from common.stop import StopRequest
@@ -386,4 +386,5 @@ def test_output_that_nobody_reads_is_no_error(monkeypatch):
 
     monkeypatch.setattr(sys, "stdout", Gone())
     log("a line")
+    drop_closed_output()
     sys.stdout.flush()  # as Python does at its end, with exit status 120 if that fails
