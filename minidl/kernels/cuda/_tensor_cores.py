@@ -23,15 +23,50 @@ __device__ unsigned int to_tf32(float value) {
     return bits;
 }
 
-// Word number `word` of a line of a tile, counted along the depth.
+// TF32 word number `word` of a line of a tile, counted along the depth.
 template <class T>
 __device__ unsigned int word_of(const T& tile, int line, int word) {
-    if constexpr (!PACKED)
-        return to_tf32(tile.at(line, word));
-    else if constexpr (T::along_depth)
-        return *(const unsigned int*)&tile.numbers[line * T::STRIDE + 2 * word];
+    return to_tf32(tile.at(line, word));
+}
+
+// Load four matrices of 8 x 8 bfloat16 numbers, by all 32 threads of a warp: thread 8 * i + r has the address of row r
+// of matrix i. Thread 4 * g + t receives in words[i] the numbers 2 * t and 2 * t + 1 of row g of matrix i, or of column
+// g if TRANSPOSED. (PTX ISA, "ldmatrix".)
+template <bool TRANSPOSED>
+__device__ void load_matrices(unsigned int (&words)[4], const stored* row) {
+#ifdef HAS_INSTRUCTIONS
+#define LOAD_MATRICES(kind)                                                                                          \\
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4" kind ".shared.b16 {%0, %1, %2, %3}, [%4];"                          \\
+                 : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3]) : "r"(address) : "memory")
+    unsigned int address = (unsigned int)__cvta_generic_to_shared(row);
+    if constexpr (TRANSPOSED)
+        LOAD_MATRICES(".trans");
     else
-        return tile.at(line, 2 * word).bits | (unsigned int)tile.at(line, 2 * word + 1).bits << 16;
+        LOAD_MATRICES("");
+#else
+    // The plain code with the same result: the threads of the warp share their addresses.
+    __shared__ const unsigned short* rows[THREADS];
+    rows[threadIdx.x] = (const unsigned short*)row;
+    __syncwarp();
+    int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, warp = threadIdx.x - lane;
+    for (int i = 0; i < 4; i++) {
+        const unsigned short* const* matrix = rows + warp + 8 * i;
+        unsigned int one = TRANSPOSED ? matrix[2 * t][g] : matrix[g][2 * t];
+        unsigned int other = TRANSPOSED ? matrix[2 * t + 1][g] : matrix[g][2 * t + 1];
+        words[i] = one | other << 16;
+    }
+    __syncwarp();  // before the next addresses are shared
+#endif
+}
+
+// The row of which a thread passes the address, of four matrices of 8 lines and 8 numbers along the depth: matrix 1 is
+// 8 lines after matrix 0 (if DEPTH_FIRST, 8 numbers along the depth), and matrices 2 and 3 are the next two the other way.
+template <bool DEPTH_FIRST, class T>
+__device__ const stored* row_of_matrices(const T& tile, int line, int lane) {
+    int r = lane % 8, one = 8 * (lane / 8 % 2), other = 8 * (lane / 16);
+    int depth = DEPTH_FIRST ? one : other;
+    line += DEPTH_FIRST ? other : one;
+    return tile.numbers + (T::along_depth ? (line + r) * T::STRIDE + depth : (depth + r) * T::STRIDE + line);
 }
 
 // The product of two TF32 words, or the dot product of two words of bfloat16.
@@ -81,19 +116,48 @@ struct Sums {
     int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4, warp = threadIdx.x / 32;
     int first_row = warp / ACROSS * WARP_ROWS + g, first_column = warp % ACROSS * WARP_COLUMNS;
 
+    // The words of a step: a has 16 rows and b 8 columns in each piece, and both 8 words along the depth.
+    template <class T>
+    __device__ void load_a(unsigned int (&a)[PIECES_DOWN][4], const T& tile, int step) {
+        int lane = threadIdx.x % 32, first_row_of_warp = warp / ACROSS * WARP_ROWS;
+        #pragma unroll
+        for (int m = 0; m < PIECES_DOWN; m++)
+            if constexpr (PACKED) {
+                const stored* row = row_of_matrices<false>(tile, first_row_of_warp, lane);
+                constexpr int DOWN_A_PIECE = 16 * (T::along_depth ? T::STRIDE : 1);
+                constexpr int ALONG_A_STEP = 16 * (T::along_depth ? 1 : T::STRIDE);
+                load_matrices<!T::along_depth>(a[m], row + m * DOWN_A_PIECE + step * ALONG_A_STEP);
+            } else {
+                for (int i = 0; i < 4; i++)
+                    a[m][i] = word_of(tile, first_row + 16 * m + 8 * (i % 2), 8 * step + t + 4 * (i / 2));
+            }
+    }
+
+    template <class T>
+    __device__ void load_b(unsigned int (&b)[PIECES_ACROSS][2], const T& tile, int step) {
+        int lane = threadIdx.x % 32;
+        #pragma unroll
+        for (int n = 0; n < PIECES_ACROSS; n += 2)
+            if constexpr (PACKED) {
+                const stored* row = row_of_matrices<true>(tile, first_column, lane);
+                constexpr int ACROSS_A_PIECE = 8 * (T::along_depth ? T::STRIDE : 1);
+                constexpr int ALONG_A_STEP = 16 * (T::along_depth ? 1 : T::STRIDE);
+                unsigned int words[4];  // of two pieces
+                load_matrices<!T::along_depth>(words, row + n * ACROSS_A_PIECE + step * ALONG_A_STEP);
+                for (int i = 0; i < 4; i++) b[n + i / 2][i % 2] = words[i];
+            } else {
+                for (int i = 0; i < 4; i++)
+                    b[n + i / 2][i % 2] = word_of(tile, first_column + 8 * (n + i / 2) + g, 8 * step + t + 4 * (i % 2));
+            }
+    }
+
     template <class TileA, class TileB>
     __device__ void add_product(const TileA& a_tile, const TileB& b_tile) {
         #pragma unroll
         for (int step = 0; step < WORDS / 8; step++) {  // a constant number of steps, or it is not unrolled
-            const int word = t + 8 * step;
             unsigned int a[PIECES_DOWN][4], b[PIECES_ACROSS][2];
-            #pragma unroll
-            for (int m = 0; m < PIECES_DOWN; m++)
-                for (int i = 0; i < 4; i++)
-                    a[m][i] = word_of(a_tile, first_row + 16 * m + 8 * (i % 2), word + 4 * (i / 2));
-            #pragma unroll
-            for (int n = 0; n < PIECES_ACROSS; n++)
-                for (int i = 0; i < 2; i++) b[n][i] = word_of(b_tile, first_column + 8 * n + g, word + 4 * i);
+            load_a(a, a_tile, step);
+            load_b(b, b_tile, step);
             #pragma unroll
             for (int m = 0; m < PIECES_DOWN; m++)
                 for (int n = 0; n < PIECES_ACROSS; n++) mma(sums[m][n], a[m], b[n]);
