@@ -59,8 +59,8 @@ __device__ void load_matrices(unsigned int (&words)[4], const stored* row) {
 #endif
 }
 
-// The row of which a thread passes the address, of four matrices of 8 lines and 8 numbers along the depth: matrix 1 is
-// 8 lines after matrix 0 (if DEPTH_FIRST, 8 numbers along the depth), and matrices 2 and 3 are the next two the other way.
+// The address that a thread passes to load_matrices, for matrices of 8 lines and 8 numbers along the depth. Matrix 1 is
+// 8 lines after matrix 0 (if DEPTH_FIRST, 8 numbers along the depth). Matrices 2 and 3 follow in the other direction.
 template <bool DEPTH_FIRST, class T>
 __device__ const stored* row_of_matrices(const T& tile, int line, int lane) {
     int r = lane % 8, one = 8 * (lane / 8 % 2), other = 8 * (lane / 16);
