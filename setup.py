@@ -22,7 +22,10 @@ setup(
         "cuda12": ["cupy-cuda12x[ctk]>=14", "ml_dtypes>=0.5"],  # ml_dtypes: bfloat16
         "cuda13": ["cupy-cuda13x[ctk]>=14", "ml_dtypes>=0.5"],
         "test": TEST,
-        "nvrtc": ["nvidia-cuda-nvrtc==13.0.88"],  # to compile the CUDA kernels in tests without a GPU; 230 MB
+        "nvrtc": [
+            "nvidia-cuda-nvrtc==13.0.88",
+            "nvidia-cuda-nvdisasm==13.5.37",
+        ],  # to compile the CUDA kernels in tests without a GPU; 230 MB
         "bench": ["torch==2.13.0"],
     },
     classifiers=[

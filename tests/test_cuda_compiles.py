@@ -65,6 +65,10 @@ class Nvrtc:
 
     def log(self, variant: Variant, architecture: int) -> str:
         """What compiler and assembler say about a kernel. ValueError, with that text, where they reject it."""
+        return self.compile(variant, architecture)[0]
+
+    def compile(self, variant: Variant, architecture: int) -> tuple[str, bytes]:
+        """The log, and the machine code as a cubin."""
         program, source = ctypes.c_void_p(), variant.source.encode()
         self._call("nvrtcCreateProgram", ctypes.byref(program), source, b"kernel.cu", 0, None, None)
         options = [*variant.options, f"--gpu-architecture=sm_{architecture}", "--ptxas-options=-v"]
@@ -76,7 +80,7 @@ class Nvrtc:
         self._call("nvrtcDestroyProgram", ctypes.byref(program))
         if not binary.startswith(b"\x7fELF"):
             raise ValueError(f"{variant.name} {variant.options} for sm_{architecture} does not compile:\n{log}")
-        return log
+        return log, binary
 
     def _read(self, what: str, program: ctypes.c_void_p) -> bytes:
         size = ctypes.c_size_t()
@@ -190,3 +194,55 @@ def test_a_spill_is_found(architecture, nvrtc):
     }
     """
     assert "spills registers" in fault(Variant("spill", source, ["-Dreal=float"]), architecture)
+
+
+# -- machine code ------------------------------------------------------------------------------------------------------
+
+CUPYS_OPTIONS = ["-ftz=true", "--std=c++17", "--device-as-default-execution-space"]  # what CuPy 14.2 adds
+TILE = ["-Dstored=bfloat16", "-Dindex=int", "-DTILE_COLUMNS=128", "-DBYTES_A=16"]
+
+
+@pytest.fixture(scope="module")
+def disassembler():
+    try:
+        files = importlib.metadata.distribution("nvidia-cuda-nvdisasm").files
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip('needs nvdisasm: pip install ".[nvrtc]"')
+    (program,) = (file.locate() for file in files if file.name == "nvdisasm")
+    return program
+
+
+def main_loop(text: str) -> list[str]:
+    """The instructions of the loop with the most tensor-core instructions, and of these the shortest."""
+    instructions, labels, loops = [], {}, []
+    for line in map(str.strip, text.splitlines()):
+        if found := re.match(r"(\.L_x_\d+):", line):
+            labels[found[1]] = len(instructions)
+        elif found := re.match(r"/\*[0-9a-f]+\*/\s+(.*);", line):
+            instructions.append(found[1])
+            target = re.search(r"BRA.*`\((\.L_x_\d+)\)", found[1])
+            if target and target[1] in labels:
+                loops.append(instructions[labels[target[1]] :])
+    return max(loops, key=lambda loop: (count("HMMA", loop), -len(loop)))
+
+
+def count(name: str, instructions: list[str]) -> int:
+    return sum(name in instruction for instruction in instructions)
+
+
+@pytest.mark.parametrize(
+    ("name", "most"), [("conv_forward", 204), ("conv_backward_x", 233), ("conv_backward_weight", 218)]
+)
+def test_the_products_inner_loop_has_few_instructions_beside_its_tensor_core_ones(
+    name, most, variants, nvrtc, disassembler, tmp_path
+):
+    """A step of 32 numbers along the depth, tiles of 128 x 128, compute capability 9.0, and all of it in registers."""
+    (variant,) = (v for v in variants if v.name == name and set(TILE) <= set(v.options))
+    _, binary = nvrtc.compile(variant._replace(options=[*variant.options, *CUPYS_OPTIONS]), 90)
+    (tmp_path / "kernel.cubin").write_bytes(binary)
+    command = [disassembler, "-c", tmp_path / "kernel.cubin"]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    loop = main_loop(text)
+    assert (count("HMMA", loop), count("LDSM", loop)) == (32, 12)
+    assert len(loop) <= most
+    assert not re.search(r"\b(LDL|STL)\b", text)
