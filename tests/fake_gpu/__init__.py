@@ -1,0 +1,135 @@
+"""A fake GPU: `pytest --device fake` runs the real CuPy on the CPU, on a CUDA driver of our own.
+
+See `install`.
+"""
+
+import contextlib
+import ctypes
+import functools
+import hashlib
+import importlib.util
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).parent
+CACHE = HERE.parents[1] / ".pytest_cache" / "fake_gpu"
+GPP = ("g++", "-std=c++20", "-O2", "-ffp-contract=off", "-fPIC", "-w")
+HIDDEN = ("-fvisibility=hidden",)
+MODES = {"eager": 0, "lazy": 1, "random": 2}
+KERNEL = re.compile(r"__global__\s+(?:void|__launch_bounds__\s*\([^)]*\)|\s)+?\s*(\w+)\s*\(")
+
+# One entry of a module for each kernel: call it for one thread; how many bytes each parameter has.
+ENTRIES = """
+#line 1 "entries"
+namespace fake_gpu {
+template <class... T>
+const int* sizes(void (*)(T...)) {
+    static const int bytes[] = {(int)sizeof(T)..., -1};
+    return bytes;
+}
+}
+#define FAKE_KERNEL(name) \\
+    extern "C" __attribute__((visibility("default"))) void fake_call_##name(void** arguments) { \\
+        stand_in::call(&name, arguments); \\
+    } \\
+    extern "C" __attribute__((visibility("default"))) const int* fake_sizes_##name() { return fake_gpu::sizes(&name); }
+extern "C" __attribute__((visibility("default"))) char* fake_shared(long long* bytes) {
+    *bytes = __stop_stand_in_shared - __start_stand_in_shared;
+    return __start_stand_in_shared;
+}
+"""
+
+
+class Unavailable(RuntimeError):
+    """Why the fake GPU cannot be had here."""
+
+
+# -- start -------------------------------------------------------------------------------------------------------------
+
+
+def install() -> None:
+    """Let `import cupy` find a GPU. Must be called before CuPy is imported."""
+    if "cupy" in sys.modules:
+        raise Unavailable("CuPy is imported already")
+    os.environ["CUPY_ACCELERATORS"] = ""  # CUB's kernels are compiled for GPUs: use CuPy's own reductions
+    headers = _headers()
+    driver = ctypes.CDLL(str(_library("libcuda.so.1", headers)), mode=ctypes.RTLD_GLOBAL)
+    mode, _, seed = os.environ.get("FAKE_GPU_STREAMS", "lazy").partition(":")
+    descending = os.environ.get("STAND_IN_ORDER", "ascending") == "descending"
+    driver.fake_gpu_set_mode(MODES[mode], int(seed or 0), descending)
+    import cupy_backends.cuda.api.runtime as runtime
+
+    _redirect(runtime.__file__, driver)
+    import cupy
+
+    cupy.cuda.compiler._compile_module_with_cache = _compile_module
+
+
+def _headers() -> tuple[str, ...]:
+    from cuda import pathfinder
+
+    folder = pathfinder.find_nvidia_header_directory("cudart")
+    if folder is None:
+        raise Unavailable("CUDA's headers are missing: pip install nvidia-cuda-runtime nvidia-cuda-crt")
+    return (f"-I{folder}",)
+
+
+def _redirect(library: str, driver: ctypes.CDLL) -> None:
+    """Overwrite each function of the CUDA runtime that is linked into `library`, and that the driver has, by a jump."""
+    table = subprocess.run(["nm", library], capture_output=True, text=True, check=True).stdout
+    symbols = {name: int(offset, 16) for offset, name in re.findall(r"^(\w+) [tT] (\w+)$", table, re.MULTILINE)}
+    loaded = ctypes.CDLL(library)
+    base = ctypes.cast(loaded.PyInit_runtime, ctypes.c_void_p).value - symbols["PyInit_runtime"]
+    libc = ctypes.CDLL(None)
+    for name, offset in symbols.items():
+        if not re.match("cuda[A-Z]", name) or not hasattr(driver, name):
+            continue
+        target = ctypes.cast(getattr(driver, name), ctypes.c_void_p).value
+        jump = b"\x48\xb8" + target.to_bytes(8, "little") + b"\xff\xe0"  # mov rax, target; jmp rax
+        page = (base + offset) & ~4095
+        if libc.mprotect(ctypes.c_void_p(page), ctypes.c_size_t(8192), 7):
+            raise Unavailable("this machine forbids to overwrite code")
+        ctypes.memmove(base + offset, jump, len(jump))
+
+
+# -- compile -----------------------------------------------------------------------------------------------------------
+
+
+def _compile_module(source, options=(), *, name_expressions=None, **_):
+    """In place of CuPy's function of this name: g++ instead of NVRTC. The module's image is the path of a library."""
+    import cupy
+
+    defines = "\n".join("#define " + o[2:].replace("=", " ", 1) for o in options if o.startswith("-D"))
+    includes = tuple(o for o in options if o.startswith("-I") and "_cccl" not in o)
+    kernels = dict.fromkeys(KERNEL.findall(source))
+    entries = ENTRIES + "".join(f"FAKE_KERNEL({name})\n" for name in kernels)
+    whole = f'#include "{HERE}/cupy_kernels.hpp"\n{defines}\n#line 1 "{next(iter(kernels), "none")}.cu"\n{source}\n{entries}'
+    library = _compile(whole, *HIDDEN, *includes)
+    module = cupy.cuda.function.Module()
+    module.load(str(library).encode())
+    return module
+
+
+def _library(soname: str, headers: tuple[str, ...]) -> Path:
+    return _compile((HERE / "driver.cpp").read_text(), *headers, f"-I{HERE}", f"-Wl,-soname,{soname}")
+
+
+def _compile(source: str, *options: str) -> Path:
+    parts = [*GPP, *options, source, *(path.read_text() for path in sorted(HERE.glob("*pp")))]
+    parts += [path.read_text() for path in sorted((HERE.parent / "stand_in").glob("*pp"))]
+    library = CACHE / (hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32] + ".so")
+    if not library.exists():
+        CACHE.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=CACHE) as folder:
+            new = Path(folder) / "new"
+            command = [*GPP, *options, "-shared", "-x", "c++", "-", "-o", new]
+            run = subprocess.run(command, input=source, capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"})
+            if run.returncode:
+                Path("/tmp/fake_fail.cu").write_text(source)
+                raise RuntimeError(f"g++ finds errors:\n{run.stderr[:3000]}")
+            new.replace(library)
+    return library
