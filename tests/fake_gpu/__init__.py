@@ -104,7 +104,7 @@ def _compile_module(source, options=(), *, name_expressions=None, **_):
     import cupy
 
     defines = "\n".join("#define " + o[2:].replace("=", " ", 1) for o in options if o.startswith("-D"))
-    includes = tuple(o for o in options if o.startswith("-I") and "_cccl" not in o)
+    includes = tuple(o for o in options if o.startswith("-I"))
     kernels = dict.fromkeys(KERNEL.findall(source))
     entries = ENTRIES + "".join(f"FAKE_KERNEL({name})\n" for name in kernels)
     whole = f'#include "{HERE}/cupy_kernels.hpp"\n{defines}\n#line 1 "{next(iter(kernels), "none")}.cu"\n{source}\n{entries}'

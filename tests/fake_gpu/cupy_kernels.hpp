@@ -11,3 +11,41 @@
 #undef __noinline__
 #undef __launch_bounds__
 #include "../stand_in/device.hpp"
+#include <cuda_fp16.h>
+#include <cuda_bf16.h>
+#define __CUDACC_VER_MAJOR__ 13  // CuPy's float16 then takes CUDA's half
+
+// One thread runs at a time, and it is never interrupted: every read and write is atomic.
+#define FAKE_ATOMIC(type, name, value)        \
+    inline type name(type* address, type x) { \
+        type old = *address;                  \
+        *address = value;                     \
+        return old;                           \
+    }
+#define FAKE_ATOMICS(type)                                \
+    FAKE_ATOMIC(type, atomicExch, x)                      \
+    FAKE_ATOMIC(type, atomicMax, old > x ? old : x)       \
+    FAKE_ATOMIC(type, atomicMin, old < x ? old : x)       \
+    FAKE_ATOMIC(type, atomicAnd, old& x)                  \
+    FAKE_ATOMIC(type, atomicOr, old | x)                  \
+    FAKE_ATOMIC(type, atomicXor, old ^ x)                 \
+    inline type atomicCAS(type* address, type expected, type x) { \
+        type old = *address;                              \
+        if (old == expected) *address = x;                \
+        return old;                                       \
+    }
+FAKE_ATOMICS(int)
+FAKE_ATOMICS(unsigned int)
+FAKE_ATOMICS(unsigned long long)
+FAKE_ATOMIC(int, atomicAdd, old + x)
+FAKE_ATOMIC(unsigned int, atomicAdd, old + x)
+FAKE_ATOMIC(unsigned long long, atomicAdd, old + x)
+FAKE_ATOMIC(float, atomicAdd, old + x)
+FAKE_ATOMIC(double, atomicAdd, old + x)
+FAKE_ATOMIC(int, atomicSub, old - x)
+FAKE_ATOMIC(unsigned int, atomicSub, old - x)
+
+inline int __popcll(unsigned long long x) { return __builtin_popcountll(x); }
+inline int __clzll(long long x) { return x ? __builtin_clzll(x) : 64; }
+inline void __threadfence() {}
+inline void __threadfence_block() {}
