@@ -8,6 +8,7 @@ import ctypes
 import functools
 import hashlib
 import importlib.util
+import math
 import os
 import re
 import subprocess
@@ -32,11 +33,13 @@ const int* sizes(void (*)(T...)) {
     return bytes;
 }
 }
-#define FAKE_KERNEL(name) \\
+#define FAKE_KERNEL(name, ...) \\
     extern "C" __attribute__((visibility("default"))) void fake_call_##name(void** arguments) { \\
-        stand_in::call(&name, arguments); \\
+        stand_in::call(&__VA_ARGS__, arguments); \\
     } \\
-    extern "C" __attribute__((visibility("default"))) const int* fake_sizes_##name() { return fake_gpu::sizes(&name); }
+    extern "C" __attribute__((visibility("default"))) const int* fake_sizes_##name() { \\
+        return fake_gpu::sizes(&__VA_ARGS__); \\
+    }
 extern "C" __attribute__((visibility("default"))) char* fake_shared(long long* bytes) {
     *bytes = __stop_stand_in_shared - __start_stand_in_shared;
     return __start_stand_in_shared;
@@ -56,26 +59,18 @@ def install() -> None:
     if "cupy" in sys.modules:
         raise Unavailable("CuPy is imported already")
     os.environ["CUPY_ACCELERATORS"] = ""  # CUB's kernels are compiled for GPUs: use CuPy's own reductions
-    headers = _headers()
-    driver = ctypes.CDLL(str(_library("libcuda.so.1", headers)), mode=ctypes.RTLD_GLOBAL)
+    driver = ctypes.CDLL(str(_driver()), mode=ctypes.RTLD_GLOBAL)
     mode, _, seed = os.environ.get("FAKE_GPU_STREAMS", "lazy").partition(":")
     descending = os.environ.get("STAND_IN_ORDER", "ascending") == "descending"
     driver.fake_gpu_set_mode(MODES[mode], int(seed or 0), descending)
-    import cupy_backends.cuda.api.runtime as runtime
+    from cupy_backends.cuda.api import runtime
 
     _redirect(runtime.__file__, driver)
+    _replace_cublas(driver)
     import cupy
 
     cupy.cuda.compiler._compile_module_with_cache = _compile_module
-
-
-def _headers() -> tuple[str, ...]:
-    from cuda import pathfinder
-
-    folder = pathfinder.find_nvidia_header_directory("cudart")
-    if folder is None:
-        raise Unavailable("CUDA's headers are missing: pip install nvidia-cuda-runtime nvidia-cuda-crt")
-    return (f"-I{folder}",)
+    cupy.cuda.thrust.argsort = functools.partial(_argsort, driver)
 
 
 def _redirect(library: str, driver: ctypes.CDLL) -> None:
@@ -96,6 +91,31 @@ def _redirect(library: str, driver: ctypes.CDLL) -> None:
         ctypes.memmove(base + offset, jump, len(jump))
 
 
+def _replace_cublas(driver: ctypes.CDLL) -> None:
+    """The products that the driver has; whatever else CuPy calls of cuBLAS fails with CUBLAS_STATUS_NOT_SUPPORTED."""
+    from cuda import pathfinder
+
+    cublas = importlib.util.find_spec("cupy_backends.cuda.libs.cublas").origin
+    table = subprocess.run(["nm", "-D", cublas], capture_output=True, text=True, check=True).stdout
+    missing = [name for name in re.findall(r"U (cublas\w+)", table) if not hasattr(driver, name)]
+    stub = "".join(f'extern "C" int {name}() {{ return 15; }}\n' for name in missing)
+    soname = "-Wl,-soname,libcublas.so.13"
+    ctypes.CDLL(str(_compile(stub, soname, "-Wl,--default-symver")), mode=ctypes.RTLD_GLOBAL)
+    load = pathfinder.load_nvidia_dynamic_lib
+    pathfinder.load_nvidia_dynamic_lib = lambda name: None if name == "cublas" else load(name)
+
+
+def _argsort(driver, dtype, order, values, keys, shape) -> None:
+    """In place of Thrust, of which the wheel has code for GPUs only."""
+    import cupy
+
+    stream = cupy.cuda.get_current_stream().ptr
+    rows, count = math.prod(shape[:-1]), shape[-1]
+    pointers = ctypes.c_char(dtype.char.encode()), *map(ctypes.c_void_p, (values, order))
+    if driver.fake_gpu_argsort(*pointers, ctypes.c_longlong(rows), ctypes.c_longlong(count), ctypes.c_void_p(stream)):
+        raise NotImplementedError(f"the fake GPU does not sort {dtype}")
+
+
 # -- compile -----------------------------------------------------------------------------------------------------------
 
 
@@ -105,17 +125,29 @@ def _compile_module(source, options=(), *, name_expressions=None, **_):
 
     defines = "\n".join("#define " + o[2:].replace("=", " ", 1) for o in options if o.startswith("-D"))
     includes = tuple(o for o in options if o.startswith("-I"))
-    kernels = dict.fromkeys(KERNEL.findall(source))
-    entries = ENTRIES + "".join(f"FAKE_KERNEL({name})\n" for name in kernels)
-    whole = f'#include "{HERE}/cupy_kernels.hpp"\n{defines}\n#line 1 "{next(iter(kernels), "none")}.cu"\n{source}\n{entries}'
+    if name_expressions:  # instances of templates
+        kernels = {f"instance_{i}": expression for i, expression in enumerate(name_expressions)}
+    else:
+        kernels = {name: name for name in KERNEL.findall(source)}
+    entries = ENTRIES + "".join(f"FAKE_KERNEL({name}, {instance})\n" for name, instance in kernels.items())
+    header = f'#include "{HERE}/cupy_kernels.hpp"\n{defines}\n#line 1 "{next(iter(kernels), "none")}.cu"\n'
+    whole = header + source + entries
     library = _compile(whole, *HIDDEN, *includes)
     module = cupy.cuda.function.Module()
     module.load(str(library).encode())
+    module._set_mapping({instance: name for name, instance in kernels.items()} if name_expressions else None)
     return module
 
 
-def _library(soname: str, headers: tuple[str, ...]) -> Path:
-    return _compile((HERE / "driver.cpp").read_text(), *headers, f"-I{HERE}", f"-Wl,-soname,{soname}")
+def _driver() -> Path:
+    """The library that CuPy takes for the driver's, as it has the name that CuPy asks for."""
+    from cuda import pathfinder
+
+    headers = pathfinder.find_nvidia_header_directory("cudart")
+    if headers is None:
+        raise Unavailable("CUDA's headers are missing: pip install nvidia-cuda-runtime nvidia-cuda-crt")
+    source = (HERE / "driver.cpp").read_text()
+    return _compile(source, f"-I{headers}", f"-I{HERE}", "-Wl,-soname,libcuda.so.1")
 
 
 def _compile(source: str, *options: str) -> Path:

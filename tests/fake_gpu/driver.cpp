@@ -6,8 +6,11 @@
 #include <cuda.h>
 #include <cuda_runtime_api.h>
 #include <dlfcn.h>
+#include <library_types.h>
 #include <string.h>
 
+#include <algorithm>
+#include <array>
 #include <functional>
 #include <map>
 #include <memory>
@@ -640,4 +643,133 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t graph) {
 
 cudaError_t cudaProfilerStart() { return cudaSuccess; }
 cudaError_t cudaProfilerStop() { return cudaSuccess; }
+}  // extern "C"
+
+// -- libraries that are compiled for GPUs only: products of cuBLAS, sorting by Thrust -------------------------------------
+
+namespace {
+
+struct Matrix {
+    const char* data;
+    int type;  // cudaDataType
+    bool transposed;
+    long long leading;
+};
+
+double element(const Matrix& a, long long row, long long column) {  // column after column, as in Fortran
+    long long i = a.transposed ? column + row * a.leading : row + column * a.leading;
+    switch (a.type) {
+        case CUDA_R_32F: return ((const float*)a.data)[i];
+        case CUDA_R_64F: return ((const double*)a.data)[i];
+        case CUDA_R_16F: return ((const _Float16*)a.data)[i];
+        default: return __builtin_bit_cast(float, (unsigned int)((const unsigned short*)a.data)[i] << 16);
+    }
+}
+
+void store(const Matrix& c, long long row, long long column, double value) {
+    long long i = row + column * c.leading;
+    unsigned int bits = __builtin_bit_cast(unsigned int, (float)value);
+    switch (c.type) {
+        case CUDA_R_32F: ((float*)c.data)[i] = value; break;
+        case CUDA_R_64F: ((double*)c.data)[i] = value; break;
+        case CUDA_R_16F: ((_Float16*)c.data)[i] = value; break;
+        default: ((unsigned short*)c.data)[i] = value == value ? (bits + 0x7FFF + (bits >> 16 & 1)) >> 16 : 0x7FFF;
+    }
+}
+
+template <class Real>
+void multiply(int m, int n, int k, Real alpha, Matrix a, Matrix b, Real beta, Matrix c) {
+    for (int column = 0; column < n; column++)
+        for (int row = 0; row < m; row++) {
+            Real sum = 0;
+            for (int i = 0; i < k; i++) sum += (Real)element(a, row, i) * (Real)element(b, i, column);
+            store(c, row, column, alpha * sum + (beta ? beta * (Real)element(c, row, column) : 0));
+        }
+}
+
+bool is_known(int type) { return type == CUDA_R_32F || type == CUDA_R_64F || type == CUDA_R_16F || type == CUDA_R_16BF; }
+
+template <class T>
+void argsort(const T* values, long long* order, long long rows, long long count) {
+    for (long long row = 0; row < rows; row++, values += count, order += count) {
+        for (long long i = 0; i < count; i++) order[i] = i;
+        std::stable_sort(order, order + count, [=](long long i, long long k) {  // NaN last
+            return values[i] < values[k] || (values[k] != values[k] && values[i] == values[i]);
+        });
+    }
+}
+
+}  // namespace
+
+extern "C" {
+constexpr int SUCCESS = 0, NOT_SUPPORTED = 15, EXECUTION_FAILED = 13;  // cublasStatus_t; a handle is a place for a stream
+
+int cublasCreate_v2(void** handle) { return *handle = new cudaStream_t(nullptr), SUCCESS; }
+int cublasDestroy_v2(void*) { return SUCCESS; }
+int cublasSetStream_v2(cudaStream_t* handle, cudaStream_t stream) { return *handle = stream, SUCCESS; }
+int cublasGetStream_v2(cudaStream_t* handle, cudaStream_t* stream) { return *stream = *handle, SUCCESS; }
+int cublasGetVersion_v2(void*, int* version) { return *version = 130000, SUCCESS; }
+int cublasSetMathMode(void*, int) { return SUCCESS; }
+int cublasGetMathMode(void*, int* mode) { return *mode = 0, SUCCESS; }
+int cublasSetPointerMode_v2(void*, int mode) { return mode ? NOT_SUPPORTED : SUCCESS; }
+int cublasGetPointerMode_v2(void*, int* mode) { return *mode = 0, SUCCESS; }
+
+// The compute type tells the type of alpha and beta: CUBLAS_COMPUTE_64F (70), its pedantic form (71), or CUDA_R_64F (1).
+int cublasGemmStridedBatchedEx(cudaStream_t* handle, int transpose_a, int transpose_b, int m, int n, int k,
+                               const void* alpha, const void* a, int a_type, int a_leading, long long a_step,
+                               const void* b, int b_type, int b_leading, long long b_step, const void* beta, void* c,
+                               int c_type, int c_leading, long long c_step, int count, int compute, int) {
+    Lock lock(mutex);
+    if (!is_known(a_type) || !is_known(b_type) || !is_known(c_type)) return NOT_SUPPORTED;
+    auto bytes = [](int type) { return type == CUDA_R_64F ? 8 : type == CUDA_R_32F ? 4 : 2; };
+    auto multiply_all = [=](auto scale, auto scale_c) {
+        return [=] {
+            for (int i = 0; i < count; i++)
+                multiply(m, n, k, scale,
+                         {(const char*)a + i * a_step * bytes(a_type), a_type, transpose_a != 0, a_leading},
+                         {(const char*)b + i * b_step * bytes(b_type), b_type, transpose_b != 0, b_leading}, scale_c,
+                         {(const char*)c + i * c_step * bytes(c_type), c_type, false, c_leading});
+        };
+    };
+    bool wide = compute == 70 || compute == 71 || compute == CUDA_R_64F;
+    Work work = wide ? Work(multiply_all(*(double*)alpha, *(double*)beta))
+                     : Work(multiply_all(*(float*)alpha, *(float*)beta));
+    return submit(*handle, work) ? EXECUTION_FAILED : SUCCESS;
+}
+
+int cublasGemmEx(cudaStream_t* handle, int transpose_a, int transpose_b, int m, int n, int k, const void* alpha,
+                 const void* a, int a_type, int a_leading, const void* b, int b_type, int b_leading, const void* beta,
+                 void* c, int c_type, int c_leading, int compute, int algorithm) {
+    return cublasGemmStridedBatchedEx(handle, transpose_a, transpose_b, m, n, k, alpha, a, a_type, a_leading, 0, b,
+                                      b_type, b_leading, 0, beta, c, c_type, c_leading, 0, 1, compute, algorithm);
+}
+
+// The matrices lie where three arrays on the device tell.
+#define GEMM_BATCHED(name, real, type)                                                                               \
+    int name(cudaStream_t* handle, int transpose_a, int transpose_b, int m, int n, int k, const real* alpha,         \
+             const char* const* a, int a_leading, const char* const* b, int b_leading, const real* beta,             \
+             char* const* c, int c_leading, int count) {                                                             \
+        Lock lock(mutex);                                                                                            \
+        real scale = *alpha, scale_c = *beta;                                                                        \
+        cudaError_t error = submit(*handle, [=] {                                                                    \
+            for (int i = 0; i < count; i++)                                                                          \
+                multiply<real>(m, n, k, scale, {a[i], type, transpose_a != 0, a_leading},                            \
+                               {b[i], type, transpose_b != 0, b_leading}, scale_c, {c[i], type, false, c_leading}); \
+        });                                                                                                          \
+        return error ? EXECUTION_FAILED : SUCCESS;                                                                   \
+    }
+GEMM_BATCHED(cublasSgemmBatched, float, CUDA_R_32F)
+GEMM_BATCHED(cublasDgemmBatched, double, CUDA_R_64F)
+
+// Indices that sort each row. `kind` is NumPy's letter for the dtype.
+int fake_gpu_argsort(char kind, void* values, long long* order, long long rows, long long count, cudaStream_t stream) {
+    Lock lock(mutex);
+    switch (kind) {
+        case 'i': return submit(stream, [=] { argsort((int*)values, order, rows, count); });
+        case 'l': return submit(stream, [=] { argsort((long long*)values, order, rows, count); });
+        case 'f': return submit(stream, [=] { argsort((float*)values, order, rows, count); });
+        case 'd': return submit(stream, [=] { argsort((double*)values, order, rows, count); });
+        default: return cudaErrorNotSupported;
+    }
+}
 }  // extern "C"
