@@ -21,7 +21,7 @@ CACHE = HERE.parents[1] / ".pytest_cache" / "fake_gpu"
 GPP = ("g++", "-std=c++20", "-O2", "-ffp-contract=off", "-fPIC", "-w")
 HIDDEN = ("-fvisibility=hidden",)
 MODES = {"eager": 0, "lazy": 1, "random": 2}
-KERNEL = re.compile(r"__global__\s+(?:void|__launch_bounds__\s*\([^)]*\)|\s)+?\s*(\w+)\s*\(")
+KERNEL = re.compile(r"__global__\s+(?:(?:void|__launch_bounds__\s*\([^)]*\))\s*)+(?!__launch_bounds__)\b(\w+)\s*\(")
 
 # One entry of a module for each kernel: call it for one thread; how many bytes each parameter has.
 ENTRIES = """
