@@ -16,6 +16,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import numpy as np
+
 HERE = Path(__file__).parent
 CACHE = HERE.parents[1] / ".pytest_cache" / "fake_gpu"
 GPP = ("g++", "-std=c++20", "-O2", "-ffp-contract=off", "-fPIC", "-w")
@@ -39,6 +41,9 @@ const int* sizes(void (*)(T...)) {
     } \\
     extern "C" __attribute__((visibility("default"))) const int* fake_sizes_##name() { \\
         return fake_gpu::sizes(&__VA_ARGS__); \\
+    } \\
+    extern "C" __attribute__((visibility("default"))) const char* fake_signature_##name() { \\
+        return stand_in::signature(&__VA_ARGS__); \\
     }
 extern "C" __attribute__((visibility("default"))) char* fake_shared(long long* bytes) {
     *bytes = __stop_stand_in_shared - __start_stand_in_shared;
@@ -70,6 +75,7 @@ def install() -> None:
     import cupy
 
     cupy.cuda.compiler._compile_module_with_cache = _compile_module
+    cupy.RawKernel = _checked(cupy.RawKernel, driver)
     cupy.cuda.thrust.argsort = functools.partial(_argsort, driver)
 
 
@@ -114,6 +120,45 @@ def _argsort(driver, dtype, order, values, keys, shape) -> None:
     pointers = ctypes.c_char(dtype.char.encode()), *map(ctypes.c_void_p, (values, order))
     if driver.fake_gpu_argsort(*pointers, ctypes.c_longlong(rows), ctypes.c_longlong(count), ctypes.c_void_p(stream)):
         raise NotImplementedError(f"the fake GPU does not sort {dtype}")
+
+
+# -- what CuPy does not check ------------------------------------------------------------------------------------------
+
+
+def _checked(raw_kernel: type, driver: ctypes.CDLL) -> type:
+    """RawKernel, but an argument of another type than the parameter's is an error, not garbage.
+
+    So is a number that the kernel writes behind an array: CuPy rounds the size of an array's memory up to 512 bytes.
+    """
+    driver.fake_gpu_signature.restype = ctypes.c_char_p
+
+    class CheckedRawKernel(raw_kernel):
+        def __call__(self, grid, block, args, **kwargs):
+            letters = driver.fake_gpu_signature(ctypes.c_void_p(self.kernel.ptr)).decode()
+            count = len(letters) // 3
+            if len(args) != count:
+                raise TypeError(f"{self.name}: expected {count} arguments, got {len(args)}")
+            for i, arg in enumerate(args):
+                _check(f"{self.name}: argument {i}", arg, letters[i::count])
+            for i, arg in enumerate(args):
+                if hasattr(arg, "data") and hasattr(arg.data, "mem") and arg.base is None:
+                    begin, end = arg.data.ptr + arg.nbytes, arg.data.mem.ptr + arg.data.mem.size
+                    driver.fake_gpu_guard(ctypes.c_void_p(begin), ctypes.c_void_p(end), i)
+            super().__call__(grid, block, args, **kwargs)
+
+    return CheckedRawKernel
+
+
+def _check(name: str, arg, parameter: str) -> None:
+    """Compare with a parameter in three letters: p(ointer) or v(alue), NumPy's kind, bytes."""
+    is_array = hasattr(arg, "__cuda_array_interface__") or isinstance(arg, np.ndarray)
+    dtype = arg.dtype if is_array else np.asarray(arg).dtype
+    got = f"{'p' if is_array else 'v'}{dtype.kind}{dtype.itemsize}"
+    if isinstance(arg, np.ndarray):
+        raise TypeError(f"{name}: Unsupported type {type(arg)}")
+    # Vectors, void and bfloat16 may stand for any numbers.
+    if got != parameter and not (parameter[1] == "?" and got[0] == parameter[0] == "p"):
+        raise TypeError(f"{name} is {got}, the kernel reads {parameter}")
 
 
 # -- compile -----------------------------------------------------------------------------------------------------------

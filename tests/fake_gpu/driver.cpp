@@ -10,7 +10,6 @@
 #include <string.h>
 
 #include <algorithm>
-#include <array>
 #include <functional>
 #include <map>
 #include <memory>
@@ -18,6 +17,7 @@
 #include <random>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #define uint3 stand_in_uint3  // runtime.cpp brings its own
@@ -236,30 +236,53 @@ cudaError_t copy_async(void* to, const void* from, size_t size, cudaStream_t str
 constexpr unsigned int LIMITS[] = {2147483647, 65535, 65535, 1024, 1024, 64};
 constexpr long long SHARED_MEMORY = 48 * 1024, MOST_SHARED_MEMORY = 227 * 1024;
 
+// Memory that the threads of a block share, of a size that the launch gives.
+extern "C" {
+alignas(128) char stand_in_dynamic_shared[MOST_SHARED_MEMORY];
+}
+
 struct Kernel {
     std::string name;
     void (*call)(void**);
-    const int* sizes;  // of the parameters in bytes, ended by -1
+    const int* sizes;       // of the parameters in bytes, ended by -1
+    const char* signature;  // see device.hpp
     char* shared;
     long long shared_bytes, most_dynamic = SHARED_MEMORY;
 };
 
 std::map<std::pair<void*, std::string>, Kernel*> kernels;
 
-void launch(const Kernel* kernel, const std::vector<std::vector<double>>& values, const unsigned int (&sizes)[6]) {
-    std::vector<void*> addresses;
-    for (auto& value : values) addresses.push_back((void*)value.data());
-    const char* error = stand_in_run(kernel->call, addresses.data(), sizes, sizes + 3, descending_order,
-                                     kernel->shared, kernel->shared_bytes);
-    if (error && failure.empty()) failure = kernel->name + ": " + error;
-}
+struct Guard {  // memory behind an array that belongs to no other
+    char *begin, *end;
+    int argument;
+};
+thread_local std::vector<Guard> guards;  // of the next launch
+
+struct Launch {
+    const Kernel* kernel;
+    unsigned int sizes[6];  // of the grid and of a block
+    unsigned int dynamic;   // bytes of shared memory
+    std::vector<std::vector<double>> values;  // the parameters
+    std::vector<Guard> guards;
+
+    void operator()() {
+        std::vector<void*> addresses;
+        for (auto& value : values) addresses.push_back(value.data());
+        for (auto& guard : guards) memset(guard.begin, 0xFF, guard.end - guard.begin);
+        memset(stand_in_dynamic_shared, 0xFF, dynamic);
+        const char* error = stand_in_run(kernel->call, addresses.data(), sizes, sizes + 3, descending_order,
+                                         kernel->shared, kernel->shared_bytes);
+        std::string text = error ? error : "";
+        for (auto& guard : guards)
+            for (char* byte = guard.begin; byte < guard.end; byte++)
+                if (*byte != -1) text = "wrote beside the array that is argument " + std::to_string(guard.argument);
+        if (!text.empty() && failure.empty()) failure = kernel->name + ": " + text;
+    }
+};
 
 }  // namespace
 
-// Memory that the threads of a block share, of a size that the launch gives.
 extern "C" {
-alignas(128) char stand_in_dynamic_shared[MOST_SHARED_MEMORY];
-
 void fake_gpu_set_mode(int new_mode, unsigned int seed, int descending) {
     Lock lock(mutex);
     wait_for_all();
@@ -267,6 +290,11 @@ void fake_gpu_set_mode(int new_mode, unsigned int seed, int descending) {
     choice.seed(seed);
     descending_order = descending;
 }
+
+const char* fake_gpu_signature(void* kernel) { return ((Kernel*)kernel)->signature; }
+
+// Between these addresses the kernel that is launched next must not write.
+void fake_gpu_guard(char* begin, char* end, int argument) { guards.push_back({begin, end, argument}); }
 
 // -- the driver's functions that CuPy calls (CUDA driver API) ------------------------------------------------------------
 
@@ -314,8 +342,9 @@ CUresult cuModuleGetFunction(CUfunction* function, CUmodule module, const char* 
         auto call = (void (*)(void**))dlsym(module, (std::string("fake_call_") + name).c_str());
         auto sizes = (const int* (*)())dlsym(module, (std::string("fake_sizes_") + name).c_str());
         auto shared = (char* (*)(long long*))dlsym(module, "fake_shared");
-        if (!call || !sizes || !shared) return CUDA_ERROR_NOT_FOUND;
-        kernel = new Kernel{name, call, sizes(), nullptr, 0};
+        auto signature = (const char* (*)())dlsym(module, (std::string("fake_signature_") + name).c_str());
+        if (!call || !sizes || !shared || !signature) return CUDA_ERROR_NOT_FOUND;
+        kernel = new Kernel{name, call, sizes(), signature(), nullptr, 0};
         kernel->shared = shared(&kernel->shared_bytes);
     }
     *function = (CUfunction)kernel;
@@ -343,20 +372,16 @@ CUresult cuLaunchKernel(CUfunction function, unsigned int gx, unsigned int gy, u
                         void**) {
     Lock lock(mutex);
     auto kernel = (const Kernel*)function;
-    std::array<unsigned int, 6> sizes{gx, gy, gz, bx, by, bz};
+    Launch launch{kernel, {gx, gy, gz, bx, by, bz}, dynamic, {}, std::exchange(guards, {})};
     for (int i = 0; i < 6; i++)
-        if (!sizes[i] || sizes[i] > LIMITS[i]) return CUDA_ERROR_INVALID_VALUE;
+        if (!launch.sizes[i] || launch.sizes[i] > LIMITS[i]) return CUDA_ERROR_INVALID_VALUE;
     if ((long long)bx * by * bz > 1024 || dynamic > kernel->most_dynamic) return CUDA_ERROR_INVALID_VALUE;
     if (kernel->shared_bytes > SHARED_MEMORY) return CUDA_ERROR_INVALID_VALUE;
-    std::vector<std::vector<double>> values;  // the parameters at the time of the launch
-    for (int i = 0; kernel->sizes[i] >= 0; i++) {
-        values.emplace_back((kernel->sizes[i] + 7) / 8 + 1);
-        memcpy(values.back().data(), parameters[i], kernel->sizes[i]);
+    for (int i = 0; kernel->sizes[i] >= 0; i++) {  // as they are at the time of the launch
+        launch.values.emplace_back((kernel->sizes[i] + 7) / 8 + 1);
+        memcpy(launch.values.back().data(), parameters[i], kernel->sizes[i]);
     }
-    return (CUresult)submit((cudaStream_t)stream, [=] {
-        if (dynamic) memset(stand_in_dynamic_shared, 0xFF, dynamic);
-        launch(kernel, values, (const unsigned int(&)[6]) * sizes.data());
-    });
+    return (CUresult)submit((cudaStream_t)stream, std::move(launch));
 }
 
 // -- the runtime's functions that CuPy calls (CUDA runtime API) ----------------------------------------------------------
