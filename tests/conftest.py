@@ -62,8 +62,14 @@ def _gpu_present():
 
 
 def pytest_ignore_collect(collection_path, config):
-    """Folders named cuda hold tests of what only the GPU has: they are no part of a run on the CPU."""
-    if collection_path.name == "cuda" and config.getoption("--device") == "cpu":
+    """Folders named cuda hold tests of what only the GPU has: they are no part of a run on the CPU.
+
+    The fake GPU's own tests need it.
+    """
+    device = config.getoption("--device")
+    if (collection_path.name == "cuda" and device == "cpu") or (
+        collection_path.name == "test_fake_gpu.py" and device != "fake"
+    ):
         return True
     return None  # ask the others
 
@@ -87,7 +93,14 @@ def pytest_collection_modifyitems(config, items):
 
 def _differs_by_device(item):
     """The other tests do on any device what they do on the CPU."""
-    return "device" in item.fixturenames or "cuda" in item.path.parts or item.path.name == "test_stand_in.py"
+    return "device" in item.fixturenames or "cuda" in item.path.parts or item.path.name in ("test_stand_in.py", "test_fake_gpu.py")
+
+
+@pytest.fixture(autouse=True)
+def finish_work_on_the_fake_gpu():
+    """What goes wrong there shows when somebody waits: in the test that began it."""
+    yield
+    fake_gpu.finish()
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import functools
 import hashlib
+import importlib.metadata
 import importlib.util
 import math
 import os
@@ -18,11 +19,13 @@ from pathlib import Path
 
 import numpy as np
 
+DISTRIBUTION = "cupy-cuda13x"
 HERE = Path(__file__).parent
 CACHE = HERE.parents[1] / ".pytest_cache" / "fake_gpu"
 GPP = ("g++", "-std=c++20", "-O2", "-ffp-contract=off", "-fPIC", "-w")
 HIDDEN = ("-fvisibility=hidden",)
 MODES = {"eager": 0, "lazy": 1, "random": 2}
+ORDERS = {"ascending": 0, "descending": 1}
 KERNEL = re.compile(r"__global__\s+(?:(?:void|__launch_bounds__\s*\([^)]*\))\s*)+(?!__launch_bounds__)\b(\w+)\s*\(")
 
 # One entry of a module for each kernel: call it for one thread; how many bytes each parameter has.
@@ -56,6 +59,33 @@ class Unavailable(RuntimeError):
     """Why the fake GPU cannot be had here."""
 
 
+# -- modes -------------------------------------------------------------------------------------------------------------
+
+DRIVER: list[ctypes.CDLL] = []  # empty until `install`
+MODE, _, SEED = os.environ.get("FAKE_GPU_STREAMS", "lazy").partition(":")
+SETTINGS = {"streams": MODE, "seed": int(SEED or 0), "order": os.environ.get("STAND_IN_ORDER", "ascending")}
+
+
+def _set(streams: str, seed: int, order: str) -> None:
+    DRIVER[0].fake_gpu_set_mode(MODES[streams], seed, ORDERS[order])
+
+
+@contextlib.contextmanager
+def settings(**changed):
+    """Within this context the streams run in another mode, or the threads in another order. All work is done before."""
+    _set(**SETTINGS | changed)
+    try:
+        yield
+    finally:
+        _set(**SETTINGS)
+
+
+def finish() -> None:
+    """Do all work that is left. RuntimeError if any of it, since somebody last waited, went wrong."""
+    if DRIVER and (error := DRIVER[0].fake_gpu_finish()):
+        raise RuntimeError(error.decode())
+
+
 # -- start -------------------------------------------------------------------------------------------------------------
 
 
@@ -65,9 +95,9 @@ def install() -> None:
         raise Unavailable("CuPy is imported already")
     os.environ["CUPY_ACCELERATORS"] = ""  # CUB's kernels are compiled for GPUs: use CuPy's own reductions
     driver = ctypes.CDLL(str(_driver()), mode=ctypes.RTLD_GLOBAL)
-    mode, _, seed = os.environ.get("FAKE_GPU_STREAMS", "lazy").partition(":")
-    descending = os.environ.get("STAND_IN_ORDER", "ascending") == "descending"
-    driver.fake_gpu_set_mode(MODES[mode], int(seed or 0), descending)
+    driver.fake_gpu_finish.restype = driver.fake_gpu_signature.restype = ctypes.c_char_p
+    DRIVER.append(driver)
+    _set(**SETTINGS)
     from cupy_backends.cuda.api import runtime
 
     _redirect(runtime.__file__, driver)
@@ -75,6 +105,7 @@ def install() -> None:
     import cupy
 
     cupy.cuda.compiler._compile_module_with_cache = _compile_module
+    cupy.empty, cupy.empty_like = (_garbage(create, driver) for create in (cupy.empty, cupy.empty_like))
     cupy.RawKernel = _checked(cupy.RawKernel, driver)
     cupy.cuda.thrust.argsort = functools.partial(_argsort, driver)
 
@@ -125,15 +156,30 @@ def _argsort(driver, dtype, order, values, keys, shape) -> None:
 # -- what CuPy does not check ------------------------------------------------------------------------------------------
 
 
+def _garbage(create, driver: ctypes.CDLL):
+    """Fresh arrays are full of NaN, or -1: memory of CuPy's pools may hold zeros, or the right numbers of before."""
+    import cupy
+
+    @functools.wraps(create)
+    def create_garbage(*args, **kwargs):
+        array = create(*args, **kwargs)
+        if array.nbytes:
+            pointers = map(ctypes.c_void_p, (array.data.ptr, array.nbytes, cupy.cuda.get_current_stream().ptr))
+            driver.fake_gpu_garbage(*pointers)
+        return array
+
+    return create_garbage
+
+
 def _checked(raw_kernel: type, driver: ctypes.CDLL) -> type:
     """RawKernel, but an argument of another type than the parameter's is an error, not garbage.
 
     So is a number that the kernel writes behind an array: CuPy rounds the size of an array's memory up to 512 bytes.
     """
-    driver.fake_gpu_signature.restype = ctypes.c_char_p
-
     class CheckedRawKernel(raw_kernel):
         def __call__(self, grid, block, args, **kwargs):
+            if 0 in grid + block:  # CuPy takes it for 1
+                raise RuntimeError(f"{self.name}: cannot be launched on a grid of {grid} blocks of {block} threads")
             letters = driver.fake_gpu_signature(ctypes.c_void_p(self.kernel.ptr)).decode()
             count = len(letters) // 3
             if len(args) != count:
@@ -196,9 +242,7 @@ def _driver() -> Path:
 
 
 def _compile(source: str, *options: str) -> Path:
-    parts = [*GPP, *options, source, *(path.read_text() for path in sorted(HERE.glob("*pp")))]
-    parts += [path.read_text() for path in sorted((HERE.parent / "stand_in").glob("*pp"))]
-    library = CACHE / (hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32] + ".so")
+    library = CACHE / (hashlib.sha256("\0".join([*GPP, *options, source, _our_sources()]).encode()).hexdigest()[:32] + ".so")
     if not library.exists():
         CACHE.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=CACHE) as folder:
@@ -206,7 +250,13 @@ def _compile(source: str, *options: str) -> Path:
             command = [*GPP, *options, "-shared", "-x", "c++", "-", "-o", new]
             run = subprocess.run(command, input=source, capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"})
             if run.returncode:
-                Path("/tmp/fake_fail.cu").write_text(source)
-                raise RuntimeError(f"g++ finds errors:\n{run.stderr[:3000]}")
+                raise RuntimeError(f"g++ finds errors:\n{run.stderr}")
             new.replace(library)
     return library
+
+
+@functools.cache
+def _our_sources() -> str:
+    """What the sources that are compiled include, and the version of CuPy, whose headers they include too."""
+    files = [*sorted(HERE.glob("*pp")), *sorted((HERE.parent / "stand_in").glob("*pp"))]
+    return "\0".join([importlib.metadata.version(DISTRIBUTION), *(path.read_text() for path in files)])

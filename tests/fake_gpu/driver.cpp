@@ -291,6 +291,20 @@ void fake_gpu_set_mode(int new_mode, unsigned int seed, int descending) {
     descending_order = descending;
 }
 
+// Does all work that is left. Returns what went wrong with it, or nullptr.
+const char* fake_gpu_finish() {
+    Lock lock(mutex);
+    wait_for_all();
+    return report() ? reported.c_str() : nullptr;
+}
+
+// NaN or -1 into fresh memory. In a capture at once: a graph does not allocate when it is launched.
+void fake_gpu_garbage(void* address, size_t size, cudaStream_t stream) {
+    Lock lock(mutex);
+    if (stream_of(stream)->state != NOT_CAPTURING) memset(address, 0xFF, size);
+    else enqueue(stream_of(stream), [=] { memset(address, 0xFF, size); });
+}
+
 const char* fake_gpu_signature(void* kernel) { return ((Kernel*)kernel)->signature; }
 
 // Between these addresses the kernel that is launched next must not write.
