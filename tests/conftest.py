@@ -1,7 +1,7 @@
 """What all tests share: `pytest --device cpu|cuda|all|stand-in|fake` runs the same bodies on other devices.
 
-On 'stand-in' and 'fake' the CUDA kernels run on the CPU, compiled by g++; minidl takes them for 'cuda'. 'stand-in' has a
-small CuPy of its own (tests/stand_in), 'fake' runs the real CuPy on a CUDA driver of its own (tests/fake_gpu).
+On 'stand-in' and 'fake' the CUDA kernels run on the CPU, compiled by g++; minidl takes them for 'cuda'. 'stand-in' has
+a small CuPy of its own (tests/stand_in), 'fake' runs the real CuPy on a CUDA driver of its own (tests/fake_gpu).
 """
 
 import functools
@@ -46,7 +46,7 @@ def pytest_configure(config):
     elif device == "fake":
         try:
             fake_gpu.install()
-        except fake_gpu.Unavailable as error:
+        except fake_gpu.UnavailableError as error:
             raise pytest.UsageError(f"--device fake: {error}") from error
     elif device != "cpu" and not _gpu_present():
         raise pytest.UsageError(f"--device {device} needs CuPy and a GPU")
@@ -93,7 +93,11 @@ def pytest_collection_modifyitems(config, items):
 
 def _differs_by_device(item):
     """The other tests do on any device what they do on the CPU."""
-    return "device" in item.fixturenames or "cuda" in item.path.parts or item.path.name in ("test_stand_in.py", "test_fake_gpu.py")
+    return (
+        "device" in item.fixturenames
+        or "cuda" in item.path.parts
+        or item.path.name in ("test_stand_in.py", "test_fake_gpu.py")
+    )
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,9 @@ import importlib.metadata
 import importlib.util
 import math
 import os
+import platform
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -55,7 +57,7 @@ extern "C" __attribute__((visibility("default"))) char* fake_shared(long long* b
 """
 
 
-class Unavailable(RuntimeError):
+class UnavailableError(RuntimeError):
     """Why the fake GPU cannot be had here."""
 
 
@@ -90,42 +92,61 @@ def finish() -> None:
 
 
 def install() -> None:
-    """Let `import cupy` find a GPU. Must be called before CuPy is imported."""
-    if "cupy" in sys.modules:
-        raise Unavailable("CuPy is imported already")
+    """Let `import cupy` find a GPU. Must be called before CuPy is imported. UnavailableError: with the reason."""
+    _check_machine()
     os.environ["CUPY_ACCELERATORS"] = ""  # CUB's kernels are compiled for GPUs: use CuPy's own reductions
     driver = ctypes.CDLL(str(_driver()), mode=ctypes.RTLD_GLOBAL)
     driver.fake_gpu_finish.restype = driver.fake_gpu_signature.restype = ctypes.c_char_p
-    DRIVER.append(driver)
-    _set(**SETTINGS)
     from cupy_backends.cuda.api import runtime
 
     _redirect(runtime.__file__, driver)
     _replace_cublas(driver)
     import cupy
 
+    if not hasattr(cupy.cuda.compiler, "_compile_module_with_cache"):
+        raise UnavailableError(f"CuPy {cupy.__version__} compiles kernels in another way; CuPy 14.2.0 works")
     cupy.cuda.compiler._compile_module_with_cache = _compile_module
+    cupy.cuda.thrust.argsort = functools.partial(_argsort, driver)
     cupy.empty, cupy.empty_like = (_garbage(create, driver) for create in (cupy.empty, cupy.empty_like))
     cupy.RawKernel = _checked(cupy.RawKernel, driver)
-    cupy.cuda.thrust.argsort = functools.partial(_argsort, driver)
+    DRIVER.append(driver)
+    _set(**SETTINGS)
+
+
+def _check_machine() -> None:
+    missing = [tool for tool in ("g++", "nm") if shutil.which(tool) is None]
+    if missing:
+        raise UnavailableError(f"it needs {' and '.join(missing)}")
+    if (sys.platform, platform.machine()) != ("linux", "x86_64"):
+        raise UnavailableError(f"it needs Linux on x86_64, and this is {sys.platform} on {platform.machine()}")
+    if importlib.util.find_spec("cupy") is None or importlib.util.find_spec("cuda.pathfinder") is None:
+        raise UnavailableError('it needs CuPy: pip install ".[fake-gpu]"')
+    if "cupy" in sys.modules:
+        raise UnavailableError("something imported CuPy before it")
 
 
 def _redirect(library: str, driver: ctypes.CDLL) -> None:
     """Overwrite each function of the CUDA runtime that is linked into `library`, and that the driver has, by a jump."""
-    table = subprocess.run(["nm", library], capture_output=True, text=True, check=True).stdout
-    symbols = {name: int(offset, 16) for offset, name in re.findall(r"^(\w+) [tT] (\w+)$", table, re.MULTILINE)}
+    table = re.findall(r"^(\w+) [tT] (\w+)$", _symbols(library), re.MULTILINE)
+    symbols = {name: int(offset, 16) for offset, name in table}
     loaded = ctypes.CDLL(library)
+    ours = re.findall(r" T (cuda[A-Z]\w+)$", _symbols(driver._name), re.MULTILINE)
+    if missing := set(ours) - symbols.keys():
+        raise UnavailableError(f"{library} lacks {', '.join(sorted(missing))}; CuPy 14.2.0 from PyPI has them")
     base = ctypes.cast(loaded.PyInit_runtime, ctypes.c_void_p).value - symbols["PyInit_runtime"]
     libc = ctypes.CDLL(None)
-    for name, offset in symbols.items():
-        if not re.match("cuda[A-Z]", name) or not hasattr(driver, name):
-            continue
+    for name in ours:
+        offset = symbols[name]
         target = ctypes.cast(getattr(driver, name), ctypes.c_void_p).value
         jump = b"\x48\xb8" + target.to_bytes(8, "little") + b"\xff\xe0"  # mov rax, target; jmp rax
         page = (base + offset) & ~4095
         if libc.mprotect(ctypes.c_void_p(page), ctypes.c_size_t(8192), 7):
-            raise Unavailable("this machine forbids to overwrite code")
+            raise UnavailableError("this machine forbids to overwrite code")
         ctypes.memmove(base + offset, jump, len(jump))
+
+
+def _symbols(library: str) -> str:
+    return subprocess.run(["nm", library], capture_output=True, text=True, check=True).stdout
 
 
 def _replace_cublas(driver: ctypes.CDLL) -> None:
@@ -133,8 +154,7 @@ def _replace_cublas(driver: ctypes.CDLL) -> None:
     from cuda import pathfinder
 
     cublas = importlib.util.find_spec("cupy_backends.cuda.libs.cublas").origin
-    table = subprocess.run(["nm", "-D", cublas], capture_output=True, text=True, check=True).stdout
-    missing = [name for name in re.findall(r"U (cublas\w+)", table) if not hasattr(driver, name)]
+    missing = [name for name in re.findall(r"U (cublas\w+)", _symbols(cublas)) if not hasattr(driver, name)]
     stub = "".join(f'extern "C" int {name}() {{ return 15; }}\n' for name in missing)
     soname = "-Wl,-soname,libcublas.so.13"
     ctypes.CDLL(str(_compile(stub, soname, "-Wl,--default-symver")), mode=ctypes.RTLD_GLOBAL)
@@ -176,6 +196,7 @@ def _checked(raw_kernel: type, driver: ctypes.CDLL) -> type:
 
     So is a number that the kernel writes behind an array: CuPy rounds the size of an array's memory up to 512 bytes.
     """
+
     class CheckedRawKernel(raw_kernel):
         def __call__(self, grid, block, args, **kwargs):
             if 0 in grid + block:  # CuPy takes it for 1
@@ -236,19 +257,23 @@ def _driver() -> Path:
 
     headers = pathfinder.find_nvidia_header_directory("cudart")
     if headers is None:
-        raise Unavailable("CUDA's headers are missing: pip install nvidia-cuda-runtime nvidia-cuda-crt")
+        raise UnavailableError("it needs the headers of CUDA: pip install '.[fake-gpu]'")
     source = (HERE / "driver.cpp").read_text()
     return _compile(source, f"-I{headers}", f"-I{HERE}", "-Wl,-soname,libcuda.so.1")
 
 
 def _compile(source: str, *options: str) -> Path:
-    library = CACHE / (hashlib.sha256("\0".join([*GPP, *options, source, _our_sources()]).encode()).hexdigest()[:32] + ".so")
+    library = CACHE / (
+        hashlib.sha256("\0".join([*GPP, *options, source, _our_sources()]).encode()).hexdigest()[:32] + ".so"
+    )
     if not library.exists():
         CACHE.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=CACHE) as folder:
             new = Path(folder) / "new"
             command = [*GPP, *options, "-shared", "-x", "c++", "-", "-o", new]
-            run = subprocess.run(command, input=source, capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"})
+            run = subprocess.run(
+                command, input=source, capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"}
+            )
             if run.returncode:
                 raise RuntimeError(f"g++ finds errors:\n{run.stderr}")
             new.replace(library)
@@ -258,5 +283,9 @@ def _compile(source: str, *options: str) -> Path:
 @functools.cache
 def _our_sources() -> str:
     """What the sources that are compiled include, and the version of CuPy, whose headers they include too."""
-    files = [*sorted(HERE.glob("*pp")), *sorted((HERE.parent / "stand_in").glob("*pp"))]
+    files = [
+        HERE / "cupy_kernels.hpp",
+        HERE.parent / "stand_in" / "device.hpp",
+        HERE.parent / "stand_in" / "runtime.cpp",
+    ]
     return "\0".join([importlib.metadata.version(DISTRIBUTION), *(path.read_text() for path in files)])

@@ -58,6 +58,7 @@ struct FakeStream {
     unsigned int flags = 0;
     Pending last;  // the latest operation
     CaptureState state = NOT_CAPTURING;
+    cudaStreamCaptureMode capture_mode = cudaStreamCaptureModeRelaxed;
     Recording* recording = nullptr;
     bool blocking() const { return !(flags & cudaStreamNonBlocking); }
 };
@@ -476,8 +477,25 @@ cudaError_t cudaDeviceSynchronize() {
     return report();
 }
 
-cudaError_t cudaMalloc(void** address, size_t size) { return allocate(device_memory, address, size); }
-cudaError_t cudaFree(void* address) { return release(device_memory, address); }
+// While any stream captures in a mode other than "relaxed", which is CuPy's, memory must not be taken or given back.
+cudaError_t allocation_in_capture() {
+    Lock lock(mutex);
+    for (FakeStream* stream : streams)
+        if (stream->state != NOT_CAPTURING && stream->capture_mode != cudaStreamCaptureModeRelaxed)
+            return not_in_capture(stream);
+    return cudaSuccess;
+}
+
+cudaError_t cudaMalloc(void** address, size_t size) {
+    cudaError_t error = allocation_in_capture();
+    return error ? error : allocate(device_memory, address, size);
+}
+
+cudaError_t cudaFree(void* address) {
+    cudaError_t error = allocation_in_capture();
+    return error ? error : release(device_memory, address);
+}
+
 cudaError_t cudaHostAlloc(void** address, size_t size, unsigned int) { return allocate(pinned_memory, address, size); }
 cudaError_t cudaFreeHost(void* address) { return release(pinned_memory, address); }
 
@@ -622,12 +640,12 @@ cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t start, cudaEve
 
 // -- graphs -----------------------------------------------------------------------------------------------------------
 
-cudaError_t cudaStreamBeginCapture(cudaStream_t handle, cudaStreamCaptureMode) {
+cudaError_t cudaStreamBeginCapture(cudaStream_t handle, cudaStreamCaptureMode mode) {
     Lock lock(mutex);
     FakeStream* stream = stream_of(handle);
     if (stream == &null_stream) return cudaErrorStreamCaptureUnsupported;
     if (stream->state != NOT_CAPTURING) return cudaErrorIllegalState;
-    stream->state = CAPTURING;
+    stream->state = CAPTURING, stream->capture_mode = mode;
     stream->recording = new Recording;
     return cudaSuccess;
 }
