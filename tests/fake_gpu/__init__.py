@@ -28,6 +28,7 @@ GPP = ("g++", "-std=c++20", "-O2", "-ffp-contract=off", "-fPIC", "-w")
 HIDDEN = ("-fvisibility=hidden",)
 MODES = {"eager": 0, "lazy": 1, "random": 2}
 ORDERS = {"ascending": 0, "descending": 1}
+DYNAMIC = re.compile(r"extern\s+__shared__\s+(?:__align__\(\d+\)|alignas\(\d+\))?\s*([\w ]+?)\s+(\w+)\s*\[\s*\]\s*;")
 KERNEL = re.compile(r"__global__\s+(?:(?:void|__launch_bounds__\s*\([^)]*\))\s*)+(?!__launch_bounds__)\b(\w+)\s*\(")
 
 # One entry of a module for each kernel: call it for one thread; how many bytes each parameter has.
@@ -243,6 +244,7 @@ def _compile_module(source, options=(), *, name_expressions=None, **_):
         kernels = {name: name for name in KERNEL.findall(source)}
     entries = ENTRIES + "".join(f"FAKE_KERNEL({name}, {instance})\n" for name, instance in kernels.items())
     header = f'#include "{HERE}/cupy_kernels.hpp"\n{defines}\n#line 1 "{next(iter(kernels), "none")}.cu"\n'
+    source = DYNAMIC.sub(r"\1* const \2 = (\1*)stand_in_dynamic_shared;", source)
     whole = header + source + entries
     library = _compile(whole, *HIDDEN, *includes)
     module = cupy.cuda.function.Module()

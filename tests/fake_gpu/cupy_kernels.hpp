@@ -15,6 +15,8 @@
 #include <cuda_bf16.h>
 #define __CUDACC_VER_MAJOR__ 13  // CuPy's float16 then takes CUDA's half
 
+extern "C" char stand_in_dynamic_shared[];  // memory whose size the launch gives
+
 // One thread runs at a time, and it is never interrupted: every read and write is atomic.
 #define FAKE_ATOMIC(type, name, value)        \
     inline type name(type* address, type x) { \
