@@ -6,8 +6,6 @@ See `install`.
 import contextlib
 import ctypes
 import functools
-import hashlib
-import importlib.metadata
 import importlib.util
 import math
 import os
@@ -16,46 +14,14 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
 
-DISTRIBUTION = "cupy-cuda13x"
-HERE = Path(__file__).parent
-CACHE = HERE.parents[1] / ".pytest_cache" / "fake_gpu"
-GPP = ("g++", "-std=c++20", "-O2", "-ffp-contract=off", "-fPIC", "-w")
-HIDDEN = ("-fvisibility=hidden",)
+from tests.fake_gpu import compiler
+
 MODES = {"eager": 0, "lazy": 1, "random": 2}
 ORDERS = {"ascending": 0, "descending": 1}
-DYNAMIC = re.compile(r"extern\s+__shared__\s+(?:__align__\(\d+\)|alignas\(\d+\))?\s*([\w ]+?)\s+(\w+)\s*\[\s*\]\s*;")
-KERNEL = re.compile(r"__global__\s+(?:(?:void|__launch_bounds__\s*\([^)]*\))\s*)+(?!__launch_bounds__)\b(\w+)\s*\(")
-
-# One entry of a module for each kernel: call it for one thread; how many bytes each parameter has.
-ENTRIES = """
-#line 1 "entries"
-namespace fake_gpu {
-template <class... T>
-const int* sizes(void (*)(T...)) {
-    static const int bytes[] = {(int)sizeof(T)..., -1};
-    return bytes;
-}
-}
-#define FAKE_KERNEL(name, ...) \\
-    extern "C" __attribute__((visibility("default"))) void fake_call_##name(void** arguments) { \\
-        stand_in::call(&__VA_ARGS__, arguments); \\
-    } \\
-    extern "C" __attribute__((visibility("default"))) const int* fake_sizes_##name() { \\
-        return fake_gpu::sizes(&__VA_ARGS__); \\
-    } \\
-    extern "C" __attribute__((visibility("default"))) const char* fake_signature_##name() { \\
-        return stand_in::signature(&__VA_ARGS__); \\
-    }
-extern "C" __attribute__((visibility("default"))) char* fake_shared(long long* bytes) {
-    *bytes = __stop_stand_in_shared - __start_stand_in_shared;
-    return __start_stand_in_shared;
-}
-"""
 
 
 class UnavailableError(RuntimeError):
@@ -106,7 +72,7 @@ def install() -> None:
 
     if not hasattr(cupy.cuda.compiler, "_compile_module_with_cache"):
         raise UnavailableError(f"CuPy {cupy.__version__} compiles kernels in another way; CuPy 14.2.0 works")
-    cupy.cuda.compiler._compile_module_with_cache = _compile_module
+    cupy.cuda.compiler._compile_module_with_cache = compiler.compile_module
     cupy.cuda.thrust.argsort = functools.partial(_argsort, driver)
     cupy.empty, cupy.empty_like = (_garbage(create, driver) for create in (cupy.empty, cupy.empty_like))
     cupy.RawKernel = _checked(cupy.RawKernel, driver)
@@ -124,6 +90,19 @@ def _check_machine() -> None:
         raise UnavailableError('it needs CuPy: pip install ".[fake-gpu]"')
     if "cupy" in sys.modules:
         raise UnavailableError("something imported CuPy before it")
+
+
+def _driver() -> Path:
+    """The library that CuPy takes for the driver's, as it has the name that CuPy asks for."""
+    from cuda import pathfinder
+
+    headers = pathfinder.find_nvidia_header_directory("cudart")
+    if headers is None:
+        raise UnavailableError("it needs the headers of CUDA: pip install '.[fake-gpu]'")
+    here = compiler.HERE
+    runtime = (here.parent / "stand_in" / "runtime.cpp").read_text()
+    source = (here / "driver.cpp").read_text().replace('#include "../stand_in/runtime.cpp"\n', runtime)
+    return compiler.library(source, f"-I{headers}", "-Wl,-soname,libcuda.so.1")
 
 
 def _redirect(library: str, driver: ctypes.CDLL) -> None:
@@ -158,7 +137,7 @@ def _replace_cublas(driver: ctypes.CDLL) -> None:
     missing = [name for name in re.findall(r"U (cublas\w+)", _symbols(cublas)) if not hasattr(driver, name)]
     stub = "".join(f'extern "C" int {name}() {{ return 15; }}\n' for name in missing)
     soname = "-Wl,-soname,libcublas.so.13"
-    ctypes.CDLL(str(_compile(stub, soname, "-Wl,--default-symver")), mode=ctypes.RTLD_GLOBAL)
+    ctypes.CDLL(str(compiler.library(stub, soname, "-Wl,--default-symver")), mode=ctypes.RTLD_GLOBAL)
     load = pathfinder.load_nvidia_dynamic_lib
     pathfinder.load_nvidia_dynamic_lib = lambda name: None if name == "cublas" else load(name)
 
@@ -227,67 +206,3 @@ def _check(name: str, arg, parameter: str) -> None:
     # Vectors, void and bfloat16 may stand for any numbers.
     if got != parameter and not (parameter[1] == "?" and got[0] == parameter[0] == "p"):
         raise TypeError(f"{name} is {got}, the kernel reads {parameter}")
-
-
-# -- compile -----------------------------------------------------------------------------------------------------------
-
-
-def _compile_module(source, options=(), *, name_expressions=None, **_):
-    """In place of CuPy's function of this name: g++ instead of NVRTC. The module's image is the path of a library."""
-    import cupy
-
-    defines = "\n".join("#define " + o[2:].replace("=", " ", 1) for o in options if o.startswith("-D"))
-    includes = tuple(o for o in options if o.startswith("-I"))
-    if name_expressions:  # instances of templates
-        kernels = {f"instance_{i}": expression for i, expression in enumerate(name_expressions)}
-    else:
-        kernels = {name: name for name in KERNEL.findall(source)}
-    entries = ENTRIES + "".join(f"FAKE_KERNEL({name}, {instance})\n" for name, instance in kernels.items())
-    header = f'#include "{HERE}/cupy_kernels.hpp"\n{defines}\n#line 1 "{next(iter(kernels), "none")}.cu"\n'
-    source = DYNAMIC.sub(r"\1* const \2 = (\1*)stand_in_dynamic_shared;", source)
-    whole = header + source + entries
-    library = _compile(whole, *HIDDEN, *includes)
-    module = cupy.cuda.function.Module()
-    module.load(str(library).encode())
-    module._set_mapping({instance: name for name, instance in kernels.items()} if name_expressions else None)
-    return module
-
-
-def _driver() -> Path:
-    """The library that CuPy takes for the driver's, as it has the name that CuPy asks for."""
-    from cuda import pathfinder
-
-    headers = pathfinder.find_nvidia_header_directory("cudart")
-    if headers is None:
-        raise UnavailableError("it needs the headers of CUDA: pip install '.[fake-gpu]'")
-    source = (HERE / "driver.cpp").read_text()
-    return _compile(source, f"-I{headers}", f"-I{HERE}", "-Wl,-soname,libcuda.so.1")
-
-
-def _compile(source: str, *options: str) -> Path:
-    library = CACHE / (
-        hashlib.sha256("\0".join([*GPP, *options, source, _our_sources()]).encode()).hexdigest()[:32] + ".so"
-    )
-    if not library.exists():
-        CACHE.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=CACHE) as folder:
-            new = Path(folder) / "new"
-            command = [*GPP, *options, "-shared", "-x", "c++", "-", "-o", new]
-            run = subprocess.run(
-                command, input=source, capture_output=True, text=True, env={**os.environ, "LC_ALL": "C"}
-            )
-            if run.returncode:
-                raise RuntimeError(f"g++ finds errors:\n{run.stderr}")
-            new.replace(library)
-    return library
-
-
-@functools.cache
-def _our_sources() -> str:
-    """What the sources that are compiled include, and the version of CuPy, whose headers they include too."""
-    files = [
-        HERE / "cupy_kernels.hpp",
-        HERE.parent / "stand_in" / "device.hpp",
-        HERE.parent / "stand_in" / "runtime.cpp",
-    ]
-    return "\0".join([importlib.metadata.version(DISTRIBUTION), *(path.read_text() for path in files)])

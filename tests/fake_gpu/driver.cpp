@@ -340,7 +340,7 @@ CUresult cuCtxGetDevice(CUdevice* device) {
 
 CUresult cuStreamGetCtx(CUstream, CUcontext* context) { return cuCtxGetCurrent(context); }
 
-// A module is the path of a shared library: see compile in __init__.py.
+// A module is the path of a shared library: see compiler.py.
 CUresult cuModuleLoadData(CUmodule* module, const void* image) {
     *module = (CUmodule)dlopen((const char*)image, RTLD_NOW | RTLD_LOCAL);
     if (*module) return CUDA_SUCCESS;

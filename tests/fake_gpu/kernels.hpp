@@ -1,4 +1,4 @@
-// What CuPy's own kernels need beside tests/stand_in/device.hpp: CUDA's types, atomics, and a few functions.
+// What stands above each source, before CuPy's headers: CUDA's types, atomics, and what tests/stand_in/device.hpp has.
 #pragma once
 #include <vector_types.h>
 #include <vector_functions.h>
@@ -51,3 +51,23 @@ inline int __popcll(unsigned long long x) { return __builtin_popcountll(x); }
 inline int __clzll(long long x) { return x ? __builtin_clzll(x) : 64; }
 inline void __threadfence() {}
 inline void __threadfence_block() {}
+
+// A kernel as the driver sees it: call it for one thread; the bytes of each parameter; its signature (device.hpp).
+namespace fake_gpu {
+template <class... T>
+const int* sizes(void (*)(T...)) {
+    static const int bytes[] = {(int)sizeof(T)..., -1};
+    return bytes;
+}
+}  // namespace fake_gpu
+
+#define FAKE_EXPORT extern "C" __attribute__((visibility("default")))
+#define FAKE_KERNEL(name, ...)                                                                          \
+    FAKE_EXPORT void fake_call_##name(void** arguments) { stand_in::call(&__VA_ARGS__, arguments); }    \
+    FAKE_EXPORT const int* fake_sizes_##name() { return fake_gpu::sizes(&__VA_ARGS__); }                \
+    FAKE_EXPORT const char* fake_signature_##name() { return stand_in::signature(&__VA_ARGS__); }
+
+FAKE_EXPORT char* fake_shared(long long* bytes) {  // the memory that the threads of a block share
+    *bytes = __stop_stand_in_shared - __start_stand_in_shared;
+    return __start_stand_in_shared;
+}
