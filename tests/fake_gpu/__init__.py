@@ -1,6 +1,30 @@
-"""A fake GPU: `pytest --device fake` runs the real CuPy on the CPU, on a CUDA driver of our own.
+"""A fake GPU: `pytest --device fake` runs the real CuPy on the CPU, where no GPU is, on a CUDA driver of our own.
 
-See `install`.
+    pip install ".[test,fake-gpu]"                                       CuPy 14.2.0, CUDA's headers; and g++
+    python -m pytest --device fake tests/kernels                         streams as late as CUDA allows
+    FAKE_GPU_STREAMS=random:7 python -m pytest --device fake ...         in a random order; or eager
+    STAND_IN_ORDER=descending python -m pytest --device fake ...         blocks and their threads backwards
+
+How it works: CuPy loads "libcuda.so.1" by ctypes, and glibc takes a library of this name that is loaded already: ours,
+driver.cpp. The functions of the CUDA runtime are linked into CuPy's own library; each that CuPy needs is overwritten with a
+jump to ours (`_redirect`). All kernels, minidl's and CuPy's own, pass through one Python function of CuPy's; ours
+(compiler.py) gives them to g++, below kernels.hpp and tests/stand_in/device.hpp, and the driver runs them thread by thread
+(tests/stand_in/runtime.cpp). Arrays, dtypes, memory pools, streams and captures are CuPy's own.
+
+What works: elementwise kernels, reductions, scans, indexing, casts to bfloat16 and float16; RawKernel, also with shared
+memory whose size the launch gives; streams, events, pinned memory, memory pools; captures, which refuse what CUDA refuses,
+and graphs; products by cuBLAS in float16, bfloat16, float32 and float64 (plain loops); argsort. CuPy checks no arguments of
+a RawKernel: here another type than the parameter's is an error. So is a kernel that writes behind an array, or that waits in
+vain; a test that leaves such an error behind fails. Fresh arrays hold NaN.
+
+What does not: CUB, Thrust but argsort, cuRAND, cuSOLVER, cuFFT (GPU code, or wheels that are not installed); the rest of
+cuBLAS fails with CUBLAS_STATUS_NOT_SUPPORTED; several devices; captures over several streams; host callbacks; managed and
+stream-ordered memory (cudaMallocAsync); races between blocks; time. `__CUDA_ARCH__` is not defined: what is written for
+tensor cores and asynchronous copies does not run.
+
+What comes next: mma, ldmatrix and cp.async by the formulas of the PTX ISA, a copy landing only at its wait; guards before an
+array, too; then tests/stand_in can shrink to device.hpp and runtime.cpp (tests/test_cuda_compiles.py and
+tests/examples/test_on_a_device.py use it too), and .ci/run can run `--device fake` in its place.
 """
 
 import contextlib
@@ -61,6 +85,8 @@ def finish() -> None:
 def install() -> None:
     """Let `import cupy` find a GPU. Must be called before CuPy is imported. UnavailableError: with the reason."""
     _check_machine()
+    if SETTINGS["streams"] not in MODES:
+        raise UnavailableError(f"FAKE_GPU_STREAMS: expected one of {', '.join(MODES)}, got {SETTINGS['streams']}")
     os.environ["CUPY_ACCELERATORS"] = ""  # CUB's kernels are compiled for GPUs: use CuPy's own reductions
     driver = ctypes.CDLL(str(_driver()), mode=ctypes.RTLD_GLOBAL)
     driver.fake_gpu_finish.restype = driver.fake_gpu_signature.restype = ctypes.c_char_p
@@ -86,7 +112,7 @@ def _check_machine() -> None:
         raise UnavailableError(f"it needs {' and '.join(missing)}")
     if (sys.platform, platform.machine()) != ("linux", "x86_64"):
         raise UnavailableError(f"it needs Linux on x86_64, and this is {sys.platform} on {platform.machine()}")
-    if importlib.util.find_spec("cupy") is None or importlib.util.find_spec("cuda.pathfinder") is None:
+    if importlib.util.find_spec("cupy") is None:
         raise UnavailableError('it needs CuPy: pip install ".[fake-gpu]"')
     if "cupy" in sys.modules:
         raise UnavailableError("something imported CuPy before it")
