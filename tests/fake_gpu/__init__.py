@@ -5,25 +5,25 @@
     FAKE_GPU_STREAMS=random:7 python -m pytest --device fake ...         in a random order; or eager
     STAND_IN_ORDER=descending python -m pytest --device fake ...         blocks and their threads backwards
 
-How it works: CuPy loads "libcuda.so.1" by ctypes, and glibc takes a library of this name that is loaded already: ours,
-driver.cpp. The functions of the CUDA runtime are linked into CuPy's own library; each that CuPy needs is overwritten with a
-jump to ours (`_redirect`). All kernels, minidl's and CuPy's own, pass through one Python function of CuPy's; ours
-(compiler.py) gives them to g++, below kernels.hpp and tests/stand_in/device.hpp, and the driver runs them thread by thread
-(tests/stand_in/runtime.cpp). Arrays, dtypes, memory pools, streams and captures are CuPy's own.
+How it works: CuPy loads "libcuda.so.1" by ctypes, and glibc takes a library of this name that is loaded already:
+ours, driver.cpp. The functions of the CUDA runtime are linked into CuPy's own library; each that CuPy needs is
+overwritten with a jump to ours (`_redirect`). All kernels, minidl's and CuPy's own, pass through one Python function
+of CuPy's; ours (compiler.py) gives them to g++, below kernels.hpp and tests/stand_in/device.hpp, and the driver runs
+them thread by thread (tests/stand_in/runtime.cpp). Arrays, dtypes, memory pools, streams and captures are CuPy's own.
 
-What works: elementwise kernels, reductions, scans, indexing, casts to bfloat16 and float16; RawKernel, also with shared
-memory whose size the launch gives; streams, events, pinned memory, memory pools; captures, which refuse what CUDA refuses,
-and graphs; products by cuBLAS in float16, bfloat16, float32 and float64 (plain loops); argsort. CuPy checks no arguments of
-a RawKernel: here another type than the parameter's is an error. So is a kernel that writes behind an array, or that waits in
-vain; a test that leaves such an error behind fails. Fresh arrays hold NaN.
+What works: elementwise kernels, reductions, scans, indexing, casts to bfloat16 and float16; RawKernel, also with
+shared memory whose size the launch gives; streams, events, pinned memory, memory pools; captures, which refuse what
+CUDA refuses, and graphs; products by cuBLAS in float16, bfloat16, float32 and float64 (plain loops); argsort. CuPy
+checks no arguments of a RawKernel: here another type than the parameter's is an error. So is a kernel that writes
+behind an array, or that waits in vain; a test that leaves such an error behind fails. Fresh arrays hold NaN.
 
-What does not: CUB, Thrust but argsort, cuRAND, cuSOLVER, cuFFT (GPU code, or wheels that are not installed); the rest of
-cuBLAS fails with CUBLAS_STATUS_NOT_SUPPORTED; several devices; captures over several streams; host callbacks; managed and
-stream-ordered memory (cudaMallocAsync); races between blocks; time. `__CUDA_ARCH__` is not defined: what is written for
-tensor cores and asynchronous copies does not run.
+What does not: CUB, Thrust but argsort, cuRAND, cuSOLVER, cuFFT (GPU code, or wheels that are not installed); the rest
+of cuBLAS fails with CUBLAS_STATUS_NOT_SUPPORTED; several devices; captures over several streams; host callbacks;
+managed and stream-ordered memory (cudaMallocAsync); races between blocks; time. `__CUDA_ARCH__` is not defined: what
+is written for tensor cores and asynchronous copies does not run.
 
-What comes next: mma, ldmatrix and cp.async by the formulas of the PTX ISA, a copy landing only at its wait; guards before an
-array, too; then tests/stand_in can shrink to device.hpp and runtime.cpp (tests/test_cuda_compiles.py and
+What comes next: mma, ldmatrix and cp.async by the formulas of the PTX ISA, a copy landing only at its wait; guards
+before an array, too; then tests/stand_in can shrink to device.hpp and runtime.cpp (tests/test_cuda_compiles.py and
 tests/examples/test_on_a_device.py use it too), and .ci/run can run `--device fake` in its place.
 """
 
