@@ -7,6 +7,7 @@ import cupy
 import numpy as np
 import pytest
 
+from minidl.system.copies import CopyRing
 from tests import fake_gpu
 
 MODES = [("eager", 0), ("lazy", 0), *[("random", seed) for seed in range(8)]]
@@ -147,6 +148,14 @@ def test_an_event_guards_pinned_memory(any_mode):
     copied.synchronize()
     source[:] = 7
     assert x.get().tolist() == [1, 2]
+
+
+def test_the_copies_of_a_loader_are_neither_early_nor_late(any_mode):
+    ring, sums = CopyRing(), []
+    for i in range(8):
+        (batch,) = ring.copy((np.full(100, i, np.float32),))
+        sums.append((batch * 2).sum())
+    assert [float(total) for total in sums] == [200 * i for i in range(8)]
 
 
 # -- memory ------------------------------------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ tests/examples/test_on_a_device.py use it too), and .ci/run can run `--device fa
 import contextlib
 import ctypes
 import functools
+import importlib.metadata
 import importlib.util
 import math
 import os
@@ -112,8 +113,10 @@ def _check_machine() -> None:
         raise UnavailableError(f"it needs {' and '.join(missing)}")
     if (sys.platform, platform.machine()) != ("linux", "x86_64"):
         raise UnavailableError(f"it needs Linux on x86_64, and this is {sys.platform} on {platform.machine()}")
-    if importlib.util.find_spec("cupy") is None:
-        raise UnavailableError('it needs CuPy: pip install ".[fake-gpu]"')
+    try:
+        importlib.metadata.version("cupy-cuda13x")
+    except importlib.metadata.PackageNotFoundError:
+        raise UnavailableError('it needs CuPy for CUDA 13: pip install ".[fake-gpu]"') from None
     if "cupy" in sys.modules:
         raise UnavailableError("something imported CuPy before it")
 

@@ -409,8 +409,11 @@ const char* cudaGetErrorName(cudaError_t error) {
         NAME(cudaErrorLaunchFailure) NAME(cudaErrorIllegalState) NAME(cudaErrorStreamCaptureUnsupported)
         NAME(cudaErrorStreamCaptureInvalidated) NAME(cudaErrorStreamCaptureImplicit)
         NAME(cudaErrorStreamCaptureIsolation) NAME(cudaErrorCapturedEvent) NAME(cudaErrorInvalidDevice)
-        default: return "cudaError";
+        default: break;
     }
+    static thread_local char name[40];
+    snprintf(name, sizeof name, "cudaError %d", (int)error);
+    return name;
 }
 
 const char* cudaGetErrorString(cudaError_t error) {
