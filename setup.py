@@ -22,10 +22,11 @@ setup(
         "cuda12": ["cupy-cuda12x[ctk]>=14", "ml_dtypes>=0.5"],  # ml_dtypes: bfloat16
         "cuda13": ["cupy-cuda13x[ctk]>=14", "ml_dtypes>=0.5"],
         "test": TEST,
-        "nvrtc": [
-            "nvidia-cuda-nvrtc==13.0.88",
-            "nvidia-cuda-nvdisasm==13.5.37",
-        ],  # to compile the CUDA kernels in tests without a GPU; 230 MB
+        # `pytest --device fake`: CuPy on a CUDA driver for the CPU; 300 MB. This exact version, as some of its inside
+        # is replaced; of CUDA, headers only.
+        "fake-gpu": ["cupy-cuda13x==14.2.0", "nvidia-cuda-runtime>=13", "nvidia-cuda-crt>=13", "nvidia-cuda-cccl>=13"],
+        # To compile the CUDA kernels in tests without a GPU, and to read their machine code; 240 MB.
+        "nvrtc": ["nvidia-cuda-nvrtc==13.0.88", "nvidia-cuda-nvdisasm==13.5.37"],
         "bench": ["torch==2.13.0"],
     },
     classifiers=[

@@ -1,6 +1,7 @@
-"""What all tests share: `pytest --device cpu|cuda|all|stand-in` runs the same bodies on other devices.
+"""What all tests share: `pytest --device cpu|cuda|all|stand-in|fake` runs the same bodies on other devices.
 
-On 'stand-in' the CUDA kernels run on the CPU, compiled by g++; minidl takes it for 'cuda'. See tests/stand_in.
+On 'stand-in' and 'fake' the CUDA kernels run on the CPU, compiled by g++; minidl takes them for 'cuda'. 'stand-in' has
+a small CuPy of its own (tests/stand_in), 'fake' runs the real CuPy on a CUDA driver of its own (tests/fake_gpu).
 """
 
 import functools
@@ -16,9 +17,9 @@ import numpy as np
 import pytest
 
 from minidl import kernels as dispatch
-from tests import stand_in
+from tests import fake_gpu, stand_in
 
-DEVICES = {"cpu": ["cpu"], "cuda": ["cuda"], "all": ["cpu", "cuda"], "stand-in": ["cuda"]}
+DEVICES = {"cpu": ["cpu"], "cuda": ["cuda"], "all": ["cpu", "cuda"], "stand-in": ["cuda"], "fake": ["cuda"]}
 
 # The same examples at every run. A fixture may serve all examples of a test, as none here keeps any state.
 hypothesis.settings.register_profile(
@@ -32,7 +33,7 @@ hypothesis.settings.load_profile("minidl")
 
 
 def pytest_addoption(parser):
-    parser.addoption("--device", choices=DEVICES, default="cpu", help="cpu (the default), cuda, all (both), stand-in")
+    parser.addoption("--device", choices=DEVICES, default="cpu", help="cpu (the default), cuda, all, stand-in, fake")
 
 
 def pytest_configure(config):
@@ -42,6 +43,11 @@ def pytest_configure(config):
     device = config.getoption("--device")
     if device == "stand-in":
         stand_in.install()
+    elif device == "fake":
+        try:
+            fake_gpu.install()
+        except fake_gpu.UnavailableError as error:
+            raise pytest.UsageError(f"--device fake: {error}") from error
     elif device != "cpu" and not _gpu_present():
         raise pytest.UsageError(f"--device {device} needs CuPy and a GPU")
 
@@ -56,8 +62,14 @@ def _gpu_present():
 
 
 def pytest_ignore_collect(collection_path, config):
-    """Folders named cuda hold tests of what only the GPU has: they are no part of a run on the CPU."""
-    if collection_path.name == "cuda" and config.getoption("--device") == "cpu":
+    """Folders named cuda hold tests of what only the GPU has: they are no part of a run on the CPU.
+
+    The fake GPU's own tests need it.
+    """
+    device = config.getoption("--device")
+    if (collection_path.name == "cuda" and device == "cpu") or (
+        collection_path.name == "test_fake_gpu.py" and device != "fake"
+    ):
         return True
     return None  # ask the others
 
@@ -68,7 +80,7 @@ def pytest_generate_tests(metafunc):
 
 
 def pytest_collection_modifyitems(config, items):
-    if config.getoption("--device") in ("cuda", "stand-in"):
+    if config.getoption("--device") in ("cuda", "stand-in", "fake"):
         alike = [item for item in items if not _differs_by_device(item)]
         config.hook.pytest_deselected(items=alike)
         items[:] = [item for item in items if _differs_by_device(item)]
@@ -81,7 +93,18 @@ def pytest_collection_modifyitems(config, items):
 
 def _differs_by_device(item):
     """The other tests do on any device what they do on the CPU."""
-    return "device" in item.fixturenames or "cuda" in item.path.parts or item.path.name == "test_stand_in.py"
+    return (
+        "device" in item.fixturenames
+        or "cuda" in item.path.parts
+        or item.path.name in ("test_stand_in.py", "test_fake_gpu.py")
+    )
+
+
+@pytest.fixture(autouse=True)
+def finish_work_on_the_fake_gpu():
+    """What goes wrong there shows when somebody waits: in the test that began it."""
+    yield
+    fake_gpu.finish()
 
 
 @pytest.fixture

@@ -1,4 +1,7 @@
-"""The stand-in for CuPy refuses what CuPy refuses, and runs a CUDA kernel as a GPU does."""
+"""The stand-in for CuPy refuses what CuPy refuses, and runs a CUDA kernel as a GPU does.
+
+With `--device fake` the same tests run on the real CuPy: what they expect of the stand-in is what CuPy does.
+"""
 
 import ast
 import operator
@@ -9,8 +12,12 @@ import numpy as np
 import pytest
 
 import minidl
-from tests import stand_in
-from tests.stand_in import cupy
+from tests import fake_gpu, stand_in
+
+if fake_gpu.DRIVER:
+    import cupy
+else:
+    from tests.stand_in import cupy
 
 HEADER = next(
     ast.literal_eval(node.value)
@@ -19,11 +26,17 @@ HEADER = next(
 )
 COPY = 'extern "C" __global__ void copy(const real* x, real* y, index count) {\n%s}\n'
 
+of_the_stand_in = pytest.mark.skipif(bool(fake_gpu.DRIVER), reason="the stand-in is stricter here than CuPy")
 runs_kernels = pytest.mark.skipif(shutil.which("g++") is None, reason="needs g++")
 
 
 def kernel(name, source, real="float", index="int"):
     return cupy.RawKernel(HEADER + source, name, (f"-Dreal={real}", f"-Dindex={index}"))
+
+
+def threads_in(name):
+    """The order of the blocks and threads within a context."""
+    return fake_gpu.settings(order=name) if fake_gpu.DRIVER else stand_in.order(name)
 
 
 def device(*numbers, dtype=np.float32):
@@ -56,13 +69,13 @@ def assign(array, value):
     ],
 )
 def test_arrays_of_host_and_device_do_not_mix(mix):
-    with pytest.raises(TypeError):
+    with pytest.raises((TypeError, ValueError)):
         mix(device(1, 2), np.ones(2, np.float32))
 
 
-@pytest.mark.parametrize("convert", [np.asarray, np.array, np.linalg.norm, np.testing.assert_array_equal])
+@pytest.mark.parametrize("convert", [np.asarray, np.array, np.testing.assert_array_equal])
 def test_nothing_becomes_a_numpy_array_by_itself(convert):
-    with pytest.raises(TypeError):
+    with pytest.raises((TypeError, DeprecationWarning)):
         convert(device(1), *[1] * (convert is np.testing.assert_array_equal))
 
 
@@ -81,7 +94,7 @@ def test_what_has_no_dimensions_is_an_array_too():
         assert isinstance(scalar, cupy.ndarray)
         assert scalar.shape == ()
     assert (float(x[1]), int(x[1]), bool(x[1])) == (2.0, 2, True)
-    with pytest.raises(TypeError, match="one element"):
+    with pytest.raises(TypeError, match=r"one element|0-dimensional"):
         float(x)
 
 
@@ -176,10 +189,11 @@ def test_what_a_gpu_cannot_launch_is_refused(grid, block):
 
 
 @runs_kernels
-@pytest.mark.parametrize("place", [-1, 2])
+@pytest.mark.parametrize("place", [pytest.param(-1, marks=of_the_stand_in), 2])
 def test_a_number_written_beside_an_array_is_noticed(place):
     with pytest.raises(RuntimeError, match="wrote beside the array that is argument 1"):
         kernel("copy", COPY % f"y[{place}] = 1;")((1,), (1,), (device(1), cupy.empty(2, np.float32), np.int32(1)))
+        cupy.cuda.Device().synchronize()
 
 
 @runs_kernels
@@ -205,7 +219,7 @@ extern "C" __global__ void totals(const real* x, real* y, index count) {
 def test_block_sum_is_the_sum_for_every_thread(order, real):
     x = np.arange(600).astype({"float": np.float32, "double": np.float64}[real])
     y = cupy.empty((3, 256), x.dtype)
-    with stand_in.order(order):
+    with threads_in(order):
         kernel("totals", TOTALS, real)((3,), (256,), (cupy.array(x), y, np.int32(600)))
     expected = [x[:256].sum() + 256, x[256:512].sum() + 256, x[512:].sum() + 256]
     np.testing.assert_array_equal(y.get(), np.repeat(expected, 256).reshape(3, 256))
@@ -220,7 +234,7 @@ def reversed_numbers(barrier, order):
     y[threadIdx.x] = numbers[count - 1 - threadIdx.x];
     """
     x, y = cupy.arange(64, dtype=np.float32), cupy.empty(64, np.float32)
-    with stand_in.order(order):
+    with threads_in(order):
         kernel("copy", COPY % (source % barrier))((1,), (64,), (x, y, np.int32(64)))
     return y.get().tolist()
 
@@ -246,6 +260,7 @@ def test_threads_that_wait_in_vain_are_an_error_and_the_next_kernel_runs(diverge
     arguments = cupy.zeros(64, np.float32), cupy.zeros(64, np.float32), np.int32(64)
     with pytest.raises(RuntimeError, match=r"copy: \d+ of the block's 64 threads wait at line"):
         kernel("copy", COPY % diverge)((1,), (64,), arguments)
+        cupy.cuda.Device().synchronize()
     assert reversed_numbers("__syncthreads();", "ascending") == list(reversed(range(64)))
 
 
@@ -266,7 +281,7 @@ def test_the_threads_of_a_warp_exchange_numbers(shuffle, expected, order):
     source = f"real value = x[threadIdx.x]; if (threadIdx.x < count) y[threadIdx.x] = {shuffle};"
     lane = np.arange(64) % 32
     x, y = cupy.array(lane.astype(np.float32)), cupy.zeros(64, np.float32)
-    with stand_in.order(order):
+    with threads_in(order):
         kernel("copy", COPY % source)((1,), (64,), (x, y, np.int32(32)))
     np.testing.assert_array_equal(y.get(), np.where(np.arange(64) < 32, expected(lane), 0))
 
@@ -346,6 +361,7 @@ def test_a_captured_kernel_runs_when_the_graph_is_launched(capturing):
     assert y.get().tolist() == [3, 4]
 
 
+@of_the_stand_in
 def test_what_is_a_view_is_one_in_a_capture_too(capturing):
     for view in (X.reshape(4), X.T, X[1:], X[0], np.broadcast_to(X, (3, 2, 2)), X.astype(np.float32, copy=False)):
         assert np.shares_memory(view._host, X._host)
@@ -366,7 +382,7 @@ def test_what_is_a_view_is_one_in_a_capture_too(capturing):
         (lambda x: x.set(np.ones((2, 2), np.float32)), "H2D"),
         (lambda x: x[[0, 1]], "H2D"),
         (lambda x: assign(x[np.array([0, 1])], 1), "H2D"),
-        (lambda x: x[x > 1], "synchronous"),
+        (lambda x: x[x > 1], r"synchronous|D2H"),
         (lambda x: x @ x, "cuBLAS"),
         (lambda x: cupy.matmul(x, x, out=x), "cuBLAS"),
     ],
@@ -388,6 +404,7 @@ def test_waiting_spoils_a_capture(capturing):
     capturing.synchronize()
 
 
+@of_the_stand_in
 def test_only_a_stream_that_waits_for_no_other_captures():
     with pytest.raises(RuntimeError, match="non_blocking=True"):
         cupy.cuda.Stream().begin_capture()

@@ -10,10 +10,12 @@
 #undef HUGE_VAL
 #undef HUGE_VALF
 
+#ifndef __VECTOR_TYPES_H__  // CUDA's own header, which the fake GPU puts in front
 struct uint3 {
     unsigned int x, y, z;
 };
 using dim3 = uint3;
+#endif
 extern "C" const uint3 threadIdx, blockIdx;
 extern "C" const dim3 blockDim, gridDim;
 constexpr int warpSize = 32;
@@ -143,6 +145,7 @@ inline T __ldg(const T* address) {
     return *address;
 }
 
+#ifndef __VECTOR_TYPES_H__
 struct alignas(8) float2 {
     float x, y;
 };
@@ -159,6 +162,7 @@ inline float2 make_float2(float x, float y) { return {x, y}; }
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 inline double2 make_double2(double x, double y) { return {x, y}; }
 inline uint4 make_uint4(unsigned int x, unsigned int y, unsigned int z, unsigned int w) { return {x, y, z, w}; }
+#endif
 
 // -- a kernel as Python sees it ---------------------------------------------------------------------------------------
 

@@ -1,0 +1,81 @@
+"""g++ in place of NVRTC, behind a cache of files: each source is compiled once."""
+
+import functools
+import hashlib
+import importlib.metadata
+import os
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+
+HERE = Path(__file__).parent
+CACHE = HERE.parents[1] / ".pytest_cache" / "fake_gpu"
+GPP = ("g++", "-std=c++20", "-O2", "-ffp-contract=off", "-fPIC", "-w")
+HIDDEN = ("-fvisibility=hidden",)
+
+# The names of a source's kernels, and shared memory whose size the launch gives.
+KERNEL = re.compile(r"__global__\s+(?:(?:void|__launch_bounds__\s*\([^)]*\))\s*)+(?!__launch_bounds__)\b(\w+)\s*\(")
+DYNAMIC = re.compile(r"extern\s+__shared__\s+(?:__align__\(\d+\)|alignas\(\d+\))?\s*([\w ]+?)\s+(\w+)\s*\[\s*\]\s*;")
+
+
+def compile_module(source, options=(), *, name_expressions=None, **_):
+    """In place of cupy.cuda.compiler._compile_module_with_cache. A module's image is the path of a library."""
+    import cupy
+
+    includes = tuple(option for option in options if option.startswith("-I"))
+    # A define named like something in the headers must not stand above them.
+    defines = "\n".join("#define " + o.removeprefix("-D").replace("=", " ", 1) for o in options if o.startswith("-D"))
+    if name_expressions:  # instances of templates
+        kernels = {f"instance_{i}": expression for i, expression in enumerate(name_expressions)}
+    else:
+        kernels = {name: name for name in KERNEL.findall(source)}
+    entries = "".join(f"FAKE_KERNEL({name}, {instance})\n" for name, instance in kernels.items())
+    source = DYNAMIC.sub(r"\1* const \2 = (\1*)stand_in_dynamic_shared;", source)
+    whole = f'{defines}\n#line 1 "{next(iter(kernels), "none")}.cu"\n{source}\n{entries}'
+    module = cupy.cuda.function.Module()
+    module.load(str(library(whole, *HIDDEN, *includes, "-include", str(_header(includes)))).encode())
+    module._set_mapping({instance: name for name, instance in kernels.items()} if name_expressions else None)
+    return module
+
+
+def library(source: str, *options: str) -> Path:
+    path = CACHE / (_hash(source, *options) + ".so")
+    if not path.exists():
+        _run(path, *options, "-shared", "-x", "c++", "-", source=source)
+    return path
+
+
+@functools.cache
+def _header(includes: tuple[str, ...]) -> Path:
+    """kernels.hpp with CuPy's headers, and beside it, for g++ to find, what it makes of it: most of the time."""
+    import cupy
+
+    names = [HERE / "kernels.hpp", *cupy._core.core._cupy_header_list]
+    text = "".join(f'#include "{name}"\n' for name in names)
+    files = [HERE / "kernels.hpp", HERE.parent / "stand_in" / "device.hpp"]
+    versions = cupy.__version__, importlib.metadata.version("nvidia-cuda-runtime")
+    folder = CACHE / _hash(text, *versions, *(path.read_text() for path in files), *includes)
+    header = folder / "all.hpp"
+    parsed = header.with_suffix(".hpp.gch")
+    if not parsed.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        header.write_text(text)
+        _run(parsed, *HIDDEN, *includes, "-x", "c++-header", str(header))
+    return header
+
+
+def _hash(*parts: str) -> str:
+    return hashlib.sha256("\0".join([*GPP, *parts]).encode()).hexdigest()[:32]
+
+
+def _run(result: Path, *arguments: str, source: str = "") -> None:
+    CACHE.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=CACHE) as folder:
+        new = Path(folder) / "new"
+        environment = {**os.environ, "LC_ALL": "C"}  # messages in plain English
+        command = [*GPP, *arguments, "-o", new]
+        run = subprocess.run(command, input=source, capture_output=True, text=True, env=environment)
+        if run.returncode:
+            raise RuntimeError(f"g++ finds errors:\n{run.stderr}")
+        new.replace(result)  # in one step, as other processes may be looking for it

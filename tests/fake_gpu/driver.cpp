@@ -1,0 +1,835 @@
+// A CUDA driver and runtime on the CPU, for CuPy: what tests/fake_gpu/__init__.py loads as libcuda.so.1.
+//
+// Device memory is host memory. A stream is a queue of operations; each names those that must run before it. When they
+// run is the mode's choice: "eager" at once, "lazy" not before somebody waits for them, "random" at any moment in
+// between, in any order that CUDA allows. So a missing wait shows as a wrong number.
+#include <cuda.h>
+#include <cuda_runtime_api.h>
+#include <dlfcn.h>
+#include <library_types.h>
+#include <string.h>
+
+#include <algorithm>
+#include <functional>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <random>
+#include <set>
+#include <string>
+#include <utility>
+#include <vector>
+
+#define uint3 stand_in_uint3  // runtime.cpp brings its own
+#include "../stand_in/runtime.cpp"
+#undef uint3
+
+#include <chrono>
+
+namespace {
+
+std::recursive_mutex mutex;  // one CPU thread is the GPU; CuPy calls from several
+using Lock = std::lock_guard<std::recursive_mutex>;
+
+enum Mode { EAGER, LAZY, RANDOM } mode = LAZY;
+std::mt19937 choice;
+bool descending_order = false;
+
+// -- operations and streams -------------------------------------------------------------------------------------------
+
+struct Operation;
+using Pending = std::shared_ptr<Operation>;
+using Work = std::function<void()>;
+
+struct Operation {
+    Work work;
+    std::vector<Pending> after;  // what must run before
+    double seconds = 0;          // when it ran
+    bool done = false;
+};
+
+struct Recording {  // a graph, or what becomes one
+    std::vector<Work> steps;
+};
+
+enum CaptureState { NOT_CAPTURING, CAPTURING, INVALIDATED };
+
+struct FakeStream {
+    unsigned int flags = 0;
+    Pending last;  // the latest operation
+    CaptureState state = NOT_CAPTURING;
+    cudaStreamCaptureMode capture_mode = cudaStreamCaptureModeRelaxed;
+    Recording* recording = nullptr;
+    bool blocking() const { return !(flags & cudaStreamNonBlocking); }
+};
+
+struct FakeEvent {
+    Pending operation;               // as it was last recorded
+    FakeStream* captured = nullptr;  // where a capture recorded it
+};
+
+FakeStream null_stream;
+std::set<FakeStream*> streams{&null_stream};
+std::set<Pending> pending;
+std::string failure;  // what went wrong on the device; the next call that waits reports it
+std::string reported;
+
+FakeStream* stream_of(cudaStream_t stream) {  // 1 and 2 stand for the legacy stream and the thread's own
+    return (size_t)stream <= 2 ? &null_stream : (FakeStream*)stream;
+}
+
+// Runs an operation, and before it those that it waits for. No recursion: queues are long.
+void run(const Pending& wanted) {
+    std::vector<Pending> stack{wanted};
+    while (!stack.empty()) {
+        Pending top = stack.back();
+        Pending before;
+        for (auto& other : top->after)
+            if (!other->done) before = other;
+        if (!top->done && before) {
+            stack.push_back(before);
+            continue;
+        }
+        stack.pop_back();
+        if (top->done) continue;
+        if (top->work) top->work();
+        top->seconds = std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+        top->done = true;
+        top->work = nullptr;
+        top->after.clear();
+        pending.erase(top);
+    }
+}
+
+void run_some() {
+    while (!pending.empty() && choice() % 2) {
+        auto chosen = pending.begin();
+        std::advance(chosen, choice() % pending.size());
+        run(*chosen);
+    }
+}
+
+void wait_for(Pending operation) {
+    if (operation && !operation->done) run(operation);
+}
+
+void wait_for_all() {
+    while (!pending.empty()) run(*pending.begin());
+}
+
+// CUDA's rule for the legacy default stream: it waits for all blocking streams, and they for it.
+std::vector<Pending> predecessors(FakeStream* stream) {
+    std::vector<Pending> result;
+    for (FakeStream* other : streams) {
+        bool ordered = other == stream || (stream->blocking() && other->blocking() &&
+                                           (stream == &null_stream || other == &null_stream));
+        if (ordered && other->last && !other->last->done) result.push_back(other->last);
+    }
+    return result;
+}
+
+Pending enqueue(FakeStream* stream, Work work) {
+    auto operation = std::make_shared<Operation>();
+    operation->work = std::move(work);
+    operation->after = predecessors(stream);
+    stream->last = operation;
+    pending.insert(operation);
+    if (mode == EAGER) wait_for_all();
+    if (mode == RANDOM) run_some();
+    return operation;
+}
+
+// A capture on a stream that waits for the legacy stream makes each use of the latter an error.
+bool spoils_a_capture(FakeStream* stream) {
+    bool spoilt = false;
+    for (FakeStream* other : streams)
+        if (stream == &null_stream && other->state == CAPTURING && other->blocking())
+            other->state = INVALIDATED, spoilt = true;
+    return spoilt;
+}
+
+// Runs the work in its turn, or records it.
+cudaError_t submit(cudaStream_t handle, Work work) {
+    FakeStream* stream = stream_of(handle);
+    if (spoils_a_capture(stream)) return cudaErrorStreamCaptureImplicit;
+    if (stream->state == INVALIDATED) return cudaErrorStreamCaptureInvalidated;
+    if (stream->state == CAPTURING) stream->recording->steps.push_back(std::move(work));
+    else enqueue(stream, std::move(work));
+    return cudaSuccess;
+}
+
+cudaError_t report() {
+    if (failure.empty()) return cudaSuccess;
+    reported.swap(failure);
+    failure.clear();  // a real device would be lost; here the next test starts afresh
+    return cudaErrorLaunchFailure;
+}
+
+cudaError_t not_in_capture(FakeStream* stream) {
+    if (stream->state == NOT_CAPTURING) return cudaSuccess;
+    stream->state = INVALIDATED;
+    return cudaErrorStreamCaptureUnsupported;
+}
+
+cudaError_t synchronize(FakeStream* stream) {
+    if (spoils_a_capture(stream)) return cudaErrorStreamCaptureImplicit;
+    if (cudaError_t error = not_in_capture(stream)) return error;
+    for (auto& operation : predecessors(stream)) wait_for(operation);
+    return report();
+}
+
+// -- memory -----------------------------------------------------------------------------------------------------------
+
+constexpr size_t TOTAL = (size_t)8 << 30;  // bytes of the GPU
+size_t taken = 0;
+std::map<char*, size_t> device_memory, pinned_memory;
+
+bool lies_in(const std::map<char*, size_t>& blocks, const void* address) {
+    auto block = blocks.upper_bound((char*)address);
+    if (block == blocks.begin()) return false;
+    --block;
+    return (char*)address < block->first + block->second;
+}
+
+cudaError_t allocate(std::map<char*, size_t>& blocks, void** address, size_t size) {
+    Lock lock(mutex);
+    *address = nullptr;
+    if (!size) return cudaSuccess;
+    if (&blocks == &device_memory && taken + size > TOTAL) return cudaErrorMemoryAllocation;
+    if (posix_memalign(address, 512, size)) return cudaErrorMemoryAllocation;
+    memset(*address, 0xFF, size);  // NaN or -1: nobody may count on zeros
+    blocks[(char*)*address] = size;
+    if (&blocks == &device_memory) taken += size;
+    return cudaSuccess;
+}
+
+cudaError_t release(std::map<char*, size_t>& blocks, void* address) {
+    Lock lock(mutex);
+    if (!address) return cudaSuccess;
+    auto block = blocks.find((char*)address);
+    if (block == blocks.end()) return cudaErrorInvalidValue;
+    wait_for_all();  // as cudaFree does
+    if (&blocks == &device_memory) taken -= block->second;
+    blocks.erase(block);
+    free(address);
+    return cudaSuccess;
+}
+
+Work copying(void* to, const void* from, size_t size) {
+    return [=] { memmove(to, from, size); };
+}
+
+cudaError_t copy_async(void* to, const void* from, size_t size, cudaStream_t stream) {
+    bool from_device = lies_in(device_memory, from), to_device = lies_in(device_memory, to);
+    bool pageable = (!from_device && !lies_in(pinned_memory, from)) || (!to_device && !lies_in(pinned_memory, to));
+    if (!pageable) return submit(stream, copying(to, from, size));
+    if (cudaError_t error = not_in_capture(stream_of(stream))) return error;
+    if (from_device || !to_device) {  // the host waits for a copy to pageable memory
+        if (cudaError_t error = submit(stream, copying(to, from, size))) return error;
+        return synchronize(stream_of(stream));
+    }
+    auto snapshot = std::make_shared<std::string>((const char*)from, size);
+    return submit(stream, [=] { memcpy(to, snapshot->data(), size); });
+}
+
+// -- kernels ----------------------------------------------------------------------------------------------------------
+
+constexpr unsigned int LIMITS[] = {2147483647, 65535, 65535, 1024, 1024, 64};
+constexpr long long SHARED_MEMORY = 48 * 1024, MOST_SHARED_MEMORY = 227 * 1024;
+
+// Memory that the threads of a block share, of a size that the launch gives.
+extern "C" {
+alignas(128) char stand_in_dynamic_shared[MOST_SHARED_MEMORY];
+}
+
+struct Kernel {
+    std::string name;
+    void (*call)(void**);
+    const int* sizes;       // of the parameters in bytes, ended by -1
+    const char* signature;  // see device.hpp
+    char* shared;
+    long long shared_bytes, most_dynamic = SHARED_MEMORY;
+};
+
+std::map<std::pair<void*, std::string>, Kernel*> kernels;
+
+struct Guard {  // memory behind an array that belongs to no other
+    char *begin, *end;
+    int argument;
+};
+thread_local std::vector<Guard> guards;  // of the next launch
+
+struct Launch {
+    const Kernel* kernel;
+    unsigned int sizes[6];  // of the grid and of a block
+    unsigned int dynamic;   // bytes of shared memory
+    std::vector<std::vector<double>> values;  // the parameters
+    std::vector<Guard> guards;
+
+    void operator()() {
+        std::vector<void*> addresses;
+        for (auto& value : values) addresses.push_back(value.data());
+        for (auto& guard : guards) memset(guard.begin, 0xFF, guard.end - guard.begin);
+        memset(stand_in_dynamic_shared, 0xFF, dynamic);
+        const char* error = stand_in_run(kernel->call, addresses.data(), sizes, sizes + 3, descending_order,
+                                         kernel->shared, kernel->shared_bytes);
+        std::string text = error ? error : "";
+        for (auto& guard : guards)
+            for (char* byte = guard.begin; byte < guard.end; byte++)
+                if (*byte != -1) text = "wrote beside the array that is argument " + std::to_string(guard.argument);
+        if (!text.empty() && failure.empty()) failure = kernel->name + ": " + text;
+    }
+};
+
+}  // namespace
+
+extern "C" {
+void fake_gpu_set_mode(int new_mode, unsigned int seed, int descending) {
+    Lock lock(mutex);
+    wait_for_all();
+    mode = (Mode)new_mode;
+    choice.seed(seed);
+    descending_order = descending;
+}
+
+// Does all work that is left. Returns what went wrong with it, or nullptr.
+const char* fake_gpu_finish() {
+    Lock lock(mutex);
+    wait_for_all();
+    return report() ? reported.c_str() : nullptr;
+}
+
+// NaN or -1 into fresh memory. In a capture at once: a graph does not allocate when it is launched.
+void fake_gpu_garbage(void* address, size_t size, cudaStream_t stream) {
+    Lock lock(mutex);
+    if (stream_of(stream)->state != NOT_CAPTURING) memset(address, 0xFF, size);
+    else enqueue(stream_of(stream), [=] { memset(address, 0xFF, size); });
+}
+
+const char* fake_gpu_signature(void* kernel) { return ((Kernel*)kernel)->signature; }
+
+// Between these addresses the kernel that is launched next must not write.
+void fake_gpu_guard(char* begin, char* end, int argument) { guards.push_back({begin, end, argument}); }
+
+// -- the driver's functions that CuPy calls (CUDA driver API) ------------------------------------------------------------
+
+CUresult cuGetErrorName(CUresult error, const char** name) {
+    *name = error == CUDA_ERROR_NOT_FOUND ? "CUDA_ERROR_NOT_FOUND" : "CUDA_ERROR";
+    return CUDA_SUCCESS;
+}
+
+CUresult cuGetErrorString(CUresult error, const char** text) {
+    *text = error == CUDA_ERROR_NOT_FOUND         ? "named symbol not found"
+            : error == CUDA_ERROR_INVALID_VALUE   ? "invalid argument: the kernel cannot be launched so"
+            : error == CUDA_ERROR_STREAM_CAPTURE_INVALIDATED ? "operation failed due to a previous error"
+                                                  : "the fake GPU driver refuses this";
+    return CUDA_SUCCESS;
+}
+
+CUresult cuCtxGetCurrent(CUcontext* context) {
+    *context = (CUcontext)&null_stream;
+    return CUDA_SUCCESS;
+}
+
+CUresult cuCtxSetCurrent(CUcontext) { return CUDA_SUCCESS; }
+
+CUresult cuCtxGetDevice(CUdevice* device) {
+    *device = 0;
+    return CUDA_SUCCESS;
+}
+
+CUresult cuStreamGetCtx(CUstream, CUcontext* context) { return cuCtxGetCurrent(context); }
+
+// A module is the path of a shared library: see compiler.py.
+CUresult cuModuleLoadData(CUmodule* module, const void* image) {
+    *module = (CUmodule)dlopen((const char*)image, RTLD_NOW | RTLD_LOCAL);
+    if (*module) return CUDA_SUCCESS;
+    fprintf(stderr, "fake GPU driver: %s\n", dlerror());
+    return CUDA_ERROR_INVALID_IMAGE;
+}
+
+CUresult cuModuleUnload(CUmodule) { return CUDA_SUCCESS; }  // operations may still need it
+
+CUresult cuModuleGetFunction(CUfunction* function, CUmodule module, const char* name) {
+    Lock lock(mutex);
+    Kernel*& kernel = kernels[{module, name}];
+    if (!kernel) {
+        auto call = (void (*)(void**))dlsym(module, (std::string("fake_call_") + name).c_str());
+        auto sizes = (const int* (*)())dlsym(module, (std::string("fake_sizes_") + name).c_str());
+        auto shared = (char* (*)(long long*))dlsym(module, "fake_shared");
+        auto signature = (const char* (*)())dlsym(module, (std::string("fake_signature_") + name).c_str());
+        if (!call || !sizes || !shared || !signature) return CUDA_ERROR_NOT_FOUND;
+        kernel = new Kernel{name, call, sizes(), signature(), nullptr, 0};
+        kernel->shared = shared(&kernel->shared_bytes);
+    }
+    *function = (CUfunction)kernel;
+    return CUDA_SUCCESS;
+}
+
+CUresult cuFuncGetAttribute(int* value, CUfunction_attribute attribute, CUfunction function) {
+    auto kernel = (Kernel*)function;
+    *value = attribute == CU_FUNC_ATTRIBUTE_MAX_THREADS_PER_BLOCK                 ? 1024
+             : attribute == CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES                   ? kernel->shared_bytes
+             : attribute == CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES       ? kernel->most_dynamic
+                                                                                  : 0;
+    return CUDA_SUCCESS;
+}
+
+CUresult cuFuncSetAttribute(CUfunction function, CUfunction_attribute attribute, int value) {
+    if (attribute != CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES) return CUDA_SUCCESS;
+    if (value > MOST_SHARED_MEMORY) return CUDA_ERROR_INVALID_VALUE;
+    ((Kernel*)function)->most_dynamic = value;
+    return CUDA_SUCCESS;
+}
+
+CUresult cuLaunchKernel(CUfunction function, unsigned int gx, unsigned int gy, unsigned int gz, unsigned int bx,
+                        unsigned int by, unsigned int bz, unsigned int dynamic, CUstream stream, void** parameters,
+                        void**) {
+    Lock lock(mutex);
+    auto kernel = (const Kernel*)function;
+    Launch launch{kernel, {gx, gy, gz, bx, by, bz}, dynamic, {}, std::exchange(guards, {})};
+    for (int i = 0; i < 6; i++)
+        if (!launch.sizes[i] || launch.sizes[i] > LIMITS[i]) return CUDA_ERROR_INVALID_VALUE;
+    if ((long long)bx * by * bz > 1024 || dynamic > kernel->most_dynamic) return CUDA_ERROR_INVALID_VALUE;
+    if (kernel->shared_bytes > SHARED_MEMORY) return CUDA_ERROR_INVALID_VALUE;
+    for (int i = 0; kernel->sizes[i] >= 0; i++) {  // as they are at the time of the launch
+        launch.values.emplace_back((kernel->sizes[i] + 7) / 8 + 1);
+        memcpy(launch.values.back().data(), parameters[i], kernel->sizes[i]);
+    }
+    return (CUresult)submit((cudaStream_t)stream, std::move(launch));
+}
+
+// -- the runtime's functions that CuPy calls (CUDA runtime API) ----------------------------------------------------------
+
+const char* cudaGetErrorName(cudaError_t error) {
+    switch (error) {
+#define NAME(error) \
+    case error: return #error;
+        NAME(cudaErrorMemoryAllocation) NAME(cudaErrorInvalidValue) NAME(cudaErrorNotReady)
+        NAME(cudaErrorLaunchFailure) NAME(cudaErrorIllegalState) NAME(cudaErrorStreamCaptureUnsupported)
+        NAME(cudaErrorStreamCaptureInvalidated) NAME(cudaErrorStreamCaptureImplicit)
+        NAME(cudaErrorStreamCaptureIsolation) NAME(cudaErrorCapturedEvent) NAME(cudaErrorInvalidDevice)
+        default: break;
+    }
+    static thread_local char name[40];
+    snprintf(name, sizeof name, "cudaError %d", (int)error);
+    return name;
+}
+
+const char* cudaGetErrorString(cudaError_t error) {
+    switch (error) {
+        case cudaErrorMemoryAllocation: return "out of memory";
+        case cudaErrorLaunchFailure: return reported.c_str();
+        case cudaErrorInvalidValue: return "invalid argument";
+        case cudaErrorInvalidDevice: return "invalid device ordinal";
+        case cudaErrorIllegalState: return "the operation cannot be performed in the present state";
+        case cudaErrorStreamCaptureUnsupported: return "operation not permitted when stream is capturing";
+        case cudaErrorStreamCaptureInvalidated: return "operation failed due to a previous error during capture";
+        case cudaErrorStreamCaptureImplicit: return "operation would make the legacy stream depend on a capturing one";
+        case cudaErrorStreamCaptureIsolation: return "dependency created on uncaptured work in another stream";
+        case cudaErrorCapturedEvent: return "operation not permitted on an event last recorded in a capturing stream";
+        default: return "the fake GPU driver does not know this error";
+    }
+}
+
+cudaError_t cudaGetLastError() { return cudaSuccess; }
+
+cudaError_t cudaDriverGetVersion(int* version) { return *version = CUDART_VERSION, cudaSuccess; }
+cudaError_t cudaRuntimeGetVersion(int* version) { return *version = CUDART_VERSION, cudaSuccess; }
+cudaError_t cudaGetDevice(int* device) { return *device = 0, cudaSuccess; }
+cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
+cudaError_t cudaSetDevice(int device) { return device ? cudaErrorInvalidDevice : cudaSuccess; }
+
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
+    switch (attribute) {
+        case cudaDevAttrComputeCapabilityMajor: *value = 9; break;
+        case cudaDevAttrComputeCapabilityMinor: *value = 0; break;
+        case cudaDevAttrMaxThreadsPerBlock: *value = 1024; break;
+        case cudaDevAttrWarpSize: *value = 32; break;
+        case cudaDevAttrMultiProcessorCount: *value = 132; break;
+        case cudaDevAttrMaxSharedMemoryPerBlock: *value = SHARED_MEMORY; break;
+        case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = MOST_SHARED_MEMORY; break;
+        default: *value = 0;
+    }
+    return cudaSuccess;
+}
+
+cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
+    if (device) return cudaErrorInvalidDevice;
+    *properties = {};
+    strcpy(properties->name, "fake GPU");
+    properties->totalGlobalMem = TOTAL;
+    properties->sharedMemPerBlock = SHARED_MEMORY, properties->sharedMemPerBlockOptin = MOST_SHARED_MEMORY;
+    properties->warpSize = 32, properties->maxThreadsPerBlock = 1024;
+    for (int i = 0; i < 3; i++) properties->maxGridSize[i] = LIMITS[i], properties->maxThreadsDim[i] = LIMITS[3 + i];
+    properties->major = 9, properties->minor = 0, properties->multiProcessorCount = 132;
+    properties->maxThreadsPerMultiProcessor = 2048;
+    return cudaSuccess;
+}
+
+cudaError_t cudaDeviceGetPCIBusId(char* text, int length, int) {
+    return snprintf(text, length, "0000:00:00.0"), cudaSuccess;
+}
+
+cudaError_t cudaDeviceSynchronize() {
+    Lock lock(mutex);
+    bool capturing = false;
+    for (FakeStream* stream : streams) capturing |= not_in_capture(stream) != cudaSuccess;
+    if (capturing) return cudaErrorStreamCaptureUnsupported;
+    wait_for_all();
+    return report();
+}
+
+// While any stream captures in a mode other than "relaxed", which is CuPy's, memory must not be taken or given back.
+cudaError_t allocation_in_capture() {
+    Lock lock(mutex);
+    for (FakeStream* stream : streams)
+        if (stream->state != NOT_CAPTURING && stream->capture_mode != cudaStreamCaptureModeRelaxed)
+            return not_in_capture(stream);
+    return cudaSuccess;
+}
+
+cudaError_t cudaMalloc(void** address, size_t size) {
+    cudaError_t error = allocation_in_capture();
+    return error ? error : allocate(device_memory, address, size);
+}
+
+cudaError_t cudaFree(void* address) {
+    cudaError_t error = allocation_in_capture();
+    return error ? error : release(device_memory, address);
+}
+
+cudaError_t cudaHostAlloc(void** address, size_t size, unsigned int) { return allocate(pinned_memory, address, size); }
+cudaError_t cudaFreeHost(void* address) { return release(pinned_memory, address); }
+
+cudaError_t cudaMemGetInfo(size_t* free, size_t* total) {
+    Lock lock(mutex);
+    return *total = TOTAL, *free = TOTAL - taken, cudaSuccess;
+}
+
+cudaError_t cudaPointerGetAttributes(cudaPointerAttributes* attributes, const void* address) {
+    Lock lock(mutex);
+    *attributes = {};
+    bool device = lies_in(device_memory, address), pinned = lies_in(pinned_memory, address);
+    attributes->type = device ? cudaMemoryTypeDevice : pinned ? cudaMemoryTypeHost : cudaMemoryTypeUnregistered;
+    if (device || pinned) attributes->devicePointer = (void*)address;
+    if (!device) attributes->hostPointer = (void*)address;
+    return cudaSuccess;
+}
+
+cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t size, cudaMemcpyKind, cudaStream_t stream) {
+    Lock lock(mutex);
+    return copy_async(to, from, size, stream);
+}
+
+cudaError_t cudaMemcpy(void* to, const void* from, size_t size, cudaMemcpyKind) {
+    Lock lock(mutex);
+    if (cudaError_t error = submit(nullptr, copying(to, from, size))) return error;
+    return synchronize(&null_stream);
+}
+
+cudaError_t cudaMemsetAsync(void* address, int value, size_t size, cudaStream_t stream) {
+    Lock lock(mutex);
+    return submit(stream, [=] { memset(address, value, size); });
+}
+
+cudaError_t cudaMemset(void* address, int value, size_t size) { return cudaMemsetAsync(address, value, size, nullptr); }
+
+cudaError_t cudaStreamCreateWithFlags(cudaStream_t* result, unsigned int flags) {
+    Lock lock(mutex);
+    auto stream = new FakeStream;
+    stream->flags = flags;
+    streams.insert(stream);
+    return *result = (cudaStream_t)stream, cudaSuccess;
+}
+
+cudaError_t cudaStreamCreate(cudaStream_t* result) { return cudaStreamCreateWithFlags(result, 0); }
+
+cudaError_t cudaStreamCreateWithPriority(cudaStream_t* result, unsigned int flags, int) {
+    return cudaStreamCreateWithFlags(result, flags);
+}
+
+cudaError_t cudaStreamDestroy(cudaStream_t stream) {  // its work goes on
+    Lock lock(mutex);
+    wait_for(stream_of(stream)->last);  // or the legacy stream could no longer know of it
+    streams.erase((FakeStream*)stream);
+    delete (FakeStream*)stream;
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamGetFlags(cudaStream_t stream, unsigned int* flags) {
+    return *flags = stream_of(stream)->flags, cudaSuccess;
+}
+
+cudaError_t cudaStreamGetPriority(cudaStream_t, int* priority) { return *priority = 0, cudaSuccess; }
+
+cudaError_t cudaStreamSynchronize(cudaStream_t stream) {
+    Lock lock(mutex);
+    return synchronize(stream_of(stream));
+}
+
+cudaError_t cudaStreamQuery(cudaStream_t stream) {  // who asks again gets another answer
+    Lock lock(mutex);
+    if (predecessors(stream_of(stream)).empty()) return not_in_capture(stream_of(stream));
+    cudaError_t error = synchronize(stream_of(stream));
+    return error ? error : cudaErrorNotReady;
+}
+
+cudaError_t cudaStreamWaitEvent(cudaStream_t handle, cudaEvent_t event_handle, unsigned int) {
+    Lock lock(mutex);
+    FakeStream* stream = stream_of(handle);
+    auto event = (FakeEvent*)event_handle;
+    if (event->captured == stream && stream->state == CAPTURING) return cudaSuccess;  // the steps have an order
+    if (event->captured || stream->state != NOT_CAPTURING) {  // CUDA would let the other stream join the capture
+        stream->state = stream->state == NOT_CAPTURING ? NOT_CAPTURING : INVALIDATED;
+        return cudaErrorStreamCaptureIsolation;
+    }
+    Pending operation = event->operation, barrier = std::make_shared<Operation>();
+    if (!operation || operation->done) return cudaSuccess;
+    barrier->after = predecessors(stream);
+    barrier->after.push_back(operation);
+    pending.insert(barrier);
+    stream->last = barrier;
+    return cudaSuccess;
+}
+
+cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned int) {
+    return *event = (cudaEvent_t) new FakeEvent, cudaSuccess;
+}
+
+cudaError_t cudaEventCreate(cudaEvent_t* event) { return cudaEventCreateWithFlags(event, 0); }
+
+cudaError_t cudaEventDestroy(cudaEvent_t event) {
+    Lock lock(mutex);
+    delete (FakeEvent*)event;
+    return cudaSuccess;
+}
+
+cudaError_t cudaEventRecord(cudaEvent_t handle, cudaStream_t stream_handle) {
+    Lock lock(mutex);
+    FakeStream* stream = stream_of(stream_handle);
+    auto event = (FakeEvent*)handle;
+    event->captured = stream->state == CAPTURING ? stream : nullptr;
+    if (event->captured) return cudaSuccess;
+    if (spoils_a_capture(stream)) return cudaErrorStreamCaptureImplicit;
+    event->operation = enqueue(stream, nullptr);
+    return cudaSuccess;
+}
+
+cudaError_t cudaEventSynchronize(cudaEvent_t handle) {
+    Lock lock(mutex);
+    auto event = (FakeEvent*)handle;
+    if (event->captured) return cudaErrorCapturedEvent;
+    wait_for(event->operation);
+    return report();
+}
+
+cudaError_t cudaEventQuery(cudaEvent_t handle) {
+    Lock lock(mutex);
+    auto event = (FakeEvent*)handle;
+    if (event->captured) return cudaErrorCapturedEvent;
+    if (!event->operation || event->operation->done) return report();
+    wait_for(event->operation);  // who asks again gets another answer
+    return cudaErrorNotReady;
+}
+
+cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t start, cudaEvent_t end) {
+    Lock lock(mutex);
+    auto &first = ((FakeEvent*)start)->operation, &second = ((FakeEvent*)end)->operation;
+    if (!first || !second) return cudaErrorInvalidValue;
+    if (!first->done || !second->done) return cudaErrorNotReady;
+    return *milliseconds = 1000 * (second->seconds - first->seconds), cudaSuccess;
+}
+
+// -- graphs -----------------------------------------------------------------------------------------------------------
+
+cudaError_t cudaStreamBeginCapture(cudaStream_t handle, cudaStreamCaptureMode mode) {
+    Lock lock(mutex);
+    FakeStream* stream = stream_of(handle);
+    if (stream == &null_stream) return cudaErrorStreamCaptureUnsupported;
+    if (stream->state != NOT_CAPTURING) return cudaErrorIllegalState;
+    stream->state = CAPTURING, stream->capture_mode = mode;
+    stream->recording = new Recording;
+    return cudaSuccess;
+}
+
+cudaError_t cudaStreamEndCapture(cudaStream_t handle, cudaGraph_t* graph) {
+    Lock lock(mutex);
+    FakeStream* stream = stream_of(handle);
+    *graph = nullptr;
+    if (stream->state == NOT_CAPTURING) return cudaErrorIllegalState;
+    bool spoilt = stream->state == INVALIDATED;
+    stream->state = NOT_CAPTURING;
+    if (spoilt) delete stream->recording;
+    else *graph = (cudaGraph_t)stream->recording;
+    stream->recording = nullptr;
+    return spoilt ? cudaErrorStreamCaptureInvalidated : cudaSuccess;
+}
+
+cudaError_t cudaStreamIsCapturing(cudaStream_t handle, cudaStreamCaptureStatus* status) {
+    Lock lock(mutex);
+    FakeStream* stream = stream_of(handle);
+    if (spoils_a_capture(stream)) return cudaErrorStreamCaptureImplicit;
+    *status = stream->state == NOT_CAPTURING ? cudaStreamCaptureStatusNone
+              : stream->state == CAPTURING   ? cudaStreamCaptureStatusActive
+                                             : cudaStreamCaptureStatusInvalidated;
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* result, cudaGraph_t graph, unsigned long long) {
+    auto recording = std::make_shared<Recording>(*(Recording*)graph);
+    return *result = (cudaGraphExec_t) new std::shared_ptr<Recording>(recording), cudaSuccess;
+}
+
+cudaError_t cudaGraphLaunch(cudaGraphExec_t graph, cudaStream_t stream) {
+    Lock lock(mutex);
+    auto recording = *(std::shared_ptr<Recording>*)graph;
+    return submit(stream, [=] {
+        for (auto& step : recording->steps) step();
+    });
+}
+
+cudaError_t cudaGraphUpload(cudaGraphExec_t, cudaStream_t) { return cudaSuccess; }
+
+cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+    delete (Recording*)graph;
+    return cudaSuccess;
+}
+
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t graph) {
+    delete (std::shared_ptr<Recording>*)graph;
+    return cudaSuccess;
+}
+
+cudaError_t cudaProfilerStart() { return cudaSuccess; }
+cudaError_t cudaProfilerStop() { return cudaSuccess; }
+}  // extern "C"
+
+// -- libraries that are compiled for GPUs only: products of cuBLAS, sorting by Thrust -------------------------------------
+
+namespace {
+
+struct Matrix {
+    const char* data;
+    int type;  // cudaDataType
+    bool transposed;
+    long long leading;
+};
+
+double element(const Matrix& a, long long row, long long column) {  // column after column, as in Fortran
+    long long i = a.transposed ? column + row * a.leading : row + column * a.leading;
+    switch (a.type) {
+        case CUDA_R_32F: return ((const float*)a.data)[i];
+        case CUDA_R_64F: return ((const double*)a.data)[i];
+        case CUDA_R_16F: return ((const _Float16*)a.data)[i];
+        default: return __builtin_bit_cast(float, (unsigned int)((const unsigned short*)a.data)[i] << 16);
+    }
+}
+
+void store(const Matrix& c, long long row, long long column, double value) {
+    long long i = row + column * c.leading;
+    unsigned int bits = __builtin_bit_cast(unsigned int, (float)value);
+    switch (c.type) {
+        case CUDA_R_32F: ((float*)c.data)[i] = value; break;
+        case CUDA_R_64F: ((double*)c.data)[i] = value; break;
+        case CUDA_R_16F: ((_Float16*)c.data)[i] = value; break;
+        default: ((unsigned short*)c.data)[i] = value == value ? (bits + 0x7FFF + (bits >> 16 & 1)) >> 16 : 0x7FFF;
+    }
+}
+
+template <class Real>
+void multiply(int m, int n, int k, Real alpha, Matrix a, Matrix b, Real beta, Matrix c) {
+    for (int column = 0; column < n; column++)
+        for (int row = 0; row < m; row++) {
+            Real sum = 0;
+            for (int i = 0; i < k; i++) sum += (Real)element(a, row, i) * (Real)element(b, i, column);
+            store(c, row, column, alpha * sum + (beta ? beta * (Real)element(c, row, column) : 0));
+        }
+}
+
+bool is_known(int type) { return type == CUDA_R_32F || type == CUDA_R_64F || type == CUDA_R_16F || type == CUDA_R_16BF; }
+
+template <class T>
+void argsort(const T* values, long long* order, long long rows, long long count) {
+    for (long long row = 0; row < rows; row++, values += count, order += count) {
+        for (long long i = 0; i < count; i++) order[i] = i;
+        std::stable_sort(order, order + count, [=](long long i, long long k) {  // NaN last
+            return values[i] < values[k] || (values[k] != values[k] && values[i] == values[i]);
+        });
+    }
+}
+
+}  // namespace
+
+extern "C" {
+constexpr int SUCCESS = 0, NOT_SUPPORTED = 15, EXECUTION_FAILED = 13;  // cublasStatus_t; a handle is a place for a stream
+
+int cublasCreate_v2(void** handle) { return *handle = new cudaStream_t(nullptr), SUCCESS; }
+int cublasDestroy_v2(void*) { return SUCCESS; }
+int cublasSetStream_v2(cudaStream_t* handle, cudaStream_t stream) { return *handle = stream, SUCCESS; }
+int cublasGetStream_v2(cudaStream_t* handle, cudaStream_t* stream) { return *stream = *handle, SUCCESS; }
+int cublasGetVersion_v2(void*, int* version) { return *version = 130000, SUCCESS; }
+int cublasSetMathMode(void*, int) { return SUCCESS; }
+int cublasGetMathMode(void*, int* mode) { return *mode = 0, SUCCESS; }
+int cublasSetPointerMode_v2(void*, int mode) { return mode ? NOT_SUPPORTED : SUCCESS; }
+int cublasGetPointerMode_v2(void*, int* mode) { return *mode = 0, SUCCESS; }
+
+// The compute type tells the type of alpha and beta: CUBLAS_COMPUTE_64F (70), its pedantic form (71), or CUDA_R_64F (1).
+int cublasGemmStridedBatchedEx(cudaStream_t* handle, int transpose_a, int transpose_b, int m, int n, int k,
+                               const void* alpha, const void* a, int a_type, int a_leading, long long a_step,
+                               const void* b, int b_type, int b_leading, long long b_step, const void* beta, void* c,
+                               int c_type, int c_leading, long long c_step, int count, int compute, int) {
+    Lock lock(mutex);
+    if (!is_known(a_type) || !is_known(b_type) || !is_known(c_type)) return NOT_SUPPORTED;
+    auto bytes = [](int type) { return type == CUDA_R_64F ? 8 : type == CUDA_R_32F ? 4 : 2; };
+    auto multiply_all = [=](auto scale, auto scale_c) {
+        return [=] {
+            for (int i = 0; i < count; i++)
+                multiply(m, n, k, scale,
+                         {(const char*)a + i * a_step * bytes(a_type), a_type, transpose_a != 0, a_leading},
+                         {(const char*)b + i * b_step * bytes(b_type), b_type, transpose_b != 0, b_leading}, scale_c,
+                         {(const char*)c + i * c_step * bytes(c_type), c_type, false, c_leading});
+        };
+    };
+    bool wide = compute == 70 || compute == 71 || compute == CUDA_R_64F;
+    Work work = wide ? Work(multiply_all(*(double*)alpha, *(double*)beta))
+                     : Work(multiply_all(*(float*)alpha, *(float*)beta));
+    return submit(*handle, work) ? EXECUTION_FAILED : SUCCESS;
+}
+
+int cublasGemmEx(cudaStream_t* handle, int transpose_a, int transpose_b, int m, int n, int k, const void* alpha,
+                 const void* a, int a_type, int a_leading, const void* b, int b_type, int b_leading, const void* beta,
+                 void* c, int c_type, int c_leading, int compute, int algorithm) {
+    return cublasGemmStridedBatchedEx(handle, transpose_a, transpose_b, m, n, k, alpha, a, a_type, a_leading, 0, b,
+                                      b_type, b_leading, 0, beta, c, c_type, c_leading, 0, 1, compute, algorithm);
+}
+
+// The matrices lie where three arrays on the device tell.
+#define GEMM_BATCHED(name, real, type)                                                                               \
+    int name(cudaStream_t* handle, int transpose_a, int transpose_b, int m, int n, int k, const real* alpha,         \
+             const char* const* a, int a_leading, const char* const* b, int b_leading, const real* beta,             \
+             char* const* c, int c_leading, int count) {                                                             \
+        Lock lock(mutex);                                                                                            \
+        real scale = *alpha, scale_c = *beta;                                                                        \
+        cudaError_t error = submit(*handle, [=] {                                                                    \
+            for (int i = 0; i < count; i++)                                                                          \
+                multiply<real>(m, n, k, scale, {a[i], type, transpose_a != 0, a_leading},                            \
+                               {b[i], type, transpose_b != 0, b_leading}, scale_c, {c[i], type, false, c_leading}); \
+        });                                                                                                          \
+        return error ? EXECUTION_FAILED : SUCCESS;                                                                   \
+    }
+GEMM_BATCHED(cublasSgemmBatched, float, CUDA_R_32F)
+GEMM_BATCHED(cublasDgemmBatched, double, CUDA_R_64F)
+
+// Indices that sort each row. `kind` is NumPy's letter for the dtype.
+int fake_gpu_argsort(char kind, void* values, long long* order, long long rows, long long count, cudaStream_t stream) {
+    Lock lock(mutex);
+    switch (kind) {
+        case 'i': return submit(stream, [=] { argsort((int*)values, order, rows, count); });
+        case 'l': return submit(stream, [=] { argsort((long long*)values, order, rows, count); });
+        case 'f': return submit(stream, [=] { argsort((float*)values, order, rows, count); });
+        case 'd': return submit(stream, [=] { argsort((double*)values, order, rows, count); });
+        default: return cudaErrorNotSupported;
+    }
+}
+}  // extern "C"
