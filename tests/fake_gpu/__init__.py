@@ -23,10 +23,11 @@ managed and stream-ordered memory (cudaMallocAsync); races between blocks; time.
 is written for tensor cores and asynchronous copies does not run.
 
 What comes next: two tests fail here and would fail on a GPU, though they pass on the stand-in (test_cuda_graph.py, "a
-product by cuBLAS": CuPy multiplies 1 x 1 without cuBLAS; test_precision.py, the gradient of max in bfloat16). Then .ci/run
-can run `--device fake` in place of the stand-in. tests/test_cuda_compiles.py and tests/examples/test_on_a_device.py still
-use the stand-in. mma, ldmatrix and cp.async by the formulas of the PTX ISA, a copy landing only at its wait. Guards before
-an array, not only behind it. driver.cpp is longer than the parts of the stand-in that it can replace.
+product by cuBLAS": CuPy multiplies 1 x 1 without cuBLAS; test_precision.py, the gradient of max in bfloat16). Then
+.ci/run can run `--device fake` in place of the stand-in. tests/test_cuda_compiles.py and
+tests/examples/test_on_a_device.py still use the stand-in. mma, ldmatrix and cp.async by the formulas of the PTX ISA,
+a copy landing only at its wait. Guards before an array, not only behind it. driver.cpp is longer than the parts of
+the stand-in that it can replace.
 """
 
 import contextlib
