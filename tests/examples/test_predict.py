@@ -12,6 +12,7 @@ from PIL import Image
 
 from minidl import save_checkpoint
 from minidl.data import normalize
+from tests.examples.tools import run_main
 
 NAMES = ("cat, house cat", "dog", "bird", "fish", "cow", "ant")
 
@@ -38,19 +39,14 @@ def photographs(tmp_path, rng):
     return folder
 
 
-def run(monkeypatch, capsys, *options):
-    """(exit status, stdout, stderr) of the script."""
-    monkeypatch.setattr(sys, "argv", ["predict.py", *map(str, options)])
-    try:
-        predict.main()
-        status = 0
-    except SystemExit as end:
-        status = end.code
-    return status, *capsys.readouterr()
+@pytest.fixture
+def guess(capsys):
+    """Runs the script; (exit status, stdout, stderr)."""
+    return lambda *options: run_main(predict, options, capsys)
 
 
-def test_it_prints_the_five_likeliest_classes_with_their_probabilities(weights, photographs, monkeypatch, capsys):
-    status, output, _ = run(monkeypatch, capsys, "--weights", weights, "--images", photographs)
+def test_it_prints_the_five_likeliest_classes_with_their_probabilities(weights, photographs, guess):
+    status, output, _ = guess("--weights", weights, "--images", photographs)
     assert status == 0
     model, config = predict.load_network(weights)
     lines = iter(output.splitlines())
@@ -70,70 +66,70 @@ def test_it_prints_the_five_likeliest_classes_with_their_probabilities(weights, 
     assert not list(lines)
 
 
-def test_a_picture_has_a_row_for_each_photograph(weights, photographs, monkeypatch, capsys, tmp_path):
+def test_a_picture_has_a_row_for_each_photograph(weights, photographs, guess, tmp_path):
     options = ["--weights", weights, "--images", photographs / "a.png", photographs / "b.jpg", "--top", 2]
-    status, output, _ = run(monkeypatch, capsys, *options, "--out", tmp_path / "guesses.png")
+    status, output, _ = guess(*options, "--out", tmp_path / "guesses.png")
     assert status == 0
     assert len(output.splitlines()) == 2 * (1 + 2)
     with Image.open(tmp_path / "guesses.png") as picture:
         assert picture.size == (800, 380)
 
 
-def test_what_cannot_be_read_is_named_and_left_out(weights, photographs, monkeypatch, capsys):
+def test_what_cannot_be_read_is_named_and_left_out(weights, photographs, guess):
     (photographs / "c.jpg").write_text("no image")
     options = ["--weights", weights, "--images", photographs, photographs / "missing.png"]
-    status, output, errors = run(monkeypatch, capsys, *options)
+    status, output, errors = guess(*options)
     assert status == 0
     assert output.count("%") == 2 * 5
     assert f"skipped: read_image: {photographs / 'c.jpg'}" in errors
     assert "missing.png" in errors
-    status, output, _ = run(monkeypatch, capsys, "--weights", weights, "--images", photographs / "c.jpg")
+    status, output, _ = guess("--weights", weights, "--images", photographs / "c.jpg")
     assert (status, output) == ("error: none of the photographs could be read", "")
 
 
 @pytest.mark.parametrize("top", [0, -1])
-def test_no_guesses_are_an_error(weights, photographs, monkeypatch, capsys, top):
-    status, _, errors = run(monkeypatch, capsys, "--weights", weights, "--images", photographs, "--top", top)
+def test_no_guesses_are_an_error(weights, photographs, guess, top):
+    status, _, errors = guess("--weights", weights, "--images", photographs, "--top", top)
     assert status == 2
     assert f"expected a whole number >= 1, got {top}" in errors
 
 
-def test_only_the_picture_needs_matplotlib(weights, photographs, monkeypatch, capsys, tmp_path):
+def test_only_the_picture_needs_matplotlib(weights, photographs, monkeypatch, guess, tmp_path):
     options = ["--weights", weights, "--images", photographs, "--out", tmp_path / "guesses.png"]
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "matplotlib", None)
-        status, output, errors = run(monkeypatch, capsys, *options)
+        status, output, errors = guess(*options)
     assert status == 2
     assert "pip install matplotlib" in errors
     assert output.count("%") == 2 * 5
     with monkeypatch.context() as patch:
         patch.setitem(sys.modules, "safetensors", None)
         patch.setitem(sys.modules, "safetensors.numpy", None)
-        status, _, errors = run(monkeypatch, capsys, *options)
+        status, _, errors = guess(*options)
     assert status == 2
     assert "safetensors" in errors
     assert "matplotlib" not in errors
 
 
-def test_weights_from_elsewhere_need_the_name_of_their_network(photographs, monkeypatch, capsys, tmp_path):
+def test_weights_from_elsewhere_need_the_name_of_their_network(photographs, guess, tmp_path):
     save_checkpoint(tmp_path / "w", imagenet_resnet(18, num_classes=3, seed=1))
     (tmp_path / "names").write_text("n3 owl\nn1 tench, Tinca tinca\nn2 toad\n")
     plain = ["--weights", tmp_path / "w", "--images", photographs / "a.png"]
-    status, _, errors = run(monkeypatch, capsys, *plain)
+    status, _, errors = guess(*plain)
     assert status == 2
     assert "pass --model" in errors
-    status, output, _ = run(monkeypatch, capsys, *plain, "--model", "resnet18")
+    status, output, _ = guess(*plain, "--model", "resnet18")
     assert status == 0
     assert sorted(re.findall(r"class \d", output)) == ["class 0", "class 1", "class 2"]
-    _, output, _ = run(monkeypatch, capsys, *plain, "--model", "resnet18", "--names", tmp_path / "names")
+    _, output, _ = guess(*plain, "--model", "resnet18", "--names", tmp_path / "names")
     assert "tench, Tinca tinca" in output
     config = torchvision_config("resnet18", tmp_path / "w", tmp_path / "names")
     assert config.names == ("tench, Tinca tinca", "toad", "owl")
     assert config.classes == ("n1", "n2", "n3")
-    status, _, errors = run(monkeypatch, capsys, *plain, "--model", "vgg-D")
+    status, _, errors = guess(*plain, "--model", "vgg-D")
     assert status == 2
     assert "which has no classifier.6.bias" in errors
     (tmp_path / "names").write_text("n1 tench\n")
-    status, _, errors = run(monkeypatch, capsys, *plain, "--model", "resnet18", "--names", tmp_path / "names")
+    status, _, errors = guess(*plain, "--model", "resnet18", "--names", tmp_path / "names")
     assert status == 2
     assert "expected 3 classes" in errors
