@@ -43,9 +43,3 @@ def compile_now(function) -> None:
             "minidl: compiling CUDA kernels, which takes up to a minute the first time; they are kept in %s",
             os.environ.get("CUPY_CACHE_DIR", "~/.cupy/kernel_cache"),
         )
-
-
-class Compiling:
-    """The seconds that this process has spent on compiling, and whether the user was told."""
-
-    seconds, told = 0.0, False

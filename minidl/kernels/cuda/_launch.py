@@ -88,14 +88,14 @@ class CudaKernel:
 
     def needs(self, dtype) -> int:
         """The compute capability, times ten, that the kernel needs for the dtype."""
-        return max(self.lowest_architecture, WITH_BFLOAT16 if np.dtype(dtype).name == "bfloat16" else OLDEST)
+        return max(self.lowest_architecture, WITH_BFLOAT16 if str(dtype) == "bfloat16" else OLDEST)
 
     def source_for(self, dtype, wide: bool, constants: tuple[tuple[str, int], ...] = ()) -> str:
         """The source below the definitions of the three types and of the constants.
 
         They are not passed as compiler options: for each new set of options CuPy compiles an empty program first.
         """
-        stored, real = TYPES[np.dtype(dtype).name]
+        stored, real = TYPES[str(dtype)]
         types = ("stored", stored), ("real", real), ("index", "long long" if wide else "int")
         return "".join(f"#define {name} {value}\n" for name, value in (*types, *constants)) + self.source
 
