@@ -7,7 +7,7 @@ import numpy as np
 
 from minidl.autograd import Leaf, Node, backward, is_grad_enabled
 from minidl.dtypes import as_dtype, float32, float64, is_bfloat16
-from minidl.kernels import device_of, to_device
+from minidl.kernels import device_of, is_capturing, to_device
 from minidl.ops.arithmetic import Add, Clip, Div, Exp, Log, MatMul, Mul, Pow, Sigmoid, Sqrt, Sub, Tanh
 from minidl.ops.convert import Cast, Move
 from minidl.ops.function import Context, Function
@@ -364,6 +364,8 @@ def apply(function: type[Function], *inputs: Tensor | None, **hyperparameters) -
             f"{operation}: expected floating-point numbers, got {inputs[0].dtype}; convert them with .to('float32')"
         )
     check_alike(operation, *inputs, kept_in_float32=function.kept_in_float32)
+    if function.in_float32 and is_bfloat16(inputs[0].dtype):
+        return apply(function, *(tensor.to(float32) for tensor in inputs), **hyperparameters).to(inputs[0].dtype)
     arrays, kinds, sources = [], [], []  # one entry for each input
     for tensor in inputs:
         is_there = tensor is not None
@@ -371,7 +373,12 @@ def apply(function: type[Function], *inputs: Tensor | None, **hyperparameters) -
         kinds.append((tensor.data.shape, tensor.data.dtype) if is_there else None)
         sources.append(tensor._node if is_there and recording else None)
     ctx = Context(tuple(map(bool, sources)))
-    output = Tensor(function.forward(ctx, *arrays, **hyperparameters))
+    try:
+        output = Tensor(function.forward(ctx, *arrays, **hyperparameters))
+    except RuntimeError as error:
+        if is_capturing(arrays[0]):
+            raise RuntimeError(f"{operation}: {error}") from error
+        raise
     if any(ctx.needs_grad) and output.is_floating_point():  # integers and bools have no gradient
         output._node = Node(function.__name__, functools.partial(function.backward, ctx), sources, kinds)
     return output

@@ -86,6 +86,8 @@ class Div(Function):
 class Pow(Function):
     """y = x^p for a constant number p.   dL/dx = p x^(p-1) dL/dy."""
 
+    in_float32 = True
+
     @staticmethod
     def forward(ctx, x, *, exponent: float):
         ctx.save(x, exponent)
@@ -172,7 +174,7 @@ class Sigmoid(Function):
     are accurate. Where y rounds to 1 (in float32, for x >= 17), dL/dx is 0, as in PyTorch.
     """
 
-    floats_only = True
+    floats_only = in_float32 = True
 
     @staticmethod
     def forward(ctx, x):
@@ -210,6 +212,8 @@ class Clip(Function):
     A NaN stays NaN. It is not between the bounds, so its dL/dx is 0, as in PyTorch.
     """
 
+    in_float32 = True
+
     @staticmethod
     def forward(ctx, x, *, low: float | None, high: float | None):
         y = np.clip(x, low, high)
@@ -228,6 +232,8 @@ class Maximum(Function):
     If one of them is NaN, y is NaN and both receive dL/dy. All this is as in PyTorch.
     """
 
+    in_float32 = True
+
     @staticmethod
     def forward(ctx, a, b):
         ctx.save(a, b)
@@ -243,6 +249,8 @@ class Maximum(Function):
 
 class Where(Function):
     """y = a where the condition is True, else b.   dL/dy goes to the one that was taken, 0 to the other."""
+
+    in_float32 = True
 
     @staticmethod
     def forward(ctx, a, b, *, condition):

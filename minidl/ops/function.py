@@ -51,5 +51,8 @@ class Function:
 
     # If True, `apply` refuses integers, for which NumPy would compute in float64.
     floats_only = False
+    # If True, `apply` computes bfloat16 inputs in float32, and rounds the result. In bfloat16, NumPy's and CuPy's functions
+    # have no `where` and no `clip`, and x**0.5 has another dtype.
+    in_float32 = False
     # Numbers of the inputs that stay float32 when input 0 is bfloat16: weights, which would lose small updates.
     kept_in_float32: tuple[int, ...] = ()

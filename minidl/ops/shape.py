@@ -1,10 +1,11 @@
 """The same elements in another arrangement. Every result is C-contiguous: its memory is in the order of its shape."""
 
+import itertools
 import math
 
 import numpy as np
 
-from minidl.kernels import kernels_for
+from minidl.kernels import is_capturing, kernels_for
 from minidl.ops.function import Function
 
 
@@ -43,6 +44,8 @@ class GetItem(Function):
     @staticmethod
     def forward(ctx, x, *, index):
         ctx.save(x.shape, index)
+        if is_capturing(x):
+            _check_captured(index)
         return x[index].copy()
 
     @staticmethod
@@ -58,8 +61,21 @@ class GetItem(Function):
 
 def _is_basic(index) -> bool:
     """True if the index has only integers, slices, None and ..., which select every element at most once."""
-    parts = index if isinstance(index, tuple) else (index,)
-    return all(part is None or part is Ellipsis or isinstance(part, int | slice) for part in parts)
+    return all(part is None or part is Ellipsis or isinstance(part, int | slice) for part in _parts(index))
+
+
+def _check_captured(index) -> None:
+    """Raise RuntimeError for an index that a CUDA graph cannot hold."""
+    for part in _parts(index):
+        if getattr(part, "dtype", None) == bool:
+            raise RuntimeError("how many elements a mask selects, only the device knows; use minidl.where")
+        if isinstance(part, list | np.ndarray):
+            kind = type(part).__name__
+            raise RuntimeError(f"the index, a {kind}, is on the host; index with a tensor of integers on the device")
+
+
+def _parts(index) -> tuple:
+    return index if isinstance(index, tuple) else (index,)
 
 
 class Cat(Function):
@@ -67,11 +83,16 @@ class Cat(Function):
 
     @staticmethod
     def forward(ctx, *arrays, dim: int):
-        ctx.save([array.shape[dim] for array in arrays], dim)
-        return np.concatenate(arrays, axis=dim)
+        ends = list(itertools.accumulate(array.shape[dim] for array in arrays))
+        ctx.save(ends[:-1], dim)
+        shape = list(arrays[0].shape)
+        shape[dim] = ends[-1]
+        y = np.empty(shape, arrays[0].dtype, like=arrays[0])
+        for part, array in zip(np.split(y, ends[:-1], axis=dim), arrays, strict=True):
+            part[...] = array  # np.concatenate cannot be captured: CuPy copies a list of many addresses from the host
+        return y
 
     @staticmethod
     def backward(ctx, grad):
-        sizes, dim = ctx.saved
-        ends = [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)]
+        ends, dim = ctx.saved
         return tuple(part.copy() for part in np.split(grad, ends, axis=dim))

@@ -10,6 +10,8 @@ import minidl
 from minidl import Tensor, nn
 from minidl.functional import cross_entropy, relu
 from minidl.optim import SGD
+from tests.kernels.compare import assert_close
+from tests.ops.test_every_op import CASES
 
 # Layers of which every kernel on activations is a part.
 NETWORKS = {
@@ -57,6 +59,43 @@ def assert_near(actual, expected, tolerance):
     difference = sum(((actual[name] - expected[name]) ** 2).sum() for name in expected)
     length = sum((expected[name] ** 2).sum() for name in expected)
     assert difference**0.5 <= tolerance * length**0.5
+
+
+# -- every operation ---------------------------------------------------------------------------------------------------
+
+each_case = pytest.mark.parametrize("name, case", [pytest.param(*pair, id=f"{pair[0]}: {pair[1]}") for pair in CASES])
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+RESULTS_IN_FLOAT32 = {"softmax", "loss"}  # sums of exponentials and of squares
+
+
+def rounded_to(dtype, array):
+    """The array as float32, after rounding to the dtype."""
+    return array.astype(dtype).astype(np.float32)
+
+
+def value_and_gradients(case, arrays, dtypes, device):
+    """(y, dL/d(input)...), as tensors, for a random dL/dy that bfloat16 can hold."""
+    inputs = [Tensor(x, d, device, requires_grad=True) for x, d in zip(arrays, dtypes, strict=True)]
+    y = case.ours(*inputs)
+    grad = rounded_to(BFLOAT16, np.random.default_rng(1).standard_normal(y.shape))
+    y.backward(Tensor(grad, y.dtype, device))
+    return y, *(x.grad for x in inputs)
+
+
+@each_case
+def test_an_operation_in_bfloat16_has_nearly_the_values_of_float32_and_keeps_the_dtype(name, case, device):
+    dtypes = case.dtypes(BFLOAT16)
+    arrays = [rounded_to(dtype, x) for dtype, x in zip(dtypes, case.arrays(), strict=True)]
+    exact = value_and_gradients(case, arrays, [np.float32] * len(arrays), "cpu")
+    results = value_and_gradients(case, arrays, dtypes, device)
+    kept = "float32" if name in RESULTS_IN_FLOAT32 else "bfloat16"
+    assert [str(result.dtype) for result in results] == [kept, *map(str, map(np.dtype, dtypes))]
+    for result, expected in zip(results, exact, strict=True):
+        assert result.data.flags.c_contiguous
+        assert_close(result.to("float32").numpy(), expected.numpy(), 2**-7)
+
+
+# -- layers, losses and whole networks ---------------------------------------------------------------------------------
 
 
 @networks
