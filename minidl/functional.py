@@ -163,8 +163,8 @@ def max_pool2d(
     >>> max_pool2d(Tensor([[[[1.0], [2.0]], [[3.0], [4.0]]]]), 2).item()
     4.0
     """
-    kernel_size, stride, padding = check_pooling("max_pool2d", x, kernel_size, stride, padding)
-    return apply(MaxPool2d, x, kernel_size=kernel_size, stride=stride, padding=padding, ceil_mode=ceil_mode)
+    windows = check_pooling("max_pool2d", x, kernel_size, stride, padding)
+    return apply(MaxPool2d, x, **windows, ceil_mode=ceil_mode)
 
 
 def avg_pool2d(
@@ -182,16 +182,8 @@ def avg_pool2d(
     >>> avg_pool2d(Tensor([[[[1.0], [2.0]], [[3.0], [4.0]]]]), 2).item()
     2.5
     """
-    kernel_size, stride, padding = check_pooling("avg_pool2d", x, kernel_size, stride, padding)
-    return apply(
-        AvgPool2d,
-        x,
-        kernel_size=kernel_size,
-        stride=stride,
-        padding=padding,
-        ceil_mode=ceil_mode,
-        count_include_pad=count_include_pad,
-    )
+    windows = check_pooling("avg_pool2d", x, kernel_size, stride, padding)
+    return apply(AvgPool2d, x, **windows, ceil_mode=ceil_mode, count_include_pad=count_include_pad)
 
 
 def global_avg_pool(x: Tensor) -> Tensor:

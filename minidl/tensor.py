@@ -288,6 +288,8 @@ class Tensor:
 
     def var(self, dim: Dim = None, keepdim: bool = False, correction: int = 1) -> "Tensor":
         """Return the variance, sum((x - mean)^2) / (count - correction): 1 is unbiased, 0 divides by the count."""
+        if is_bfloat16(self.dtype):  # the sum of rounded squares of rounded deviations would be far off
+            return self.to(float32).var(dim, keepdim, correction).to(self.dtype)
         deviations = self - self.mean(dim, keepdim=True)
         total = (deviations * deviations).sum(dim, keepdim)
         return total / (self.numel() / total.numel() - correction)
@@ -325,8 +327,7 @@ class Tensor:
 
     def __getitem__(self, index) -> "Tensor":
         parts = index if isinstance(index, tuple) else (index,)
-        parts = tuple(_raw(part) for part in parts)
-        return apply(GetItem, self, index=parts if isinstance(index, tuple) else parts[0])
+        return apply(GetItem, self, index=tuple(_raw(part) for part in parts))
 
     def __iter__(self):
         return (self[i] for i in range(len(self)))
@@ -366,12 +367,9 @@ def apply(function: type[Function], *inputs: Tensor | None, **hyperparameters) -
     check_alike(operation, *inputs, kept_in_float32=function.kept_in_float32)
     if function.in_float32 and is_bfloat16(inputs[0].dtype):
         return apply(function, *(tensor.to(float32) for tensor in inputs), **hyperparameters).to(inputs[0].dtype)
-    arrays, kinds, sources = [], [], []  # one entry for each input
-    for tensor in inputs:
-        is_there = tensor is not None
-        arrays.append(tensor.data if is_there else None)
-        kinds.append((tensor.data.shape, tensor.data.dtype) if is_there else None)
-        sources.append(tensor._node if is_there and recording else None)
+    arrays = [None if tensor is None else tensor.data for tensor in inputs]
+    kinds = [None if array is None else (array.shape, array.dtype) for array in arrays]
+    sources = [tensor._node if tensor is not None and recording else None for tensor in inputs]
     ctx = Context(tuple(map(bool, sources)))
     try:
         output = Tensor(function.forward(ctx, *arrays, **hyperparameters))

@@ -1,12 +1,12 @@
 """Element-wise operations (+ - * / **, exp, log, ...) and the matrix product.
 
-NumPy's functions call CuPy's for CuPy arrays, so nothing here depends on the device. Inputs broadcast as in NumPy. The
-gradient of a broadcast input is summed over the axes along which the input was repeated.
+NumPy's functions call CuPy's for CuPy arrays, so only the matrix product depends on the device. Inputs broadcast as in
+NumPy. The gradient of a broadcast input is summed over the axes along which the input was repeated.
 """
 
 import numpy as np
 
-from minidl.kernels import add
+from minidl.kernels import add, kernels_for
 from minidl.ops.function import Function
 from minidl.ops.reduce import sum_over
 
@@ -107,13 +107,14 @@ class MatMul(Function):
     @staticmethod
     def forward(ctx, a, b):
         ctx.save(a, b)
-        return a @ b
+        return kernels_for(a).matmul(a, b)
 
     @staticmethod
     def backward(ctx, grad):
         a, b = ctx.saved
-        grad_a = sum_to_shape(grad @ b.swapaxes(-1, -2), a.shape) if ctx.needs_grad[0] else None
-        grad_b = sum_to_shape(a.swapaxes(-1, -2) @ grad, b.shape) if ctx.needs_grad[1] else None
+        kernels = kernels_for(grad)
+        grad_a = sum_to_shape(kernels.matmul(grad, b.swapaxes(-1, -2)), a.shape) if ctx.needs_grad[0] else None
+        grad_b = sum_to_shape(kernels.matmul(a.swapaxes(-1, -2), grad), b.shape) if ctx.needs_grad[1] else None
         return grad_a, grad_b
 
 

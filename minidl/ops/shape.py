@@ -42,10 +42,10 @@ class GetItem(Function):
     """y = x[index].   dL/dx sums dL/dy at each element that the index selects, and is 0 elsewhere."""
 
     @staticmethod
-    def forward(ctx, x, *, index):
+    def forward(ctx, x, *, index: tuple):
         ctx.save(x.shape, index)
-        if is_capturing(x):
-            _check_captured(index)
+        if is_capturing(x) and _needs_host(index):
+            raise RuntimeError("the index is a list, NumPy array or mask; use integers on the device, or minidl.where")
         return x[index].copy()
 
     @staticmethod
@@ -59,23 +59,14 @@ class GetItem(Function):
         return grad_x
 
 
-def _is_basic(index) -> bool:
+def _is_basic(index: tuple) -> bool:
     """True if the index has only integers, slices, None and ..., which select every element at most once."""
-    return all(part is None or part is Ellipsis or isinstance(part, int | slice) for part in _parts(index))
+    return all(part is None or part is Ellipsis or isinstance(part, int | slice) for part in index)
 
 
-def _check_captured(index) -> None:
-    """Raise RuntimeError for an index that a CUDA graph cannot hold."""
-    for part in _parts(index):
-        if getattr(part, "dtype", None) == bool:
-            raise RuntimeError("how many elements a mask selects, only the device knows; use minidl.where")
-        if isinstance(part, list | np.ndarray):
-            kind = type(part).__name__
-            raise RuntimeError(f"the index, a {kind}, is on the host; index with a tensor of integers on the device")
-
-
-def _parts(index) -> tuple:
-    return index if isinstance(index, tuple) else (index,)
+def _needs_host(index: tuple) -> bool:
+    """True if CuPy copies a part of the index to the device, or has to count the elements that a mask selects."""
+    return any(isinstance(part, list | np.ndarray) or str(getattr(part, "dtype", "")) == "bool" for part in index)
 
 
 class Cat(Function):

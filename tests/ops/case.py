@@ -33,7 +33,7 @@ def distinct(rng, shapes):
 
 
 class Constant:
-    """An array that a case needs beside its inputs. Each device keeps one copy: a captured step copies none from the host."""
+    """An array that a case needs beside its inputs. Each device keeps a copy, as a captured step cannot make one."""
 
     def __init__(self, array):
         self.array, self.copies = np.asarray(array), {}

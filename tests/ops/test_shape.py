@@ -29,28 +29,27 @@ def taken(name, index):
 
 def taken_on_the_device(name, index):
     """With an index whose arrays are on the device of x."""
-    is_tuple = isinstance(index, tuple)
-    parts = [Constant(part) if isinstance(part, list | np.ndarray) else part for part in (index if is_tuple else [index])]
+    parts = index if isinstance(index, tuple) else (index,)
+    parts = [Constant(part) if isinstance(part, list | np.ndarray) else part for part in parts]
 
     def ours(x):
-        placed = [part.on(x.device) if isinstance(part, Constant) else part for part in parts]
-        return x[tuple(placed) if is_tuple else placed[0]]
+        return x[tuple(part.on(x.device) if isinstance(part, Constant) else part for part in parts)]
 
     return Case(f"x[{name}, on the device]", ours, lambda torch, x: x[index], [(2, 3, 4)], is_linear=True)
 
 
-def concatenated(dim, *shapes):
+def concatenated(dim, *shapes, name=None):
     return Case(
-        f"cat {len(shapes)} along {dim}",
+        name or f"cat along {dim}",
         lambda *tensors: minidl.cat(tensors, dim),
         lambda torch, *tensors: torch.cat(tensors, dim),
         shapes,
     )
 
 
-def stacked(dim, count=3):
+def stacked(dim, count=3, name=None):
     return Case(
-        f"stack {count} along {dim}",
+        name or f"stack along {dim}",
         lambda *tensors: minidl.stack(tensors, dim),
         lambda torch, *tensors: torch.stack(tensors, dim),
         [(2, 3)] * count,
@@ -69,8 +68,8 @@ CASES = [
     concatenated(0, (1, 3), (2, 3), (4, 3)),
     concatenated(-1, (2, 1, 3), (2, 1, 1)),
     concatenated(1, (2, 3)),
-    concatenated(1, *[(2, 1 + i % 2) for i in range(9)]),
-    stacked(0, 9),
+    concatenated(1, *[(2, 1 + i % 2) for i in range(9)], name="cat of nine"),
+    stacked(0, 9, name="stack of nine"),
     stacked(0),
     stacked(1),
     stacked(-1),
