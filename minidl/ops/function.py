@@ -36,7 +36,8 @@ class Function:
 
     Both work on arrays (NumPy's or CuPy's), never on tensors. `forward` takes one array per input tensor and keyword
     hyper-parameters, and returns one array. `backward` takes dL/dy and returns one gradient per input tensor, or None
-    for an input that needs none. Neither may write into the arrays it is given.
+    for an input that needs none. Neither may write into the arrays it is given. A gradient has its input's dtype; set
+    `in_float32 = True` if an operation does not keep bfloat16.
     """
 
     @staticmethod
