@@ -266,7 +266,8 @@ class Run:
             self.progress = Progress(**progress | {"totals": Totals(**progress["totals"])})
             self.loader.load_state_dict(counters["loader"])
             for name, part in self.stateful.items():
-                part.load_state_dict(counters[name])
+                if name in counters:  # else the run was started with other options
+                    part.load_state_dict(counters[name])
             self.folder.drop_records_after(self.step)
 
     def _check_finite(self) -> None:
