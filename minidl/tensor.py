@@ -366,7 +366,8 @@ def apply(function: type[Function], *inputs: Tensor | None, **hyperparameters) -
         )
     check_alike(operation, *inputs, kept_in_float32=function.kept_in_float32)
     if function.in_float32 and is_bfloat16(inputs[0].dtype):
-        return apply(function, *(tensor.to(float32) for tensor in inputs), **hyperparameters).to(inputs[0].dtype)
+        wide = (None if tensor is None else tensor.to(float32) for tensor in inputs)
+        return apply(function, *wide, **hyperparameters).to(inputs[0].dtype)
     arrays = [None if tensor is None else tensor.data for tensor in inputs]
     kinds = [None if array is None else (array.shape, array.dtype) for array in arrays]
     sources = [tensor._node if tensor is not None and recording else None for tensor in inputs]

@@ -41,6 +41,7 @@ CASES = [
     *(same_in_both(f"a ** {p}", lambda a, p=p: a**p, (2, 3), draw=away_from_zero) for p in (0, 1, 2, 3, -1, -2)),
     *(same_in_both(f"a ** {p}", lambda a, p=p: a**p, (2, 3), draw=positive) for p in (0.5, 1.7, -0.5)),
     same_in_both("a @ b", lambda a, b: a @ b, (2, 3), (3, 4), is_linear=True),
+    same_in_both("a @ b of squares", lambda a, b: a @ b, (3, 3), (3, 3), is_linear=True),
     same_in_both("a @ b in batches", lambda a, b: a @ b, (2, 3, 4), (2, 4, 1), is_linear=True),
     same_in_both("a @ b, both broadcast", lambda a, b: a @ b, (2, 1, 3, 2), (4, 2, 3), is_linear=True),
     same_in_both("exp", lambda a: a.exp(), (2, 3)),
