@@ -288,11 +288,10 @@ class Tensor:
 
     def var(self, dim: Dim = None, keepdim: bool = False, correction: int = 1) -> "Tensor":
         """Return the variance, sum((x - mean)^2) / (count - correction): 1 is unbiased, 0 divides by the count."""
-        if is_bfloat16(self.dtype):  # the sum of rounded squares of rounded deviations would be far off
-            return self.to(float32).var(dim, keepdim, correction).to(self.dtype)
-        deviations = self - self.mean(dim, keepdim=True)
+        x = self.to(float32) if is_bfloat16(self.dtype) else self  # or each of four steps would round
+        deviations = x - x.mean(dim, keepdim=True)
         total = (deviations * deviations).sum(dim, keepdim)
-        return total / (self.numel() / total.numel() - correction)
+        return (total / (self.numel() / total.numel() - correction)).to(self.dtype)
 
     def max(self, dim: Dim = None, keepdim: bool = False) -> "Tensor":
         """Return the maximum over `dim`, or over all: values only, as torch.amax. Equal maxima share the gradient."""
@@ -368,9 +367,12 @@ def apply(function: type[Function], *inputs: Tensor | None, **hyperparameters) -
     if function.in_float32 and is_bfloat16(inputs[0].dtype):
         wide = (None if tensor is None else tensor.to(float32) for tensor in inputs)
         return apply(function, *wide, **hyperparameters).to(inputs[0].dtype)
-    arrays = [None if tensor is None else tensor.data for tensor in inputs]
-    kinds = [None if array is None else (array.shape, array.dtype) for array in arrays]
-    sources = [tensor._node if tensor is not None and recording else None for tensor in inputs]
+    arrays, kinds, sources = [], [], []  # one entry for each input
+    for tensor in inputs:
+        is_there = tensor is not None
+        arrays.append(tensor.data if is_there else None)
+        kinds.append((tensor.data.shape, tensor.data.dtype) if is_there else None)
+        sources.append(tensor._node if is_there and recording else None)
     ctx = Context(tuple(map(bool, sources)))
     try:
         output = Tensor(function.forward(ctx, *arrays, **hyperparameters))
