@@ -132,9 +132,9 @@ def _driver() -> Path:
     if headers is None:
         raise UnavailableError("it needs the headers of CUDA: pip install '.[fake-gpu]'")
     here = compiler.HERE
-    runtime = (here.parent / "stand_in" / "runtime.cpp").read_text()
-    source = (here / "driver.cpp").read_text().replace('#include "../stand_in/runtime.cpp"\n', runtime)
-    return compiler.library(source, f"-I{headers}", "-Wl,-soname,libcuda.so.1")
+    source = (here / "driver.cpp").read_text().replace('#include "runtime.cpp"\n', (here / "runtime.cpp").read_text())
+    architecture = f"-DFAKE_GPU_ARCH={compiler.ARCHITECTURE}"
+    return compiler.library(source, f"-I{headers}", architecture, "-Wl,-soname,libcuda.so.1")
 
 
 def _redirect(library: str, driver: ctypes.CDLL) -> None:
