@@ -196,6 +196,20 @@ bool lies_in(const std::map<char*, size_t>& blocks, const void* address, size_t 
 
 bool on_device(const void* address, long long bytes) { return lies_in(device_memory, address, bytes); }
 
+struct Array {  // in a piece of memory that is longer at both ends: what lies beside it must stay -1
+    char *piece, *begin, *end, *piece_end;
+    bool intact() const {
+        auto untouched = [](char byte) { return byte == -1; };
+        return std::all_of(piece, begin, untouched) && std::all_of(end, piece_end, untouched);
+    }
+};
+std::map<char*, Array> arrays;  // by the piece's end
+
+void forget_arrays(char* begin, char* end) {  // that touch this memory
+    for (auto array = arrays.upper_bound(begin); array != arrays.end() && array->second.piece < end;)
+        array = arrays.erase(array);
+}
+
 cudaError_t allocate(std::map<char*, size_t>& blocks, void** address, size_t size) {
     Lock lock(mutex);
     *address = nullptr;
@@ -215,6 +229,7 @@ cudaError_t release(std::map<char*, size_t>& blocks, void* address) {
     if (block == blocks.end()) return cudaErrorInvalidValue;
     wait_for_all();  // as cudaFree does
     if (&blocks == &device_memory) taken -= block->second;
+    if (&blocks == &device_memory) forget_arrays((char*)address, (char*)address + block->second);
     blocks.erase(block);
     free(address);
     return cudaSuccess;
@@ -279,31 +294,34 @@ long long shared_memory_of(size_t module) {
 
 std::map<std::pair<void*, std::string>, Kernel*> kernels;
 
-struct Guard {  // memory behind an array that belongs to no other
-    char *begin, *end;
-    int argument;
-};
-thread_local std::vector<Guard> guards;  // of the next launch
-
 struct Launch {
     const Kernel* kernel;
     unsigned int sizes[6];  // of the grid and of a block
     unsigned int dynamic_bytes;  // of shared memory
     std::vector<std::vector<double>> values;  // the parameters
-    std::vector<Guard> guards;
+
+    std::string damage() const {  // to what lies beside an array
+        for (size_t i = 0; i < values.size(); i++) {
+            char* address = *(char**)values[i].data();
+            auto array = arrays.upper_bound(address);
+            if (kernel->signature[i] != 'p' || array == arrays.end() || address < array->second.piece) continue;
+            if (!array->second.intact())
+                return "wrote beside the array that is argument " + std::to_string(i);
+        }
+        return "";
+    }
 
     void operator()() {
         std::vector<void*> addresses;
         for (auto& value : values) addresses.push_back(value.data());
-        for (auto& guard : guards) memset(guard.begin, 0xFF, guard.end - guard.begin);
         size_t place[] = {kernel->shared_module, 0};
         Region declared{kernel->shared_bytes ? (char*)__tls_get_addr(place) : nullptr, kernel->shared_bytes};
-        const char* error = run_kernel(kernel->call, addresses.data(), sizes, descending_order, declared,
-                                       {fake_gpu_dynamic_shared, dynamic_bytes});
-        std::string text = error ? error : "";
-        for (auto& guard : guards)
-            for (char* byte = guard.begin; byte < guard.end; byte++)
-                if (*byte != -1) text = "wrote beside the array that is argument " + std::to_string(guard.argument);
+        std::string text = damage() + " before this kernel ran";
+        if (damage().empty()) {
+            const char* error = run_kernel(kernel->call, addresses.data(), sizes, descending_order, declared,
+                                           {fake_gpu_dynamic_shared, dynamic_bytes});
+            text = error ? error : damage();
+        }
         if (!text.empty() && failure.empty()) failure = kernel->name + ": " + text;
     }
 };
@@ -326,17 +344,21 @@ const char* fake_gpu_finish() {
     return report() ? reported.c_str() : nullptr;
 }
 
-// NaN or -1 into fresh memory. In a capture at once: a graph does not allocate when it is launched.
-void fake_gpu_garbage(void* address, size_t size, cudaStream_t stream) {
+// A new array in its piece of memory, both full of NaN or -1. In a capture at once, as a graph does not allocate; and
+// without guards, as its kernels may share memory.
+void fake_gpu_array(char* piece, char* begin, char* end, char* piece_end, cudaStream_t stream) {
     Lock lock(mutex);
-    if (stream_of(stream)->state != NOT_CAPTURING) memset(address, 0xFF, size);
-    else enqueue(stream_of(stream), [=] { memset(address, 0xFF, size); });
+    bool captures = stream_of(stream)->state != NOT_CAPTURING;
+    auto create = [=] {
+        forget_arrays(piece, piece_end);  // those before it in this memory
+        if (!captures) arrays[piece_end] = {piece, begin, end, piece_end};
+        memset(piece, 0xFF, piece_end - piece);
+    };
+    if (captures) wait_for_all(), create();
+    else enqueue(stream_of(stream), create);
 }
 
 const char* fake_gpu_signature(void* kernel) { return ((Kernel*)kernel)->signature; }
-
-// Between these addresses the kernel that is launched next must not write.
-void fake_gpu_guard(char* begin, char* end, int argument) { guards.push_back({begin, end, argument}); }
 
 // -- the driver's functions that CuPy calls (CUDA driver API) ------------------------------------------------------------
 
@@ -414,7 +436,7 @@ CUresult cuLaunchKernel(CUfunction function, unsigned int gx, unsigned int gy, u
                         void**) {
     Lock lock(mutex);
     auto kernel = (const Kernel*)function;
-    Launch launch{kernel, {gx, gy, gz, bx, by, bz}, dynamic, {}, std::exchange(guards, {})};
+    Launch launch{kernel, {gx, gy, gz, bx, by, bz}, dynamic, {}};
     for (int i = 0; i < 6; i++)
         if (!launch.sizes[i] || launch.sizes[i] > LIMITS[i]) return CUDA_ERROR_INVALID_VALUE;
     if ((long long)bx * by * bz > 1024 || dynamic > kernel->most_dynamic) return CUDA_ERROR_INVALID_VALUE;
