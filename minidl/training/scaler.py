@@ -3,8 +3,6 @@
 import logging
 import math
 
-import numpy as np
-
 from minidl.checks import check_range
 from minidl.optim.optimizer import Optimizer
 from minidl.tensor import Tensor
@@ -67,14 +65,13 @@ class GradScaler:
         self._update(finite)
         return finite
 
-    def state_dict(self) -> dict[str, np.ndarray]:
+    def state_dict(self) -> dict[str, float]:
         """Return the scale and the number of steps since it changed."""
-        return {"scale": np.array(self._scale), "steps_without_overflow": np.array(self._steps_without_overflow)}
+        return {"scale": self._scale, "steps_without_overflow": self._steps_without_overflow}
 
-    def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
+    def load_state_dict(self, state: dict[str, float]) -> None:
         """Take the values of a state dict."""
-        self._scale = float(state["scale"])
-        self._steps_without_overflow = int(state["steps_without_overflow"])
+        self._scale, self._steps_without_overflow = state["scale"], state["steps_without_overflow"]
 
     def _update(self, finite: bool) -> None:
         """Let the scale fall after an overflow, or grow after many steps without one."""
