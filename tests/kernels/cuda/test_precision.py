@@ -1,5 +1,6 @@
 """bfloat16 activations with float32 parameters, and TF32 products: layers, losses and whole networks."""
 
+import contextlib
 import importlib
 
 import ml_dtypes
@@ -11,6 +12,7 @@ from minidl import Function, Tensor, nn
 from minidl.functional import cross_entropy, relu
 from minidl.optim import SGD
 from tests.kernels.compare import assert_close
+from tests.kernels.test_matmul import SHAPES
 from tests.ops.test_every_op import CASES
 
 # Layers of which every kernel on activations is a part.
@@ -135,6 +137,23 @@ def test_an_operation_of_the_users_keeps_bfloat16_if_it_says_so(device):
     assert {str(tensor.dtype) for tensor in (y, x.grad)} == {"bfloat16"}
     assert y.to("float32").numpy().tolist() == [0.5, 4.5]
     assert x.grad.to("float32").numpy().tolist() == [1, 3]
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "tf32"])
+@pytest.mark.parametrize("shapes", SHAPES.values(), ids=SHAPES)
+def test_rounded_products_of_factors_that_lie_in_any_way(shapes, precision, kernels, to_device, to_host, rng):
+    """The factors are exact in bfloat16, so each product is exact too, and only their sum is rounded."""
+    a, b = (rounded_to(BFLOAT16, rng.standard_normal(shape)) for shape in shapes)
+    dtype = BFLOAT16 if precision == "bfloat16" else np.dtype(np.float32)
+    factors = [to_device(x.astype(dtype)) for x in (a, b)]
+    turned = [to_device(np.ascontiguousarray(x.swapaxes(-1, -2)).astype(dtype)).swapaxes(-1, -2) for x in (a, b)]
+    for left in (factors[0], turned[0]):
+        for right in (factors[1], turned[1]):
+            with minidl.tf32() if precision == "tf32" else contextlib.nullcontext():
+                y = to_host(kernels.matmul(left, right))
+            assert y.dtype == dtype
+            assert y.flags.c_contiguous
+            assert_close(y.astype(np.float32), a @ b, 2**-8 if precision == "bfloat16" else 1e-5)
 
 
 def test_a_product_in_tf32_rounds_its_factors(device, rng):
