@@ -42,6 +42,11 @@ __device__ Numbers operator*(Numbers a, Numbers b) {
     return a;
 }
 
+__device__ Numbers operator/(Numbers a, Numbers b) {
+    for (int k = 0; k < VECTOR; k++) a.number[k] /= b.number[k];
+    return a;
+}
+
 // 1 / sqrt(a).
 __device__ Numbers inverse_sqrt(Numbers a) {
     for (int k = 0; k < VECTOR; k++) a.number[k] = rsqrt(a.number[k]);

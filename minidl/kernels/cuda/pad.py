@@ -11,8 +11,8 @@ SHIFT_CHANNELS = CudaKernel(
     "shift_channels",
     VECTORS
     + """
-// A thread for each vector of y. A row of x has `x_columns` vectors of channels, one of y `y_columns`. Channel c of y is
-// channel c + shift * VECTOR of x, or 0 where x has no such channel.
+// A thread for each vector of y. A row of x has `x_columns` vectors of channels, a row of y has `y_columns`. Column c
+// of y is column c + shift of x, or 0 where x has none.
 extern "C" __global__ void shift_channels(
     const stored* x, stored* y, index x_columns, index y_columns, index shift, index count
 ) {
