@@ -9,8 +9,11 @@ from minidl.kernels.cuda._vectors import VECTORS, vector_size
 WIDTH = 32  # neighbouring vectors of channels in a block: the threads of a warp then read 512 contiguous bytes
 MERGING_WIDTH = 8  # channels of a block that adds up partial sums: 32 bytes, the least that is read at once
 ONE_CHANNEL = {"VECTOR": 1}  # in kernels that add up partial sums: there, more threads are better than wider accesses
+MOST_BLOCKS = 65535  # CUDA's limit for the second dimension of a grid, the slabs
 BLOCKS_AT_ONCE = 512  # that a large GPU runs at once: 4 blocks of 256 threads on each of 132 multiprocessors
-ROWS_PER_SUM = 8  # rows that a thread adds up itself, before the threads of its block are added up; at least
+# Rows that a thread adds up itself, before the threads of its block are added up. Few rows give many partial sums; over
+# many rows rounding errors grow.
+FEWEST_ROWS, MOST_ROWS = 8, 64
 
 # Put before the source of such a kernel. A block has 256 threads; the grid is (groups of columns, slabs of rows). A
 # column is a vector of VECTOR neighbouring channels: see `_vectors`.
@@ -84,8 +87,12 @@ def cut(rows: int, columns: int, rows_per_thread: int, most_blocks: int, most_wi
 
 
 def cut_for_sums(rows: int, columns: int) -> Slabs:
-    """Slabs for a sum over all rows. Each slab has a partial sum."""
-    return cut(rows, columns, ROWS_PER_SUM, BLOCKS_AT_ONCE)
+    """Slabs for a sum over all rows. Each slab has a partial sum.
+
+    Enough blocks for a large GPU, of which each thread has FEWEST_ROWS to MOST_ROWS rows.
+    """
+    for_few_blocks = cut(rows, columns, FEWEST_ROWS, BLOCKS_AT_ONCE)
+    return cut(rows, columns, min(for_few_blocks.rows_per_thread, MOST_ROWS), MOST_BLOCKS)
 
 
 def one_slab(rows: int, columns: int) -> Slabs:

@@ -6,11 +6,10 @@ In every kernel a thread works on a few neighbouring channels, in every n-th row
 import cupy
 
 from minidl.kernels.cuda._launch import CudaKernel, real_dtype
-from minidl.kernels.cuda._slabs import ONE_CHANNEL, SLABS, columns_of, cut, cut_for_sums, one_slab
+from minidl.kernels.cuda._slabs import MOST_BLOCKS, ONE_CHANNEL, SLABS, columns_of, cut, cut_for_sums, one_slab
 from minidl.kernels.cuda._vectors import EXAMPLES, aligned
 
 ROWS_PER_THREAD = 4  # in kernels without sums: all four rows are read at once, and the channel's parameters only once
-MOST_BLOCKS = 65535  # CUDA's limit for the second dimension of a grid, the slabs
 
 MOMENTS = (
     SLABS
@@ -36,9 +35,9 @@ SLAB_MOMENTS = CudaKernel(
     MOMENTS
     + """
 // A block for each slab of rows and group of columns; x is read once. A thread sums up the distances d of its values
-// from the first of them, and their squares, which takes no division. If that value lies far from the others, rounding
-// errors grow with its d^2, but the sum of squares from the mean does too, and keeps its digits. Means are counted from
-// the channel's first value, so that they keep all digits where they are large.
+// from the first of them, and their squares, which takes no division for each number. If the first value lies far from
+// the others, rounding errors grow with its d^2, but so does the sum of squares, which keeps its digits as the rows are
+// few. Means are counted from the channel's first value, so that they keep all digits where they are large.
 extern "C" __global__ void slab_moments(
     const stored* x, real* means, real* squares, index rows, index columns, index rows_per_thread
 ) {
@@ -105,7 +104,7 @@ def batch_statistics(x):
     means, squares = cupy.empty((2, slabs.count, channels), real_dtype(x.dtype))
     arguments = x, means, squares, rows, columns, slabs.rows_per_thread
     SLAB_MOMENTS.launch(slabs.blocks, slabs.threads, arguments, x.dtype, constants)
-    mean, variance = cupy.empty((2, channels), means.dtype)
+    mean, variance = (cupy.empty(channels, means.dtype) for _ in range(2))
     merging = one_slab(slabs.count, channels)
     sizes = rows, slabs.rows, slabs.count, channels, merging.rows_per_thread
     arguments = means, squares, x, mean, variance, *sizes

@@ -62,7 +62,7 @@ extern "C" __global__ void NAME(const stored* x, stored* y, TAP* best_tap, index
         for (index v = first_v; v < end_v; v++) {
             Numbers pixel = load(x, image + ((top + u) * W + left + v) * columns);
             for (int c = 0; c < VECTOR; c++) {
-                if (pixel.number[c] > best.number[c] || (isnan(pixel.number[c]) && !isnan(best.number[c]))) {
+                if (!(pixel.number[c] <= best.number[c] || isnan(best.number[c]))) {  // larger, or the first NaN
                     best.number[c] = pixel.number[c];
                     taps.number[c] = (TAP)(u * KW + v);
                 }
