@@ -9,7 +9,7 @@ import math
 from minidl.kernels.cuda._launch import THREADS, CudaKernel, contiguous
 
 LARGEST_ACCESS = 16  # bytes that a thread reads or writes with one instruction
-EXAMPLES = tuple({"VECTOR": numbers} for numbers in (1, 2, 4, 8))  # of constants, for the tests that compile kernels
+EXAMPLES = {"VECTOR": 1}, {"VECTOR": 8}  # of constants, for the tests that compile kernels
 
 # Put before the source of such a kernel, which is compiled with a constant VECTOR: 1, 2, 4 or 8.
 VECTORS = """
