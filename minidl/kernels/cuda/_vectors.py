@@ -64,19 +64,23 @@ __device__ void convert(Numbers numbers, Vector<Number>& vector) {
 }
 
 #if __CUDA_ARCH__ >= 800 && VECTOR > 1
-// A pair of bfloat16 is a word: converted with two instructions, and back with one.
+// Pairs of bfloat16 are words: converted with two instructions, and back with one.
+template <>
+struct alignas(2 * VECTOR) Vector<bfloat16> {
+    unsigned int pair[VECTOR / 2];
+};
+
 __device__ void convert(Vector<bfloat16> vector, Numbers& numbers) {
     for (int k = 0; k < VECTOR; k += 2) {
-        unsigned int pair = ((unsigned int*)vector.number)[k / 2];
-        numbers.number[k] = __uint_as_float(pair << 16);
-        numbers.number[k + 1] = __uint_as_float(pair & 0xFFFF0000);
+        numbers.number[k] = __uint_as_float(vector.pair[k / 2] << 16);
+        numbers.number[k + 1] = __uint_as_float(vector.pair[k / 2] & 0xFFFF0000);
     }
 }
 
 __device__ void convert(Numbers numbers, Vector<bfloat16>& vector) {
     for (int k = 0; k < VECTOR; k += 2) {
         float low = numbers.number[k], high = numbers.number[k + 1];
-        asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(((unsigned int*)vector.number)[k / 2]) : "f"(high), "f"(low));
+        asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(vector.pair[k / 2]) : "f"(high), "f"(low));
     }
 }
 #endif

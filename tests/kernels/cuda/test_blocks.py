@@ -1,22 +1,19 @@
 """What the threads of a block find out together can be asked twice: a barrier stands between reading and writing again.
 
-Some threads run ahead of others on a GPU whenever they like. The two orders show it on the stand-in and the fake GPU.
+Some threads run ahead of others on a GPU whenever they like. On the fake GPU two orders show it.
 """
 
 import contextlib
-import sys
 
 import numpy as np
 import pytest
 
-from tests import fake_gpu, stand_in
+from tests import fake_gpu
 
 
 def threads_in(order):
     """The order of a block's threads within a context; a GPU has its own."""
-    if fake_gpu.DRIVER:
-        return fake_gpu.settings(order=order)
-    return stand_in.order(order) if sys.modules["cupy"].__name__.startswith("tests.") else contextlib.nullcontext()
+    return fake_gpu.settings(order=order) if fake_gpu.DRIVER else contextlib.nullcontext()
 
 
 orders = pytest.mark.parametrize("order", ["ascending", "descending"])
