@@ -4,7 +4,7 @@ import math
 
 import cupy
 
-from minidl.kernels.cuda._launch import THREADS, CudaKernel
+from minidl.kernels.cuda._launch import THREADS, TYPES, CudaKernel
 from minidl.kernels.cuda._vectors import EXAMPLES, VECTORS, aligned, vector_size
 
 SHIFT_CHANNELS = CudaKernel(
@@ -29,7 +29,7 @@ extern "C" __global__ void shift_channels(
 def pad_channels_forward(x, before, after):
     """y: zeros added before and after the channels: (..., C) -> (..., before + C + after)."""
     channels = x.shape[-1]
-    if x.dtype.kind != "f" and x.dtype.name != "bfloat16":  # integers: too rare for a kernel
+    if x.dtype.name not in TYPES:  # integers: too rare for a kernel
         y = cupy.zeros((*x.shape[:-1], before + channels + after), x.dtype)
         y[..., before : before + channels] = x
         return y
