@@ -14,7 +14,6 @@ from minidl.checks import (
     check_batch_norm,
     check_batch_norm_options,
     check_fits,
-    check_floats,
     check_labels,
     check_per_channel,
     check_pooling,
@@ -23,7 +22,7 @@ from minidl.checks import (
     expect,
     nchw_hint,
 )
-from minidl.dtypes import float32, is_bfloat16
+from minidl.dtypes import float32, is_half
 from minidl.kernels import kernels_for
 from minidl.ops.activation import ReLU
 from minidl.ops.arithmetic import Maximum, Where
@@ -39,7 +38,7 @@ from minidl.ops.pool import AvgPool2d, GlobalAvgPool, MaxPool2d
 from minidl.ops.shape import Cat
 from minidl.ops.softmax import LogSoftmax, Softmax
 from minidl.random import once
-from minidl.tensor import Tensor, apply, apply_broadcast, check_tensors
+from minidl.tensor import Tensor, apply, apply_broadcast, check_floats, check_tensors
 
 # -- joining and choosing ----------------------------------------------------------------------------------------------
 
@@ -291,7 +290,7 @@ def pad_channels(x: Tensor, before: int, after: int) -> Tensor:
 
 
 def softmax(x: Tensor, dim: int = -1) -> Tensor:
-    """exp(x_i) / sum_j exp(x_j) along `dim`; float32 if x is bfloat16.
+    """exp(x_i) / sum_j exp(x_j) along `dim`; float32 if x is bfloat16 or float16.
 
     >>> softmax(Tensor([[0.0, 0.0]]))
     Tensor([[0.5, 0.5]], shape=(1, 2), float32)
@@ -302,7 +301,7 @@ def softmax(x: Tensor, dim: int = -1) -> Tensor:
 def log_softmax(x: Tensor, dim: int = -1) -> Tensor:
     """log(softmax(x)) along `dim`, as x_i - log sum_j exp(x_j), which is accurate even where the softmax is tiny.
 
-    It is float32 if x is bfloat16.
+    It is float32 if x is bfloat16 or float16.
 
     >>> log_softmax(Tensor([[0.0, 0.0]]))
     Tensor([[-0.6931, -0.6931]], shape=(1, 2), float32)
@@ -342,7 +341,7 @@ def mse_loss(x: Tensor, target: Tensor) -> Tensor:
 
 def _in_float32(x: Tensor) -> Tensor:
     """Return bfloat16 as float32: sums of exponentials and of squares need more than 8 bits of precision."""
-    return x.to(float32) if is_bfloat16(x.dtype) else x
+    return x.to(float32) if is_half(x.dtype) else x
 
 
 def _along(name: str, function: type[Function], x: Tensor, dim: int) -> Tensor:

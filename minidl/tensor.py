@@ -6,7 +6,7 @@ import reprlib
 import numpy as np
 
 from minidl.autograd import Leaf, Node, backward, is_grad_enabled
-from minidl.dtypes import as_dtype, float32, float64, is_bfloat16
+from minidl.dtypes import as_dtype, float32, float64, is_half
 from minidl.kernels import device_of, is_capturing, is_device, to_device
 from minidl.ops.arithmetic import Add, Clip, Div, Exp, Log, MatMul, Mul, Pow, Sigmoid, Sqrt, Sub, Tanh
 from minidl.ops.convert import Cast, Move
@@ -63,7 +63,7 @@ class Tensor:
         return self.data.size
 
     def is_floating_point(self) -> bool:
-        """Return True for float32, float64 and bfloat16. Only these can have gradients."""
+        """Return True for float32, float64, bfloat16 and float16. Only these can have gradients."""
         return self.data.dtype.kind not in "biu"
 
     def __len__(self) -> int:
@@ -281,14 +281,13 @@ class Tensor:
         """Return the mean over the dimensions `dim`, or over all. `keepdim` keeps them, with length 1."""
         if not self.numel():
             raise ValueError(f"mean: expected a tensor that is not empty, got shape {self.shape}")
-        if not self.is_floating_point():
-            raise TypeError(f"mean: expected floats, got {self.dtype}; convert them with .to('float32')")
+        check_floats("mean", self)
         total = self.sum(dim, keepdim)
         return total / (self.numel() / total.numel())
 
     def var(self, dim: Dim = None, keepdim: bool = False, correction: int = 1) -> "Tensor":
         """Return the variance, sum((x - mean)^2) / (count - correction): 1 is unbiased, 0 divides by the count."""
-        x = self.to(float32) if is_bfloat16(self.dtype) else self  # or each of four steps would round
+        x = self.to(float32) if is_half(self.dtype) else self  # or each of four steps would round
         deviations = x - x.mean(dim, keepdim=True)
         total = (deviations * deviations).sum(dim, keepdim)
         return (total / (self.numel() / total.numel() - correction)).to(self.dtype)
@@ -359,12 +358,10 @@ def apply(function: type[Function], *inputs: Tensor | None, **hyperparameters) -
     """Run an operation on tensors, and record it if one of them requires grad. Pass None for an absent input."""
     operation, recording = function.__name__.lower(), is_grad_enabled()
     check_tensors(operation, inputs[0])
-    if function.floats_only and not inputs[0].is_floating_point():
-        raise TypeError(
-            f"{operation}: expected floating-point numbers, got {inputs[0].dtype}; convert them with .to('float32')"
-        )
+    if function.floats_only:
+        check_floats(operation, inputs[0])
     check_alike(operation, *inputs, kept_in_float32=function.kept_in_float32)
-    if function.in_float32 and is_bfloat16(inputs[0].dtype):
+    if function.in_float32 and is_half(inputs[0].dtype):
         wide = (None if tensor is None else tensor.to(float32) for tensor in inputs)
         return apply(function, *wide, **hyperparameters).to(inputs[0].dtype)
     arrays, kinds, sources = [], [], []  # one entry for each input
@@ -436,17 +433,24 @@ def check_tensors(operation: str, *values) -> None:
             )
 
 
+def check_floats(operation: str, x: Tensor) -> None:
+    """Raise TypeError unless x is a tensor of floating-point numbers."""
+    check_tensors(operation, x)
+    if not x.is_floating_point():
+        raise TypeError(f"{operation}: expected floating-point x, got {x.dtype}; convert it with .to('float32')")
+
+
 def check_alike(operation: str, first: Tensor, *others: Tensor | None, kept_in_float32: tuple[int, ...] = ()) -> None:
     """Raise TypeError unless all have one device and one dtype, as silent conversions hide mistakes. None is skipped.
 
-    If the first, input 0, is bfloat16, the inputs whose numbers are in `kept_in_float32` must be float32.
+    If the first, input 0, is bfloat16 or float16, the inputs whose numbers are in `kept_in_float32` must be float32.
     """
     device = device_of(first.data)
     for number, tensor in enumerate(others, start=1):
         if tensor is None:
             continue
         check_tensors(operation, tensor)
-        dtype = float32 if number in kept_in_float32 and is_bfloat16(first.data.dtype) else first.data.dtype
+        dtype = float32 if number in kept_in_float32 and is_half(first.data.dtype) else first.data.dtype
         facts = ("dtype", dtype, tensor.data.dtype), ("device", device, device_of(tensor.data))
         for fact, expected, got in facts:
             if expected != got:
@@ -464,7 +468,7 @@ def _as_array(data, dtype, device):
             raise TypeError(f"Tensor: expected lists of equal lengths, got {reprlib.repr(data)}") from None
         dtype = dtype or (float32 if data.dtype == float64 else None)
     kind = getattr(data.dtype, "kind", "O")  # the dtypes of other libraries have no kind
-    if kind not in NUMBERS and not (kind == "V" and is_bfloat16(data.dtype)):
+    if kind not in NUMBERS and not (kind == "V" and is_half(data.dtype)):
         raise TypeError(f"Tensor: expected real numbers, or a NumPy or CuPy array of them, got {reprlib.repr(data)}")
     if device_of(data) == "cpu":
         data = np.asarray(data, dtype, order="C")

@@ -52,8 +52,8 @@ class Function:
 
     # If True, `apply` refuses integers, for which NumPy would compute in float64.
     floats_only = False
-    # If True, `apply` converts bfloat16 inputs to float32, and rounds the result. Some of CuPy's functions do not keep
-    # bfloat16 (where, clip), and a Python float beside a bfloat16 array makes the result float32 or float64.
+    # If True, `apply` converts bfloat16 and float16 to float32, and rounds the result. Some of CuPy's functions do not
+    # keep bfloat16 (where, clip), and a Python float beside a bfloat16 array makes the result float32 or float64.
     in_float32 = False
-    # Numbers of the inputs that stay float32 when input 0 is bfloat16: weights, which would lose small updates.
+    # Numbers of the inputs that stay float32 beside bfloat16 or float16: weights, which would lose small updates.
     kept_in_float32: tuple[int, ...] = ()
