@@ -62,11 +62,11 @@ __device__ void load_matrices(unsigned int (&words)[4], const stored* row) {
 // The address that a thread passes to load_matrices, for matrices of 8 lines and 8 numbers along the depth. Matrix 1 is
 // 8 lines after matrix 0 (if DEPTH_FIRST, 8 numbers along the depth). Matrices 2 and 3 follow in the other direction.
 template <bool DEPTH_FIRST, class T>
-__device__ const stored* row_of_matrices(const T& tile, int line, int lane) {
-    int r = lane % 8, one = 8 * (lane / 8 % 2), other = 8 * (lane / 16);
-    int depth = DEPTH_FIRST ? one : other;
-    line += DEPTH_FIRST ? other : one;
-    return tile.numbers + (T::along_depth ? (line + r) * T::STRIDE + depth : (depth + r) * T::STRIDE + line);
+__device__ const stored* row_of_matrices(const T& tile, int line, int lines_on, int depth_on) {
+    int lane = threadIdx.x % 32, r = lane % 8, one = 8 * (lane / 8 % 2), other = 8 * (lane / 16);
+    line += (DEPTH_FIRST ? other : one) + (T::along_depth ? r : 0);
+    int depth = (DEPTH_FIRST ? one : other) + (T::along_depth ? 0 : r);
+    return tile.numbers + T::place(line, depth, lines_on, depth_on);
 }
 
 // The product of two TF32 words, or the dot product of two words of bfloat16.
@@ -109,45 +109,37 @@ __device__ void mma(float (&sums)[4], const unsigned int (&a)[4], const unsigned
 
 // The sums of a warp: its part of the tile, cut into pieces of 16 rows and 8 columns.
 struct Sums {
-    static constexpr int ACROSS = TILE_COLUMNS == 128 ? 4 : TILE_COLUMNS == 64 ? 2 : 1, DOWN = THREADS / 32 / ACROSS;
+    static constexpr int ACROSS = TILE_COLUMNS == 128 ? 4 : TILE_COLUMNS == 64 || TILE_ROWS == 64 ? 2 : 1, DOWN = THREADS / 32 / ACROSS;
     static constexpr int WARP_ROWS = TILE_ROWS / DOWN, WARP_COLUMNS = TILE_COLUMNS / ACROSS;
     static constexpr int PIECES_DOWN = WARP_ROWS / 16, PIECES_ACROSS = WARP_COLUMNS / 8;
     float sums[PIECES_DOWN][PIECES_ACROSS][4] = {};
     int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4, warp = threadIdx.x / 32;
-    int first_row = warp / ACROSS * WARP_ROWS + g, first_column = warp % ACROSS * WARP_COLUMNS;
+    int warp_row = warp / ACROSS * WARP_ROWS, warp_column = warp % ACROSS * WARP_COLUMNS;  // the first ones
 
     // The words of a step: a has 16 rows and b 8 columns in each piece, and both 8 words along the depth.
     template <class T>
     __device__ void load_a(unsigned int (&a)[PIECES_DOWN][4], const T& tile, int step) {
-        int lane = threadIdx.x % 32, first_row_of_warp = warp / ACROSS * WARP_ROWS;
         #pragma unroll
         for (int m = 0; m < PIECES_DOWN; m++)
             if constexpr (PACKED) {
-                const stored* row = row_of_matrices<false>(tile, first_row_of_warp, lane);
-                constexpr int DOWN_A_PIECE = 16 * (T::along_depth ? T::STRIDE : 1);
-                constexpr int ALONG_A_STEP = 16 * (T::along_depth ? 1 : T::STRIDE);
-                load_matrices<!T::along_depth>(a[m], row + m * DOWN_A_PIECE + step * ALONG_A_STEP);
+                load_matrices<!T::along_depth>(a[m], row_of_matrices<false>(tile, warp_row, 16 * m, 16 * step));
             } else {
                 for (int i = 0; i < 4; i++)
-                    a[m][i] = word_of(tile, first_row + 16 * m + 8 * (i % 2), 8 * step + t + 4 * (i / 2));
+                    a[m][i] = word_of(tile, warp_row + g + 16 * m + 8 * (i % 2), 8 * step + t + 4 * (i / 2));
             }
     }
 
     template <class T>
     __device__ void load_b(unsigned int (&b)[PIECES_ACROSS][2], const T& tile, int step) {
-        int lane = threadIdx.x % 32;
         #pragma unroll
         for (int n = 0; n < PIECES_ACROSS; n += 2)
             if constexpr (PACKED) {
-                const stored* row = row_of_matrices<true>(tile, first_column, lane);
-                constexpr int ACROSS_A_PIECE = 8 * (T::along_depth ? T::STRIDE : 1);
-                constexpr int ALONG_A_STEP = 16 * (T::along_depth ? 1 : T::STRIDE);
                 unsigned int words[4];  // of two pieces
-                load_matrices<!T::along_depth>(words, row + n * ACROSS_A_PIECE + step * ALONG_A_STEP);
+                load_matrices<!T::along_depth>(words, row_of_matrices<true>(tile, warp_column, 8 * n, 16 * step));
                 for (int i = 0; i < 4; i++) b[n + i / 2][i % 2] = words[i];
             } else {
                 for (int i = 0; i < 4; i++)
-                    b[n + i / 2][i % 2] = word_of(tile, first_column + 8 * (n + i / 2) + g, 8 * step + t + 4 * (i % 2));
+                    b[n + i / 2][i % 2] = word_of(tile, warp_column + 8 * (n + i / 2) + g, 8 * step + t + 4 * (i % 2));
             }
     }
 
@@ -172,7 +164,7 @@ struct Sums {
             #pragma unroll
             for (int n = 0; n < PIECES_ACROSS; n++)
                 for (int half = 0; half < 2; half++)
-                    put(first_row + 16 * m + 8 * half, first_column + 8 * n + 2 * t, sums[m][n][2 * half],
+                    put(warp_row + g + 16 * m + 8 * half, warp_column + 8 * n + 2 * t, sums[m][n][2 * half],
                         sums[m][n][2 * half + 1]);
     }
 };
