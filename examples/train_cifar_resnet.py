@@ -49,7 +49,7 @@ def train(args: argparse.Namespace) -> None:
         optimizer.zero_grad()
         return loss, (logits.argmax(dim=1) != labels).sum()
 
-    step = cuda_graph(step) if args.device == "cuda" else step  # one launch for the whole step
+    step = cuda_graph(step) if args.device != "cpu" else step  # one launch for the whole step
     folder = RunFolder(args.out, args.resume, options_of_run(args), config)
     with Run(model, optimizer, loader, total_steps, folder, stateful={"warm_up": schedule}) as run:
         for images, labels in run.batches():  # already augmented and on the device

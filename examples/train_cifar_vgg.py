@@ -37,7 +37,7 @@ def train(args: argparse.Namespace) -> None:
     run = Run(model, optimizer, loader, total_steps, RunFolder(args.out, args.resume, options_of_run(args), config))
     fit(
         run,
-        cuda_graph(step) if args.device == "cuda" else step,
+        cuda_graph(step) if args.device != "cpu" else step,
         recipe.schedule(recipe.lr, total_steps),
         lambda: run.end_epoch(error_rate(model, test_loader), data.split),
     )

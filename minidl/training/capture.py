@@ -55,12 +55,12 @@ class CapturedStep:
 
     def __init__(self, function: Callable):
         self.function = function
+        self._outputs = None  # above `_graph`, so that they are freed before its memory pool
         self._graph = cuda_graphs().Graph()
         self._kinds: list[tuple] | None = None  # the kinds of the arguments in the first successful call
         self._calls: Counter[tuple] = Counter()  # {shapes: number of calls without the graph}
         self._captured: tuple | None = None  # the shapes that were captured
         self._buffers: dict[int, object] = {}  # {number of an array argument: the buffer from which the graph reads it}
-        self._outputs = None
 
     def __call__(self, *arguments):
         shapes = self._shapes_of(arguments)

@@ -24,6 +24,10 @@ ASM = re.compile(r"\basm\s*(?:volatile)?\s*\(")
 PIECE = re.compile(r'"(?:\\.|[^"\\])*"|[^"\[\](){}:,]+|.', re.DOTALL)  # of a statement: a string, a bracket, others
 
 
+class CompileError(RuntimeError):
+    """What g++ says."""
+
+
 def compile_module(source, options=(), *, name_expressions=None, **_):
     """In place of cupy.cuda.compiler._compile_module_with_cache. A module's image is the path of a library."""
     import cupy
@@ -40,8 +44,15 @@ def compile_module(source, options=(), *, name_expressions=None, **_):
     source = DYNAMIC.sub(r"\1* const \2 = (\1*)fake_gpu_dynamic_shared;", source)
     defines = f"#define __CUDA_ARCH__ {10 * ARCHITECTURE}\n{defines}"
     whole = f'{defines}\n#line 1 "{next(iter(kernels), "none")}.cu"\n{source}\n{entries}'
+    header = _header(includes)
+    try:
+        path = library(whole, *HIDDEN, *includes, "-include", str(header))
+    except CompileError as error:
+        raise cupy.cuda.compiler.CompileException(
+            str(error), source, next(iter(kernels), ""), options, "g++"
+        ) from error
     module = cupy.cuda.function.Module()
-    module.load(str(library(whole, *HIDDEN, *includes, "-include", str(_header(includes)))).encode())
+    module.load(str(path).encode())
     module._set_mapping({instance: name for name, instance in kernels.items()} if name_expressions else None)
     return module
 
@@ -122,5 +133,5 @@ def _run(result: Path, *arguments: str, source: str = "") -> None:
         command = [*GPP, *arguments, "-o", new]
         run = subprocess.run(command, input=source, capture_output=True, text=True, env=environment)
         if run.returncode:
-            raise RuntimeError(f"g++ finds errors:\n{run.stderr}")
+            raise CompileError(run.stderr)
         new.replace(result)  # in one step, as other processes may be looking for it

@@ -298,10 +298,11 @@ struct Launch {
     const Kernel* kernel;
     unsigned int sizes[6];  // of the grid and of a block
     unsigned int dynamic_bytes;  // of shared memory
+    bool captured;  // then it may find other arrays where its own were
     std::vector<std::vector<double>> values;  // the parameters
 
     std::string damage() const {  // to what lies beside an array
-        for (size_t i = 0; i < values.size(); i++) {
+        for (size_t i = 0; i < values.size() && !captured; i++) {
             char* address = *(char**)values[i].data();
             auto array = arrays.upper_bound(address);
             if (kernel->signature[i] != 'p' || array == arrays.end() || address < array->second.piece) continue;
@@ -344,14 +345,13 @@ const char* fake_gpu_finish() {
     return report() ? reported.c_str() : nullptr;
 }
 
-// A new array in its piece of memory, both full of NaN or -1. In a capture at once, as a graph does not allocate; and
-// without guards, as its kernels may share memory.
+// A new array in its piece of memory, both full of NaN or -1; in a capture at once, as a graph does not allocate.
 void fake_gpu_array(char* piece, char* begin, char* end, char* piece_end, cudaStream_t stream) {
     Lock lock(mutex);
     bool captures = stream_of(stream)->state != NOT_CAPTURING;
     auto create = [=] {
         forget_arrays(piece, piece_end);  // those before it in this memory
-        if (!captures) arrays[piece_end] = {piece, begin, end, piece_end};
+        arrays[piece_end] = {piece, begin, end, piece_end};
         memset(piece, 0xFF, piece_end - piece);
     };
     if (captures) wait_for_all(), create();
@@ -436,7 +436,8 @@ CUresult cuLaunchKernel(CUfunction function, unsigned int gx, unsigned int gy, u
                         void**) {
     Lock lock(mutex);
     auto kernel = (const Kernel*)function;
-    Launch launch{kernel, {gx, gy, gz, bx, by, bz}, dynamic, {}};
+    Launch launch{kernel, {gx, gy, gz, bx, by, bz}, dynamic,
+                  stream_of((cudaStream_t)stream)->state != NOT_CAPTURING, {}};
     for (int i = 0; i < 6; i++)
         if (!launch.sizes[i] || launch.sizes[i] > LIMITS[i]) return CUDA_ERROR_INVALID_VALUE;
     if ((long long)bx * by * bz > 1024 || dynamic > kernel->most_dynamic) return CUDA_ERROR_INVALID_VALUE;

@@ -273,9 +273,9 @@ char* fake_gpu_shared_pointer(unsigned int address, int bytes, const char* instr
 // It lands as late as possible: when the thread waits for its group. Until then its target is NaN.
 void fake_gpu_copy(unsigned int to, const char* from, int bytes, int from_bytes) {
     char* pointer = fake_gpu_shared_pointer(to, bytes, "cp.async");
-    if ((size_t)from % bytes) fake_gpu_fail("cp.async: misaligned, %d bytes at %p", bytes, from);
     if (from_bytes < 0 || from_bytes > bytes) fake_gpu_fail("cp.async: %d of %d bytes", from_bytes, bytes);
     if (from_bytes && !on_device(from, from_bytes)) fake_gpu_fail("cp.async: %p is no global memory", from);
+    if ((size_t)from % bytes) fake_gpu_fail("cp.async: misaligned, %d bytes at %p", bytes, from);
     memset(pointer, 0xFF, bytes);
     Copies& mine = copies[current->thread];
     mine.pending.push_back({pointer, from, bytes, from_bytes, mine.groups});

@@ -1,7 +1,6 @@
 """CUDA kernels: their source code, compiled on first use, and their launch."""
 
 import functools
-import math
 from types import MappingProxyType
 from typing import ClassVar
 
@@ -133,21 +132,27 @@ class CudaKernel:
         Arrays must be contiguous, as a kernel receives only their address. A Python int is passed as `index`, a float
         as `real`, and a bool as int. `shared_bytes` is the size of the source's `extern __shared__` array.
         """
-        dtype, wide = np.dtype(dtype), False
-        for argument in arguments:
-            if isinstance(argument, cupy.ndarray):
-                if not argument.flags.c_contiguous:
-                    raise ValueError(
-                        f"{self.name}: expected contiguous arrays, got one with strides {argument.strides}"
-                    )
-                wide = wide or argument.size > MOST_FOR_INT
+        dtype = np.dtype(dtype)
+        wide = self.check_arrays(arguments)
         types = passed_as(dtype, wide)
-        values = [types[type(a)](a) if type(a) in types else a for a in arguments]
-        blocks, threads = (size if isinstance(size, tuple) else (size,) for size in (blocks, threads))
-        if math.prod(blocks):  # CUDA raises an error for a launch without blocks
-            device = cupy.cuda.runtime.getDevice()
-            function = self.compiled(dtype, wide, tuple(constants.items()), shared_bytes, device)
-            function(blocks, threads, tuple(values), shared_mem=shared_bytes)
+        values = tuple([types[type(a)](a) if type(a) in types else a for a in arguments])
+        blocks = blocks if type(blocks) is tuple else (blocks,)
+        if 0 in blocks:  # CUDA raises an error for a launch without blocks
+            return
+        device = cupy.cuda.runtime.getDevice()
+        function = self.compiled(dtype, wide, tuple(constants.items()), shared_bytes, device)
+        function(blocks, threads if type(threads) is tuple else (threads,), values, shared_mem=shared_bytes)
+
+    def check_arrays(self, arguments: tuple) -> bool:
+        """True if an array is so large that the kernel needs `long long`. ValueError if one is not contiguous."""
+        wide = False
+        for argument in arguments:
+            if type(argument) is cupy.ndarray:
+                if not argument.flags.c_contiguous:
+                    raise ValueError(f"{self.name}: expected contiguous arrays, got strides {argument.strides}")
+                if argument.size > MOST_FOR_INT:
+                    wide = True
+        return wide
 
     def for_each(self, count: int, *arguments, dtype) -> None:
         """Run the kernel with a thread for each of `count` elements. The kernel itself must check `i < count`."""
