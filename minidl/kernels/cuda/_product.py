@@ -24,15 +24,12 @@ from minidl.kernels.cuda._multiply_add import MULTIPLY_ADD
 from minidl.kernels.cuda._tensor_cores import TENSOR_CORES
 from minidl.system.precision import tf32_is_on
 
-THREADS = 256
 LARGEST_COPY = 16  # bytes that one instruction can copy to shared memory
 # Rows of a tile: 128, but 64 if there were fewer blocks than two for each multiprocessor of a large GPU. The number is
 # that of an H100 whatever the GPU, so that results do not depend on it.
 TILE_ROWS, FEW_ROWS, ENOUGH_BLOCKS = 128, 64, 2 * 132
 
-TILES = (
-    f"constexpr int THREADS = {THREADS};\n"
-    + """
+TILES = """
 // Special instructions are used on GPUs that have them, unless a test asks for the plain code with the same result.
 #if __CUDA_ARCH__ >= 800 && !defined(PLAIN)
 #define HAS_INSTRUCTIONS
@@ -65,17 +62,25 @@ struct Tile {
     static constexpr int CHUNKS = WIDTH / CHUNK < 8 ? WIDTH / CHUNK : 8;  // 8 chunks are in all 32 banks
     alignas(128) stored numbers[ROWS * WIDTH];
 
-    // The place of an element in `numbers`. What is constant may be passed apart, as `lines_on` and `depth_on`: as the
-    // order of the chunks repeats after 8 rows, most of it is then added by no instruction.
-    static __device__ int place(int line, int depth, int lines_on = 0, int depth_on = 0) {
-        constexpr int MANY = 8 * CHUNK;
-        int rows_on = ALONG_DEPTH ? lines_on : depth_on, columns_on = ALONG_DEPTH ? depth_on : lines_on;
-        int row = (ALONG_DEPTH ? line : depth) + rows_on % 8, column = (ALONG_DEPTH ? depth : line) + columns_on % MANY;
-        int chunk = column / CHUNK ^ row / (8 / CHUNKS) % CHUNKS;
-        int near = row * WIDTH + chunk * CHUNK + column % CHUNK;
-        return near + rows_on / 8 * 8 * WIDTH + columns_on / MANY * MANY;
+    static __device__ int place(int line, int depth) {
+        int row = ALONG_DEPTH ? line : depth, column = ALONG_DEPTH ? depth : line;
+        int chunk = column / CHUNK;
+        if (ALONG_DEPTH || UNROLL_STAGES) chunk ^= row / (8 / CHUNKS) % CHUNKS;
+        return row * WIDTH + chunk * CHUNK + column % CHUNK;
     }
     __device__ stored at(int line, int depth) const { return numbers[place(line, depth)]; }
+
+    // The address of the element at (line + lines_on, depth + depth_on), where the last two are constants. As the order
+    // of the chunks repeats after 8 rows, most of them is added by the instruction that uses the address.
+    __device__ const stored* address(int line, int depth, int lines_on, int depth_on) const {
+        constexpr int MANY = 8 * CHUNK;
+        int rows_on = ALONG_DEPTH ? lines_on : depth_on, columns_on = ALONG_DEPTH ? depth_on : lines_on;
+        int few_rows = rows_on % 8, few_columns = columns_on % MANY;
+        line += ALONG_DEPTH ? few_rows : few_columns;
+        depth += ALONG_DEPTH ? few_columns : few_rows;
+        const stored* near = numbers + place(line, depth);
+        return near + ((rows_on - few_rows) * WIDTH + columns_on - few_columns);
+    }
 };
 
 // Copies of RUN elements from global to shared memory. Where the GPU can, the copy is only started, and arrives by the
@@ -155,7 +160,7 @@ struct Copier {
     }
 
     __device__ stored* place(T& tile, int i) const {
-        return tile.numbers + T::place(my_line, my_depth, i * LINES_AT_A_TIME);
+        return (stored*)tile.address(my_line, my_depth, i * LINES_AT_A_TIME, 0);
     }
 
     __device__ bool in_tile(int i) const {
@@ -182,7 +187,6 @@ struct Copier {
     }
 };
 """
-)
 
 PRODUCT = """
 // The rows of a result that is a row-major matrix.
@@ -278,7 +282,9 @@ __device__ void multiply(
     using Tiles = Stage<typename CopierA::T, typename CopierB::T>;
     // As many as fit into what every GPU has for two blocks, but no more than four.
     constexpr int FIT = 48 * 1024 / sizeof(Tiles), STAGES = FIT < 4 ? FIT : 4;
-    __shared__ Tiles stages[STAGES];
+    constexpr int UNROLLED = UNROLL_STAGES ? STAGES : 1;
+    alignas(128) __shared__ char shared[STAGES * sizeof(Tiles)];
+    Tiles* stages = (Tiles*)shared;
     // Neighbouring blocks share rows of a, so that these are read from the cache.
     index across = (columns + TILE_COLUMNS - 1) / TILE_COLUMNS;
     index first_row = tile / across * TILE_ROWS, first_column = tile % across * TILE_COLUMNS;
@@ -293,34 +299,37 @@ __device__ void multiply(
         copy_a.finish(stages[i].a);
         copy_b.finish(stages[i].b);
     }
-    int now = 0, next = STAGES - 1;
-    for (index k = first; k < end; k += DEPTH) {
-        wait_for_all_groups_but<STAGES - 2>();  // those of the steps after this one
-        __syncthreads();  // the tiles of this step are written, and those of the last step are read, by all threads
-        copy_a.start(stages[next].a);
-        copy_b.start(stages[next].b);
-        end_group_of_copies();
-        sums.add_product(stages[now].a, stages[now].b);
-        copy_a.finish(stages[next].a);
-        copy_b.finish(stages[next].b);
-        now = now + 1 < STAGES ? now + 1 : 0;
-        next = next + 1 < STAGES ? next + 1 : 0;
-    }
+    for (index k = first; k < end;)
+        #pragma unroll UNROLLED  // with tensor cores, so that the addresses of the stages are constants
+        for (int now = 0; now < STAGES && k < end; now++, k += DEPTH) {
+            Tiles& next = stages[(now + STAGES - 1) % STAGES];
+            wait_for_all_groups_but<STAGES - 2>();  // those of the steps after this one
+            __syncthreads();  // the tiles of this step are written, and those of the last step are read, by all threads
+            copy_a.start(next.a);
+            copy_b.start(next.b);
+            end_group_of_copies();
+            sums.add_product(stages[now].a, stages[now].b);
+            copy_a.finish(next.a);
+            copy_b.finish(next.b);
+        }
     wait_for_all_groups_but<0>();  // zeros, copied for steps after the last one
     __syncthreads();  // before the tiles' memory is used for the result
-    Target<Result>{y, bias, rows, columns, first_row, first_column}.put(sums, stages);
+    Target<Result>{y, bias, rows, columns, first_row, first_column}.put(sums, shared);
 }
 """
 
 # With and without tensor cores. With more columns in a tile, multiply-add would need more registers than there are.
 WAYS, WIDEST = {False: MULTIPLY_ADD, True: TENSOR_CORES}, {False: 64, True: 128}
+THREADS = {False: 256, True: 128}
 
 
 def product_kernels(name: str, source: str, examples: list[dict[str, int]]) -> dict[bool, CudaKernel]:
     """{False: kernel, True: kernel with tensor cores}, from a source that calls multiply()."""
 
     def kernel(tensor_cores: bool, dtypes, lowest_architecture):
-        whole = TILES + WAYS[tensor_cores] + PRODUCT + source
+        threads = f"constexpr int THREADS = {THREADS[tensor_cores]};\n"
+        unroll = f'constexpr bool UNROLL_STAGES = {str(tensor_cores).lower()};\n'
+        whole = threads + unroll + TILES + WAYS[tensor_cores] + PRODUCT + source
         possible = [constants for constants in examples if constants["TILE_COLUMNS"] <= WIDEST[tensor_cores]]
         return CudaKernel(name, whole, dtypes, possible, lowest_architecture)
 
@@ -339,7 +348,7 @@ def launch_product(kernels, rows: int, columns: int, parts: int, operands, argum
     bytes_at_once = {f"BYTES_{name}": copied_at_once(*pair) for name, pair in zip("ABY", operands, strict=True)}
     blocks = -(-rows // tile_rows) * -(-columns // width) * parts
     constants = constants | {"TILE_ROWS": tile_rows, "TILE_COLUMNS": width} | bytes_at_once
-    kernels[tensor_cores].launch(blocks, THREADS, arguments, dtype, constants)
+    kernels[tensor_cores].launch(blocks, THREADS[tensor_cores], arguments, dtype, constants)
 
 
 def tile_of(rows: int, columns: int, parts: int, widest: int) -> tuple[int, int]:

@@ -7,7 +7,7 @@ mma.m16n8k16" (bfloat16) and "mma.m16n8k8" (TF32): counted in words, the two are
 
 TENSOR_CORES = """
 // Registers are limited so that at least this many blocks share a multiprocessor: one multiplies while another waits.
-constexpr int BLOCKS = sizeof(index) == 4 ? 2 : 1;
+constexpr int BLOCKS = sizeof(index) != 4 ? 1 : TILE_ROWS * TILE_COLUMNS == 128 * 128 ? 2 : 3;
 constexpr bool PACKED = sizeof(stored) == 2;  // true if a word is two numbers
 constexpr int WORDS = 16;  // in a line of a tile
 
@@ -63,10 +63,10 @@ __device__ void load_matrices(unsigned int (&words)[4], const stored* row) {
 // 8 lines after matrix 0 (if DEPTH_FIRST, 8 numbers along the depth). Matrices 2 and 3 follow in the other direction.
 template <bool DEPTH_FIRST, class T>
 __device__ const stored* row_of_matrices(const T& tile, int line, int lines_on, int depth_on) {
-    int lane = threadIdx.x % 32, r = lane % 8, one = 8 * (lane / 8 % 2), other = 8 * (lane / 16);
-    line += (DEPTH_FIRST ? other : one) + (T::along_depth ? r : 0);
-    int depth = (DEPTH_FIRST ? one : other) + (T::along_depth ? 0 : r);
-    return tile.numbers + T::place(line, depth, lines_on, depth_on);
+    int lane = threadIdx.x % 32, r = lane % 8, one = lane / 8 % 2, other = lane / 16;
+    line += 8 * (DEPTH_FIRST ? other : one) + (T::along_depth ? r : 0);
+    int depth = CHUNK * (DEPTH_FIRST ? one : other) + (T::along_depth ? 0 : r);
+    return tile.address(line, depth, lines_on, depth_on);
 }
 
 // The product of two TF32 words, or the dot product of two words of bfloat16.
@@ -109,7 +109,7 @@ __device__ void mma(float (&sums)[4], const unsigned int (&a)[4], const unsigned
 
 // The sums of a warp: its part of the tile, cut into pieces of 16 rows and 8 columns.
 struct Sums {
-    static constexpr int ACROSS = TILE_COLUMNS == 128 ? 4 : TILE_COLUMNS == 64 || TILE_ROWS == 64 ? 2 : 1, DOWN = THREADS / 32 / ACROSS;
+    static constexpr int ACROSS = TILE_COLUMNS < 64 ? 1 : 2, DOWN = THREADS / 32 / ACROSS;  // warps
     static constexpr int WARP_ROWS = TILE_ROWS / DOWN, WARP_COLUMNS = TILE_COLUMNS / ACROSS;
     static constexpr int PIECES_DOWN = WARP_ROWS / 16, PIECES_ACROSS = WARP_COLUMNS / 8;
     float sums[PIECES_DOWN][PIECES_ACROSS][4] = {};
@@ -121,8 +121,10 @@ struct Sums {
     __device__ void load_a(unsigned int (&a)[PIECES_DOWN][4], const T& tile, int step) {
         #pragma unroll
         for (int m = 0; m < PIECES_DOWN; m++)
-            if constexpr (PACKED) {
-                load_matrices<!T::along_depth>(a[m], row_of_matrices<false>(tile, warp_row, 16 * m, 16 * step));
+            if constexpr (PACKED || T::along_depth) {
+                load_matrices<!T::along_depth>(a[m], row_of_matrices<false>(tile, warp_row, 16 * m, 2 * CHUNK * step));
+                if constexpr (!PACKED)
+                    for (int i = 0; i < 4; i++) a[m][i] = to_tf32(__uint_as_float(a[m][i]));
             } else {
                 for (int i = 0; i < 4; i++)
                     a[m][i] = word_of(tile, warp_row + g + 16 * m + 8 * (i % 2), 8 * step + t + 4 * (i / 2));
@@ -133,10 +135,11 @@ struct Sums {
     __device__ void load_b(unsigned int (&b)[PIECES_ACROSS][2], const T& tile, int step) {
         #pragma unroll
         for (int n = 0; n < PIECES_ACROSS; n += 2)
-            if constexpr (PACKED) {
+            if constexpr (PACKED || T::along_depth) {
                 unsigned int words[4];  // of two pieces
-                load_matrices<!T::along_depth>(words, row_of_matrices<true>(tile, warp_column, 8 * n, 16 * step));
-                for (int i = 0; i < 4; i++) b[n + i / 2][i % 2] = words[i];
+                load_matrices<!T::along_depth>(words, row_of_matrices<true>(tile, warp_column, 8 * n, 2 * CHUNK * step));
+                for (int i = 0; i < 4; i++)
+                    b[n + i / 2][i % 2] = PACKED ? words[i] : to_tf32(__uint_as_float(words[i]));
             } else {
                 for (int i = 0; i < 4; i++)
                     b[n + i / 2][i % 2] = word_of(tile, warp_column + 8 * (n + i / 2) + g, 8 * step + t + 4 * (i % 2));

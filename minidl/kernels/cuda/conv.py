@@ -70,7 +70,7 @@ struct Patches {
         return within(one.h + other.h, H) & within(one.w + other.w, W);
     }
     __device__ const stored* address(Position line, Position depth) const {
-        return numbers + depth.offset + line.offset;
+        return numbers + (depth.offset + line.offset);
     }
 };
 
@@ -86,7 +86,7 @@ struct Matrix {
     __device__ void advance(Step& offset) const { offset += DEPTH * width; }
     __device__ index depth(Step offset) const { return offset; }
     __device__ bool inside(Line column, index) const { return column < width; }
-    __device__ const stored* address(Line column, index offset) const { return numbers + offset + column; }
+    __device__ const stored* address(Line column, index offset) const { return numbers + (offset + column); }
 };
 """
 
@@ -190,7 +190,7 @@ struct GradPatches {{
     __device__ bool inside(Line pixel, Position tap) const {{
         return within(pixel.h + tap.h, OH) & within(pixel.w + tap.w, OW);
     }}
-    __device__ const stored* address(Line pixel, Position tap) const {{ return numbers + tap.offset + pixel.offset; }}
+    __device__ const stored* address(Line pixel, Position tap) const {{ return numbers + (tap.offset + pixel.offset); }}
 }};
 
 // weight[u, v, c, o] as a matrix with row (a, b, o) and column c, for the taps (a, b) of a phase.
@@ -203,15 +203,15 @@ struct TurnedWeight {{
     Phase along_h, along_w;
     index taps_w = max(along_w.taps, (index)1);
     Digits advances = digits(DEPTH, taps_w, O);
-    __device__ Line line(index c) const {{ return c < C ? c * O : -1; }}
+    __device__ Line line(index c) const {{ return c < C ? c * O : OUTSIDE; }}
     __device__ Step step(index k) const {{ return digits(k, taps_w, O); }}
     __device__ void advance(Step& tap) const {{ add(tap, advances, taps_w, O); }}
     __device__ index depth(Step tap) const {{
         index u = along_h.first_tap + tap.outer * SH, v = along_w.first_tap + tap.middle * SW;
         return (u * KW + v) * C * O + tap.inner;
     }}
-    __device__ bool inside(Line offset, index) const {{ return offset >= 0; }}
-    __device__ const stored* address(Line line, index depth) const {{ return numbers + depth + line; }}
+    __device__ bool inside(Line offset, index) const {{ return offset != OUTSIDE; }}
+    __device__ const stored* address(Line line, index depth) const {{ return numbers + (depth + line); }}
 }};
 
 // The pixels of a phase, as rows of dL/dx.
