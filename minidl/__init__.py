@@ -18,6 +18,7 @@ from minidl.training.capture import CapturedStep, cuda_graph
 from minidl.training.checkpoint import load_checkpoint, save_checkpoint
 from minidl.training.nvtx import emit_nvtx
 from minidl.training.recompute import recompute
+from minidl.training.scaler import GradScaler
 from minidl.training.watch import FeatureExtractor, watch
 
 __version__ = "0.1.0"

@@ -20,8 +20,8 @@ def kernels_for(array) -> ModuleType:
     """The module of kernels for the device that the array is on."""
     if device_of(array) == "cuda":
         return _cuda()
-    if array.dtype.kind == "V":  # bfloat16, a dtype that NumPy itself lacks
-        raise TypeError("bfloat16 is supported on device 'cuda' only; convert it with .to('float32')")
+    if array.dtype.char in "Ee":  # bfloat16, float16
+        raise TypeError(f"{array.dtype} is supported on device 'cuda' only; convert it with .to('float32')")
     return cpu
 
 

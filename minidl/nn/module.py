@@ -102,11 +102,11 @@ class Module:
     def to(self, target) -> "Module":
         """Move to a device ('cpu', 'cuda', 'cuda:1'), or convert all floating-point numbers to a dtype. Return self.
 
-        Gradients are dropped and parameters get new arrays: create the optimiser afterwards. bfloat16 is an error, as
-        bfloat16 parameters would lose small updates: to compute in bfloat16, call model(images.to('bfloat16')).
+        Gradients are dropped and parameters get new arrays: create the optimiser afterwards. bfloat16 and float16
+        are errors, as such parameters would lose small updates: to compute in them, call model(images.to('bfloat16')).
         """
-        if str(target) == "bfloat16":
-            raise ValueError("to: parameters stay float32; to compute in bfloat16, call model(images.to('bfloat16'))")
+        if str(target) in ("bfloat16", "float16"):
+            raise ValueError(f"to: parameters stay float32; to compute in {target}, call model(images.to('{target}'))")
         moves = str(target).startswith(("cpu", "cuda"))
         if not moves and not _is_floating_point(target):
             raise ValueError(f"to: expected 'cpu', 'cuda', 'cuda:N' or a floating-point dtype, got {target!r}")

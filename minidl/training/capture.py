@@ -41,8 +41,10 @@ def cuda_graph(function: Callable) -> "CapturedStep":
       the learning rate and the counters of Adam and Dropout are such arrays. Python code has no effect after the
       capture: `if`, `print`, `model.eval()`, a counter, reading or setting an attribute such as a gradient. That is why
       `optimizer.step()` and `optimizer.zero_grad()` are inside the function;
-    - copy nothing between host and device: no `item()`, no `numpy()`, no `clip_grad_norm_`, which reads the norm. Do
-      not use `a @ b`, which runs in cuBLAS, but `linear`.
+    - copy nothing between host and device: no `item()`, no `numpy()`, no `clip_grad_norm_`, which reads the norm,
+      no `Tensor([...], device="cuda")`. Index with integers, with slices, and with tensors of integers that were on the
+      device before the step: `x[[0, 2]]` copies its list from the host, and so does `x[array]` with a NumPy array. Use
+      `minidl.where` instead of a mask such as `x[x > 0]`, as the host would have to wait for the number of elements.
 
     Raises RuntimeError without device 'cuda', or if the step cannot be captured; ValueError if an argument differs from
     the first call's in kind, dtype or constant value.

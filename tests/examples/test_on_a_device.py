@@ -94,10 +94,12 @@ def test_a_step_copies_nothing_to_the_device_and_reads_nothing_from_it(device, k
         return asarray(array, *args)
 
     monkeypatch.setattr(cupy, "asarray", note_copies)
-    if cupy.__version__ == "stand-in":
-        for name in ("get", "item", "tolist", "__float__", "__int__"):
-            monkeypatch.setattr(cupy.ndarray, name, lambda array: pytest.fail("a look at the device's numbers"))
-    totals.add(16, *step(*second))
+    cupy.cuda.Device().synchronize()
+    with cupy.cuda.Stream(non_blocking=True) as stream:
+        stream.begin_capture()  # which refuses copies from and to the host, whoever makes them
+        totals.add(16, *step(*second))
+        stream.end_capture().launch()
+        stream.synchronize()
     assert copies == []
     assert len(next(batches)[0]) == 8
     assert [copy.shape for copy in copies] == [(5, 8)]

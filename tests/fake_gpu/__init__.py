@@ -3,7 +3,7 @@
     pip install ".[test,fake-gpu]"                                       CuPy 14.2.0, CUDA's headers; and g++
     python -m pytest --device fake tests/kernels                         streams as late as CUDA allows
     FAKE_GPU_STREAMS=random:7 python -m pytest --device fake ...         in a random order; or eager
-    STAND_IN_ORDER=descending python -m pytest --device fake ...         blocks and their threads backwards
+    FAKE_GPU_ORDER=descending python -m pytest --device fake ...         blocks and their threads backwards
 
 How it works: CuPy loads "libcuda.so.1" by ctypes, and glibc takes a library of this name that is loaded already:
 ours, driver.cpp. The functions of the CUDA runtime are linked into CuPy's own library; each that CuPy needs is
@@ -61,7 +61,7 @@ class UnavailableError(RuntimeError):
 
 DRIVER: list[ctypes.CDLL] = []  # empty until `install`
 MODE, _, SEED = os.environ.get("FAKE_GPU_STREAMS", "lazy").partition(":")
-SETTINGS = {"streams": MODE, "seed": int(SEED or 0), "order": os.environ.get("STAND_IN_ORDER", "ascending")}
+SETTINGS = {"streams": MODE, "seed": int(SEED or 0), "order": os.environ.get("FAKE_GPU_ORDER", "ascending")}
 
 
 def _set(streams: str, seed: int, order: str) -> None:
