@@ -9,15 +9,14 @@ the tiles of the next steps are on their way while the block multiplies those of
     copy to      stage 2        stage 0        stage 1        stage 2     with three stages: for two steps ahead
 
 The products are computed in one of two ways: each thread computes a few rows and columns (`_multiply_add`: float32 and
-float64, on any GPU), or tensor cores compute them (`_tensor_cores`: bfloat16, and float32 rounded to TF32).
+float64, on any GPU), or tensor cores compute them (`_tensor_cores`: bfloat16, float16, and float32 rounded to TF32).
 
 Volkov, Demmel 2008, "Benchmarking GPUs to tune dense linear algebra". For the stages: NVIDIA, CUTLASS, "Efficient GEMM
 in CUDA".
 """
 
 import math
-
-import numpy as np
+from typing import NamedTuple
 
 from minidl.kernels.cuda._launch import FLOATS, OLDEST, WITH_BFLOAT16, CudaKernel
 from minidl.kernels.cuda._multiply_add import MULTIPLY_ADD
@@ -31,8 +30,24 @@ TILE_ROWS, FEW_ROWS, ENOUGH_BLOCKS = 128, 64, 2 * 132
 
 TILES = """
 // Special instructions are used on GPUs that have them, unless a test asks for the plain code with the same result.
-#if __CUDA_ARCH__ >= 800 && !defined(PLAIN)
-#define HAS_INSTRUCTIONS
+#ifndef PLAIN
+#if __CUDA_ARCH__ >= 750
+#define TURING  // matrices loaded at once, and multiplied in float16
+#endif
+#if __CUDA_ARCH__ >= 800
+#define AMPERE  // asynchronous copies, tensor cores for bfloat16 and TF32, two numbers rounded at once
+#endif
+#endif
+
+template <class A, class B>
+constexpr bool same = false;
+template <class A>
+constexpr bool same<A, A> = true;
+
+#ifdef AMPERE
+constexpr int MOST_STAGES = 4;
+#else
+constexpr int MOST_STAGES = 2;  // the copies of the next step are in registers
 #endif
 
 constexpr int DEPTH = 64 / sizeof(stored);  // elements along the depth in a tile
@@ -65,7 +80,7 @@ struct Tile {
     static __device__ int place(int line, int depth) {
         int row = ALONG_DEPTH ? line : depth, column = ALONG_DEPTH ? depth : line;
         int chunk = column / CHUNK;
-        if (ALONG_DEPTH || UNROLL_STAGES) chunk ^= row / (8 / CHUNKS) % CHUNKS;
+        if (ALONG_DEPTH || BY_MATRICES) chunk ^= row / (8 / CHUNKS) % CHUNKS;
         return row * WIDTH + chunk * CHUNK + column % CHUNK;
     }
     __device__ stored at(int line, int depth) const { return numbers[place(line, depth)]; }
@@ -83,25 +98,36 @@ struct Tile {
     }
 };
 
+template <int BYTES>
+struct Words {
+    using Type = Run<BYTES / 4, unsigned int>;
+};
+template <>
+struct Words<2> {
+    using Type = unsigned short;
+};
+
 // Copies of RUN elements from global to shared memory. Where the GPU can, the copy is only started, and arrives by the
 // time its group is waited for. Else start() reads into registers and finish() writes what was read.
 // If not `inside`, zeros are written, and nothing is read: `from` may then be any address.
 template <int RUN>
 struct Copy {
     static constexpr int BYTES = RUN * sizeof(stored);
-#ifdef HAS_INSTRUCTIONS
+#ifdef AMPERE
     static constexpr bool ASYNCHRONOUS = BYTES >= 4;
 #else
     static constexpr bool ASYNCHRONOUS = false;
 #endif
-    Run<RUN> run;
+    using Type = typename Words<BYTES>::Type;
+    Type words;
 
     __device__ void start(stored* to, const stored* from, bool inside) {
         if constexpr (!ASYNCHRONOUS) {
-            run = inside ? *(const Run<RUN>*)from : Run<RUN>{};
+            words = {};
+            if (inside) words = *(const Type*)from;
             return;
         }
-#ifdef HAS_INSTRUCTIONS
+#ifdef AMPERE
         unsigned int address = (unsigned int)__cvta_generic_to_shared(to);
         if constexpr (BYTES == 16)  // past the L1 cache: no thread of this block reads them again
             asm volatile("cp.async.cg.shared.global [%0], [%1], %2, %3;"
@@ -112,13 +138,13 @@ struct Copy {
 #endif
     }
     __device__ void finish(stored* to) {
-        if constexpr (!ASYNCHRONOUS) *(Run<RUN>*)to = run;
+        if constexpr (!ASYNCHRONOUS) *(Type*)to = words;
     }
 };
 
 // The copies started since the last call become a group.
 __device__ void end_group_of_copies() {
-#ifdef HAS_INSTRUCTIONS
+#ifdef AMPERE
     asm volatile("cp.async.commit_group;" ::: "memory");
 #endif
 }
@@ -126,7 +152,7 @@ __device__ void end_group_of_copies() {
 // Wait until all groups but the last few have arrived.
 template <int FEW>
 __device__ void wait_for_all_groups_but() {
-#ifdef HAS_INSTRUCTIONS
+#ifdef AMPERE
     asm volatile("cp.async.wait_group %0;" :: "n"(FEW) : "memory");
 #endif
 }
@@ -189,6 +215,26 @@ struct Copier {
 """
 
 PRODUCT = """
+// The simplest operand, a matrix in memory. Its lines are rows of the left operand or columns of the right one. It is
+// stored row by row as (lines, depth) if ALONG_DEPTH, else as (depth, lines).
+template <bool ALONG_DEPTH>
+struct Matrix {
+    static constexpr bool along_depth = ALONG_DEPTH;
+    using Line = index;
+    using Step = index;
+    using Depth = index;
+    const stored* numbers;
+    index lines, width;  // of a line or a row: depth if ALONG_DEPTH, else lines
+    __device__ Line line(index k) const { return k; }
+    __device__ Step step(index k) const { return ALONG_DEPTH ? k : k * width; }
+    __device__ void advance(Step& step) const { step += ALONG_DEPTH ? DEPTH : DEPTH * width; }
+    __device__ Depth depth(Step step) const { return step; }
+    __device__ bool inside(Line line, Depth) const { return line < lines; }
+    __device__ const stored* address(Line line, Depth depth) const {
+        return numbers + (depth + (ALONG_DEPTH ? line * width : line));
+    }
+};
+
 // The rows of a result that is a row-major matrix.
 template <typename N>
 struct Rows {
@@ -201,13 +247,16 @@ struct Rows {
 // Two numbers, rounded to the type in which they are stored.
 template <typename Number>
 __device__ Run<2, Number> rounded(real one, real other) {
-#ifdef HAS_INSTRUCTIONS
+#ifdef AMPERE
     if constexpr (sizeof(Number) == 2) {
         union {
             unsigned int bits;
             Run<2, Number> run;
         } both;
-        asm volatile("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both.bits) : "f"((float)other), "f"((float)one));
+        if constexpr (same<Number, float16>)
+            asm volatile("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(both.bits) : "f"((float)other), "f"((float)one));
+        else
+            asm volatile("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(both.bits) : "f"((float)other), "f"((float)one));
         return both.run;
     }
 #endif
@@ -280,9 +329,9 @@ __device__ void multiply(
     using CopierA = Copier<A, TILE_ROWS, run_of(BYTES_A)>;
     using CopierB = Copier<B, TILE_COLUMNS, run_of(BYTES_B)>;
     using Tiles = Stage<typename CopierA::T, typename CopierB::T>;
-    // As many as fit into what every GPU has for two blocks, but no more than four.
-    constexpr int FIT = 48 * 1024 / sizeof(Tiles), STAGES = FIT < 4 ? FIT : 4;
-    constexpr int UNROLLED = UNROLL_STAGES ? STAGES : 1;
+    // As many as fit into 48 KB, but no more than MOST_STAGES. GPUs since Ampere have that much for two blocks at once.
+    constexpr int FIT = 48 * 1024 / sizeof(Tiles), STAGES = FIT < MOST_STAGES ? FIT : MOST_STAGES;
+    constexpr int UNROLLED = BY_MATRICES && MOST_STAGES > 2 ? STAGES : 1;
     alignas(128) __shared__ char shared[STAGES * sizeof(Tiles)];
     Tiles* stages = (Tiles*)shared;
     // Neighbouring blocks share rows of a, so that these are read from the cache.
@@ -318,44 +367,65 @@ __device__ void multiply(
 }
 """
 
-# With and without tensor cores. With more columns in a tile, multiply-add would need more registers than there are.
-WAYS, WIDEST = {False: MULTIPLY_ADD, True: TENSOR_CORES}, {False: 64, True: 128}
-THREADS = {False: 256, True: 128}
+
+class Way(NamedTuple):
+    """How the products of two tiles are computed."""
+
+    source: str
+    dtypes: tuple[str, ...]
+    lowest_architecture: int
+    threads: int  # of a block
+    widest: int  # columns of a tile
 
 
-def product_kernels(name: str, source: str, examples: list[dict[str, int]]) -> dict[bool, CudaKernel]:
-    """{False: kernel, True: kernel with tensor cores}, from a source that calls multiply()."""
+# With more columns in a tile, multiply-add would need more registers than there are.
+WAYS = {
+    "multiply-add": Way(MULTIPLY_ADD, FLOATS, OLDEST, threads=256, widest=64),
+    "tf32": Way(TENSOR_CORES, ("float32",), WITH_BFLOAT16, threads=128, widest=128),
+    "bfloat16": Way(TENSOR_CORES, ("bfloat16",), WITH_BFLOAT16, threads=128, widest=128),
+    "float16": Way(TENSOR_CORES, ("float16",), OLDEST, threads=128, widest=128),
+}
 
-    def kernel(tensor_cores: bool, dtypes, lowest_architecture):
-        threads = f"constexpr int THREADS = {THREADS[tensor_cores]};\n"
-        unroll = f'constexpr bool UNROLL_STAGES = {str(tensor_cores).lower()};\n'
-        whole = threads + unroll + TILES + WAYS[tensor_cores] + PRODUCT + source
-        possible = [constants for constants in examples if constants["TILE_COLUMNS"] <= WIDEST[tensor_cores]]
-        return CudaKernel(name, whole, dtypes, possible, lowest_architecture)
 
-    return {False: kernel(False, FLOATS, OLDEST), True: kernel(True, ("float32", "bfloat16"), WITH_BFLOAT16)}
+def way_of(dtype) -> str:
+    """The way to multiply arrays of that dtype."""
+    if dtype.itemsize == 2:
+        return dtype.name
+    return "tf32" if dtype.name == "float32" and tf32_is_on() else "multiply-add"
+
+
+def product_kernels(name: str, source: str, examples: list[dict[str, int]]) -> dict[str, CudaKernel]:
+    """{way: kernel}, from a source that calls multiply()."""
+    return {key: product_kernel(name, source, examples, way) for key, way in WAYS.items()}
+
+
+def product_kernel(name: str, source: str, examples: list[dict[str, int]], way: Way) -> CudaKernel:
+    constants = f"constexpr int THREADS = {way.threads};\nconstexpr bool BY_MATRICES = {str(way.source is TENSOR_CORES).lower()};\n"
+    possible = [constants for constants in examples if constants["TILE_COLUMNS"] <= way.widest]
+    whole = constants + TILES + way.source + PRODUCT + source
+    return CudaKernel(name, whole, way.dtypes, possible, way.lowest_architecture)
 
 
 def launch_product(kernels, rows: int, columns: int, parts: int, operands, arguments: tuple, constants) -> None:
     """Run a kernel that calls multiply(), with a block for each tile of (rows, columns) and each of the `parts`.
 
-    The parts are slabs of the depth, or products of their own. `operands` are three pairs, for a, b and the
-    result: the array and the length of its runs of neighbouring elements.
+    The parts are slabs of the depth, or products of their own. `operands` are three pairs, for a, b and the result: the
+    array and the length of its runs of neighbouring elements.
     """
     dtype = operands[0][0].dtype
-    tensor_cores = dtype.name == "bfloat16" or (dtype == np.float32 and tf32_is_on())
-    tile_rows, width = tile_of(rows, columns, parts, WIDEST[tensor_cores])
+    way = way_of(dtype)
+    tile_rows, tile_columns = tile_of(rows, columns, parts, WAYS[way].widest)
     bytes_at_once = {f"BYTES_{name}": copied_at_once(*pair) for name, pair in zip("ABY", operands, strict=True)}
-    blocks = -(-rows // tile_rows) * -(-columns // width) * parts
-    constants = constants | {"TILE_ROWS": tile_rows, "TILE_COLUMNS": width} | bytes_at_once
-    kernels[tensor_cores].launch(blocks, THREADS[tensor_cores], arguments, dtype, constants)
+    blocks = -(-rows // tile_rows) * -(-columns // tile_columns) * parts
+    constants = constants | {"TILE_ROWS": tile_rows, "TILE_COLUMNS": tile_columns} | bytes_at_once
+    kernels[way].launch(blocks, WAYS[way].threads, arguments, dtype, constants)
 
 
 def tile_of(rows: int, columns: int, parts: int, widest: int) -> tuple[int, int]:
     """Rows and columns of a tile."""
-    width = next((width for width in (16, 32, 64) if columns <= width), widest)
-    blocks = -(-rows // TILE_ROWS) * -(-columns // width) * parts
-    return FEW_ROWS if blocks < ENOUGH_BLOCKS and width > 16 else TILE_ROWS, width
+    tile_columns = next((width for width in (16, 32, 64) if columns <= width), widest)
+    blocks = -(-rows // TILE_ROWS) * -(-columns // tile_columns) * parts
+    return FEW_ROWS if blocks < ENOUGH_BLOCKS and tile_columns > 16 else TILE_ROWS, tile_columns
 
 
 def copied_at_once(array, length: int) -> int:

@@ -9,12 +9,15 @@ import math
 import cupy
 
 from minidl.kernels.cuda._launch import CudaKernel, contiguous, real_dtype
-from minidl.kernels.cuda._product import TILE_ROWS, launch_product, product_kernels
+from minidl.kernels.cuda._product import TILE_ROWS, copied_at_once, launch_product, product_kernels
 from minidl.kernels.shapes import output_size
 
 # dL/dweight is a product with few rows and columns but a large depth. The depth is cut into slabs, so that there are
 # enough blocks for a large GPU; a slab has at least 512 windows, so that a block has enough work. Chosen, not measured.
 ENOUGH_BLOCKS, LEAST_WINDOWS = 512, 512
+
+# Images of 3 channels would be copied number by number. With a fourth channel, of zeros, 8 bytes are copied at a time.
+LEAST_COPY = 8
 
 GEOMETRY = "index N, index H, index W, index C, index OH, index OW, index O, index KH, index KW, index PH, index PW"
 
@@ -73,21 +76,6 @@ struct Patches {
         return numbers + (depth.offset + line.offset);
     }
 };
-
-// A row-major matrix (depth, width).
-struct Matrix {
-    static constexpr bool along_depth = false;
-    using Line = index;
-    using Step = index;
-    const stored* numbers;
-    index width;
-    __device__ Line line(index column) const { return column; }
-    __device__ Step step(index row) const { return row * width; }
-    __device__ void advance(Step& offset) const { offset += DEPTH * width; }
-    __device__ index depth(Step offset) const { return offset; }
-    __device__ bool inside(Line column, index) const { return column < width; }
-    __device__ const stored* address(Line column, index offset) const { return numbers + (offset + column); }
-};
 """
 
 # For the tests: strides, rows and columns of a tile, and bytes copied at once.
@@ -123,7 +111,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv_forward(
 ) {{
     PatchRows patches{{{{x, N, H, W, C, OH, OW, KH, KW, PH, PW}}}};
     index windows = N * OH * OW, depth = KH * KW * C;
-    multiply(patches, Matrix{{weight, O}}, has_bias ? bias : nullptr, Rows<stored>{{y, O}}, blockIdx.x, windows, O, 0, depth);
+    multiply(patches, Matrix<false>{{weight, O, O}}, has_bias ? bias : nullptr, Rows<stored>{{y, O}}, blockIdx.x, windows, O, 0, depth);
 }}
 """,
     EXAMPLES,
@@ -133,13 +121,47 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv_forward(
 def conv2d_forward(x, weight, bias, stride, padding):
     """y = patches weight + bias: (N, H, W, C), (KH, KW, C, O), (O,) or None -> (N, OH, OW, O)."""
     x, weight = contiguous(x), contiguous(weight)
-    o = weight.shape[3]
+    channels, o = channels_to_copy(x), weight.shape[3]
+    x, weight = with_channels(x, 3, channels), with_channels(weight, 2, channels)
     y = cupy.empty((len(x), *output_size(x.shape[1:3], weight.shape[:2], stride, padding), o), x.dtype)
     bias_or_any = contiguous(bias) if bias is not None else cupy.empty(0, real_dtype(x.dtype))
     arguments = x, weight, bias_or_any, y, bias is not None, *geometry(x.shape, weight.shape, y.shape, padding)
-    operands = (x, x.shape[3]), (weight, o), (y, o)
+    operands = (x, channels), (weight, o), (y, o)
     launch_product(FORWARD, math.prod(y.shape[:3]), o, 1, operands, arguments, strides(stride))
     return y
+
+
+ADD_CHANNELS = CudaKernel(
+    "add_channels",
+    """
+// A thread for each number of a matrix with rows of `wide` numbers: those of x, then zeros.
+extern "C" __global__ void add_channels(const stored* x, stored* wider, index length, index wide, index count) {
+    index i = thread_number();
+    if (i >= count) return;
+    index row = i / wide, column = i % wide;
+    wider[i] = column < length ? x[row * length + column] : stored(0);
+}
+""",
+)
+
+
+def channels_to_copy(x) -> int:
+    """The channels that x (N, H, W, C) needs so that at least LEAST_COPY bytes can be copied at a time: C or more."""
+    if copied_at_once(x, x.shape[3]) >= LEAST_COPY:
+        return x.shape[3]
+    run = LEAST_COPY // x.itemsize
+    return -(-x.shape[3] // run) * run
+
+
+def with_channels(x, axis: int, channels: int):
+    """x with zeros behind its channels, which are axis `axis`."""
+    shape = *x.shape[:axis], channels, *x.shape[axis + 1 :]
+    if shape == x.shape:
+        return x
+    wider = cupy.empty(shape, x.dtype)
+    lengths = math.prod(x.shape[axis:]), math.prod(shape[axis:])
+    ADD_CHANNELS.for_each(wider.size, x, wider, *lengths, wider.size, dtype=x.dtype)
+    return wider
 
 
 def conv2d_backward(grad, x, weight, stride, padding, needs_x, needs_weight):
@@ -289,42 +311,57 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv_backward_weig
     PatchColumns patches{{{{x, N, H, W, C, OH, OW, KH, KW, PH, PW}}}};
     Rows<real> rows{{slabs + slab * taps * O, O}};
     const real* no_bias = nullptr;
-    multiply(patches, Matrix{{grad, O}}, no_bias, rows, blockIdx.x % tiles, taps, O, first, end);
+    multiply(patches, Matrix<false>{{grad, O, O}}, no_bias, rows, blockIdx.x % tiles, taps, O, first, end);
 }}
 """,
     EXAMPLES,
 )
 
+SUM_THREADS, MANY_SLABS = 256, 16
+
 SUM_SLABS = CudaKernel(
     "sum_slabs",
-    """
-// A thread for each element of the sum. The slabs are added in order.
-extern "C" __global__ void sum_slabs(const real* slabs, real* sum, index slab_count, index count) {
-    index i = thread_number();
-    if (i >= count) return;
+    f"""
+// PARTS threads for each element of the sum. Each adds every PARTS-th slab, then the first one adds what all have.
+extern "C" __global__ void sum_slabs(const real* slabs, real* sum, index slab_count, index count) {{
+    constexpr int NUMBERS = {SUM_THREADS} / PARTS;
+    __shared__ real totals[PARTS][NUMBERS];
+    int part = threadIdx.x / NUMBERS, number = threadIdx.x % NUMBERS;
+    index i = (index)blockIdx.x * NUMBERS + number;
     real total = 0;
-    for (index slab = 0; slab < slab_count; slab++) total += slabs[slab * count + i];
+    if (i < count)
+        for (index slab = part; slab < slab_count; slab += PARTS) total += slabs[slab * count + i];
+    totals[part][number] = total;
+    __syncthreads();
+    if (part > 0 || i >= count) return;
+    for (int other = 1; other < PARTS; other++) total += totals[other][number];
     sum[i] = total;
-}
+}}
 """,
+    examples=({"PARTS": 1}, {"PARTS": 8}),
 )
 
 
 def backward_weight(grad, x, weight_shape, stride, padding):
     """dL/dweight = patches^T dL/dy, in float32 or float64: a partial sum for each slab of windows, then the total."""
     grad, x = contiguous(grad), contiguous(x)
-    kh, kw, c, o = weight_shape
-    taps, windows = kh * kw * c, math.prod(grad.shape[:3])
+    (kh, kw, c, o), channels = weight_shape, channels_to_copy(x)
+    x, taps, windows = with_channels(x, 3, channels), kh * kw * channels, math.prod(grad.shape[:3])
     slab_count = slabs_of(windows, taps, o)
-    slabs = cupy.empty((slab_count, *weight_shape), real_dtype(grad.dtype))
-    arguments = x, grad, slabs, slab_count, *geometry(x.shape, weight_shape, grad.shape, padding)
-    operands = (x, c), (grad, o), (slabs, o)
+    slabs = cupy.empty((slab_count, kh, kw, channels, o), real_dtype(grad.dtype))
+    arguments = x, grad, slabs, slab_count, *geometry(x.shape, slabs.shape[1:], grad.shape, padding)
+    operands = (x, channels), (grad, o), (slabs, o)
     launch_product(BACKWARD_WEIGHT, taps, o, slab_count, operands, arguments, strides(stride))
-    if slab_count == 1:
-        return slabs[0]
-    grad_weight = cupy.empty(weight_shape, slabs.dtype)
-    SUM_SLABS.for_each(grad_weight.size, slabs, grad_weight, slab_count, grad_weight.size, dtype=slabs.dtype)
-    return grad_weight
+    grad_weight = slabs[0] if slab_count == 1 else sum_of(slabs)
+    return grad_weight if channels == c else contiguous(grad_weight[:, :, :c])
+
+
+def sum_of(slabs):
+    """The sum over the first axis."""
+    total, parts = cupy.empty(slabs.shape[1:], slabs.dtype), 8 if len(slabs) >= MANY_SLABS else 1
+    blocks = -(-total.size // (SUM_THREADS // parts))
+    SUM_SLABS.launch(blocks, SUM_THREADS, (slabs, total, len(slabs), total.size), slabs.dtype, {"PARTS": parts})
+    return total
 
 
 def slabs_of(windows: int, taps: int, o: int) -> int:
