@@ -10,6 +10,7 @@ import ctypes
 import functools
 import hashlib
 import importlib.metadata
+import itertools
 import json
 import multiprocessing
 import re
@@ -25,6 +26,7 @@ from minidl.system.cpus import available_cpus
 ROOT = Path(__file__).parents[1]
 CACHE = ROOT / ".pytest_cache" / "nvrtc"
 DISTRIBUTION = "nvidia-cuda-nvrtc"
+CUPYS_OPTIONS = ("-ftz=true", "--std=c++17", "--device-as-default-execution-space")  # what CuPy 14.2 adds
 ARCHITECTURES = (75, 80, 90)  # Turing, the oldest that CUDA 13 knows; Ampere; Hopper
 
 # A process of its own, as in this one `import cupy` must go on finding what it finds now.
@@ -36,7 +38,7 @@ from minidl.kernels import cuda
 for module in pkgutil.iter_modules(cuda.__path__):
     importlib.import_module(f"minidl.kernels.cuda.{module.name}")
 print(json.dumps([
-    [kernel.name, kernel.source, kernel.options(dtype, wide, tuple(constants.items())), kernel.needs(dtype)]
+    [kernel.name, kernel.source_for(dtype, wide, tuple(constants.items())), kernel.needs(dtype)]
     for kernel in importlib.import_module("minidl.kernels.cuda._launch").CudaKernel.every
     for dtype in kernel.dtypes
     for wide in (False, True)
@@ -46,12 +48,17 @@ print(json.dumps([
 
 
 class Variant(NamedTuple):
-    """A kernel with its types filled in."""
+    """A kernel with its types and constants filled in."""
 
     name: str
     source: str
-    options: list[str]
     lowest_architecture: int = ARCHITECTURES[0]
+
+    @property
+    def definitions(self) -> tuple[str, ...]:
+        """The lines above the source: `#define name value`."""
+        lines = itertools.takewhile(lambda line: line.startswith("#define"), self.source.splitlines())
+        return tuple(line.removeprefix("#define ") for line in lines)
 
 
 class Nvrtc:
@@ -71,7 +78,7 @@ class Nvrtc:
         """The log, and the machine code as a cubin."""
         program, source = ctypes.c_void_p(), variant.source.encode()
         self._call("nvrtcCreateProgram", ctypes.byref(program), source, b"kernel.cu", 0, None, None)
-        options = [*variant.options, f"--gpu-architecture=sm_{architecture}", "--ptxas-options=-v"]
+        options = [*CUPYS_OPTIONS, f"--gpu-architecture=sm_{architecture}", "--ptxas-options=-v"]
         error = self.library.nvrtcCompileProgram(
             program, len(options), (ctypes.c_char_p * len(options))(*map(str.encode, options))
         )
@@ -79,7 +86,7 @@ class Nvrtc:
         binary = b"" if error else self._read("CUBIN", program)
         self._call("nvrtcDestroyProgram", ctypes.byref(program))
         if not binary.startswith(b"\x7fELF"):
-            raise ValueError(f"{variant.name} {variant.options} for sm_{architecture} does not compile:\n{log}")
+            raise ValueError(f"{variant.name} {variant.definitions} for sm_{architecture} does not compile:\n{log}")
         return log, binary
 
     def _read(self, what: str, program: ctypes.c_void_p) -> bytes:
@@ -116,12 +123,12 @@ def fault(variant: Variant, architecture: int) -> str | None:
         return str(error)
     if not spilled_bytes(log):
         return None
-    return f"{variant.name} {variant.options} for sm_{architecture} spills registers:\n{log}"
+    return f"{variant.name} {variant.definitions} for sm_{architecture} spills registers:\n{log}"
 
 
 def place_of(variant: Variant, architecture: int) -> Path:
     """The empty file that says that this NVRTC has found nothing wrong with a kernel."""
-    key = [importlib.metadata.version(DISTRIBUTION), str(architecture), *variant.options, variant.source]
+    key = [importlib.metadata.version(DISTRIBUTION), str(architecture), *CUPYS_OPTIONS, variant.source]
     return CACHE / hashlib.sha256("\0".join(key).encode()).hexdigest()[:32]
 
 
@@ -152,7 +159,7 @@ def variants():
 
 def test_there_are_kernels_to_compile(variants):
     assert {"relu_forward", "max_pool2d_forward_uint8", "cross_entropy_forward"} <= {kernel.name for kernel in variants}
-    types = {tuple(variant.options[:3]) for variant in variants}
+    types = {variant.definitions[:3] for variant in variants}
     assert len(types) == 6  # float32, float64 and bfloat16; int and long long
 
 
@@ -173,7 +180,7 @@ def test_every_kernel_compiles_without_spilling_registers(architecture, variants
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_an_error_is_found(architecture, nvrtc):
-    variant = Variant("wrong", 'extern "C" __global__ void wrong(real* x) { x[0] = y; }', ["-Dreal=float"])
+    variant = Variant("wrong", 'extern "C" __global__ void wrong(float* x) { x[0] = y; }')
     assert 'identifier "y" is undefined' in fault(variant, architecture)
 
 
@@ -181,8 +188,8 @@ def test_an_error_is_found(architecture, nvrtc):
 def test_a_spill_is_found(architecture, nvrtc):
     """Of 400 numbers that are all needed to the end; a thread has 255 registers."""
     source = """
-    extern "C" __global__ void spill(real* x, int rounds) {
-        real numbers[400];
+    extern "C" __global__ void spill(float* x, int rounds) {
+        float numbers[400];
         #pragma unroll
         for (int i = 0; i < 400; i++) numbers[i] = x[i];
         for (int round = 0; round < rounds; round++) {
@@ -193,13 +200,12 @@ def test_a_spill_is_found(architecture, nvrtc):
         for (int i = 0; i < 400; i++) x[i] = numbers[i];
     }
     """
-    assert "spills registers" in fault(Variant("spill", source, ["-Dreal=float"]), architecture)
+    assert "spills registers" in fault(Variant("spill", source), architecture)
 
 
 # -- machine code ------------------------------------------------------------------------------------------------------
 
-CUPYS_OPTIONS = ["-ftz=true", "--std=c++17", "--device-as-default-execution-space"]  # what CuPy 14.2 adds
-TILE = ["-Dstored=bfloat16", "-Dindex=int", "-DTILE_COLUMNS=128", "-DBYTES_A=16"]
+TILE = {"stored bfloat16", "index int", "TILE_COLUMNS 128", "BYTES_A 16"}
 
 
 @pytest.fixture(scope="module")
@@ -237,8 +243,8 @@ def test_the_products_inner_loop_has_few_instructions_beside_its_tensor_core_one
     name, most, variants, nvrtc, disassembler, tmp_path
 ):
     """A step of 32 numbers along the depth, tiles of 128 x 128, compute capability 9.0, and all of it in registers."""
-    (variant,) = (v for v in variants if v.name == name and set(TILE) <= set(v.options))
-    _, binary = nvrtc.compile(variant._replace(options=[*variant.options, *CUPYS_OPTIONS]), 90)
+    (variant,) = (v for v in variants if v.name == name and set(v.definitions) >= TILE)
+    _, binary = nvrtc.compile(variant, 90)
     (tmp_path / "kernel.cubin").write_bytes(binary)
     command = [disassembler, "-c", tmp_path / "kernel.cubin"]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout

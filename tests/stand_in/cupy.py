@@ -156,12 +156,19 @@ class cuda:  # noqa: N801 - CuPy's name
     using_allocator = staticmethod(memory.using_allocator)
     alloc_pinned_memory = bytearray
 
+    class compiler:  # noqa: N801
+        CompileException = type("CompileException", (Exception,), {})
+
     class memory:  # noqa: N801
         OutOfMemoryError = OutOfMemoryError
 
     class runtime:  # noqa: N801
         CUDARuntimeError = stream.CUDARuntimeError
         deviceSynchronize = staticmethod(stream.synchronize)  # noqa: N815
+
+        @staticmethod
+        def getDevice() -> int:  # noqa: N802
+            return 0
 
         @staticmethod
         def getDeviceCount() -> int:  # noqa: N802

@@ -34,6 +34,11 @@ class RawKernel:
         library.stand_in_shared_memory.restype = ctypes.c_void_p
         return library
 
+    @property
+    def kernel(self) -> ctypes.CDLL:
+        """In CuPy too, to ask for it compiles."""
+        return self.library
+
     @functools.cached_property
     def parameters(self) -> list[str]:
         """For each parameter three letters: p(ointer) or v(alue), NumPy's kind, bytes."""
@@ -50,7 +55,7 @@ class RawKernel:
             raise RuntimeError(f"{self.name}: {size.value} bytes of shared memory, of {LARGEST_SHARED_MEMORY}")
         return address, size.value
 
-    def __call__(self, grid: tuple, block: tuple, args: tuple) -> None:
+    def __call__(self, grid: tuple, block: tuple, args: tuple, shared_mem: int = 0) -> None:
         grid, block = (tuple(size) + (1,) * (3 - len(size)) for size in (grid, block))
         _check_sizes(self.name, grid, block)
         if len(args) != len(self.parameters):

@@ -2,10 +2,13 @@
 
 import functools
 import math
+from types import MappingProxyType
 from typing import ClassVar
 
 import cupy
 import numpy as np
+
+from minidl.kernels.cuda._compile import compile_now
 
 THREADS = 256  # the default number of threads in a block
 MOST_FOR_INT = 2**30  # elements for which int is used as `index`: it must also count the threads of the last block
@@ -54,6 +57,7 @@ TYPES = {"float32": ("float", "float"), "float64": ("double", "double"), "bfloat
 FLOATS = "float32", "float64"
 
 OLDEST, WITH_BFLOAT16 = 75, 80  # compute capability times ten: Turing, Ampere
+SHARED_BYTES_WITHOUT_ASKING = 48 * 1024  # of a block; for more, a kernel's attribute must be set
 
 
 class CudaKernel:
@@ -86,16 +90,21 @@ class CudaKernel:
         """The compute capability, times ten, that the kernel needs for the dtype."""
         return max(self.lowest_architecture, WITH_BFLOAT16 if str(dtype) == "bfloat16" else OLDEST)
 
-    def options(self, dtype, wide: bool, constants: tuple[tuple[str, int], ...] = ()) -> tuple[str, ...]:
-        """The compiler's options: definitions of the three types and of the constants."""
+    def source_for(self, dtype, wide: bool, constants: tuple[tuple[str, int], ...] = ()) -> str:
+        """The source below the definitions of the three types and of the constants.
+
+        They are not passed as compiler options: for each new set of options CuPy compiles an empty program first.
+        """
         stored, real = TYPES[str(dtype)]
-        types = f"-Dstored={stored}", f"-Dreal={real}", f"-Dindex={'long long' if wide else 'int'}"
-        return *types, *(f"-D{name}={value}" for name, value in constants)
+        types = ("stored", stored), ("real", real), ("index", "long long" if wide else "int")
+        return "".join(f"#define {name} {value}\n" for name, value in (*types, *constants)) + self.source
 
     @functools.cache  # noqa: B019 - kernels live as long as the module
-    def compiled(self, dtype, wide: bool, constants: tuple[tuple[str, int], ...]):
-        """The compiled function for these types and constants."""
-        if str(dtype) not in self.dtypes:
+    def compiled(
+        self, dtype: np.dtype, wide: bool, constants: tuple[tuple[str, int], ...], shared_bytes: int, device: int
+    ):
+        """The compiled function for these types and constants, on `device`, the number of the current GPU."""
+        if dtype.name not in self.dtypes:
             raise TypeError(f"{self.name}: expected dtype {' or '.join(self.dtypes)}, got {dtype}")
         capability = int(cupy.cuda.Device().compute_capability)
         if capability < self.needs(dtype):
@@ -104,7 +113,11 @@ class CudaKernel:
                 f"{self.name} with {dtype}: expected a GPU of compute capability {self.needs(dtype) / 10} or more, "
                 f"got {capability / 10}; {remedy}"
             )
-        return cupy.RawKernel(self.source, self.name, self.options(dtype, wide, constants))
+        function = cupy.RawKernel(self.source_for(dtype, wide, constants), self.name)
+        compile_now(function)
+        if shared_bytes > SHARED_BYTES_WITHOUT_ASKING:
+            function.max_dynamic_shared_size_bytes = shared_bytes
+        return function
 
     def launch(
         self,
@@ -112,43 +125,48 @@ class CudaKernel:
         threads: int | tuple,
         arguments: tuple,
         dtype,
-        constants: dict[str, int] | None = None,
+        constants: dict[str, int] = MappingProxyType({}),
+        shared_bytes: int = 0,
     ) -> None:
         """Run the kernel with `blocks` blocks of `threads` threads on the current stream.
 
         Arrays must be contiguous, as a kernel receives only their address. A Python int is passed as `index`, a float
-        as `real`, and a bool as int.
+        as `real`, and a bool as int. `shared_bytes` is the size of the source's `extern __shared__` array.
         """
-        dtype = np.dtype(dtype)
-        arrays = [argument for argument in arguments if isinstance(argument, cupy.ndarray)]
-        for array in arrays:
-            if not array.flags.c_contiguous:
-                raise ValueError(f"{self.name}: expected contiguous arrays, got one with strides {array.strides}")
-        wide = max((array.size for array in arrays), default=0) > MOST_FOR_INT
-        to_index, to_real = np.int64 if wide else np.int32, real_dtype(dtype).type
-
-        def convert(argument):
-            if isinstance(argument, bool):
-                return np.int32(argument)
-            if isinstance(argument, int):
-                return to_index(argument)
-            return to_real(argument) if isinstance(argument, float) else argument
-
+        dtype, wide = np.dtype(dtype), False
+        for argument in arguments:
+            if isinstance(argument, cupy.ndarray):
+                if not argument.flags.c_contiguous:
+                    raise ValueError(
+                        f"{self.name}: expected contiguous arrays, got one with strides {argument.strides}"
+                    )
+                wide = wide or argument.size > MOST_FOR_INT
+        types = passed_as(dtype, wide)
+        values = [types[type(a)](a) if type(a) in types else a for a in arguments]
         blocks, threads = (size if isinstance(size, tuple) else (size,) for size in (blocks, threads))
         if math.prod(blocks):  # CUDA raises an error for a launch without blocks
-            function = self.compiled(dtype, wide, tuple((constants or {}).items()))
-            function(blocks, threads, tuple(map(convert, arguments)))
+            device = cupy.cuda.runtime.getDevice()
+            function = self.compiled(dtype, wide, tuple(constants.items()), shared_bytes, device)
+            function(blocks, threads, tuple(values), shared_mem=shared_bytes)
 
     def for_each(self, count: int, *arguments, dtype) -> None:
         """Run the kernel with a thread for each of `count` elements. The kernel itself must check `i < count`."""
         self.launch(-(-count // THREADS), THREADS, arguments, dtype)
 
 
+@functools.cache
 def real_dtype(dtype) -> np.dtype:
     """The dtype of `real` in a kernel where `dtype` is that of `stored`: float32 for bfloat16, otherwise the same."""
-    return np.dtype(np.float32) if str(dtype) == "bfloat16" else np.dtype(dtype)
+    return np.dtype(np.float32) if np.dtype(dtype).name == "bfloat16" else np.dtype(dtype)
+
+
+@functools.cache
+def passed_as(dtype: np.dtype, wide: bool) -> dict[type, type]:
+    """The NumPy types in which a kernel receives numbers."""
+    real = real_dtype(dtype).type
+    return {bool: np.int32, int: np.int64 if wide else np.int32, float: real, np.float64: real}
 
 
 def contiguous(array):
-    """The array, or a contiguous copy. CuPy's own function turns shape () into (1,), so the shape is restored."""
-    return cupy.ascontiguousarray(array).reshape(array.shape)
+    """The array if it is contiguous, else a contiguous copy."""
+    return array if array.flags.c_contiguous else cupy.ascontiguousarray(array)

@@ -89,9 +89,9 @@ def test_the_instructions_of_a_gpu_compute_what_their_plain_twins_compute(dtype,
             ]
 
     by_instructions = results()
-    options = CudaKernel.options
+    source_for = CudaKernel.source_for
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(CudaKernel, "options", lambda *arguments: (*options(*arguments), "-DPLAIN"))
+        patch.setattr(CudaKernel, "source_for", lambda *arguments: "#define PLAIN\n" + source_for(*arguments))
         CudaKernel.compiled.cache_clear()
         by_twins = results()
     CudaKernel.compiled.cache_clear()
