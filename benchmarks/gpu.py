@@ -2,7 +2,7 @@
 
     python benchmarks/gpu.py --json benchmarks/results/gpu.json                          ours alone
     python benchmarks/gpu.py --against torch --json benchmarks/results/gpu.json          and PyTorch's
-    python benchmarks/gpu.py --models resnet50 --sides torch_amp torch_graph --what steps --json ...
+    python benchmarks/gpu.py --models resnet50 --what steps --sides torch_amp --json benchmarks/results/gpu.json
 
 What is measured: a step of each side (gpu_sides.py), a table of the kernels of a step (gpu_kernels.py), and a 3x3
 convolution of 256 channels in every way it can be computed.
@@ -21,8 +21,10 @@ It has not run on a GPU yet.
 """
 
 import argparse
+import functools
 import gc
 import json
+import signal
 import sys
 import time
 import traceback
@@ -44,6 +46,7 @@ from gpu_sides import (
     measure_alone,
     measure_in_turns,
     possible_sides,
+    torch_has_gpu,
 )
 from step_worker import MODELS, make_ours
 
@@ -77,6 +80,14 @@ class Record:
     def put(self, name: str, measurement: dict) -> None:
         """Add a measurement, or replace it, and write the file."""
         self.measurements[name] = measurement
+        self._write()
+
+    def remove(self, name: str) -> None:
+        """Forget a measurement, and write the file."""
+        del self.measurements[name]
+        self._write()
+
+    def _write(self) -> None:
         if self.path is not None:
             write_whole(self.path, (json.dumps(self.content, indent=1) + "\n").encode())
 
@@ -161,26 +172,40 @@ def plan(args: argparse.Namespace, record: Record) -> list[tuple[str, Callable[[
     Ours come first, then PyTorch's, and last what has to be compiled, which takes longest.
     """
     works = [Workload(model, args.batch or WORKLOADS.get(model, 32), args, record) for model in args.models]
-    kinds = [*possible_sides(list(OUR_SIDES)), *(args.sides if args.against else ())]
-    early = [kind for kind in kinds if kind in OUR_SIDES], [kind for kind in kinds if kind in list(TORCH_SIDES)[:-1]]
+    kinds = possible_sides(args.sides or [*OUR_SIDES, *(TORCH_SIDES if args.against else ())])
+    *eager, compiled = TORCH_SIDES
     todo = []
-    for group in (*early, [kind for kind in kinds if kind == list(TORCH_SIDES)[-1]]):
+    for group in ([*OUR_SIDES, "kernels"], eager, [compiled]):
         for work in works:
             if "steps" in args.what:
-                todo += [(f"{work.name}/{kind}", lambda w=work, k=kind: w.measure_side(k), work.free) for kind in group]
-            if "kernels" in args.what and group is early[0]:
+                wanted = [kind for kind in group if kind in kinds]
+                todo += [
+                    (f"{work.name}/{kind}", lambda w=work, k=kind: w.measure_side(k), work.free) for kind in wanted
+                ]
+            if "kernels" in args.what and "kernels" in group:
                 todo.append((f"{work.name}/kernels", work.measure_kernels, work.free))
     if "convolution" in args.what:
         name = f"convolution {'x'.join(map(str, args.convolution))}"
-        measure = lambda: {"lines": gpu_kernels.measure_convolution(tuple(args.convolution))}  # noqa: E731
-        todo.append((name, measure, lambda: None))
+        todo.append((name, functools.partial(measure_convolution, tuple(args.convolution)), lambda: None))
     return todo
 
 
-def attempt(measure: Callable[[], dict]) -> dict:
-    """What it measures, or the error that it raises."""
+def measure_convolution(shape: tuple[int, ...]) -> dict:
+    """The table of one convolution."""
+    return {"lines": gpu_kernels.measure_convolution(shape)}
+
+
+def attempt(record: Record, name: str, measure: Callable[[], dict]) -> dict:
+    """What it measures, or the error that it raises. While it is measured, the record has a failure for it.
+
+    So a measurement that ends the process, or never ends, is not tried again. Ctrl-C and SIGTERM remove it.
+    """
+    record.put(name, {"failures": ["it did not end: the process crashed, or was killed"]})
     try:
         return measure()
+    except (KeyboardInterrupt, SystemExit):
+        record.remove(name)
+        raise
     except Exception as error:  # whatever it is: the others are worth measuring all the same
         traceback.print_exc()
         return {"failures": [f"{type(error).__name__}: {error}"[:2000]]}
@@ -198,16 +223,16 @@ def device_is_well() -> bool:
     return True
 
 
-def measure_all(args: argparse.Namespace, record: Record) -> list[str]:
-    """Measure what is not in the record yet, until the time is over; the names of what is left."""
+def measure_all(todo: list[tuple], args: argparse.Namespace, record: Record) -> list[str]:
+    """Measure what is planned and not in the record yet, until the time is over; the names of what is left."""
     started = time.monotonic()
     done = record.measurements.keys() - (record.failures().keys() if args.retry else ())
-    todo = [entry for entry in plan(args, record) if entry[0] not in done]
+    todo = [entry for entry in todo if entry[0] not in done]
     for i, (name, measure, free) in enumerate(todo):
         if time.monotonic() - started > 60 * args.minutes:
             return [name for name, *_ in todo[i:]]
         began = time.monotonic()
-        found = attempt(measure)
+        found = attempt(record, name, measure)
         record.put(name, found | {"seconds": round(time.monotonic() - began, 1)})
         show(name, found)
         workload = name.partition("/")[0]
@@ -236,9 +261,9 @@ def show(name: str, found: dict) -> None:
 
 def show_kernel(line: dict) -> str:
     """A line of the table of kernels."""
-    text = f"{line['kernel']:30} {line['launches'] or '':>4} x  {line['ms']:8.3f} ms"
-    if line["gb_per_s"] is None:
-        return text
+    if line["launches"] is None:
+        return f"{line['kernel']:37} {line['ms']:8.3f} ms"
+    text = f"{line['kernel']:30} {line['launches']:4d} x {line['ms']:8.3f} ms"
     return f"{text}  {line['gb_per_s']:7,.0f} GB/s  {line['tflop_per_s']:6.1f} TFLOP/s"
 
 
@@ -282,7 +307,9 @@ def parse(arguments: list[str] | None = None) -> tuple[argparse.ArgumentParser, 
     parser.add_argument("--batch", type=int, help="default: that of the model's workload")
     parser.add_argument("--what", choices=WHAT, nargs="+", default=list(WHAT), help="default: all of it")
     parser.add_argument("--against", choices=["torch"])
-    parser.add_argument("--sides", choices=TORCH_SIDES, nargs="+", default=list(TORCH_SIDES), help="of PyTorch")
+    parser.add_argument(
+        "--sides", choices=[*OUR_SIDES, *TORCH_SIDES], nargs="+", help="default: ours, with --against all"
+    )
     parser.add_argument("--rounds", type=int, default=5, help="turns of each side; default: 5")
     parser.add_argument("--steps", type=int, default=10, help="steps in a turn; default: 10")
     parser.add_argument("--warmup", type=int, default=5, help="steps before, not counted; default: 5")
@@ -295,6 +322,12 @@ def parse(arguments: list[str] | None = None) -> tuple[argparse.ArgumentParser, 
     return parser, parser.parse_args(arguments)
 
 
+def torch_is_wanted(args: argparse.Namespace) -> bool:
+    """Whether a side of PyTorch's is to be measured."""
+    kinds = args.sides or (TORCH_SIDES if args.against else ())
+    return "steps" in args.what and any(kind in TORCH_SIDES for kind in kinds)
+
+
 def main() -> None:
     """Measure, print, and write the record."""
     parser, args = parse()
@@ -303,12 +336,16 @@ def main() -> None:
         record = Record(args.json, device_facts())
     except (RuntimeError, ValueError) as problem:
         parser.error(str(problem))
-    left = measure_all(args, record)
+    if torch_is_wanted(args) and not torch_has_gpu():
+        parser.error("PyTorch's sides need PyTorch for CUDA, and there is none")
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    todo = plan(args, record)
+    left = measure_all(todo, args, record)
     show_speeds(record)
     if left:
         print(f"left: {', '.join(left)}; run the same command again")
         sys.exit(UNFINISHED)
-    if record.failures():
+    if record.failures().keys() & {name for name, *_ in todo}:
         sys.exit(FAILED)
 
 

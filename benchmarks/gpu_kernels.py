@@ -11,10 +11,11 @@ our kernels.
 
 import contextlib
 import functools
+import inspect
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from unittest import mock
 
 import numpy as np
@@ -30,11 +31,21 @@ MOST_COPIES = 64  # of the arguments; small arrays stay in the cache all the sam
 
 @contextlib.contextmanager
 def launches_go_to(function: Callable) -> Iterator[Callable]:
-    """Within this context function(kernel, *arguments) is called in place of each launch; yields what launches."""
+    """Within this context function(kernel, *arguments) is called in place of each launch; yields what launches.
+
+    `arguments` are all of CudaKernel.launch's, in their order.
+    """
     from minidl.kernels.cuda._launch import CudaKernel
 
     launch = CudaKernel.launch
-    with mock.patch.object(CudaKernel, "launch", lambda kernel, *arguments: function(kernel, *arguments)):
+    order = inspect.signature(launch)
+
+    def instead(*arguments, **named):
+        given = order.bind(*arguments, **named)
+        given.apply_defaults()
+        function(*given.args)
+
+    with mock.patch.object(CudaKernel, "launch", instead):
         yield launch
 
 
@@ -68,7 +79,7 @@ def signature(kernel, arguments: tuple) -> tuple:
     def part(argument):
         if isinstance(argument, tuple):
             return tuple(map(part, argument))
-        if isinstance(argument, dict):
+        if isinstance(argument, Mapping):
             return tuple(sorted(argument.items()))
         if hasattr(argument, "shape") and hasattr(argument, "dtype"):
             return argument.shape, str(argument.dtype)
@@ -177,7 +188,7 @@ def flops_of(kernel, arguments: tuple) -> int:
         return 0
     given = next(part for part in arguments if isinstance(part, tuple) and arrays_of(part))
     sizes = dict(zip(parameters_of(kernel), given, strict=False))
-    for constants in (part for part in arguments if isinstance(part, dict)):
+    for constants in (part for part in arguments if isinstance(part, Mapping)):
         sizes |= constants
     dimensions = ("N", "OH", "OW", "O", "KH", "KW", "C")
     return 2 * math.prod(sizes[name] for name in dimensions) if sizes.keys() >= set(dimensions) else 0

@@ -186,6 +186,15 @@ def make_torch_side(kind: str, name: str, batch: int, weights: dict) -> Side:
     return Side(captured(step) if kind == "torch_graph" else step, wait, peak_mb)
 
 
+def torch_has_gpu() -> bool:
+    """Whether PyTorch's sides can be made."""
+    try:
+        import torch
+    except ImportError:
+        return False
+    return TORCH_DEVICE == "cpu" or torch.cuda.is_available()
+
+
 def torch_device() -> tuple[Callable, Callable]:
     """`wait` and `peak_mb` of a Side."""
     import torch
