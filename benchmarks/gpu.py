@@ -32,6 +32,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import gpu_kernels
+from gpu_facts import device_facts
 from gpu_sides import (
     OUR_SIDES,
     REFERENCE,
@@ -99,23 +100,6 @@ class Record:
         """The first losses of each side of a workload."""
         sides = (name for name in self.measurements if name.startswith(f"{workload}/"))
         return {name.rpartition("/")[2]: self.measurements[name].get("losses") for name in sides}
-
-
-def device_facts() -> dict[str, str]:
-    """The GPU, its driver and the versions of what runs."""
-    from importlib.metadata import PackageNotFoundError, version
-
-    import cupy
-
-    def version_of(name: str) -> str:
-        try:
-            return version(name)
-        except PackageNotFoundError:
-            return "absent"
-
-    runtime = cupy.cuda.runtime
-    facts = {"gpu": runtime.getDeviceProperties(0)["name"].decode(), "driver": str(runtime.driverGetVersion())}
-    return facts | {name: version_of(name) for name in ("numpy", "cupy-cuda13x", "cupy-cuda12x", "torch")}
 
 
 # -- the measurements --------------------------------------------------------------------------------------------------
