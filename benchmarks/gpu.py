@@ -13,7 +13,7 @@ nothing. At most two sides are in memory: each one takes turns with the side "gr
 higher is better.
 
 The record is written after each measurement. A measurement that is in the record already is not made again, so the same
-command can be run until all is done: it begins nothing new after --minutes, and its exit status is then 3. What fails
+command can be run until all is done: after --minutes it begins no second one, and its exit status is then 3. What fails
 (an error, losses that disagree) is recorded, and the others go on; the exit status is then 1. --retry measures again
 what has failed.
 
@@ -213,7 +213,7 @@ def measure_all(todo: list[tuple], args: argparse.Namespace, record: Record) -> 
     done = record.measurements.keys() - (record.failures().keys() if args.retry else ())
     todo = [entry for entry in todo if entry[0] not in done]
     for i, (name, measure, free) in enumerate(todo):
-        if time.monotonic() - started > 60 * args.minutes:
+        if i and time.monotonic() - started > 60 * args.minutes:
             return [name for name, *_ in todo[i:]]
         began = time.monotonic()
         found = attempt(record, name, measure)

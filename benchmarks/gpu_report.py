@@ -35,7 +35,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from gpu_report_page import write_page  # noqa: E402
+from gpu_report_page import epochs, write_page  # noqa: E402
 from gpu_test_log import NEW_PROCESS, read_log  # noqa: E402
 
 from minidl.system.files import write_whole  # noqa: E402
@@ -208,7 +208,7 @@ class Plan:
         command = self.python(ROOT / "examples" / "train_cifar_resnet.py", *options)
 
         def too_inaccurate(text: str) -> list[str]:
-            records = read_metrics(folder / "metrics.jsonl")
+            records = epochs(self.out)
             if not records:
                 return ["no epoch has ended"]
             error, most = records[-1]["test_error"], 1 if self.fake else LARGEST_ERROR[dataset]
@@ -245,11 +245,6 @@ def needs_modules(*names: str, remedy: str = 'pip install ".[test]"') -> Callabl
 def find_sanitizer() -> str | None:
     """The path of compute-sanitizer, which CUDA's toolkit installs without putting it on PATH."""
     return shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
-
-
-def read_metrics(path: Path) -> list[dict]:
-    """The epochs of the training."""
-    return list(map(json.loads, path.read_text().splitlines())) if path.exists() else []
 
 
 # -- running them ------------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ def write_page(out: Path, results: list[dict], args: argparse.Namespace) -> None
     """Write REPORT.md anew. `results` has an entry for each part, in order."""
     sections = [
         heading(out, args),
-        summary(results),
+        summary(out, results),
         problems(results),
         tests(out, results),
         steps(measurements(out)),
@@ -74,13 +74,29 @@ def commit() -> str:
         return "unknown commit"
 
 
-def summary(results: list[dict]) -> str:
+def summary(out: Path, results: list[dict]) -> str:
     """A line for each part."""
-    rows = [
-        [part["part"], part["title"], part["status"], f"{part.get('seconds', 0) / 60:.1f}", first_problem(part)]
-        for part in results
-    ]
+    rows = []
+    for part in results:
+        minutes = f"{part['seconds'] / 60:.1f}" if "seconds" in part else ""
+        remarks = [first_problem(part), remark(out, part["part"])]
+        rows.append([part["part"], part["title"], part["status"], minutes, "; ".join(filter(None, remarks))])
     return "## Summary\n\n" + table(["part", "what", "result", "minutes", "remark"], rows)
+
+
+def remark(out: Path, name: str) -> str:
+    """What is known of a part in a few words: how many tests passed, or the last epoch's error."""
+    if log := read_log(out / "tests" / f"{name}.jsonl"):
+        counts = Counter(test["outcome"] for test in log.values())
+        return ", ".join(f"{count} {outcome}" for outcome, count in counts.items())
+    records = epochs(out) if name == "training" else []
+    return f"test error {records[-1]['test_error']:.1%} after {len(records)} epochs" if records else ""
+
+
+def epochs(out: Path) -> list[dict]:
+    """The lines of the training's metrics."""
+    path = out / "resnet20" / "metrics.jsonl"
+    return list(map(json.loads, path.read_text().splitlines())) if path.exists() else []
 
 
 def first_problem(part: dict) -> str:
@@ -192,8 +208,7 @@ def convolution(found: dict[str, dict]) -> str:
 
 def training(out: Path) -> str:
     """The epochs of the run."""
-    path = out / "resnet20" / "metrics.jsonl"
-    records = list(map(json.loads, path.read_text().splitlines())) if path.exists() else []
+    records = epochs(out)
     if not records:
         return ""
     names = [key for key, value in records[-1].items() if isinstance(value, int | float)]
