@@ -36,7 +36,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from gpu_report_page import epochs, write_page  # noqa: E402
-from gpu_test_log import NEW_PROCESS, read_log  # noqa: E402
+from gpu_test_log import NEW_PROCESS, mark_interrupted, read_log  # noqa: E402
 
 from minidl.system.files import write_whole  # noqa: E402
 
@@ -313,6 +313,8 @@ class Report:
             result["seconds"] = round(result["seconds"] + time.monotonic() - began, 1)
             if in_time and not part.again(status):
                 return result | self.judged(part, status)
+            if not in_time:
+                mark_interrupted(self.out / "tests" / f"{part.name}.jsonl")  # if it is a part with tests
             self.put(part, result)
         if self.seconds_left() <= 0:
             return result

@@ -41,6 +41,15 @@ def read_log(path: Path) -> dict[str, dict]:
     return results | {test: {"id": test} | too_slow for test, times in interrupted.items() if times > 1}
 
 
+def mark_interrupted(path: Path) -> None:
+    """Write that the test that ran last did not end because its process was stopped from outside."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    last = json.loads(lines[-1]) if lines else {"outcome": "none"}
+    if last["outcome"] == "begun":
+        with path.open("a") as file:
+            file.write(json.dumps({"id": last["id"], "outcome": "interrupted"}) + "\n")
+
+
 def write(line: dict) -> None:
     """Append a line to the log."""
     with Path(os.environ["GPU_TEST_LOG"]).open("a") as file:

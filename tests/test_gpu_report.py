@@ -185,6 +185,23 @@ def test_without_a_gpu_it_says_so_in_one_line(tmp_path):
     assert not (tmp_path / "report").exists()
 
 
+def test_a_test_that_takes_too_long_is_named(report, tmp_path, monkeypatch):
+    """It ignores Ctrl-C, as a test that tests Ctrl-C may; the tests after it run all the same."""
+    monkeypatch.setattr(gpu_report, "GRACE", 0.5)
+    code = "import signal, time\n"
+    code += "def test_slow(): signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(60)\ndef test_next(): pass\n"
+    (tmp_path / "test_it.py").write_text(code)
+    args = gpu_report.parse(["--out", str(tmp_path), "--device", "fake"])
+    options = ["--rootdir", str(tmp_path), "-c", os.devnull, str(tmp_path / "test_it.py")]
+    part = gpu_report.Plan(args).test_part("tests-x", "Tests", options)
+    part.commands[0] = [word for word in part.commands[0] if word not in ("--device", "fake")]
+    assert report([part], "--limit", 3) == 1
+    assert len(result(tmp_path, "tests-x")["problems"]) == 1
+    page = (tmp_path / "REPORT.md").read_text()
+    assert "| tests-x | 1 | 1 | 0 | 0 |" in page
+    assert "too slow, or it hangs" in page
+
+
 # -- the real parts ----------------------------------------------------------------------------------------------------
 
 
@@ -331,6 +348,24 @@ def test_an_interrupted_test_runs_again_but_not_for_ever(run_tests):
     status, log = run_tests(code)
     assert (status, outcomes(log)["test_two"]) == (0, "passed")
     assert "interrupted twice" in next(test["message"] for name, test in log.items() if name.endswith("slow"))
+
+
+def test_a_test_whose_process_was_stopped_runs_again(tmp_path):
+    log = tmp_path / "log"
+    gpu_test_log.mark_interrupted(log)
+    assert not log.exists()
+    ended = (
+        '{"id": "crash", "outcome": "begun"}\n{"id": "one", "outcome": "begun"}\n{"id": "one", "outcome": "passed"}\n'
+    )
+    log.write_text(ended)
+    gpu_test_log.mark_interrupted(log)
+    assert log.read_text() == ended
+    log.write_text(ended + '{"id": "two", "outcome": "begun"}\n')
+    gpu_test_log.mark_interrupted(log)
+    assert {name: test["outcome"] for name, test in gpu_test_log.read_log(log).items()} == {
+        "crash": "begun",
+        "one": "passed",
+    }
 
 
 def test_a_gpu_that_is_unusable_asks_for_a_new_process(run_tests):
