@@ -127,7 +127,7 @@ def train(shortcut: str, depth: int, data: CifarData, args: argparse.Namespace, 
         run.end_epoch(error_rate(model, data.test_loader()), data.split, gradients=gradients)
 
     step = classification_step(model, optimizer)
-    fit(run, cuda_graph(step) if args.device == "cuda" else step, schedule, evaluate)
+    fit(run, cuda_graph(step) if args.device != "cpu" else step, schedule, evaluate)
 
 
 def open_folder(shortcut: str, depth: int, args: argparse.Namespace, iterations: int) -> RunFolder:
@@ -172,7 +172,7 @@ def seconds_per_layer(shortcut: str, data: CifarData, args: argparse.Namespace) 
     depth, batch_size = min(args.depths), min(args.batch_size, len(data.train))
     model = make_network(shortcut, depth, data, args)
     step = classification_step(model, SGD(model.parameters(), lr=0.0))
-    step = cuda_graph(step) if args.device == "cuda" else step
+    step = cuda_graph(step) if args.device != "cpu" else step
     batches = endless(data.train_loader(batch_size, args.seed, drop_last=True))
 
     def seconds_of(steps: int) -> float:

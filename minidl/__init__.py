@@ -10,13 +10,15 @@ from minidl.kernels.cpu.conv import get_convolution, set_convolution
 from minidl.ops.function import Function
 from minidl.random import fork_rng, manual_seed, once
 from minidl.system.malloc import keep_freed_memory
-from minidl.system.memory import explain_out_of_memory
+from minidl.system.memory import explain_out_of_memory, set_per_process_memory_fraction
 from minidl.system.precision import tf32
 from minidl.tensor import Buffer, Parameter, Tensor, apply, matmul
 from minidl.testing import gradcheck
 from minidl.training.capture import CapturedStep, cuda_graph
 from minidl.training.checkpoint import load_checkpoint, save_checkpoint
+from minidl.training.nvtx import emit_nvtx
 from minidl.training.recompute import recompute
+from minidl.training.scaler import GradScaler
 from minidl.training.watch import FeatureExtractor, watch
 
 __version__ = "0.1.0"

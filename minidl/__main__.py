@@ -14,6 +14,7 @@ from minidl.system.report import (
     describe_blas,
     describe_cpu,
     describe_cupy,
+    describe_gpus,
     describe_threads,
     read_cpuinfo,
     warnings_about_blas,
@@ -31,6 +32,7 @@ def main() -> None:
         "BLAS": describe_blas(libraries),
         "threads": describe_threads(minidl.get_num_threads(), os.environ),
         "CuPy": describe_cupy(),
+        **describe_gpus(),
         "malloc": "keeps freed memory for the next step" if keep_freed_memory() else "system default",
     }
     for name, value in rows.items():

@@ -107,12 +107,12 @@ def check_fits(function: str, x: Tensor, kernel_size: tuple[int, int], padding: 
         )
 
 
-def check_pooling(function: str, x: Tensor, kernel_size: Pair, stride: Pair | None, padding: Pair):
-    """Return kernel_size, stride and padding as pairs, after checking them and x (N, H, W, C)."""
+def check_pooling(function: str, x: Tensor, kernel_size: Pair, stride: Pair | None, padding: Pair) -> dict:
+    """Return the arguments kernel_size, stride and padding as pairs, after checking them and x (N, H, W, C)."""
     check_batch(function, x, "(N, H, W, C)", 4)
     kernel_size, stride, padding = as_windows(function, kernel_size, stride, padding)
     check_fits(function, x, kernel_size, padding)
-    return kernel_size, stride, padding
+    return {"kernel_size": kernel_size, "stride": stride, "padding": padding}
 
 
 def check_batch_norm(x: Tensor, weight: Tensor, bias: Tensor, running_mean, running_var) -> None:

@@ -18,6 +18,6 @@ def as_dtype(name) -> np.dtype:
     return np.dtype(ml_dtypes.bfloat16)
 
 
-def is_bfloat16(dtype) -> bool:
-    """True for bfloat16: float32's exponent, 8 bits of precision instead of 24."""
-    return dtype.name == "bfloat16"
+def is_half(dtype) -> bool:
+    """True for bfloat16 and float16. Weights, statistics and sums stay float32 beside them."""
+    return dtype.char in "Ee"  # NumPy's letters for the two

@@ -23,8 +23,8 @@ from minidl.checks import (
     expect,
     nchw_hint,
 )
-from minidl.dtypes import float32, is_bfloat16
-from minidl.kernels import kernels_for, to_device
+from minidl.dtypes import float32, is_half
+from minidl.kernels import kernels_for
 from minidl.ops.activation import ReLU
 from minidl.ops.arithmetic import Maximum, Where
 from minidl.ops.batch_norm import BatchNorm, BatchNormEval
@@ -163,8 +163,8 @@ def max_pool2d(
     >>> max_pool2d(Tensor([[[[1.0], [2.0]], [[3.0], [4.0]]]]), 2).item()
     4.0
     """
-    kernel_size, stride, padding = check_pooling("max_pool2d", x, kernel_size, stride, padding)
-    return apply(MaxPool2d, x, kernel_size=kernel_size, stride=stride, padding=padding, ceil_mode=ceil_mode)
+    windows = check_pooling("max_pool2d", x, kernel_size, stride, padding)
+    return apply(MaxPool2d, x, **windows, ceil_mode=ceil_mode)
 
 
 def avg_pool2d(
@@ -182,16 +182,8 @@ def avg_pool2d(
     >>> avg_pool2d(Tensor([[[[1.0], [2.0]], [[3.0], [4.0]]]]), 2).item()
     2.5
     """
-    kernel_size, stride, padding = check_pooling("avg_pool2d", x, kernel_size, stride, padding)
-    return apply(
-        AvgPool2d,
-        x,
-        kernel_size=kernel_size,
-        stride=stride,
-        padding=padding,
-        ceil_mode=ceil_mode,
-        count_include_pad=count_include_pad,
-    )
+    windows = check_pooling("avg_pool2d", x, kernel_size, stride, padding)
+    return apply(AvgPool2d, x, **windows, ceil_mode=ceil_mode, count_include_pad=count_include_pad)
 
 
 def global_avg_pool(x: Tensor) -> Tensor:
@@ -299,7 +291,7 @@ def pad_channels(x: Tensor, before: int, after: int) -> Tensor:
 
 
 def softmax(x: Tensor, dim: int = -1) -> Tensor:
-    """exp(x_i) / sum_j exp(x_j) along `dim`.
+    """exp(x_i) / sum_j exp(x_j) along `dim`; float32 if x is bfloat16 or float16.
 
     >>> softmax(Tensor([[0.0, 0.0]]))
     Tensor([[0.5, 0.5]], shape=(1, 2), float32)
@@ -310,6 +302,8 @@ def softmax(x: Tensor, dim: int = -1) -> Tensor:
 def log_softmax(x: Tensor, dim: int = -1) -> Tensor:
     """log(softmax(x)) along `dim`, as x_i - log sum_j exp(x_j), which is accurate even where the softmax is tiny.
 
+    It is float32 if x is bfloat16 or float16.
+
     >>> log_softmax(Tensor([[0.0, 0.0]]))
     Tensor([[-0.6931, -0.6931]], shape=(1, 2), float32)
     """
@@ -319,7 +313,8 @@ def log_softmax(x: Tensor, dim: int = -1) -> Tensor:
 def cross_entropy(logits: Tensor, labels, label_smoothing: float = 0.0) -> Tensor:
     """The mean over the batch of -log softmax(logits)[label]: logits (N, K), labels (N,), integers in [0, K) -> ().
 
-    With label smoothing s the target is (1 - s) onehot(label) + s / K (Szegedy et al. 2016, section 7).
+    With label smoothing s the target is (1 - s) onehot(label) + s / K (Szegedy et al. 2016, section 7). The loss of
+    bfloat16 logits is float32.
 
     >>> cross_entropy(Tensor([[2.0, 2.0], [0.0, 0.0]]), np.array([0, 1]))
     Tensor(0.6931, shape=(), float32)
@@ -329,12 +324,11 @@ def cross_entropy(logits: Tensor, labels, label_smoothing: float = 0.0) -> Tenso
     labels = labels.data if isinstance(labels, Tensor) else labels
     labels = np.asarray(labels) if isinstance(labels, list | tuple) else labels
     check_labels(labels, logits)
-    logits, labels = _in_float32(logits), to_device(labels, logits.device)
-    return apply(CrossEntropy, logits, labels=labels, label_smoothing=float(label_smoothing))
+    return apply(CrossEntropy, _in_float32(logits), labels=labels, label_smoothing=float(label_smoothing))
 
 
 def mse_loss(x: Tensor, target: Tensor) -> Tensor:
-    """The mean of (x - target)^2 over all elements; x and target have the same shape.
+    """The mean of (x - target)^2 over all elements; x and target have the same shape. Of bfloat16 it is float32.
 
     >>> mse_loss(Tensor([1.0, 2.0]), Tensor([1.0, 4.0])).item()
     2.0
@@ -348,7 +342,7 @@ def mse_loss(x: Tensor, target: Tensor) -> Tensor:
 
 def _in_float32(x: Tensor) -> Tensor:
     """Return bfloat16 as float32: sums of exponentials and of squares need more than 8 bits of precision."""
-    return x.to(float32) if is_bfloat16(x.dtype) else x
+    return x.to(float32) if is_half(x.dtype) else x
 
 
 def _along(name: str, function: type[Function], x: Tensor, dim: int) -> Tensor:

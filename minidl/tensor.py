@@ -6,8 +6,8 @@ import reprlib
 import numpy as np
 
 from minidl.autograd import Leaf, Node, backward, is_grad_enabled
-from minidl.dtypes import as_dtype, float32, float64, is_bfloat16
-from minidl.kernels import device_of, to_device
+from minidl.dtypes import as_dtype, float32, float64, is_half
+from minidl.kernels import device_of, is_capturing, is_device, to_device
 from minidl.ops.arithmetic import Add, Clip, Div, Exp, Log, MatMul, Mul, Pow, Sigmoid, Sqrt, Sub, Tanh
 from minidl.ops.convert import Cast, Move
 from minidl.ops.function import Context, Function
@@ -63,7 +63,7 @@ class Tensor:
         return self.data.size
 
     def is_floating_point(self) -> bool:
-        """Return True for float32, float64 and bfloat16. Only these can have gradients."""
+        """Return True for float32, float64, bfloat16 and float16. Only these can have gradients."""
         return self.data.dtype.kind not in "biu"
 
     def __len__(self) -> int:
@@ -171,13 +171,13 @@ class Tensor:
         return Tensor(self.data)
 
     def to(self, target) -> "Tensor":
-        """Return this tensor on a device ('cpu', 'cuda') or in a dtype ('float64', 'bfloat16', np.float32, ...)."""
-        if target in ("cpu", "cuda"):
+        """Return this tensor on a device ('cpu', 'cuda', 'cuda:1') or in a dtype ('float64', 'bfloat16', ...)."""
+        if is_device(target):
             return self if self.device == target else apply(Move, self, device=target)
         try:
             dtype = as_dtype(target)
         except TypeError:
-            raise ValueError(f"to: expected a device ('cpu', 'cuda') or a dtype, got {target!r}") from None
+            raise ValueError(f"to: expected a device ('cpu', 'cuda', 'cuda:N') or a dtype, got {target!r}") from None
         return self if self.dtype == dtype else apply(Cast, self, dtype=dtype)
 
     # -- operators -----------------------------------------------------------------------------------------------------
@@ -288,9 +288,10 @@ class Tensor:
 
     def var(self, dim: Dim = None, keepdim: bool = False, correction: int = 1) -> "Tensor":
         """Return the variance, sum((x - mean)^2) / (count - correction): 1 is unbiased, 0 divides by the count."""
-        deviations = self - self.mean(dim, keepdim=True)
+        x = self.to(float32) if is_half(self.dtype) else self  # or each of four steps would round
+        deviations = x - x.mean(dim, keepdim=True)
         total = (deviations * deviations).sum(dim, keepdim)
-        return total / (self.numel() / total.numel() - correction)
+        return (total / (self.numel() / total.numel() - correction)).to(self.dtype)
 
     def max(self, dim: Dim = None, keepdim: bool = False) -> "Tensor":
         """Return the maximum over `dim`, or over all: values only, as torch.amax. Equal maxima share the gradient."""
@@ -325,8 +326,7 @@ class Tensor:
 
     def __getitem__(self, index) -> "Tensor":
         parts = index if isinstance(index, tuple) else (index,)
-        parts = tuple(_raw(part) for part in parts)
-        return apply(GetItem, self, index=parts if isinstance(index, tuple) else parts[0])
+        return apply(GetItem, self, index=tuple(_raw(part) for part in parts))
 
     def __iter__(self):
         return (self[i] for i in range(len(self)))
@@ -364,6 +364,9 @@ def apply(function: type[Function], *inputs: Tensor | None, **hyperparameters) -
             f"{operation}: expected floating-point numbers, got {inputs[0].dtype}; convert them with .to('float32')"
         )
     check_alike(operation, *inputs, kept_in_float32=function.kept_in_float32)
+    if function.in_float32 and is_half(inputs[0].dtype):
+        wide = (None if tensor is None else tensor.to(float32) for tensor in inputs)
+        return apply(function, *wide, **hyperparameters).to(inputs[0].dtype)
     arrays, kinds, sources = [], [], []  # one entry for each input
     for tensor in inputs:
         is_there = tensor is not None
@@ -371,7 +374,12 @@ def apply(function: type[Function], *inputs: Tensor | None, **hyperparameters) -
         kinds.append((tensor.data.shape, tensor.data.dtype) if is_there else None)
         sources.append(tensor._node if is_there and recording else None)
     ctx = Context(tuple(map(bool, sources)))
-    output = Tensor(function.forward(ctx, *arrays, **hyperparameters))
+    try:
+        output = Tensor(function.forward(ctx, *arrays, **hyperparameters))
+    except RuntimeError as error:
+        if is_capturing(arrays[0]):
+            raise RuntimeError(f"{operation}: {error}") from error
+        raise
     if any(ctx.needs_grad) and output.is_floating_point():  # integers and bools have no gradient
         output._node = Node(function.__name__, functools.partial(function.backward, ctx), sources, kinds)
     return output
@@ -431,14 +439,14 @@ def check_tensors(operation: str, *values) -> None:
 def check_alike(operation: str, first: Tensor, *others: Tensor | None, kept_in_float32: tuple[int, ...] = ()) -> None:
     """Raise TypeError unless all have one device and one dtype, as silent conversions hide mistakes. None is skipped.
 
-    If the first, input 0, is bfloat16, the inputs whose numbers are in `kept_in_float32` must be float32.
+    If the first, input 0, is bfloat16 or float16, the inputs whose numbers are in `kept_in_float32` must be float32.
     """
     device = device_of(first.data)
     for number, tensor in enumerate(others, start=1):
         if tensor is None:
             continue
         check_tensors(operation, tensor)
-        dtype = float32 if number in kept_in_float32 and is_bfloat16(first.data.dtype) else first.data.dtype
+        dtype = float32 if number in kept_in_float32 and is_half(first.data.dtype) else first.data.dtype
         facts = ("dtype", dtype, tensor.data.dtype), ("device", device, device_of(tensor.data))
         for fact, expected, got in facts:
             if expected != got:
@@ -456,7 +464,7 @@ def _as_array(data, dtype, device):
             raise TypeError(f"Tensor: expected lists of equal lengths, got {reprlib.repr(data)}") from None
         dtype = dtype or (float32 if data.dtype == float64 else None)
     kind = getattr(data.dtype, "kind", "O")  # the dtypes of other libraries have no kind
-    if kind not in NUMBERS and not (kind == "V" and is_bfloat16(data.dtype)):
+    if kind not in NUMBERS and not (kind == "V" and is_half(data.dtype)):
         raise TypeError(f"Tensor: expected real numbers, or a NumPy or CuPy array of them, got {reprlib.repr(data)}")
     if device_of(data) == "cpu":
         data = np.asarray(data, dtype, order="C")

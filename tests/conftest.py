@@ -1,7 +1,7 @@
-"""What all tests share: `pytest --device cpu|cuda|all|stand-in|fake` runs the same bodies on other devices.
+"""What all tests share: `pytest --device cpu|cuda|all|fake` runs the same bodies on other devices.
 
-On 'stand-in' and 'fake' the CUDA kernels run on the CPU, compiled by g++; minidl takes them for 'cuda'. 'stand-in' has
-a small CuPy of its own (tests/stand_in), 'fake' runs the real CuPy on a CUDA driver of its own (tests/fake_gpu).
+On 'fake' the real CuPy runs on a CUDA driver for the CPU, and the CUDA kernels are compiled by g++ (tests/fake_gpu);
+minidl takes it for 'cuda'.
 """
 
 import functools
@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 
 from minidl import kernels as dispatch
-from tests import fake_gpu, stand_in
+from tests import fake_gpu
 
-DEVICES = {"cpu": ["cpu"], "cuda": ["cuda"], "all": ["cpu", "cuda"], "stand-in": ["cuda"], "fake": ["cuda"]}
+DEVICES = {"cpu": ["cpu"], "cuda": ["cuda"], "all": ["cpu", "cuda"], "fake": ["cuda"]}
 
 # The same examples at every run. A fixture may serve all examples of a test, as none here keeps any state.
 hypothesis.settings.register_profile(
@@ -33,7 +33,7 @@ hypothesis.settings.load_profile("minidl")
 
 
 def pytest_addoption(parser):
-    parser.addoption("--device", choices=DEVICES, default="cpu", help="cpu (the default), cuda, all, stand-in, fake")
+    parser.addoption("--device", choices=DEVICES, default="cpu", help="cpu (the default), cuda, all, fake")
 
 
 def pytest_configure(config):
@@ -41,9 +41,7 @@ def pytest_configure(config):
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in `pytest &`; some tests press Ctrl-C
         signal.signal(signal.SIGINT, signal.default_int_handler)
     device = config.getoption("--device")
-    if device == "stand-in":
-        stand_in.install()
-    elif device == "fake":
+    if device == "fake":
         try:
             fake_gpu.install()
         except fake_gpu.UnavailableError as error:
@@ -66,10 +64,8 @@ def pytest_ignore_collect(collection_path, config):
 
     The fake GPU's own tests need it.
     """
-    device = config.getoption("--device")
-    if (collection_path.name == "cuda" and device == "cpu") or (
-        collection_path.name == "fake_gpu" and device != "fake"
-    ):
+    device, folder = config.getoption("--device"), collection_path.name
+    if (folder == "cuda" and device == "cpu") or (folder == "fake_gpu" and device != "fake"):
         return True
     return None  # ask the others
 
@@ -80,7 +76,7 @@ def pytest_generate_tests(metafunc):
 
 
 def pytest_collection_modifyitems(config, items):
-    if config.getoption("--device") in ("cuda", "stand-in", "fake"):
+    if config.getoption("--device") in ("cuda", "fake"):
         alike = [item for item in items if not _differs_by_device(item)]
         config.hook.pytest_deselected(items=alike)
         items[:] = [item for item in items if _differs_by_device(item)]
@@ -93,11 +89,7 @@ def pytest_collection_modifyitems(config, items):
 
 def _differs_by_device(item):
     """The other tests do on any device what they do on the CPU."""
-    return (
-        "device" in item.fixturenames
-        or "cuda" in item.path.parts
-        or item.path.name in ("test_stand_in.py", "test_fake_gpu.py")
-    )
+    return "device" in item.fixturenames or not {"cuda", "fake_gpu"}.isdisjoint(item.path.parts)
 
 
 @pytest.fixture(autouse=True)

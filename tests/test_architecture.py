@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "functional": {"tensor", "ops", "kernels", "checks", "random", "dtypes"},
     "nn": {"functional", "checks", "tensor", "random"},
     "optim": {"nn", "checks", "tensor", "autograd", "kernels"},
-    "training": {"optim", "nn", "tensor", "autograd", "kernels", "random", "system"},
+    "training": {"optim", "nn", "checks", "tensor", "autograd", "kernels", "random", "system"},
     "__main__": {"system"},
 }
 # What a student reads, with all that it imports. The CUDA kernels, a second language, are read beside kernels/cpu.

@@ -114,7 +114,7 @@ def gpu(request, monkeypatch):
     def empty(length, dtype):
         return Buffer(device.pool.pop() if device.pool else np.zeros(length, dtype))
 
-    monkeypatch.setattr(copies, "require_cupy", lambda: SimpleNamespace(cuda=cuda, empty=empty))
+    monkeypatch.setattr(copies, "select_gpu", lambda device: SimpleNamespace(cuda=cuda, empty=empty))
     return device
 
 

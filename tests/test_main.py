@@ -139,7 +139,10 @@ def test_the_threads_say_who_set_them():
 
 
 def cupy_with(get_count):
-    runtime = SimpleNamespace(getDeviceCount=get_count, getDeviceProperties=lambda i: {"name": b"NVIDIA H200"})
+    properties = {"name": b"NVIDIA H200", "major": 9, "minor": 0, "totalGlobalMem": 140 * 2**30}
+    runtime = SimpleNamespace(
+        getDeviceCount=get_count, getDeviceProperties=lambda i: properties, driverGetVersion=lambda: 13010
+    )
     return SimpleNamespace(__version__="14.0.1", cuda=SimpleNamespace(runtime=runtime))
 
 
@@ -150,15 +153,30 @@ def no_driver():
 @pytest.mark.parametrize(
     ("get_count", "expected"),
     [
-        (lambda: 2, "14.0.1, NVIDIA H200, NVIDIA H200"),
-        (lambda: 0, "14.0.1, no GPU"),
+        (lambda: 2, "14.0.1, driver for CUDA 13.1"),
+        (lambda: 0, "14.0.1, driver for CUDA 13.1, no GPU"),
         (no_driver, "14.0.1, no GPU: RuntimeError: cudaErrorInsufficientDriver: CUDA driver version is insufficient"),
     ],
     ids=["two GPUs", "no GPU", "no driver"],
 )
-def test_cupy_is_named_with_its_gpus(get_count, expected, monkeypatch):
+def test_cupy_is_named_with_its_driver(get_count, expected, monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", cupy_with(get_count))
     assert report.describe_cupy() == expected
+
+
+def test_each_gpu_is_named_with_what_its_dtypes_use(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", cupy_with(lambda: 2))
+    gpus = report.describe_gpus()
+    assert list(gpus) == ["cuda:0", "cuda:1"]
+    assert gpus["cuda:1"].startswith("NVIDIA H200, compute capability 9.0, 140 GiB; bfloat16 by tensor cores")
+    turing = {"name": b"Tesla T4", "major": 7, "minor": 5, "totalGlobalMem": 15 * 2**30}
+    assert report.describe_gpu(turing).endswith("bfloat16 and minidl.tf32() need compute capability 8.0")
+
+
+@pytest.mark.parametrize("get_count", [lambda: 0, no_driver])
+def test_without_a_gpu_none_is_described(get_count, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", cupy_with(get_count))
+    assert report.describe_gpus() == {}
 
 
 @pytest.mark.parametrize(

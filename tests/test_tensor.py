@@ -484,8 +484,8 @@ def test_dims_come_as_numbers_tuples_or_lists(device):
         (lambda x: x.sum(2), r"sum: dim 2 is not a dimension of \(2, 3\)"),
         (lambda x: x.max((0, -3)), r"max: dim \(0, -3\) is not a dimension of \(2, 3\)"),
         (lambda x: x[:0].mean(), r"mean: expected a tensor that is not empty, got shape \(0, 3\)"),
-        (lambda x: x.to("cudo"), r"to: expected a device \('cpu', 'cuda'\) or a dtype, got 'cudo'"),
-        (lambda x: Tensor(x, device="tpu"), r"expected device 'cpu' or 'cuda', got 'tpu'"),
+        (lambda x: x.to("cudo"), r"to: expected a device \('cpu', 'cuda', 'cuda:N'\) or a dtype, got 'cudo'"),
+        (lambda x: Tensor(x, device="tpu"), r"expected device 'cpu', 'cuda' or 'cuda:N', got 'tpu'"),
     ],
 )
 def test_errors_name_the_operation_what_it_got_and_the_remedy(use, message, device):

@@ -208,6 +208,11 @@ def tanh_of_x_for_y(ctx, grad, right):
     return (grad * (1 - np.arctanh(y) ** 2),)
 
 
+def factors_not_transposed(ctx, grad, right):
+    a, b = ctx.saved
+    return grad @ b, a @ grad
+
+
 def case(module, name):
     return next(case for case in module.CASES if case.name == name)
 
@@ -287,6 +292,7 @@ MUTATIONS = {
     ),
     "sub: one sign for both": (case(test_arithmetic, "a - b"), "Sub", scaled(-1, which=1)),
     "mul: swapped": (case(test_arithmetic, "a * b"), "Mul", swapped),
+    "matmul: factors not transposed": (case(test_arithmetic, "a @ b of squares"), "MatMul", factors_not_transposed),
     "div: without the sign": (case(test_arithmetic, "a / b"), "Div", quotient_without_the_sign),
     "pow: without the exponent": (case(test_arithmetic, "a ** 3"), "Pow", power_without_the_exponent),
     "tanh: of x": (case(test_arithmetic, "tanh"), "Tanh", tanh_of_x_for_y),

@@ -3,9 +3,9 @@
 import argparse
 import math
 
-from minidl.system.gpu import require_cupy
+from minidl.system.gpu import is_device, select_gpu
 
-DTYPES = "float32", "tf32", "bfloat16"
+DTYPES = "float32", "tf32", "bfloat16", "float16"
 
 # Options that may differ with --resume: paths, and how the same training is computed.
 MAY_CHANGE = {"out", "resume", "data_dir", "device", "dtype", "recompute"}
@@ -36,10 +36,17 @@ def rate(text: str) -> float:
     return number
 
 
+def device(text: str) -> str:
+    """An argparse type: the name of a device."""
+    if not is_device(text):
+        raise argparse.ArgumentTypeError(f"expected cpu, cuda or cuda:N, got {text}")
+    return text
+
+
 OPTIONS = {
     # device and files
-    "device": {"choices": ("cpu", "cuda"), "default": "cpu"},
-    "dtype": {"choices": DTYPES, "default": "float32", "help": "of activations; tf32 and bfloat16 need --device cuda"},
+    "device": {"type": device, "default": "cpu", "metavar": "DEVICE", "help": "cpu (the default), cuda, or cuda:N"},
+    "dtype": {"choices": DTYPES, "default": "float32", "help": "of activations; others need --device cuda"},
     "seed": {"type": natural, "default": 0, "metavar": "N", "help": "of initial weights, shuffling and augmentation"},
     "out": {"metavar": "DIR", "help": "folder for the checkpoint and the metrics; default: %(default)s"},
     "resume": {"action": "store_true", "help": "continue from the checkpoint in --out"},
@@ -92,7 +99,7 @@ def check_device(args: argparse.Namespace) -> None:
             raise ValueError(f"--dtype {dtype} needs --device cuda; on the CPU use float32")
         return
     try:
-        require_cupy()
+        select_gpu(args.device)
     except RuntimeError as problem:
         raise ValueError(str(problem)) from None
 

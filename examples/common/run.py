@@ -2,12 +2,14 @@
 
 import argparse
 import contextlib
+import logging
 import math
 import time
 from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass, field
 
 from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from common.errors import drop_closed_output, format_time, log, one_line_errors, precision, suggest_batch_size
 from common.folder import RunFolder, check_folder, locked, not_finite
@@ -23,13 +25,13 @@ SAVE_EVERY = 1000  # steps; a checkpoint is also saved after each epoch
 
 @contextlib.contextmanager
 def running(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Iterator[None]:
-    """A context for a training script: errors are printed in one line, and --out is locked."""
+    """A context for a training script: errors are one line, messages stand above the bars, --out is locked."""
     with locked(args.out), one_line_errors(parser):
         check_device(args)
         if hasattr(args, "resume"):
             check_folder(args.out, args.resume)  # fail before loading the data
         try:
-            with precision(getattr(args, "dtype", "float32")):
+            with precision(getattr(args, "dtype", "float32")), logging_redirect_tqdm([logging.getLogger("minidl")]):
                 yield
         finally:
             drop_closed_output()
@@ -266,7 +268,8 @@ class Run:
             self.progress = Progress(**progress | {"totals": Totals(**progress["totals"])})
             self.loader.load_state_dict(counters["loader"])
             for name, part in self.stateful.items():
-                part.load_state_dict(counters[name])
+                if name in counters:  # else the run was started with other options
+                    part.load_state_dict(counters[name])
             self.folder.drop_records_after(self.step)
 
     def _check_finite(self) -> None:

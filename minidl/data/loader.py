@@ -18,6 +18,7 @@ from minidl.data.augment import CropAndFlip
 from minidl.data.dataset import ArrayDataset, Dataset
 from minidl.kernels import device_of, to_device
 from minidl.system.copies import CopyRing
+from minidl.system.gpu import is_device
 from minidl.tensor import Tensor
 
 Batch = tuple[np.ndarray, np.ndarray]
@@ -193,15 +194,15 @@ class DeviceLoader:
 
     Args:
         loader: yields tuples of arrays, as `DataLoader` does; its errors are raised here.
-        device: 'cpu' or 'cuda'.
+        device: 'cpu', 'cuda' or 'cuda:N'.
         dtype: float arrays are converted to this dtype on the device; None leaves them unchanged.
     """
 
     def __init__(self, loader: Iterable[Batch], device: str, dtype: str | None = None) -> None:
-        if device not in ("cpu", "cuda"):
-            raise ValueError(f"DeviceLoader: expected device 'cpu' or 'cuda', got {device!r}")
+        if not is_device(device):
+            raise ValueError(f"DeviceLoader: expected device 'cpu', 'cuda' or 'cuda:N', got {device!r}")
         self.loader, self.dtype = loader, dtype
-        self._ring = CopyRing() if device == "cuda" else None
+        self._ring = None if device == "cpu" else CopyRing(device)
 
     def __len__(self) -> int:
         """The number of batches in an epoch."""

@@ -11,7 +11,7 @@ from types import ModuleType
 import numpy as np
 
 from minidl.kernels import cpu
-from minidl.system.gpu import require_cupy
+from minidl.system.gpu import is_device, require_cupy, select_gpu
 
 THREADS_PAY = 2**18  # elements
 
@@ -20,8 +20,8 @@ def kernels_for(array) -> ModuleType:
     """The module of kernels for the device that the array is on."""
     if device_of(array) == "cuda":
         return _cuda()
-    if array.dtype.kind == "V":  # bfloat16, a dtype that NumPy itself lacks
-        raise TypeError("bfloat16 is supported on device 'cuda' only; convert it with .to('float32')")
+    if array.dtype.char in "Ee":  # bfloat16, float16
+        raise TypeError(f"{array.dtype} is supported on device 'cuda' only; convert it with .to('float32')")
     return cpu
 
 
@@ -33,11 +33,12 @@ def device_of(array) -> str:
 
 def to_device(array, device: str):
     """The array on the given device: the array itself if it is already there, otherwise a copy."""
-    if device not in ("cpu", "cuda"):
-        raise ValueError(f"to: expected device 'cpu' or 'cuda', got {device!r}")
-    if device_of(array) == device:
-        return array
-    return array.get() if device == "cpu" else require_cupy().asarray(array)
+    if not is_device(device):
+        raise ValueError(f"to: expected device 'cpu', 'cuda' or 'cuda:N', got {device!r}")
+    if device == "cpu":
+        return array if device_of(array) == "cpu" else array.get()
+    cupy = select_gpu(device)  # an error if the array is on another GPU
+    return array if device_of(array) == "cuda" else cupy.asarray(array)
 
 
 def add(a, b):

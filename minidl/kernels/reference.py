@@ -128,31 +128,32 @@ def conv2d_backward_by_im2col(grad, x, weight, stride, padding):
     return col2im(rows @ matrix.T, x.shape, (kh, kw), stride, padding), grad_weight.reshape(weight.shape)
 
 
-# ---- linear ----------------------------------------------------------------------------------------------------------
+# ---- products of matrices --------------------------------------------------------------------------------------------
+
+
+def matmul(a, b):
+    """y[..., i, j] = sum over k of a[..., i, k] * b[..., k, j]. The axes before the last two broadcast."""
+    batch = np.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    y = np.zeros((*batch, a.shape[-2], b.shape[-1]), a.dtype)
+    for k in range(a.shape[-1]):
+        y += a[..., :, k, None] * b[..., None, k, :]
+    return y
 
 
 def linear_forward(x, weight, bias):
     """y[n, o] = bias[o] + sum over c of x[n, c] * weight[c, o].  `bias` is (O,) or None."""
-    y = np.empty((len(x), weight.shape[1]), x.dtype)
-    for n, o in np.ndindex(y.shape):
-        y[n, o] = x[n] @ weight[:, o]
+    y = matmul(x, weight)
     return y if bias is None else y + bias
 
 
 def linear_backward_x(grad, weight):
     """dL/dx[n, c] = sum over o of dL/dy[n, o] * weight[c, o]."""
-    grad_x = np.empty((len(grad), len(weight)), grad.dtype)
-    for n, c in np.ndindex(grad_x.shape):
-        grad_x[n, c] = grad[n] @ weight[c]
-    return grad_x
+    return matmul(grad, weight.T)
 
 
 def linear_backward_weight(grad, x):
     """dL/dweight[c, o] = sum over n of x[n, c] * dL/dy[n, o]."""
-    grad_weight = np.empty((x.shape[1], grad.shape[1]), grad.dtype)
-    for c, o in np.ndindex(grad_weight.shape):
-        grad_weight[c, o] = x[:, c] @ grad[:, o]
-    return grad_weight
+    return matmul(x.T, grad)
 
 
 # ---- pooling ---------------------------------------------------------------------------------------------------------

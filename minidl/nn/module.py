@@ -100,17 +100,18 @@ class Module:
                 parameter.grad = None
 
     def to(self, target) -> "Module":
-        """Move to a device ('cpu', 'cuda'), or convert floating-point parameters and buffers to a dtype. Return self.
+        """Move to a device ('cpu', 'cuda', 'cuda:1'), or convert all floating-point numbers to a dtype. Return self.
 
-        Gradients are dropped and parameters get new arrays: create the optimiser afterwards. bfloat16 is an error, as
-        bfloat16 parameters would lose small updates: to compute in bfloat16, call model(images.to('bfloat16')).
+        Gradients are dropped and parameters get new arrays: create the optimiser afterwards. bfloat16 and float16
+        are errors, as such parameters would lose small updates: to compute in them, call model(images.to('bfloat16')).
         """
-        if str(target) == "bfloat16":
-            raise ValueError("to: parameters stay float32; to compute in bfloat16, call model(images.to('bfloat16'))")
-        if target not in ("cpu", "cuda") and not _is_floating_point(target):
-            raise ValueError(f"to: expected 'cpu', 'cuda' or a floating-point dtype, got {target!r}")
+        if str(target) in ("bfloat16", "float16"):
+            raise ValueError(f"to: parameters stay float32; to compute in {target}, call model(images.to('{target}'))")
+        moves = str(target).startswith(("cpu", "cuda"))
+        if not moves and not _is_floating_point(target):
+            raise ValueError(f"to: expected 'cpu', 'cuda', 'cuda:N' or a floating-point dtype, got {target!r}")
         for _, tensor in self.named_tensors(Parameter | Buffer):
-            if target in ("cpu", "cuda") or tensor.dtype.kind == "f":
+            if moves or tensor.dtype.kind == "f":
                 tensor.data = tensor.detach().to(target).data
         self.zero_grad()
         return self

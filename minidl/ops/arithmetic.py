@@ -1,12 +1,12 @@
 """Element-wise operations (+ - * / **, exp, log, ...) and the matrix product.
 
-NumPy's functions call CuPy's for CuPy arrays, so nothing here depends on the device. Inputs broadcast as in NumPy. The
-gradient of a broadcast input is summed over the axes along which the input was repeated.
+NumPy's functions call CuPy's for CuPy arrays, so only the matrix product depends on the device. Inputs broadcast as in
+NumPy. The gradient of a broadcast input is summed over the axes along which the input was repeated.
 """
 
 import numpy as np
 
-from minidl.kernels import add
+from minidl.kernels import add, kernels_for
 from minidl.ops.function import Function
 from minidl.ops.reduce import sum_over
 
@@ -86,6 +86,8 @@ class Div(Function):
 class Pow(Function):
     """y = x^p for a constant number p.   dL/dx = p x^(p-1) dL/dy."""
 
+    in_float32 = True
+
     @staticmethod
     def forward(ctx, x, *, exponent: float):
         ctx.save(x, exponent)
@@ -105,13 +107,14 @@ class MatMul(Function):
     @staticmethod
     def forward(ctx, a, b):
         ctx.save(a, b)
-        return a @ b
+        return kernels_for(a).matmul(a, b)
 
     @staticmethod
     def backward(ctx, grad):
         a, b = ctx.saved
-        grad_a = sum_to_shape(grad @ b.swapaxes(-1, -2), a.shape) if ctx.needs_grad[0] else None
-        grad_b = sum_to_shape(a.swapaxes(-1, -2) @ grad, b.shape) if ctx.needs_grad[1] else None
+        kernels = kernels_for(grad)
+        grad_a = sum_to_shape(kernels.matmul(grad, b.swapaxes(-1, -2)), a.shape) if ctx.needs_grad[0] else None
+        grad_b = sum_to_shape(kernels.matmul(a.swapaxes(-1, -2), grad), b.shape) if ctx.needs_grad[1] else None
         return grad_a, grad_b
 
 
@@ -172,7 +175,7 @@ class Sigmoid(Function):
     are accurate. Where y rounds to 1 (in float32, for x >= 17), dL/dx is 0, as in PyTorch.
     """
 
-    floats_only = True
+    floats_only = in_float32 = True
 
     @staticmethod
     def forward(ctx, x):
@@ -210,6 +213,8 @@ class Clip(Function):
     A NaN stays NaN. It is not between the bounds, so its dL/dx is 0, as in PyTorch.
     """
 
+    in_float32 = True
+
     @staticmethod
     def forward(ctx, x, *, low: float | None, high: float | None):
         y = np.clip(x, low, high)
@@ -228,6 +233,8 @@ class Maximum(Function):
     If one of them is NaN, y is NaN and both receive dL/dy. All this is as in PyTorch.
     """
 
+    in_float32 = True
+
     @staticmethod
     def forward(ctx, a, b):
         ctx.save(a, b)
@@ -243,6 +250,8 @@ class Maximum(Function):
 
 class Where(Function):
     """y = a where the condition is True, else b.   dL/dy goes to the one that was taken, 0 to the other."""
+
+    in_float32 = True
 
     @staticmethod
     def forward(ctx, a, b, *, condition):

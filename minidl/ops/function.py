@@ -36,7 +36,8 @@ class Function:
 
     Both work on arrays (NumPy's or CuPy's), never on tensors. `forward` takes one array per input tensor and keyword
     hyper-parameters, and returns one array. `backward` takes dL/dy and returns one gradient per input tensor, or None
-    for an input that needs none. Neither may write into the arrays it is given.
+    for an input that needs none. Neither may write into the arrays it is given. A gradient has its input's dtype; set
+    `in_float32 = True` if an operation does not keep bfloat16.
     """
 
     @staticmethod
@@ -51,5 +52,8 @@ class Function:
 
     # If True, `apply` refuses integers, for which NumPy would compute in float64.
     floats_only = False
-    # Numbers of the inputs that stay float32 when input 0 is bfloat16: weights, which would lose small updates.
+    # If True, `apply` converts bfloat16 and float16 to float32, and rounds the result. Some of CuPy's functions do not
+    # keep bfloat16 (where, clip), and a Python float beside a bfloat16 array makes the result float32 or float64.
+    in_float32 = False
+    # Numbers of the inputs that stay float32 beside bfloat16 or float16: weights, which would lose small updates.
     kept_in_float32: tuple[int, ...] = ()

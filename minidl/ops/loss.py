@@ -1,6 +1,6 @@
 """Loss functions: each returns a scalar L."""
 
-from minidl.kernels import kernels_for
+from minidl.kernels import device_of, kernels_for, to_device
 from minidl.ops.function import Function
 
 
@@ -13,6 +13,7 @@ class CrossEntropy(Function):
 
     @staticmethod
     def forward(ctx, logits, *, labels, label_smoothing: float):
+        labels = to_device(labels, device_of(logits))
         loss, probabilities = kernels_for(logits).cross_entropy_forward(logits, labels, label_smoothing)
         ctx.save(probabilities, labels, label_smoothing)
         return loss

@@ -39,6 +39,8 @@ class Max(Function):
     A NaN counts as larger than any number and as equal to other NaNs, as in torch.amax.
     """
 
+    in_float32 = True
+
     @staticmethod
     def forward(ctx, x, *, dim: tuple[int, ...] | None, keepdim: bool):
         y = x.max(axis=dim, keepdims=True)
@@ -49,5 +51,5 @@ class Max(Function):
     def backward(ctx, grad):
         x, y, dim = ctx.saved
         winners = (x == y) | (x != x)  # a NaN is not equal to itself
-        count = winners.sum(axis=dim, keepdims=True)  # in integers, as bfloat16 cannot represent 257
+        count = winners.sum(axis=dim, keepdims=True)
         return np.where(winners, grad.reshape(y.shape) / count.astype(x.dtype), 0)

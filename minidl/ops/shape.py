@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from minidl.kernels import kernels_for
+from minidl.kernels import is_capturing, kernels_for
 from minidl.ops.function import Function
 
 
@@ -41,8 +41,10 @@ class GetItem(Function):
     """y = x[index].   dL/dx sums dL/dy at each element that the index selects, and is 0 elsewhere."""
 
     @staticmethod
-    def forward(ctx, x, *, index):
+    def forward(ctx, x, *, index: tuple):
         ctx.save(x.shape, index)
+        if is_capturing(x) and _needs_host(index):
+            raise RuntimeError("the index is a list, NumPy array or mask; use integers on the device, or minidl.where")
         return x[index].copy()
 
     @staticmethod
@@ -56,10 +58,14 @@ class GetItem(Function):
         return grad_x
 
 
-def _is_basic(index) -> bool:
+def _is_basic(index: tuple) -> bool:
     """True if the index has only integers, slices, None and ..., which select every element at most once."""
-    parts = index if isinstance(index, tuple) else (index,)
-    return all(part is None or part is Ellipsis or isinstance(part, int | slice) for part in parts)
+    return all(part is None or part is Ellipsis or isinstance(part, int | slice) for part in index)
+
+
+def _needs_host(index: tuple) -> bool:
+    """True if CuPy copies a part of the index to the device, or has to count the elements that a mask selects."""
+    return any(isinstance(part, list | np.ndarray) or str(getattr(part, "dtype", "")) == "bool" for part in index)
 
 
 class Cat(Function):
@@ -67,11 +73,16 @@ class Cat(Function):
 
     @staticmethod
     def forward(ctx, *arrays, dim: int):
-        ctx.save([array.shape[dim] for array in arrays], dim)
-        return np.concatenate(arrays, axis=dim)
+        ends = np.cumsum([array.shape[dim] for array in arrays]).tolist()
+        ctx.save(ends[:-1], dim)
+        shape = list(arrays[0].shape)
+        shape[dim] = ends[-1]
+        y = np.empty(shape, arrays[0].dtype, like=arrays[0])
+        for part, array in zip(np.split(y, ends[:-1], axis=dim), arrays, strict=True):
+            part[...] = array  # np.concatenate cannot be captured: CuPy copies a list of many addresses from the host
+        return y
 
     @staticmethod
     def backward(ctx, grad):
-        sizes, dim = ctx.saved
-        ends = [sum(sizes[: i + 1]) for i in range(len(sizes) - 1)]
+        ends, dim = ctx.saved
         return tuple(part.copy() for part in np.split(grad, ends, axis=dim))

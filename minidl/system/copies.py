@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from minidl.system.gpu import require_cupy
+from minidl.system.gpu import select_gpu
 
 
 class CopyRing:
@@ -12,8 +12,8 @@ class CopyRing:
     memory, which the GPU can read directly; from there the GPU copies it to the device.
     """
 
-    def __init__(self) -> None:
-        cupy = require_cupy()
+    def __init__(self, device: str = "cuda") -> None:
+        cupy = select_gpu(device)
         self._current_stream = cupy.cuda.get_current_stream
         self._copies = cupy.cuda.Stream(non_blocking=True)
         self._slots = _Slot(cupy), _Slot(cupy)

@@ -5,6 +5,19 @@ import re
 import sys
 from collections.abc import Iterator
 
+from minidl.system.gpu import select_gpu
+
+
+def set_per_process_memory_fraction(fraction: float) -> None:
+    """Limit the GPU memory of this process to a fraction of the GPU's memory, as the function of PyTorch does.
+
+    More is a MemoryError. The limit holds for all arrays, also for those of captured steps. The environment variable
+    CUPY_GPU_MEMORY_LIMIT ("50%", or bytes) sets the same limit.
+    """
+    if not 0 < fraction <= 1:
+        raise ValueError(f"set_per_process_memory_fraction: expected 0 < fraction <= 1, got {fraction}")
+    select_gpu("cuda").get_default_memory_pool().set_limit(fraction=fraction)
+
 
 @contextlib.contextmanager
 def explain_out_of_memory(batch_size: int) -> Iterator[None]:

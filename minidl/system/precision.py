@@ -1,4 +1,9 @@
-"""The precision of float32 products on a GPU."""
+"""The precision of float32 on a GPU.
+
+CuPy compiles all kernels, its own and minidl's, with the option -ftz=true ("flush to zero"): float32 numbers smaller
+than 2^-126 = 1.2e-38 in size (subnormal numbers) are 0 on the GPU, as inputs and as results. The CPU keeps them, and
+float64 is not affected.
+"""
 
 import contextlib
 import contextvars
@@ -9,10 +14,11 @@ _tf32 = contextvars.ContextVar("tf32", default=False)
 
 @contextlib.contextmanager
 def tf32() -> Iterator[None]:
-    """Inside the `with` block a GPU rounds the factors in convolutions and linear layers to TF32, and sums in float32.
+    """Inside the `with` block a GPU rounds the factors of matrix products to TF32, and sums in float32.
 
-    TF32 has float32's range, but 10 instead of 23 bits of mantissa: a product's relative error is up to 2^-10 instead
-    of 2^-23. Tensor cores multiply TF32 numbers (compute capability 8.0 or more). float64 and the CPU are unaffected.
+    These are the products of convolutions, linear layers and `a @ b`. TF32 has float32's range, but 10 instead of 23
+    bits of mantissa: a product's relative error is up to 2^-10 instead of 2^-23. Tensor cores multiply TF32 numbers
+    (compute capability 8.0 or more). float64 and the CPU are unaffected.
 
         with minidl.tf32():
             loss = cross_entropy(model(images), labels)

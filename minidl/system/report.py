@@ -100,18 +100,42 @@ def better_core_type(core_type: str, flags: set[str]) -> str | None:
 
 
 def describe_cupy() -> str:
-    """CuPy's version and the GPUs it finds, or its error: a broken CuPy can raise any exception."""
+    """CuPy's version and the CUDA of the driver, or the error: a broken CuPy can raise any exception."""
     try:
         import cupy
     except Exception as error:
         absent = isinstance(error, ModuleNotFoundError) and error.name == "cupy"
         return 'none: pip install "minidl[cuda13]"' if absent else f"cannot be imported: {first_line(error)}"
     try:
-        runtime = cupy.cuda.runtime
-        names = [runtime.getDeviceProperties(i)["name"].decode() for i in range(runtime.getDeviceCount())]
+        count, driver = cupy.cuda.runtime.getDeviceCount(), cupy.cuda.runtime.driverGetVersion()
     except Exception as error:
         return f"{cupy.__version__}, no GPU: {first_line(error)}"
-    return f"{cupy.__version__}, {', '.join(names) or 'no GPU'}"
+    return f"{cupy.__version__}, driver for CUDA {driver // 1000}.{driver % 1000 // 10}" + ("" if count else ", no GPU")
+
+
+def describe_gpus() -> dict[str, str]:
+    """{"cuda:0": name, compute capability, memory and the arithmetic of each dtype, ...}; empty if CuPy finds none."""
+    try:
+        import cupy
+
+        runtime = cupy.cuda.runtime
+        return {f"cuda:{i}": describe_gpu(runtime.getDeviceProperties(i)) for i in range(runtime.getDeviceCount())}
+    except Exception:  # describe_cupy names it
+        return {}
+
+
+def describe_gpu(properties: Mapping) -> str:
+    """One GPU in words, from its CUDA properties."""
+    major, minor = properties["major"], properties["minor"]
+    memory = f"{properties['totalGlobalMem'] / 2**30:,.0f} GiB"
+    return f"{properties['name'].decode()}, compute capability {major}.{minor}, {memory}; {describe_dtypes(major)}"
+
+
+def describe_dtypes(major: int) -> str:
+    """What convolutions and linear layers use, for a GPU of compute capability `major`.x."""
+    if major < 8:
+        return "float32 by multiply-add; bfloat16 and minidl.tf32() need compute capability 8.0"
+    return "bfloat16 by tensor cores, float32 by multiply-add, or by tensor cores inside minidl.tf32()"
 
 
 def first_line(error: Exception) -> str:

@@ -41,8 +41,10 @@ def cuda_graph(function: Callable) -> "CapturedStep":
       the learning rate and the counters of Adam and Dropout are such arrays. Python code has no effect after the
       capture: `if`, `print`, `model.eval()`, a counter, reading or setting an attribute such as a gradient. That is why
       `optimizer.step()` and `optimizer.zero_grad()` are inside the function;
-    - copy nothing between host and device: no `item()`, no `numpy()`, no `clip_grad_norm_`, which reads the norm. Do
-      not use `a @ b`, which runs in cuBLAS, but `linear`.
+    - copy nothing between host and device: no `item()`, no `numpy()`, no `clip_grad_norm_`, which reads the norm,
+      no `Tensor([...], device="cuda")`. Index with integers, with slices, and with tensors of integers that were on the
+      device before the step: `x[[0, 2]]` copies its list from the host, and so does `x[array]` with a NumPy array. Use
+      `minidl.where` instead of a mask such as `x[x > 0]`, as the host would have to wait for the number of elements.
 
     Raises RuntimeError without device 'cuda', or if the step cannot be captured; ValueError if an argument differs from
     the first call's in kind, dtype or constant value.
@@ -55,12 +57,12 @@ class CapturedStep:
 
     def __init__(self, function: Callable):
         self.function = function
+        self._outputs = None  # above `_graph`, so that they are freed before its memory pool
         self._graph = cuda_graphs().Graph()
         self._kinds: list[tuple] | None = None  # the kinds of the arguments in the first successful call
         self._calls: Counter[tuple] = Counter()  # {shapes: number of calls without the graph}
         self._captured: tuple | None = None  # the shapes that were captured
         self._buffers: dict[int, object] = {}  # {number of an array argument: the buffer from which the graph reads it}
-        self._outputs = None
 
     def __call__(self, *arguments):
         shapes = self._shapes_of(arguments)

@@ -433,5 +433,5 @@ def test_an_error_of_the_loader_comes_after_the_batches_before_it(device, on_hos
 
 
 def test_a_device_that_does_not_exist_is_an_error():
-    with pytest.raises(ValueError, match=r"^DeviceLoader: expected device 'cpu' or 'cuda', got 'gpu'"):
+    with pytest.raises(ValueError, match=r"^DeviceLoader: expected device 'cpu', 'cuda' or 'cuda:N', got 'gpu'"):
         DeviceLoader([], "gpu")

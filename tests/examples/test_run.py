@@ -2,6 +2,7 @@
 
 import errno
 import json
+import logging
 import os
 import re
 import signal
@@ -21,7 +22,7 @@ from common.run import READ_LOSS_EVERY, Run
 from common.stop import StopRequest
 from safetensors.numpy import load_file, save_file
 
-from minidl import Tensor
+from minidl import GradScaler, Tensor
 from minidl.data import DataLoader, make_shapes
 from minidl.nn import BatchNorm2d, Linear, Module
 from minidl.optim import SGD
@@ -388,3 +389,30 @@ def test_output_that_nobody_reads_is_no_error(monkeypatch):
     log("a line")
     drop_closed_output()
     sys.stdout.flush()  # as Python does at its end, with exit status 120 if that fails
+
+
+# -- messages and states of other parts --------------------------------------------------------------------------------
+
+
+def test_messages_of_minidl_stand_on_a_line_of_their_own(resnet, tmp_path, monkeypatch):
+    """Such as that kernels are being compiled: in the first step, when the bar is on the screen."""
+    step = Run.log
+
+    def log_message(run, *arguments):
+        logging.getLogger("minidl").warning("minidl: a message")
+        step(run, *arguments)
+
+    monkeypatch.setattr(Run, "log", log_message)
+    status, output = resnet("--epochs", 1, "--out", tmp_path / "run")
+    assert status == 0
+    lines = output.replace("\r", "\n").split("\n")
+    assert lines.count("minidl: a message") == 2  # each once, and alone
+
+
+def test_a_part_that_the_checkpoint_lacks_starts_anew(tmp_path):
+    train(small_run(tmp_path, steps=2))
+    run, scaler = small_run(tmp_path, resume=True), GradScaler(8.0)
+    run.stateful = {"scaler": scaler}
+    train(run)
+    assert scaler.get_scale() == 8
+    assert "scaler" in counters(tmp_path)

@@ -3,7 +3,7 @@
     pip install ".[test,fake-gpu]"                                       CuPy 14.2.0, CUDA's headers; and g++
     python -m pytest --device fake tests/kernels                         streams as late as CUDA allows
     FAKE_GPU_STREAMS=random:7 python -m pytest --device fake ...         in a random order; or eager
-    STAND_IN_ORDER=descending python -m pytest --device fake ...         blocks and their threads backwards
+    FAKE_GPU_ORDER=descending python -m pytest --device fake ...         blocks and their threads backwards
 
 How it works: CuPy loads "libcuda.so.1" by ctypes, and glibc takes a library of this name that is loaded already:
 ours, driver.cpp. The functions of the CUDA runtime are linked into CuPy's own library; each that CuPy needs is
@@ -49,6 +49,7 @@ import numpy as np
 from tests.fake_gpu import compiler
 
 MODES = {"eager": 0, "lazy": 1, "random": 2}
+GUARD = 512  # bytes before an array that nobody may write; CuPy's pool aligns to so many
 ORDERS = {"ascending": 0, "descending": 1}
 
 
@@ -60,7 +61,7 @@ class UnavailableError(RuntimeError):
 
 DRIVER: list[ctypes.CDLL] = []  # empty until `install`
 MODE, _, SEED = os.environ.get("FAKE_GPU_STREAMS", "lazy").partition(":")
-SETTINGS = {"streams": MODE, "seed": int(SEED or 0), "order": os.environ.get("STAND_IN_ORDER", "ascending")}
+SETTINGS = {"streams": MODE, "seed": int(SEED or 0), "order": os.environ.get("FAKE_GPU_ORDER", "ascending")}
 
 
 def _set(streams: str, seed: int, order: str) -> None:
@@ -104,7 +105,9 @@ def install() -> None:
         raise UnavailableError(f"CuPy {cupy.__version__} compiles kernels in another way; CuPy 14.2.0 works")
     cupy.cuda.compiler._compile_module_with_cache = compiler.compile_module
     cupy.cuda.thrust.argsort = functools.partial(_argsort, driver)
-    cupy.empty, cupy.empty_like = (_garbage(create, driver) for create in (cupy.empty, cupy.empty_like))
+    cupy.cuda.MemoryPool = _guarded(cupy.cuda.MemoryPool, driver)
+    cupy._default_memory_pool = cupy.cuda.MemoryPool()
+    cupy.cuda.set_allocator(cupy._default_memory_pool.malloc)
     cupy.RawKernel = _checked(cupy.RawKernel, driver)
     DRIVER.append(driver)
     _set(**SETTINGS)
@@ -132,9 +135,9 @@ def _driver() -> Path:
     if headers is None:
         raise UnavailableError("it needs the headers of CUDA: pip install '.[fake-gpu]'")
     here = compiler.HERE
-    runtime = (here.parent / "stand_in" / "runtime.cpp").read_text()
-    source = (here / "driver.cpp").read_text().replace('#include "../stand_in/runtime.cpp"\n', runtime)
-    return compiler.library(source, f"-I{headers}", "-Wl,-soname,libcuda.so.1")
+    source = (here / "driver.cpp").read_text().replace('#include "runtime.cpp"\n', (here / "runtime.cpp").read_text())
+    architecture = f"-DFAKE_GPU_ARCH={compiler.ARCHITECTURE}"
+    return compiler.library(source, f"-I{headers}", architecture, "-Wl,-soname,libcuda.so.1")
 
 
 def _redirect(library: str, driver: ctypes.CDLL) -> None:
@@ -188,26 +191,28 @@ def _argsort(driver, dtype, order, values, keys, shape) -> None:
 # -- what CuPy does not check ------------------------------------------------------------------------------------------
 
 
-def _garbage(create, driver: ctypes.CDLL):
-    """Fresh arrays are full of NaN, or -1: memory of CuPy's pools may hold zeros, or the right numbers of before."""
+def _guarded(memory_pool: type, driver: ctypes.CDLL) -> type:
+    """MemoryPool, but fresh memory holds NaN, or -1, and so does what lies before and behind it: for the guards.
+
+    A pool's memory may hold zeros, or the right numbers of before; CuPy rounds sizes up to 512 bytes.
+    """
     import cupy
 
-    @functools.wraps(create)
-    def create_garbage(*args, **kwargs):
-        array = create(*args, **kwargs)
-        if array.nbytes:
-            pointers = map(ctypes.c_void_p, (array.data.ptr, array.nbytes, cupy.cuda.get_current_stream().ptr))
-            driver.fake_gpu_garbage(*pointers)
-        return array
+    class GuardedMemoryPool(memory_pool):
+        def malloc(self, size):
+            if not size:
+                return super().malloc(size)
+            piece = super().malloc(size + GUARD)
+            begin, stream = piece.ptr + GUARD, cupy.cuda.get_current_stream().ptr
+            places = piece.ptr, begin, begin + size, piece.mem.ptr + piece.mem.size, stream
+            driver.fake_gpu_array(*map(ctypes.c_void_p, places))
+            return piece + GUARD
 
-    return create_garbage
+    return GuardedMemoryPool
 
 
 def _checked(raw_kernel: type, driver: ctypes.CDLL) -> type:
-    """RawKernel, but an argument of another type than the parameter's is an error, not garbage.
-
-    So is a number that the kernel writes behind an array: CuPy rounds the size of an array's memory up to 512 bytes.
-    """
+    """RawKernel, but an argument of another type than the parameter's is an error, not garbage."""
 
     class CheckedRawKernel(raw_kernel):
         def __call__(self, grid, block, args, **kwargs):
@@ -219,10 +224,6 @@ def _checked(raw_kernel: type, driver: ctypes.CDLL) -> type:
                 raise TypeError(f"{self.name}: expected {count} arguments, got {len(args)}")
             for i, arg in enumerate(args):
                 _check(f"{self.name}: argument {i}", arg, letters[i::count])
-            for i, arg in enumerate(args):
-                if hasattr(arg, "data") and hasattr(arg.data, "mem") and arg.base is None:
-                    begin, end = arg.data.ptr + arg.nbytes, arg.data.mem.ptr + arg.data.mem.size
-                    driver.fake_gpu_guard(ctypes.c_void_p(begin), ctypes.c_void_p(end), i)
             super().__call__(grid, block, args, **kwargs)
 
     return CheckedRawKernel

@@ -12,11 +12,20 @@ from pathlib import Path
 HERE = Path(__file__).parent
 CACHE = HERE.parents[1] / ".pytest_cache" / "fake_gpu"
 GPP = ("g++", "-std=c++20", "-O2", "-ffp-contract=off", "-fPIC", "-w")
+ARCHITECTURE = int(os.environ.get("FAKE_GPU_ARCH", 90))  # compute capability times ten
 HIDDEN = ("-fvisibility=hidden",)
 
 # The names of a source's kernels, and shared memory whose size the launch gives.
 KERNEL = re.compile(r"__global__\s+(?:(?:void|__launch_bounds__\s*\([^)]*\))\s*)+(?!__launch_bounds__)\b(\w+)\s*\(")
 DYNAMIC = re.compile(r"extern\s+__shared__\s+(?:__align__\(\d+\)|alignas\(\d+\))?\s*([\w ]+?)\s+(\w+)\s*\[\s*\]\s*;")
+
+EMPTY = '""'
+ASM = re.compile(r"\basm\s*(?:volatile)?\s*\(")
+PIECE = re.compile(r'"(?:\\.|[^"\\])*"|[^"\[\](){}:,]+|.', re.DOTALL)  # of a statement: a string, a bracket, others
+
+
+class CompileError(RuntimeError):
+    """What g++ says."""
 
 
 def compile_module(source, options=(), *, name_expressions=None, **_):
@@ -31,12 +40,59 @@ def compile_module(source, options=(), *, name_expressions=None, **_):
     else:
         kernels = {name: name for name in KERNEL.findall(source)}
     entries = "".join(f"FAKE_KERNEL({name}, {instance})\n" for name, instance in kernels.items())
-    source = DYNAMIC.sub(r"\1* const \2 = (\1*)stand_in_dynamic_shared;", source)
+    source = translate_instructions(source)
+    source = DYNAMIC.sub(r"\1* const \2 = (\1*)fake_gpu_dynamic_shared;", source)
+    defines = f"#define __CUDA_ARCH__ {10 * ARCHITECTURE}\n{defines}"
     whole = f'{defines}\n#line 1 "{next(iter(kernels), "none")}.cu"\n{source}\n{entries}'
+    header = _header(includes)
+    try:
+        path = library(whole, *HIDDEN, *includes, "-include", str(header))
+    except CompileError as error:
+        raise cupy.cuda.compiler.CompileException(
+            str(error), source, next(iter(kernels), ""), options, "g++"
+        ) from error
     module = cupy.cuda.function.Module()
-    module.load(str(library(whole, *HIDDEN, *includes, "-include", str(_header(includes)))).encode())
+    module.load(str(path).encode())
     module._set_mapping({instance: name for name, instance in kernels.items()} if name_expressions else None)
     return module
+
+
+def translate_instructions(source: str) -> str:
+    """Each `asm` becomes the call of a function that does what the PTX ISA says: see instructions.hpp."""
+    done, position = [], 0
+    while statement := ASM.search(source, position):
+        fields, end = _fields(source, statement.end())
+        fields += [""] * (4 - len(fields))
+        if source[position : statement.start()].rpartition("\n")[2].lstrip().startswith("//"):
+            done.append(source[position:end])  # a comment
+        else:
+            done += [source[position : statement.start()], _call(*fields)]
+        position = end
+    return "".join([*done, source[position:]])
+
+
+def _fields(source: str, position: int, separator: str = ":") -> tuple[list[str], int]:
+    """What stands between the colons of an `asm` statement (or other separators), and where its bracket closes."""
+    fields, depth = [""], 0
+    while piece := PIECE.match(source, position):
+        position = piece.end()
+        depth += (piece[0] in "([{") - (piece[0] in ")]}")
+        if depth < 0:
+            break
+        if piece[0] == separator and depth == 0:
+            fields.append("")
+        else:
+            fields[-1] += piece[0]
+    return fields, position
+
+
+def _call(*fields: str) -> str:
+    newlines = "".join(re.findall(r"\\?\n", "".join(fields)))  # the lines keep their numbers
+    text, results, others, clobbers = (re.sub(r"\\?\n", " ", field).strip() for field in fields)
+    operands = [piece for field in (results, others) for piece in _fields(field, 0, ",")[0] if piece]
+    letters = ",".join(operand.partition('"')[2].partition('"')[0] for operand in operands)
+    values = "".join(", " + operand.partition("(")[2].rpartition(")")[0] for operand in operands)
+    return f'fake_gpu::instruction<__CUDA_ARCH__, {text}, "{letters}", {clobbers or EMPTY}>(__LINE__{values}){newlines}'
 
 
 def library(source: str, *options: str) -> Path:
@@ -51,9 +107,9 @@ def _header(includes: tuple[str, ...]) -> Path:
     """kernels.hpp with CuPy's headers, and beside it, for g++ to find, what it makes of it: most of the time."""
     import cupy
 
-    names = [HERE / "kernels.hpp", *cupy._core.core._cupy_header_list]
+    names = [HERE / "device.hpp", *cupy._core.core._cupy_header_list]
     text = "".join(f'#include "{name}"\n' for name in names)
-    files = [HERE / "kernels.hpp", HERE.parent / "stand_in" / "device.hpp"]
+    files = [HERE / "device.hpp", HERE / "instructions.hpp"]
     versions = cupy.__version__, importlib.metadata.version("nvidia-cuda-runtime")
     folder = CACHE / _hash(text, *versions, *(path.read_text() for path in files), *includes)
     header = folder / "all.hpp"
@@ -77,5 +133,5 @@ def _run(result: Path, *arguments: str, source: str = "") -> None:
         command = [*GPP, *arguments, "-o", new]
         run = subprocess.run(command, input=source, capture_output=True, text=True, env=environment)
         if run.returncode:
-            raise RuntimeError(f"g++ finds errors:\n{run.stderr}")
+            raise CompileError(run.stderr)
         new.replace(result)  # in one step, as other processes may be looking for it

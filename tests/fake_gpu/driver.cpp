@@ -7,6 +7,7 @@
 #include <cuda_runtime_api.h>
 #include <dlfcn.h>
 #include <library_types.h>
+#include <link.h>
 #include <string.h>
 
 #include <algorithm>
@@ -20,11 +21,13 @@
 #include <utility>
 #include <vector>
 
-#define uint3 stand_in_uint3  // runtime.cpp brings its own
-#include "../stand_in/runtime.cpp"
-#undef uint3
-
 #include <chrono>
+
+#include "runtime.cpp"
+
+#ifndef FAKE_GPU_ARCH  // compute capability times ten
+#define FAKE_GPU_ARCH 90
+#endif
 
 namespace {
 
@@ -184,11 +187,27 @@ constexpr size_t TOTAL = (size_t)8 << 30;  // bytes of the GPU
 size_t taken = 0;
 std::map<char*, size_t> device_memory, pinned_memory;
 
-bool lies_in(const std::map<char*, size_t>& blocks, const void* address) {
+bool lies_in(const std::map<char*, size_t>& blocks, const void* address, size_t bytes = 1) {
     auto block = blocks.upper_bound((char*)address);
     if (block == blocks.begin()) return false;
     --block;
-    return (char*)address < block->first + block->second;
+    return (char*)address + bytes <= block->first + block->second;
+}
+
+bool on_device(const void* address, long long bytes) { return lies_in(device_memory, address, bytes); }
+
+struct Array {  // in a piece of memory that is longer at both ends: what lies beside it must stay -1
+    char *piece, *begin, *end, *piece_end;
+    bool intact() const {
+        auto untouched = [](char byte) { return byte == -1; };
+        return std::all_of(piece, begin, untouched) && std::all_of(end, piece_end, untouched);
+    }
+};
+std::map<char*, Array> arrays;  // by the piece's end
+
+void forget_arrays(char* begin, char* end) {  // that touch this memory
+    for (auto array = arrays.upper_bound(begin); array != arrays.end() && array->second.piece < end;)
+        array = arrays.erase(array);
 }
 
 cudaError_t allocate(std::map<char*, size_t>& blocks, void** address, size_t size) {
@@ -210,6 +229,7 @@ cudaError_t release(std::map<char*, size_t>& blocks, void* address) {
     if (block == blocks.end()) return cudaErrorInvalidValue;
     wait_for_all();  // as cudaFree does
     if (&blocks == &device_memory) taken -= block->second;
+    if (&blocks == &device_memory) forget_arrays((char*)address, (char*)address + block->second);
     blocks.erase(block);
     free(address);
     return cudaSuccess;
@@ -235,11 +255,16 @@ cudaError_t copy_async(void* to, const void* from, size_t size, cudaStream_t str
 // -- kernels ----------------------------------------------------------------------------------------------------------
 
 constexpr unsigned int LIMITS[] = {2147483647, 65535, 65535, 1024, 1024, 64};
-constexpr long long SHARED_MEMORY = 48 * 1024, MOST_SHARED_MEMORY = 227 * 1024;
+// Of a block, in bytes: without asking, and at most (CUDA programming guide, "compute capabilities").
+constexpr long long SHARED_MEMORY = 48 * 1024,
+                    MOST_SHARED_MEMORY = 1024 * (FAKE_GPU_ARCH >= 90   ? 227
+                                                 : FAKE_GPU_ARCH == 80 ? 163
+                                                 : FAKE_GPU_ARCH > 80  ? 99
+                                                                       : 64);
 
 // Memory that the threads of a block share, of a size that the launch gives.
 extern "C" {
-alignas(128) char stand_in_dynamic_shared[MOST_SHARED_MEMORY];
+alignas(128) char fake_gpu_dynamic_shared[MOST_SHARED_MEMORY + GUARD];
 }
 
 struct Kernel {
@@ -247,36 +272,57 @@ struct Kernel {
     void (*call)(void**);
     const int* sizes;       // of the parameters in bytes, ended by -1
     const char* signature;  // see device.hpp
-    char* shared;
-    long long shared_bytes, most_dynamic = SHARED_MEMORY;
+    long long shared_bytes;  // what its module declares as __shared__
+    size_t shared_module;    // by this number glibc knows it
+    long long most_dynamic = SHARED_MEMORY;
 };
+
+extern "C" void* __tls_get_addr(size_t* module_and_offset);  // of glibc
+
+// The memory of a module that is __thread, which device.hpp makes of __shared__: its bytes.
+long long shared_memory_of(size_t module) {
+    std::pair<size_t, long long> wanted{module, 0};
+    auto look = [](dl_phdr_info* library, size_t, void* data) {
+        auto found = (std::pair<size_t, long long>*)data;
+        for (int i = 0; library->dlpi_tls_modid == found->first && i < library->dlpi_phnum; i++)
+            if (library->dlpi_phdr[i].p_type == PT_TLS) found->second = library->dlpi_phdr[i].p_memsz;
+        return 0;
+    };
+    if (module) dl_iterate_phdr(look, &wanted);
+    return wanted.second;
+}
 
 std::map<std::pair<void*, std::string>, Kernel*> kernels;
-
-struct Guard {  // memory behind an array that belongs to no other
-    char *begin, *end;
-    int argument;
-};
-thread_local std::vector<Guard> guards;  // of the next launch
 
 struct Launch {
     const Kernel* kernel;
     unsigned int sizes[6];  // of the grid and of a block
-    unsigned int dynamic;   // bytes of shared memory
+    unsigned int dynamic_bytes;  // of shared memory
+    bool captured;  // then it may find other arrays where its own were
     std::vector<std::vector<double>> values;  // the parameters
-    std::vector<Guard> guards;
+
+    std::string damage() const {  // to what lies beside an array
+        for (size_t i = 0; i < values.size() && !captured; i++) {
+            char* address = *(char**)values[i].data();
+            auto array = arrays.upper_bound(address);
+            if (kernel->signature[i] != 'p' || array == arrays.end() || address < array->second.piece) continue;
+            if (!array->second.intact())
+                return "wrote beside the array that is argument " + std::to_string(i);
+        }
+        return "";
+    }
 
     void operator()() {
         std::vector<void*> addresses;
         for (auto& value : values) addresses.push_back(value.data());
-        for (auto& guard : guards) memset(guard.begin, 0xFF, guard.end - guard.begin);
-        memset(stand_in_dynamic_shared, 0xFF, dynamic);
-        const char* error = stand_in_run(kernel->call, addresses.data(), sizes, sizes + 3, descending_order,
-                                         kernel->shared, kernel->shared_bytes);
-        std::string text = error ? error : "";
-        for (auto& guard : guards)
-            for (char* byte = guard.begin; byte < guard.end; byte++)
-                if (*byte != -1) text = "wrote beside the array that is argument " + std::to_string(guard.argument);
+        size_t place[] = {kernel->shared_module, 0};
+        Region declared{kernel->shared_bytes ? (char*)__tls_get_addr(place) : nullptr, kernel->shared_bytes};
+        std::string text = damage() + " before this kernel ran";
+        if (damage().empty()) {
+            const char* error = run_kernel(kernel->call, addresses.data(), sizes, descending_order, declared,
+                                           {fake_gpu_dynamic_shared, dynamic_bytes});
+            text = error ? error : damage();
+        }
         if (!text.empty() && failure.empty()) failure = kernel->name + ": " + text;
     }
 };
@@ -299,17 +345,20 @@ const char* fake_gpu_finish() {
     return report() ? reported.c_str() : nullptr;
 }
 
-// NaN or -1 into fresh memory. In a capture at once: a graph does not allocate when it is launched.
-void fake_gpu_garbage(void* address, size_t size, cudaStream_t stream) {
+// A new array in its piece of memory, both full of NaN or -1; in a capture at once, as a graph does not allocate.
+void fake_gpu_array(char* piece, char* begin, char* end, char* piece_end, cudaStream_t stream) {
     Lock lock(mutex);
-    if (stream_of(stream)->state != NOT_CAPTURING) memset(address, 0xFF, size);
-    else enqueue(stream_of(stream), [=] { memset(address, 0xFF, size); });
+    bool captures = stream_of(stream)->state != NOT_CAPTURING;
+    auto create = [=] {
+        forget_arrays(piece, piece_end);  // those before it in this memory
+        arrays[piece_end] = {piece, begin, end, piece_end};
+        memset(piece, 0xFF, piece_end - piece);
+    };
+    if (captures) wait_for_all(), create();
+    else enqueue(stream_of(stream), create);
 }
 
 const char* fake_gpu_signature(void* kernel) { return ((Kernel*)kernel)->signature; }
-
-// Between these addresses the kernel that is launched next must not write.
-void fake_gpu_guard(char* begin, char* end, int argument) { guards.push_back({begin, end, argument}); }
 
 // -- the driver's functions that CuPy calls (CUDA driver API) ------------------------------------------------------------
 
@@ -356,11 +405,11 @@ CUresult cuModuleGetFunction(CUfunction* function, CUmodule module, const char* 
     if (!kernel) {
         auto call = (void (*)(void**))dlsym(module, (std::string("fake_call_") + name).c_str());
         auto sizes = (const int* (*)())dlsym(module, (std::string("fake_sizes_") + name).c_str());
-        auto shared = (char* (*)(long long*))dlsym(module, "fake_shared");
         auto signature = (const char* (*)())dlsym(module, (std::string("fake_signature_") + name).c_str());
-        if (!call || !sizes || !shared || !signature) return CUDA_ERROR_NOT_FOUND;
-        kernel = new Kernel{name, call, sizes(), signature(), nullptr, 0};
-        kernel->shared = shared(&kernel->shared_bytes);
+        if (!call || !sizes || !signature) return CUDA_ERROR_NOT_FOUND;
+        size_t number = 0;
+        dlinfo(module, RTLD_DI_TLS_MODID, &number);
+        kernel = new Kernel{name, call, sizes(), signature(), shared_memory_of(number), number};
     }
     *function = (CUfunction)kernel;
     return CUDA_SUCCESS;
@@ -387,11 +436,13 @@ CUresult cuLaunchKernel(CUfunction function, unsigned int gx, unsigned int gy, u
                         void**) {
     Lock lock(mutex);
     auto kernel = (const Kernel*)function;
-    Launch launch{kernel, {gx, gy, gz, bx, by, bz}, dynamic, {}, std::exchange(guards, {})};
+    Launch launch{kernel, {gx, gy, gz, bx, by, bz}, dynamic,
+                  stream_of((cudaStream_t)stream)->state != NOT_CAPTURING, {}};
     for (int i = 0; i < 6; i++)
         if (!launch.sizes[i] || launch.sizes[i] > LIMITS[i]) return CUDA_ERROR_INVALID_VALUE;
     if ((long long)bx * by * bz > 1024 || dynamic > kernel->most_dynamic) return CUDA_ERROR_INVALID_VALUE;
     if (kernel->shared_bytes > SHARED_MEMORY) return CUDA_ERROR_INVALID_VALUE;
+    if (kernel->shared_bytes + dynamic > std::max(kernel->most_dynamic, SHARED_MEMORY)) return CUDA_ERROR_INVALID_VALUE;
     for (int i = 0; kernel->sizes[i] >= 0; i++) {  // as they are at the time of the launch
         launch.values.emplace_back((kernel->sizes[i] + 7) / 8 + 1);
         memcpy(launch.values.back().data(), parameters[i], kernel->sizes[i]);
@@ -442,8 +493,8 @@ cudaError_t cudaSetDevice(int device) { return device ? cudaErrorInvalidDevice :
 
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
     switch (attribute) {
-        case cudaDevAttrComputeCapabilityMajor: *value = 9; break;
-        case cudaDevAttrComputeCapabilityMinor: *value = 0; break;
+        case cudaDevAttrComputeCapabilityMajor: *value = FAKE_GPU_ARCH / 10; break;
+        case cudaDevAttrComputeCapabilityMinor: *value = FAKE_GPU_ARCH % 10; break;
         case cudaDevAttrMaxThreadsPerBlock: *value = 1024; break;
         case cudaDevAttrWarpSize: *value = 32; break;
         case cudaDevAttrMultiProcessorCount: *value = 132; break;
@@ -462,7 +513,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
     properties->sharedMemPerBlock = SHARED_MEMORY, properties->sharedMemPerBlockOptin = MOST_SHARED_MEMORY;
     properties->warpSize = 32, properties->maxThreadsPerBlock = 1024;
     for (int i = 0; i < 3; i++) properties->maxGridSize[i] = LIMITS[i], properties->maxThreadsDim[i] = LIMITS[3 + i];
-    properties->major = 9, properties->minor = 0, properties->multiProcessorCount = 132;
+    properties->major = FAKE_GPU_ARCH / 10, properties->minor = FAKE_GPU_ARCH % 10, properties->multiProcessorCount = 132;
     properties->maxThreadsPerMultiProcessor = 2048;
     return cudaSuccess;
 }

@@ -42,6 +42,7 @@ def linear_workloads():
     yield "linear_backward_x", grad, weight
     yield "linear_backward_weight", grad, x
     yield "bias_backward", draw(*SHAPE)
+    yield "matmul", draw(4, ROWS, FEATURES), weight
 
 
 def pool_workloads():

@@ -380,9 +380,9 @@ def test_a_module_is_not_converted_to_integers():
         Linear(1, 1).to("int64")
 
 
-@pytest.mark.parametrize("target", ["gpu", "cuda:1", None, 3])
+@pytest.mark.parametrize("target", ["gpu", None, 3])
 def test_a_module_is_not_moved_to_what_is_no_device(target):
-    with pytest.raises(ValueError, match="to: expected 'cpu', 'cuda' or a floating-point dtype, got"):
+    with pytest.raises(ValueError, match="to: expected 'cpu', 'cuda', 'cuda:N' or a floating-point dtype, got"):
         Linear(1, 1).to(target)
 
 

@@ -32,6 +32,18 @@ def distinct(rng, shapes):
     return [part.reshape(shape) for part, shape in zip(parts, shapes, strict=True)]
 
 
+class Constant:
+    """An array that a case needs beside its inputs. Each device keeps a copy, as a captured step cannot make one."""
+
+    def __init__(self, array):
+        self.array, self.copies = np.asarray(array), {}
+
+    def on(self, device) -> Tensor:
+        if device not in self.copies:
+            self.copies[device] = Tensor(self.array, device=device)
+        return self.copies[device]
+
+
 class Case(NamedTuple):
     """`ours` takes Tensors of these shapes, `theirs` PyTorch and its tensors, in minidl's layouts."""
 
@@ -41,6 +53,7 @@ class Case(NamedTuple):
     shapes: Sequence[tuple]
     draw: Callable = normal
     is_linear: bool = False  # in each input, the others held
+    kept_in_float32: Sequence[int] = ()  # numbers of the inputs that stay float32 beside bfloat16 ones
 
     def __str__(self):
         return self.name
@@ -51,7 +64,13 @@ class Case(NamedTuple):
 
     def tensors(self, device, dtype=np.float64):
         """The arrays as leaves of a graph."""
-        return [Tensor(array, dtype, device, requires_grad=True) for array in self.arrays()]
+        dtypes = self.dtypes(dtype)
+        return [Tensor(x, d, device, requires_grad=True) for x, d in zip(self.arrays(), dtypes, strict=True)]
+
+    def dtypes(self, dtype):
+        """The dtype of each input, where that of the others is `dtype`."""
+        keeps = self.kept_in_float32 if str(dtype) == "bfloat16" else ()
+        return [np.float32 if i in keeps else dtype for i in range(len(self.shapes))]
 
 
 def gradients(function, arrays, grad, device):

@@ -6,13 +6,18 @@ import pytest
 import minidl
 from minidl import Tensor
 from minidl.ops.arithmetic import sum_to_shape
-from tests.ops.case import Case, away_from_zero, distinct, gradients, positive, same_in_both
+from tests.ops.case import Case, Constant, away_from_zero, distinct, gradients, positive, same_in_both
 
-CONDITION = np.array([[True, False, True], [False, False, True]])
+CONDITION = Constant([[True, False, True], [False, False, True]])
 
 
 def where_ours(a, b):
-    return minidl.where(Tensor(CONDITION, device=a.device), a, b)
+    return minidl.where(CONDITION.on(a.device), a, b)
+
+
+def where_theirs(torch, a, b):
+    b = torch.tensor(b, dtype=a.dtype) if isinstance(b, float) else b
+    return torch.where(torch.tensor(CONDITION.array), a, b)
 
 
 CASES = [
@@ -30,10 +35,13 @@ CASES = [
     same_in_both("a / b", lambda a, b: a / b, (2, 3), (2, 3), draw=away_from_zero),
     same_in_both("a / b, both broadcast", lambda a, b: a / b, (2, 1), (3,), draw=away_from_zero),
     same_in_both("2 / a", lambda a: 2 / a, (2, 3), draw=away_from_zero),
+    same_in_both("0.5 * a", lambda a: 0.5 * a, (2, 3), is_linear=True),
+    same_in_both("a + 1.0", lambda a: a + 1.0, (2, 3)),
     same_in_both("a / 4", lambda a: a / 4, (2, 3), is_linear=True),
     *(same_in_both(f"a ** {p}", lambda a, p=p: a**p, (2, 3), draw=away_from_zero) for p in (0, 1, 2, 3, -1, -2)),
     *(same_in_both(f"a ** {p}", lambda a, p=p: a**p, (2, 3), draw=positive) for p in (0.5, 1.7, -0.5)),
     same_in_both("a @ b", lambda a, b: a @ b, (2, 3), (3, 4), is_linear=True),
+    same_in_both("a @ b of squares", lambda a, b: a @ b, (3, 3), (3, 3), is_linear=True),
     same_in_both("a @ b in batches", lambda a, b: a @ b, (2, 3, 4), (2, 4, 1), is_linear=True),
     same_in_both("a @ b, both broadcast", lambda a, b: a @ b, (2, 1, 3, 2), (4, 2, 3), is_linear=True),
     same_in_both("exp", lambda a: a.exp(), (2, 3)),
@@ -46,13 +54,10 @@ CASES = [
     same_in_both("clip from above", lambda a: a.clip(None, 0.0), (4, 3), draw=distinct),
     Case("maximum", minidl.maximum, lambda torch, a, b: torch.maximum(a, b), [(3, 4), (3, 4)], distinct),
     Case("maximum, both broadcast", minidl.maximum, lambda torch, a, b: torch.maximum(a, b), [(3, 1), (4,)], distinct),
-    Case("where", where_ours, lambda torch, a, b: torch.where(torch.tensor(CONDITION), a, b), [(2, 3), (2, 3)]),
-    Case(
-        "where, all broadcast",
-        where_ours,
-        lambda torch, a, b: torch.where(torch.tensor(CONDITION), a, b),
-        [(3,), (4, 1, 1)],
-    ),
+    Case("where", where_ours, where_theirs, [(2, 3), (2, 3)]),
+    Case("where, all broadcast", where_ours, where_theirs, [(3,), (4, 1, 1)]),
+    Case("where, else 0.5", lambda a: where_ours(a, 0.5), lambda torch, a: where_theirs(torch, a, 0.5), [(2, 3)]),
+    Case("maximum of 0.0", lambda a: minidl.maximum(a, 0.0), lambda torch, a: torch.relu(a), [(3, 4)], distinct),
 ]
 
 

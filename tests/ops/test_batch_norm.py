@@ -6,18 +6,18 @@ import pytest
 from minidl import Tensor
 from minidl.functional import batch_norm
 from tests.kernels.compare import assert_close, nchw, nhwc
-from tests.ops.case import Case, normal
+from tests.ops.case import Case, Constant, normal
 
-MEAN, VARIANCE = np.array([0.3, -0.2, 1.0]), np.array([0.5, 2.0, 1.5])  # running values
+MEAN, VARIANCE = Constant([0.3, -0.2, 1.0]), Constant([0.5, 2.0, 1.5])  # running values
 
 
 def torch_batch_norm(torch, x, weight, bias, eps=1e-5, training=True):
-    running = [None, None] if training else [torch.tensor(value, dtype=x.dtype) for value in (MEAN, VARIANCE)]
+    running = [None, None] if training else [torch.tensor(value.array, dtype=x.dtype) for value in (MEAN, VARIANCE)]
     return nhwc(torch.nn.functional.batch_norm(nchw(x), *running, weight, bias, training, eps=eps))
 
 
 def our_batch_norm(x, weight, bias, training=True, **options):
-    running = [None, None] if training else [Tensor(value, x.dtype, x.device) for value in (MEAN, VARIANCE)]
+    running = [None, None] if training else [value.on(x.device).to(weight.dtype) for value in (MEAN, VARIANCE)]
     return batch_norm(x, weight, bias, *running, training=training, **options)
 
 
@@ -33,6 +33,7 @@ def norm(name, shape, **options):
         lambda torch, *tensors: torch_batch_norm(torch, *tensors, **options),
         [shape, shape[-1:], shape[-1:]],
         normal,
+        kept_in_float32=(1, 2),
     )
 
 
@@ -93,11 +94,11 @@ def test_the_running_values_move_by_the_momentum_towards_the_samples_mean_and_va
 
 
 def test_evaluation_uses_the_running_values_and_leaves_them(x, ones, zeros, device):
-    mean, variance = Tensor(MEAN, device=device), Tensor(VARIANCE, device=device)
+    mean, variance = MEAN.on(device), VARIANCE.on(device)
     y = batch_norm(x, ones, zeros, mean, variance, training=False, eps=0)
-    assert_close(y.numpy(), (x.numpy() - MEAN) / np.sqrt(VARIANCE))
-    np.testing.assert_array_equal(mean.numpy(), MEAN)
-    np.testing.assert_array_equal(variance.numpy(), VARIANCE)
+    assert_close(y.numpy(), (x.numpy() - MEAN.array) / np.sqrt(VARIANCE.array))
+    np.testing.assert_array_equal(mean.numpy(), MEAN.array)
+    np.testing.assert_array_equal(variance.numpy(), VARIANCE.array)
 
 
 def test_a_large_mean_does_not_swallow_the_variance(device, rng):

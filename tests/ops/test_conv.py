@@ -24,6 +24,7 @@ def conv(name, x, weight, bias=True, **options):
         lambda torch, *tensors: torch_conv2d(torch, *tensors, **options),
         [x, weight, weight[3:]] if bias else [x, weight],
         is_linear=not bias,
+        kept_in_float32=(1, 2),
     )
 
 

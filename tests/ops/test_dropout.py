@@ -5,9 +5,10 @@ import pytest
 
 from minidl import Tensor
 from minidl.functional import dropout
-from tests.ops.case import Case
+from tests.ops.case import Case, Constant
 
 KEY = np.array([3, 0, 7, 1], np.uint32)  # seed low, seed high, step, layer
+WORDS = Constant(KEY)
 
 
 def scales(shape, probability):
@@ -18,7 +19,7 @@ def scales(shape, probability):
 def dropped(probability, shape):
     return Case(
         f"probability {probability} on {shape}",
-        lambda x: dropout(x, probability, KEY),
+        lambda x: dropout(x, probability, WORDS.on(x.device).data),
         lambda torch, x: x * torch.tensor(scales(shape, probability), dtype=x.dtype),
         [shape],
         is_linear=True,

@@ -11,7 +11,7 @@ def torch_linear(torch, x, weight, bias=None):
 
 
 def layer(name, *shapes):
-    return Case(name, linear, torch_linear, shapes, is_linear=len(shapes) == 2)
+    return Case(name, linear, torch_linear, shapes, is_linear=len(shapes) == 2, kept_in_float32=(1, 2))
 
 
 CASES = [

@@ -7,17 +7,18 @@ import pytest
 
 from minidl import Tensor
 from minidl.functional import cross_entropy, mse_loss
-from tests.ops.case import Case
+from tests.ops.case import Case, Constant
 
 LABELS = np.array([2, 0, 3])
 
 
 def entropy(name, shape, labels, smoothing=0.0):
+    labels = Constant(labels)
     return Case(
         name,
-        lambda logits: cross_entropy(logits, labels, smoothing),
+        lambda logits: cross_entropy(logits, labels.on(logits.device), smoothing),
         lambda torch, logits: torch.nn.functional.cross_entropy(
-            logits, torch.tensor(labels), label_smoothing=smoothing
+            logits, torch.tensor(labels.array), label_smoothing=smoothing
         ),
         [shape],
     )

@@ -5,7 +5,7 @@ import pytest
 
 import minidl
 from minidl import Tensor
-from tests.ops.case import Case, same_in_both
+from tests.ops.case import Case, Constant, same_in_both
 
 INDICES = {
     "an integer": 1,
@@ -27,21 +27,32 @@ def taken(name, index):
     return same_in_both(f"x[{name}]", lambda x: x[index], (2, 3, 4), is_linear=True)
 
 
-def concatenated(dim, *shapes):
+def taken_on_the_device(name, index):
+    """With an index whose arrays are on the device of x."""
+    parts = index if isinstance(index, tuple) else (index,)
+    parts = [Constant(part) if isinstance(part, list | np.ndarray) else part for part in parts]
+
+    def ours(x):
+        return x[tuple(part.on(x.device) if isinstance(part, Constant) else part for part in parts)]
+
+    return Case(f"x[{name}, on the device]", ours, lambda torch, x: x[index], [(2, 3, 4)], is_linear=True)
+
+
+def concatenated(dim, *shapes, name=None):
     return Case(
-        f"cat along {dim}",
+        name or f"cat along {dim}",
         lambda *tensors: minidl.cat(tensors, dim),
         lambda torch, *tensors: torch.cat(tensors, dim),
         shapes,
     )
 
 
-def stacked(dim):
+def stacked(dim, count=3, name=None):
     return Case(
-        f"stack along {dim}",
+        name or f"stack along {dim}",
         lambda *tensors: minidl.stack(tensors, dim),
         lambda torch, *tensors: torch.stack(tensors, dim),
-        [(2, 3)] * 3,
+        [(2, 3)] * count,
     )
 
 
@@ -52,10 +63,13 @@ CASES = [
     same_in_both("permute, counted from the end", lambda x: x.permute(-1, 0, -2), (2, 3, 4), is_linear=True),
     same_in_both("T", lambda x: x.T, (2, 3), is_linear=True),
     *(taken(name, index) for name, index in INDICES.items()),
+    *(taken_on_the_device(name, index) for name, index in INDICES.items() if "list" in name or "mask" in name),
     same_in_both("a scalar with None", lambda x: x[None], (), is_linear=True),
     concatenated(0, (1, 3), (2, 3), (4, 3)),
     concatenated(-1, (2, 1, 3), (2, 1, 1)),
     concatenated(1, (2, 3)),
+    concatenated(1, *[(2, 1 + i % 2) for i in range(9)], name="cat of nine"),
+    stacked(0, 9, name="stack of nine"),
     stacked(0),
     stacked(1),
     stacked(-1),

@@ -1,7 +1,6 @@
 """CUDA kernels: their source code, compiled on first use, and their launch."""
 
 import functools
-import math
 from types import MappingProxyType
 from typing import ClassVar
 
@@ -30,6 +29,18 @@ struct bfloat16 {
     __device__ operator float() const { return __uint_as_float((unsigned int)bits << 16); }
 };
 
+// IEEE 754's half precision: 5 bits of exponent, 10 of mantissa.
+struct float16 {
+    unsigned short bits;
+    float16() = default;
+    __device__ float16(float value) { asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value)); }
+    __device__ operator float() const {
+        float value;
+        asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
+        return value;
+    }
+};
+
 __device__ index thread_number() {
     return (index)blockIdx.x * blockDim.x + threadIdx.x;
 }
@@ -52,7 +63,8 @@ __device__ real block_sum(real value) {
 
 
 # dtype -> (type in memory, type for arithmetic).
-TYPES = {"float32": ("float", "float"), "float64": ("double", "double"), "bfloat16": ("bfloat16", "float")}
+TYPES = {"float32": ("float", "float"), "float64": ("double", "double")}
+TYPES |= {"bfloat16": ("bfloat16", "float"), "float16": ("float16", "float")}
 
 FLOATS = "float32", "float64"
 
@@ -64,10 +76,10 @@ class CudaKernel:
     """A kernel in CUDA C++: one function `extern "C" __global__ void name(...)`.
 
     HEADER is put before the source. Three types in the source are set for each launch: `stored` is the type of
-    activations in memory; `real` is that of parameters, statistics and all arithmetic (float if `stored` is bfloat16);
+    activations in memory; `real` is that of parameters, statistics and all arithmetic, float if `stored` has 2 bytes;
     `index` is int, or long long for large arrays (division of long long is slow on a GPU). A launch may define more
     `constants` at compile time, such as loop lengths and divisors; `examples` are values for the tests. `dtypes`
-    default to all three if the source uses `stored`, otherwise to all but bfloat16. `lowest_architecture` is the
+    default to all of TYPES if the source uses `stored`, otherwise to FLOATS. `lowest_architecture` is the
     compute capability, times ten, that the source needs.
     """
 
@@ -133,21 +145,27 @@ class CudaKernel:
         Arrays must be contiguous, as a kernel receives only their address. A Python int is passed as `index`, a float
         as `real`, and a bool as int. `shared_bytes` is the size of the source's `extern __shared__` array.
         """
-        dtype, wide = np.dtype(dtype), False
-        for argument in arguments:
-            if isinstance(argument, cupy.ndarray):
-                if not argument.flags.c_contiguous:
-                    raise ValueError(
-                        f"{self.name}: expected contiguous arrays, got one with strides {argument.strides}"
-                    )
-                wide = wide or argument.size > MOST_FOR_INT
+        dtype = np.dtype(dtype)
+        wide = self.check_arrays(arguments)
         types = passed_as(dtype, wide)
-        values = [types[type(a)](a) if type(a) in types else a for a in arguments]
-        blocks, threads = (size if isinstance(size, tuple) else (size,) for size in (blocks, threads))
-        if math.prod(blocks):  # CUDA raises an error for a launch without blocks
-            device = cupy.cuda.runtime.getDevice()
-            function = self.compiled(dtype, wide, tuple(constants.items()), shared_bytes, device)
-            function(blocks, threads, tuple(values), shared_mem=shared_bytes)
+        values = tuple([types[type(a)](a) if type(a) in types else a for a in arguments])
+        blocks = blocks if type(blocks) is tuple else (blocks,)
+        if 0 in blocks:  # CUDA raises an error for a launch without blocks
+            return
+        device = cupy.cuda.runtime.getDevice()
+        function = self.compiled(dtype, wide, tuple(constants.items()), shared_bytes, device)
+        function(blocks, threads if type(threads) is tuple else (threads,), values, shared_mem=shared_bytes)
+
+    def check_arrays(self, arguments: tuple) -> bool:
+        """True if an array is so large that the kernel needs `long long`. ValueError if one is not contiguous."""
+        wide = False
+        for argument in arguments:
+            if type(argument) is cupy.ndarray:
+                if not argument.flags.c_contiguous:
+                    raise ValueError(f"{self.name}: expected contiguous arrays, got strides {argument.strides}")
+                if argument.size > MOST_FOR_INT:
+                    wide = True
+        return wide
 
     def for_each(self, count: int, *arguments, dtype) -> None:
         """Run the kernel with a thread for each of `count` elements. The kernel itself must check `i < count`."""
@@ -156,8 +174,8 @@ class CudaKernel:
 
 @functools.cache
 def real_dtype(dtype) -> np.dtype:
-    """The dtype of `real` in a kernel where `dtype` is that of `stored`: float32 for bfloat16, otherwise the same."""
-    return np.dtype(np.float32) if np.dtype(dtype).name == "bfloat16" else np.dtype(dtype)
+    """The dtype of `real` in a kernel where `dtype` is that of `stored`: float32 for those of 2 bytes."""
+    return np.dtype(np.float32 if np.dtype(dtype).char in "Ee" else dtype)
 
 
 @functools.cache

@@ -25,10 +25,18 @@ class Graph:
         """Run the function, on the graph's stream and pool: this compiles its kernels and allocates its memory."""
         device = cupy.cuda.Device()
         device.synchronize()  # this stream does not wait for other streams, nor they for it
+        self.make_room()
         with self.stream, cupy.cuda.using_allocator(self.pool.malloc):
             results = function()
         device.synchronize()
         return results
+
+    def make_room(self) -> None:
+        """Free what the default pool keeps for later. What is left of its limit is the limit of the graph's pool."""
+        default = cupy.get_default_memory_pool()
+        default.free_all_blocks()
+        if limit := default.get_limit():
+            self.pool.set_limit(size=max(limit - default.total_bytes(), 1))
 
     def capture(self, function: Callable):
         """Capture the function's work without executing it. Its results are undefined until the graph is launched."""

@@ -275,8 +275,9 @@ CANNOT = {
     "an array read": lambda training, loss: loss.numpy(),
     "a condition": lambda training, loss: loss > 1 or None,
     "data from the host": lambda training, loss: Tensor([1.0, 2.0], device="cuda"),
-    # Of 1 x 1 it would be a sum.
-    "a product by cuBLAS": lambda training, loss: minidl.ones(2, 2, device="cuda") @ minidl.ones(2, 2, device="cuda"),
+    "labels from the host": lambda training, loss: cross_entropy(loss.reshape(1, 1), [0]),
+    "a mask": lambda training, loss: training.model[0].bias[training.model[0].bias > 0],
+    "an index from the host": lambda training, loss: training.model[0].bias[[0, 2]],
     "the learning rate set": lambda training, loss: setattr(training.optimizer, "lr", 0.5),
     "the learning rate read": lambda training, loss: training.optimizer.lr,
     "random numbers": lambda training, loss: loss * minidl.randn().item(),

@@ -1,5 +1,6 @@
 """bfloat16 activations with float32 parameters, and TF32 products: layers, losses and whole networks."""
 
+import contextlib
 import importlib
 
 import ml_dtypes
@@ -7,9 +8,12 @@ import numpy as np
 import pytest
 
 import minidl
-from minidl import Tensor, nn
+from minidl import Function, Tensor, nn
 from minidl.functional import cross_entropy, relu
 from minidl.optim import SGD
+from tests.kernels.compare import assert_close
+from tests.kernels.test_matmul import SHAPES
+from tests.ops.test_every_op import CASES
 
 # Layers of which every kernel on activations is a part.
 NETWORKS = {
@@ -57,6 +61,111 @@ def assert_near(actual, expected, tolerance):
     difference = sum(((actual[name] - expected[name]) ** 2).sum() for name in expected)
     length = sum((expected[name] ** 2).sum() for name in expected)
     assert difference**0.5 <= tolerance * length**0.5
+
+
+# -- every operation ---------------------------------------------------------------------------------------------------
+
+each_case = pytest.mark.parametrize("name, case", [pytest.param(*pair, id=f"{pair[0]}: {pair[1]}") for pair in CASES])
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+RESULTS_IN_FLOAT32 = {"softmax", "loss"}  # sums of exponentials and of squares
+
+
+def rounded_to(dtype, array):
+    """The array as float32, after rounding to the dtype."""
+    return array.astype(dtype).astype(np.float32)
+
+
+def value_and_gradients(case, arrays, dtypes, device):
+    """(y, dL/d(input)...), as tensors, for a random dL/dy that bfloat16 can hold."""
+    inputs = [Tensor(x, d, device, requires_grad=True) for x, d in zip(arrays, dtypes, strict=True)]
+    y = case.ours(*inputs)
+    grad = rounded_to(BFLOAT16, np.random.default_rng(1).standard_normal(y.shape))
+    y.backward(Tensor(grad, y.dtype, device))
+    return y, *(x.grad for x in inputs)
+
+
+@each_case
+def test_an_operation_in_bfloat16_has_nearly_the_values_of_float32_and_keeps_the_dtype(name, case, device):
+    dtypes = case.dtypes(BFLOAT16)
+    arrays = [rounded_to(dtype, x) for dtype, x in zip(dtypes, case.arrays(), strict=True)]
+    exact = value_and_gradients(case, arrays, [np.float32] * len(arrays), "cpu")
+    results = value_and_gradients(case, arrays, dtypes, device)
+    kept = "float32" if name in RESULTS_IN_FLOAT32 else "bfloat16"
+    assert [str(result.dtype) for result in results] == [kept, *map(str, map(np.dtype, dtypes))]
+    for result, expected in zip(results, exact, strict=True):
+        assert result.data.flags.c_contiguous
+        assert_close(result.to("float32").numpy(), expected.numpy(), 2**-7)
+
+
+def test_what_is_no_operation_works_in_bfloat16_too(device):
+    x = Tensor([[1.0, 3.0], [-2.0, 0.5]], device=device).to("bfloat16")
+    assert x.argmax().item() == 1
+    assert x.argmax(1).numpy().tolist() == [1, 1]
+    for ours, theirs in ((x > 0.5, [[1, 1], [0, 0]]), (x <= x.T, [[1, 0], [1, 1]]), (x == 0.5, [[0, 0], [0, 1]])):
+        assert ours.dtype == bool
+        np.testing.assert_array_equal(ours.numpy(), theirs)
+    assert repr(x) == "Tensor([[1, 3], [-2, 0.5]], shape=(2, 2), bfloat16, cuda)".replace("], [", "],\n        [")
+    assert [float(row.sum()) for row in x] == [4, -1.5]
+    x.requires_grad = True
+    x.sum().backward()
+    x.sum().backward()  # added up
+    assert str(x.grad.dtype) == "bfloat16"
+    assert (x.grad == 2).numpy().all()
+
+
+class HalfSquare(Function):
+    """x^2 / 2, with a Python float."""
+
+    in_float32 = True
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save(x)
+        return 0.5 * x * x
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved
+        return 1.0 * x * grad
+
+
+def test_an_operation_of_the_users_keeps_bfloat16_if_it_says_so(device):
+    x = Tensor([1.0, 3.0], device=device).to("bfloat16").detach()
+    x.requires_grad = True
+    y = minidl.apply(HalfSquare, x)
+    y.sum().backward()
+    assert {str(tensor.dtype) for tensor in (y, x.grad)} == {"bfloat16"}
+    assert y.to("float32").numpy().tolist() == [0.5, 4.5]
+    assert x.grad.to("float32").numpy().tolist() == [1, 3]
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "tf32"])
+@pytest.mark.parametrize("shapes", SHAPES.values(), ids=SHAPES)
+def test_rounded_products_of_factors_that_lie_in_any_way(shapes, precision, kernels, to_device, to_host, rng):
+    """The factors are exact in bfloat16, so each product is exact too, and only their sum is rounded."""
+    a, b = (rounded_to(BFLOAT16, rng.standard_normal(shape)) for shape in shapes)
+    dtype = BFLOAT16 if precision == "bfloat16" else np.dtype(np.float32)
+    factors = [to_device(x.astype(dtype)) for x in (a, b)]
+    turned = [to_device(np.ascontiguousarray(x.swapaxes(-1, -2)).astype(dtype)).swapaxes(-1, -2) for x in (a, b)]
+    for left in (factors[0], turned[0]):
+        for right in (factors[1], turned[1]):
+            with minidl.tf32() if precision == "tf32" else contextlib.nullcontext():
+                y = to_host(kernels.matmul(left, right))
+            assert y.dtype == dtype
+            assert y.flags.c_contiguous
+            assert_close(y.astype(np.float32), a @ b, 2**-8 if precision == "bfloat16" else 1e-5)
+
+
+def test_a_product_in_tf32_rounds_its_factors(device, rng):
+    a, b = (rng.standard_normal(shape).astype(np.float32) for shape in ((2, 70, 40), (2, 40, 30)))
+    with minidl.tf32():
+        y = (Tensor(a, device=device) @ Tensor(b, device=device)).numpy()
+    assert_close(y, a @ b, 1e-2)
+    assert (y != a @ b).any()
+    assert abs(y - a @ b).max() > 1e-4
+
+
+# -- layers, losses and whole networks ---------------------------------------------------------------------------------
 
 
 @networks

@@ -1,4 +1,4 @@
-"""The fake GPU driver: streams that really are late, captures that refuse what CUDA refuses. With --device fake."""
+"""The fake GPU driver: streams that really are late, captures that refuse what CUDA refuses."""
 
 import contextlib
 import ctypes
@@ -258,32 +258,89 @@ def test_a_graph_runs_in_its_turn_and_reads_pinned_memory_when_it_runs(lazy):
     assert look(y).tolist() == [4] * 4
 
 
-# -- kernels -----------------------------------------------------------------------------------------------------------
+GRID = cupy.array([[4, 1], [9, 16]], np.float32)
+ROWS = cupy.array([1, 0, 1])
 
 
-def test_a_launch_takes_numbers_as_they_are_then(lazy):
-    fill = cupy.RawKernel('extern "C" __global__ void fill(int* x, int value) { x[threadIdx.x] = value; }', "fill")
-    x, value = cupy.zeros(2, np.int32), np.array(3, np.int32)
-    fill((1,), (2,), (x, value[()]))
-    value[...] = 4
-    assert x.get().tolist() == [3, 3]
+def assign(array, value):
+    array[:] = value
 
 
-def test_shared_memory_whose_size_the_launch_gives():
-    source = """extern "C" __global__ void reverse(float* x, int n) {
-        extern __shared__ float numbers[];
-        numbers[threadIdx.x] = x[threadIdx.x];
-        __syncthreads();
-        x[threadIdx.x] = numbers[n - 1 - threadIdx.x];
-    }"""
-    x, reverse = cupy.arange(8, dtype=np.float32), cupy.RawKernel(source, "reverse")
-    reverse((1,), (8,), (x, np.int32(8)), shared_mem=32)
-    assert x.get().tolist() == list(range(7, -1, -1))
-    with pytest.raises(cupy.cuda.driver.CUDADriverError):
-        reverse((1,), (8,), (x, np.int32(8)), shared_mem=100_000)
-    reverse.max_dynamic_shared_size_bytes = 100_000
-    reverse((1,), (8,), (x, np.int32(8)), shared_mem=100_000)
-    assert x.get().tolist() == list(range(8))
+def counted(x):
+    y = cupy.zeros((2, 2))
+    y[0] = 5
+    y[1] += x[0]
+    y *= 2
+    y[:, 1].fill(7)
+    return y
+
+
+def gathered(x):
+    y = cupy.zeros((2, 2), np.float32)
+    np.add.at(y, ROWS, x[ROWS])
+    return y
+
+
+@pytest.mark.parametrize(
+    "compute",
+    [
+        lambda x: x + 2,
+        lambda x: np.exp(-x.T),
+        lambda x: np.where(x > 3, x, 0).sum(axis=0, keepdims=True),
+        lambda x: x.max(),
+        lambda x: x.reshape(4)[1:].copy(),
+        lambda x: np.broadcast_to(x.sum(), (3, 2)),
+        lambda x: cupy.concatenate([x, x.astype(np.float64)]),
+        lambda x: cupy.split(x * 2, 2)[1],
+        lambda x: cupy.multiply(x, x, out=cupy.empty_like(x)),
+        lambda x: cupy.array(x) * cupy.asarray(np.float32(2)) + cupy.arange(2, dtype=np.float32),
+        lambda x: x[ROWS] + np.ones_like(x[ROWS]),
+        counted,
+        gathered,
+    ],
+)
+def test_a_graph_computes_at_every_launch(compute):
+    x = GRID.copy()
+    with cupy.cuda.Stream(non_blocking=True) as stream:
+        stream.begin_capture()
+        y = compute(x)
+        graph = stream.end_capture()
+    for _ in range(2):
+        expected = compute(x)
+        assert y.get().tobytes() != expected.get().tobytes()
+        graph.launch()
+        assert (y.dtype, y.strides, y.get().tolist()) == (expected.dtype, expected.strides, expected.get().tolist())
+        x += 1
+
+
+@pytest.mark.parametrize(
+    ("copy", "message"),
+    [
+        (lambda x: x.get(), "D2H"),
+        (lambda x: x[0, 0].item(), "D2H"),
+        (lambda x: float(x[0, 0]), "D2H"),
+        (lambda x: bool(x[0, 0] > 1), "D2H"),
+        (lambda x: f"{x}", "D2H"),
+        (lambda x: print(x), "D2H"),
+        (lambda x: cupy.asarray(np.ones(1)), "H2D"),
+        (lambda x: cupy.array([1, 2]), "H2D"),
+        (lambda x: x.set(np.ones((2, 2), np.float32)), "H2D"),
+        (lambda x: x[[0, 1]], "H2D"),
+        (lambda x: assign(x[np.array([0, 1])], 1), "H2D"),
+        (lambda x: x[x > 1], r"synchronous|D2H"),
+        (lambda x: x @ x, "cuBLAS"),
+        (lambda x: cupy.matmul(x, x, out=x), "cuBLAS"),
+    ],
+)
+def test_what_cannot_be_captured_is_refused_and_the_capture_goes_on(capturing, copy, message):
+    x = GRID.copy()
+    with pytest.raises(RuntimeError, match=message):
+        copy(x)
+    capturing.end_capture().launch()
+    copy(x)  # which nothing forbids any more
+
+
+# -- what CuPy computes with libraries and kernels of its own ----------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

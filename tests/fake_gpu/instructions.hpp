@@ -1,0 +1,308 @@
+// The instructions that minidl's kernels write as `asm`, by the formulas of the PTX ISA. compiler.py turns
+//     asm volatile("text %0, %1;" : "=r"(a) : "f"(b) : "memory");    into
+//     fake_gpu::instruction<__CUDA_ARCH__, "text %0, %1;", "=r,f", "memory">(__LINE__, a, b);
+// The text, with the letters of the operands in place of %0 and %1, is looked up in TABLE below.
+
+namespace fake_gpu {
+
+template <std::size_t N>
+struct Text {
+    char letters[N] = {};
+    consteval Text(const char (&text)[N]) {
+        for (std::size_t i = 0; i < N; i++) letters[i] = text[i];
+    }
+};
+
+using Bits = unsigned long long;  // of an operand
+using Lanes = Bits* const*;       // of each lane of a warp, the operands in the order in which the text names them
+
+inline float real(Bits bits) { return __builtin_bit_cast(float, (unsigned int)bits); }
+inline Bits bits(float value) { return __builtin_bit_cast(unsigned int, value); }
+
+// -- conversions ------------------------------------------------------------------------------------------------------
+
+inline Bits bfloat16(float value) {  // to nearest, ties to even
+    unsigned int whole = bits(value);
+    return value == value ? (whole + 0x7FFF + (whole >> 16 & 1)) >> 16 & 0xFFFF : 0x7FFF;
+}
+
+inline Bits float16(float value) {
+    return value == value ? __builtin_bit_cast(unsigned short, (_Float16)value) : 0x7FFF;
+}
+
+inline float from_bfloat16(Bits half) { return real((half & 0xFFFF) << 16); }
+inline float from_float16(Bits half) { return __builtin_bit_cast(_Float16, (unsigned short)half); }
+// The last 13 bits of a TF32 number are not read.
+inline float from_tf32(Bits word) { return real(word & 0xFFFFE000); }
+
+template <Bits (*convert)(float)>
+void cvt(int, Bits* v) {
+    v[0] = convert(real(v[1]));
+}
+
+template <Bits (*convert)(float)>
+void cvt_x2(int, Bits* v) {  // the first one becomes the upper half
+    v[0] = convert(real(v[1])) << 16 | convert(real(v[2]));
+}
+
+inline void cvt_from_float16(int, Bits* v) { v[0] = bits(from_float16(v[1])); }
+
+inline void cvt_tf32(int, Bits* v) {  // to nearest, ties away from zero
+    bool finite = (v[1] & 0x7F800000) != 0x7F800000;
+    v[0] = finite ? (v[1] + 0x1000) & 0xFFFFE000 : v[1];
+}
+
+inline void cvta(int, Bits* v) { v[0] = fake_gpu_shared_address((const void*)v[1]); }
+
+// -- asynchronous copies ----------------------------------------------------------------------------------------------
+
+template <bool ONLY_16>  // .cg; .ca copies 4, 8 or 16 bytes
+void cp_async(int, Bits* v) {
+    if (v[2] != 16 && (ONLY_16 || (v[2] != 4 && v[2] != 8))) fake_gpu_fail("cp.async cannot copy %d bytes", (int)v[2]);
+    fake_gpu_copy(v[0], (const char*)v[1], v[2], v[3]);
+}
+
+template <bool ONLY_16>
+void cp_async_all(int line, Bits* v) {
+    Bits with_size[] = {v[0], v[1], v[2], v[2]};
+    cp_async<ONLY_16>(line, with_size);
+}
+
+inline void commit_group(int, Bits*) { fake_gpu_commit(); }
+inline void wait_group(int, Bits* v) { fake_gpu_wait_for_copies(v[0]); }
+inline void wait_all(int, Bits*) { fake_gpu_wait_for_copies(-1); }
+
+// -- what a warp does together ------------------------------------------------------------------------------------------
+
+template <void (*act)(Lanes)>
+void together(int line, Bits* v) {
+    if (number() / 32 * 32 + 32 > blockDim.x * blockDim.y * blockDim.z)
+        fake_gpu_fail("an instruction at line %d needs 32 threads in each warp", line);
+    fake_gpu_wait(0xFFFFFFFF, line, act, v);
+}
+
+// Lane 8 * i + r has the address of row r of matrix i. Lane 4 * g + t receives the numbers 2 * t and 2 * t + 1 of row g
+// of each matrix, or of column g if TRANSPOSED.
+template <int COUNT, bool TRANSPOSED>
+void ldmatrix(Lanes lanes) {
+    for (int i = 0; i < COUNT; i++) {
+        const unsigned short* rows[8];
+        for (int r = 0; r < 8; r++) {
+            rows[r] = (const unsigned short*)fake_gpu_shared_pointer(lanes[8 * i + r][COUNT], 16, "ldmatrix");
+            if (!rows[r]) return;
+        }
+        for (int lane = 0; lane < 32; lane++) {
+            int g = lane / 4, k = lane % 4 * 2;
+            Bits first = TRANSPOSED ? rows[k][g] : rows[g][k], second = TRANSPOSED ? rows[k + 1][g] : rows[g][k + 1];
+            lanes[lane][i] = first | second << 16;
+        }
+    }
+}
+
+inline void movmatrix(Lanes lanes) {  // lane 4 * g + t holds the numbers 2 * t and 2 * t + 1 of row g
+    auto at = [&](int row, int column) { return lanes[4 * row + column / 2][1] >> 16 * (column % 2) & 0xFFFF; };
+    for (int lane = 0; lane < 32; lane++)
+        lanes[lane][0] = at(lane % 4 * 2, lane / 4) | at(lane % 4 * 2 + 1, lane / 4) << 16;
+}
+
+// d = a b + c of 16 x K and K x 8 numbers, PACK of them in a word. Operands: d0..3, then the words of a (two for each 8
+// rows by 4 words), those of b, then c0..3. In lane 4 * g + t word i of a is in row g + 8 * (i % 2) and column
+// t + 4 * (i / 2), counted in words; word i of b is in row t + 4 * i and column g; c_i and d_i are in row g + 8 * (i / 2)
+// and column 2 * t + i % 2.
+template <int K, int PACK, float (*number_of)(Bits)>
+void mma(Lanes lanes) {
+    constexpr int A = 4, A_WORDS = 4 * K / PACK / 8, B = A + A_WORDS, C = B + A_WORDS / 2;
+    float a[16][K], b[K][8];
+    for (int lane = 0; lane < 32; lane++) {
+        int g = lane / 4, t = lane % 4;
+        for (int i = 0; i < A_WORDS; i++)
+            for (int half = 0; half < PACK; half++) {
+                a[g + 8 * (i % 2)][(t + 4 * (i / 2)) * PACK + half] = number_of(lanes[lane][A + i] >> 16 * half);
+                if (i < A_WORDS / 2) b[(t + 4 * i) * PACK + half][g] = number_of(lanes[lane][B + i] >> 16 * half);
+            }
+    }
+    for (int lane = 0; lane < 32; lane++)
+        for (int i = 0; i < 4; i++) {
+            int row = lane / 4 + 8 * (i / 2), column = lane % 4 * 2 + i % 2;
+            float sum = 0;
+            for (int k = 0; k < K; k++) sum += a[row][k] * b[k][column];
+            lanes[lane][i] = bits(real(lanes[lane][C + i]) + sum);
+        }
+}
+
+// -- the table ----------------------------------------------------------------------------------------------------------
+
+enum Order { ANYWHERE, MEMORY };  // MEMORY: must be `volatile` and clobber memory, or compilers move it across others
+
+struct Instruction {
+    const char* text;
+    int architecture, results;  // the first operands of the text are results
+    Order order;
+    void (*run)(int line, Bits* values);
+};
+
+constexpr Instruction TABLE[] = {
+    {"cvt.rn.bf16.f32 h,f", 80, 1, ANYWHERE, cvt<bfloat16>},
+    {"cvt.rn.bf16x2.f32 r,f,f", 80, 1, ANYWHERE, cvt_x2<bfloat16>},
+    {"cvt.rn.f16.f32 h,f", 75, 1, ANYWHERE, cvt<float16>},
+    {"cvt.rn.f16x2.f32 r,f,f", 80, 1, ANYWHERE, cvt_x2<float16>},
+    {"cvt.f32.f16 f,h", 75, 1, ANYWHERE, cvt_from_float16},
+    {"cvt.rna.tf32.f32 r,f", 80, 1, ANYWHERE, cvt_tf32},
+    {"cvta.to.shared.u64 l,l", 75, 1, ANYWHERE, cvta},
+    {"cp.async.ca.shared.global [r],[l],n", 80, 0, MEMORY, cp_async_all<false>},
+    {"cp.async.cg.shared.global [r],[l],n", 80, 0, MEMORY, cp_async_all<true>},
+    {"cp.async.ca.shared.global [r],[l],n,r", 80, 0, MEMORY, cp_async<false>},
+    {"cp.async.cg.shared.global [r],[l],n,r", 80, 0, MEMORY, cp_async<true>},
+    {"cp.async.commit_group", 80, 0, MEMORY, commit_group},
+    {"cp.async.wait_group n", 80, 0, MEMORY, wait_group},
+    {"cp.async.wait_all", 80, 0, MEMORY, wait_all},
+    {"ldmatrix.sync.aligned.m8n8.x1.shared.b16 {r},[r]", 75, 1, MEMORY, together<ldmatrix<1, false>>},
+    {"ldmatrix.sync.aligned.m8n8.x2.shared.b16 {rr},[r]", 75, 2, MEMORY, together<ldmatrix<2, false>>},
+    {"ldmatrix.sync.aligned.m8n8.x4.shared.b16 {rrrr},[r]", 75, 4, MEMORY, together<ldmatrix<4, false>>},
+    {"ldmatrix.sync.aligned.m8n8.x1.trans.shared.b16 {r},[r]", 75, 1, MEMORY, together<ldmatrix<1, true>>},
+    {"ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {rr},[r]", 75, 2, MEMORY, together<ldmatrix<2, true>>},
+    {"ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {rrrr},[r]", 75, 4, MEMORY, together<ldmatrix<4, true>>},
+    {"movmatrix.sync.aligned.m8n8.trans.b16 r,r", 75, 1, ANYWHERE, together<movmatrix>},
+    {"mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {ffff},{rrrr},{rr},{ffff}", 80, 4, ANYWHERE,
+     together<mma<16, 2, from_bfloat16>>},
+    {"mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {ffff},{rr},{r},{ffff}", 80, 4, ANYWHERE,
+     together<mma<8, 2, from_bfloat16>>},
+    {"mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {ffff},{rrrr},{rr},{ffff}", 80, 4, ANYWHERE,
+     together<mma<16, 2, from_float16>>},
+    {"mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {ffff},{rr},{r},{ffff}", 75, 4, ANYWHERE,
+     together<mma<8, 2, from_float16>>},
+    {"mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {ffff},{rrrr},{rr},{ffff}", 80, 4, ANYWHERE,
+     together<mma<8, 1, from_tf32>>},
+    {"mma.sync.aligned.m16n8k4.row.col.f32.tf32.tf32.f32 {ffff},{rr},{r},{ffff}", 80, 4, ANYWHERE,
+     together<mma<4, 1, from_tf32>>},
+};
+
+// -- a statement's text -------------------------------------------------------------------------------------------------
+
+// Each letter wants its type: h 16 bits, r 32, l 64, f float, n a constant.
+template <class T>
+constexpr bool fits(char letter) {
+    using Bare = std::decay_t<T>;
+    int size = sizeof(Bare);
+    if (letter == 'f') return std::is_same_v<Bare, float>;
+    if (std::is_floating_point_v<Bare>) return false;
+    return letter == 'n' ? std::is_integral_v<Bare> : size == (letter == 'h' ? 2 : letter == 'r' ? 4 : letter == 'l' ? 8 : 0);
+}
+
+struct Statement {
+    char text[160] = {};   // as in TABLE
+    int names[20] = {};    // for each operand of the text, which of the statement's it is, or -1
+    int numbers[20] = {};  // or, if -1, the number that stands there
+    char letters[20] = {}; // of the statement's operands
+    bool written[20] = {}, read[20] = {};
+    int named = 0, operands = 0, size = 0;
+
+    constexpr void put(char letter) { text[size++] = letter; }
+
+    constexpr Statement(const char* source, const char* constraints) {
+        for (; *constraints; constraints++) {
+            if (*constraints == '=' || *constraints == '+') {
+                written[operands] = true, read[operands] = *constraints == '+';
+            } else if (*constraints != ',') {
+                read[operands] |= !written[operands];
+                letters[operands++] = *constraints;
+            }
+        }
+        auto is_space = [&] { return *source == ' ' || *source == '\t' || *source == '\n'; };
+        while (is_space()) source++;
+        while (*source && *source != ';' && !is_space()) put(*source++);  // the instruction's name
+        bool begun = false, inside = false;  // the operands; braces, where commas are left out
+        while (*source && *source != ';') {
+            if (is_space()) {
+                source++;
+                continue;
+            }
+            if (!begun) put(' '), begun = true;
+            bool is_name = *source == '%', is_number = *source >= '0' && *source <= '9';
+            if (is_name || is_number) {
+                int number = 0;
+                for (source += is_name; *source >= '0' && *source <= '9'; source++) number = 10 * number + *source - '0';
+                names[named] = is_name ? number : -1, numbers[named++] = number;
+                put(!is_name ? 'n' : number < operands ? letters[number] : '?');
+            } else {
+                inside = *source == '{' || (inside && *source != '}');
+                if (!inside || *source != ',') put(*source);
+                source++;
+            }
+        }
+        if (*source) source++;
+        while (is_space()) source++;
+        if (*source) put('?');  // another instruction
+    }
+
+    constexpr bool is(const char* other) const {
+        int i = 0;
+        for (; other[i] && other[i] == text[i]; i++) {}
+        return other[i] == text[i];
+    }
+
+    constexpr int find() const {
+        for (int i = 0; i < (int)std::size(TABLE); i++)
+            if (is(TABLE[i].text)) return i;
+        return -1;
+    }
+
+    template <class... T>
+    constexpr bool operands_fit() const {
+        int i = 0;
+        return (fits<T>(letters[i++]) && ...);
+    }
+
+    // Whether exactly the results are written, and all others are read.
+    constexpr bool results_are(int count) const {
+        bool used[20] = {};
+        for (int i = 0; i < named; i++) {
+            if (names[i] < 0) continue;
+            if (i < count ? !written[names[i]] || used[names[i]] : !read[names[i]]) return false;
+            used[names[i]] = true;
+        }
+        for (int i = 0; i < operands; i++)
+            if (!used[i]) return false;
+        int all = 0;
+        for (int i = 0; i < operands; i++) all += written[i];
+        return all == count;
+    }
+};
+
+template <class T>
+Bits bits_of(const T& operand) {
+    Bits result = 0;
+    if constexpr (std::is_array_v<T>) return (Bits)&operand;
+    else __builtin_memcpy(&result, &operand, sizeof(T));
+    return result;
+}
+
+template <int ARCHITECTURE, Text TEXT, Text CONSTRAINTS, Text CLOBBERS, class... T>
+inline __attribute__((always_inline)) void instruction(int line, T&&... operands) {
+    constexpr Statement statement(TEXT.letters, CONSTRAINTS.letters);
+    constexpr int index = statement.find();
+    static_assert(index >= 0, "the fake GPU does not know this instruction, or not with these operands: see TABLE in "
+                              "tests/fake_gpu/instructions.hpp");
+    if constexpr (index >= 0) {
+        constexpr Instruction known = TABLE[index];
+        static_assert(known.architecture * 10 <= ARCHITECTURE, "__CUDA_ARCH__ does not have this instruction");
+        static_assert(statement.results_are(known.results), "results need \"=\" or \"+\", the other operands none");
+        static_assert(known.order == ANYWHERE || CLOBBERS.letters[0] == 'm', "it must be volatile and clobber \"memory\"");
+        static_assert(sizeof...(T) == statement.operands, "expected an operand for each constraint");
+        static_assert(statement.operands_fit<T...>(), "an operand has another type than its letter says");
+        Bits given[] = {bits_of(operands)..., 0}, values[20];
+        for (int i = 0; i < statement.named; i++)
+            values[i] = statement.names[i] < 0 ? statement.numbers[i] : given[statement.names[i]];
+        known.run(line, values);
+        for (int i = 0; i < known.results; i++) given[statement.names[i]] = values[i];
+        int i = 0;
+        auto put = [&](auto& operand) {
+            if constexpr (!std::is_const_v<std::remove_reference_t<decltype(operand)>>)
+                if (statement.written[i]) __builtin_memcpy(&operand, &given[i], sizeof operand);
+            i++;
+        };
+        (put(operands), ...);
+    }
+}
+
+}  // namespace fake_gpu
