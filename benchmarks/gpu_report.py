@@ -79,7 +79,7 @@ class Plan:
 
     def python(self, *words) -> list[str]:
         """The command that runs a script, or `-m module`, on the device."""
-        launcher = ["-m", "tests.run_on_fake"] if self.fake else []
+        launcher = ["-m", "tests.fake_gpu"] if self.fake else []
         return [sys.executable, *launcher, *map(str, words)]
 
     def parts(self) -> list[Part]:
@@ -201,7 +201,7 @@ class Plan:
         dataset = "cifar10" if self.args.data else "shapes"
         options = ["--dataset", dataset, "--device", "cuda", "--out", folder]
         options += ["--data-dir", self.args.data] if self.args.data else ["--epochs", "4"]
-        options += ["--dtype", "bfloat16" if self.capability() >= 80 else "float32"]
+        options += ["--dtype", "bfloat16" if self.capability() >= 80 else "float16"]
         if self.fake:
             options += ["--depth", "8", "--limit-train", "64", "--batch-size", "16", "--dtype", "float32"]
             options += ["--epochs", "1"]
