@@ -87,6 +87,42 @@ def test_it_stops_in_time_and_says_what_is_left(run, capsys):
     assert f"left: {WORKLOAD}/half" in capsys.readouterr().out
 
 
+def test_pytorchs_sides_need_its_gpu(run, monkeypatch, capsys):
+    run("--what", "convolution")
+    monkeypatch.setattr(gpu, "torch_has_gpu", lambda: False)
+    assert run("--against", "torch")[0] == 2
+    assert "PyTorch for CUDA" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt(), SystemExit(143), None], ids=repr)
+def test_a_measurement_that_ends_the_process_is_not_tried_again(kernels, end, tmp_path):
+    """Unless Ctrl-C or SIGTERM has ended it."""
+    path = tmp_path / "record.json"
+    record = gpu.Record(path, {"gpu": "any"})
+    seen = []
+
+    def measure():
+        seen.append(json.loads(path.read_text()))  # what stays in the file if the process is killed here
+        if end is not None:
+            raise end
+        return {"ms": 1.0}
+
+    if end is None:
+        assert gpu.attempt(record, "x", measure) == {"ms": 1.0}
+    else:
+        with pytest.raises(type(end)):
+            gpu.attempt(record, "x", measure)
+        assert json.loads(path.read_text())["measurements"] == {}
+    assert "did not end" in seen[0]["measurements"]["x"]["failures"][0]
+
+
+def test_a_record_of_another_gpu_is_refused(run, tmp_path, capsys):
+    (tmp_path / "record.json").write_text(json.dumps({"device": {"gpu": "another"}, "measurements": {}}))
+    status, record = run()
+    assert (status, record["measurements"]) == (2, {})
+    assert "choose another --json" in capsys.readouterr().err
+
+
 def test_pytorchs_eager_sides_begin_as_ours(run, torch, monkeypatch, capsys):
     monkeypatch.setattr(gpu_sides, "TORCH_DEVICE", "cpu")
     _, record = run("--what", "steps", "--sides", *gpu.OUR_SIDES, "torch_float32", "torch_amp")
