@@ -14,7 +14,6 @@ from minidl.checks import (
     check_batch_norm,
     check_batch_norm_options,
     check_fits,
-    check_floats,
     check_labels,
     check_per_channel,
     check_pooling,
@@ -39,7 +38,7 @@ from minidl.ops.pool import AvgPool2d, GlobalAvgPool, MaxPool2d
 from minidl.ops.shape import Cat
 from minidl.ops.softmax import LogSoftmax, Softmax
 from minidl.random import once
-from minidl.tensor import Tensor, apply, apply_broadcast, check_tensors
+from minidl.tensor import Tensor, apply, apply_broadcast, check_floats, check_tensors
 
 # -- joining and choosing ----------------------------------------------------------------------------------------------
 

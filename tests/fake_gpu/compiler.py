@@ -13,10 +13,11 @@ HERE = Path(__file__).parent
 CACHE = HERE.parents[1] / ".pytest_cache" / "fake_gpu"
 GPP = ("g++", "-std=c++20", "-O2", "-ffp-contract=off", "-fPIC", "-w")
 ARCHITECTURE = int(os.environ.get("FAKE_GPU_ARCH", 90))  # compute capability times ten
-HIDDEN = ("-fvisibility=hidden",)
+KERNEL = ("-fvisibility=hidden",)
+CHECKED = (*KERNEL, "-fsanitize=alignment,bounds,null")  # kernels that are not CuPy's own
 
 # The names of a source's kernels, and shared memory whose size the launch gives.
-KERNEL = re.compile(r"__global__\s+(?:(?:void|__launch_bounds__\s*\([^)]*\))\s*)+(?!__launch_bounds__)\b(\w+)\s*\(")
+NAME = re.compile(r"__global__\s+(?:(?:void|__launch_bounds__\s*\([^)]*\))\s*)+(?!__launch_bounds__)\b(\w+)\s*\(")
 DYNAMIC = re.compile(r"extern\s+__shared__\s+(?:__align__\(\d+\)|alignas\(\d+\))?\s*([\w ]+?)\s+(\w+)\s*\[\s*\]\s*;")
 
 EMPTY = '""'
@@ -38,15 +39,16 @@ def compile_module(source, options=(), *, name_expressions=None, **_):
     if name_expressions:  # instances of templates
         kernels = {f"instance_{i}": expression for i, expression in enumerate(name_expressions)}
     else:
-        kernels = {name: name for name in KERNEL.findall(source)}
+        kernels = {name: name for name in NAME.findall(source)}
     entries = "".join(f"FAKE_KERNEL({name}, {instance})\n" for name, instance in kernels.items())
     source = translate_instructions(source)
     source = DYNAMIC.sub(r"\1* const \2 = (\1*)fake_gpu_dynamic_shared;", source)
     defines = f"#define __CUDA_ARCH__ {10 * ARCHITECTURE}\n{defines}"
     whole = f'{defines}\n#line 1 "{next(iter(kernels), "none")}.cu"\n{source}\n{entries}'
-    header = _header(includes)
+    flags = *(KERNEL if "<cupy/" in source else CHECKED), *includes
+    header = _header(flags)
     try:
-        path = library(whole, *HIDDEN, *includes, "-include", str(header))
+        path = library(whole, *flags, "-include", str(header))
     except CompileError as error:
         raise cupy.cuda.compiler.CompileException(
             str(error), source, next(iter(kernels), ""), options, "g++"
@@ -103,7 +105,7 @@ def library(source: str, *options: str) -> Path:
 
 
 @functools.cache
-def _header(includes: tuple[str, ...]) -> Path:
+def _header(flags: tuple[str, ...]) -> Path:
     """kernels.hpp with CuPy's headers, and beside it, for g++ to find, what it makes of it: most of the time."""
     import cupy
 
@@ -111,13 +113,13 @@ def _header(includes: tuple[str, ...]) -> Path:
     text = "".join(f'#include "{name}"\n' for name in names)
     files = [HERE / "device.hpp", HERE / "instructions.hpp"]
     versions = cupy.__version__, importlib.metadata.version("nvidia-cuda-runtime")
-    folder = CACHE / _hash(text, *versions, *(path.read_text() for path in files), *includes)
+    folder = CACHE / _hash(text, *versions, *(path.read_text() for path in files), *flags)
     header = folder / "all.hpp"
     parsed = header.with_suffix(".hpp.gch")
     if not parsed.exists():
         folder.mkdir(parents=True, exist_ok=True)
         header.write_text(text)
-        _run(parsed, *HIDDEN, *includes, "-x", "c++-header", str(header))
+        _run(parsed, *flags, "-x", "c++-header", str(header))
     return header
 
 

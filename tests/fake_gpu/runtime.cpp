@@ -294,3 +294,20 @@ void fake_gpu_wait_for_copies(int groups_left) {  // -1: all, those of no group 
     mine.pending.erase(std::remove_if(mine.pending.begin(), mine.pending.end(), lands), mine.pending.end());
 }
 }  // extern "C"
+
+// -- what g++ checks in kernels (-fsanitize) ------------------------------------------------------------------------------
+
+struct SourcePlace {
+    const char* file;
+    unsigned int line, column;
+};
+
+extern "C" {
+void __ubsan_handle_type_mismatch_v1(const SourcePlace* place, size_t pointer) {
+    fake_gpu_fail("line %u: null or misaligned address 0x%zx", place->line, pointer);
+}
+
+void __ubsan_handle_out_of_bounds(const SourcePlace* place, long long index) {
+    fake_gpu_fail("line %u: index %lld is out of bounds", place->line, index);
+}
+}  // extern "C"

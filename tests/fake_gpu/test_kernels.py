@@ -78,6 +78,20 @@ def test_a_number_written_beside_an_array_is_noticed(place):
         cupy.cuda.Device().synchronize()
 
 
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("((float4*)(y + 1))[0] = {0, 0, 0, 0};", "misaligned address 0x"),
+        ("__shared__ real numbers[4]; numbers[count + 3] = x[0];", "index 4 is out of bounds"),
+        ("real* nothing = count ? nullptr : y; nothing[0] = x[0];", "address 0x0"),
+    ],
+)
+def test_an_address_that_a_gpu_does_not_take_is_an_error(body, message):
+    with pytest.raises(RuntimeError, match=rf"copy: line \d+: .*{message}"):
+        kernel("copy", COPY % body)((1,), (1,), (device(1), cupy.empty(8, np.float32), np.int32(1)))
+        cupy.cuda.Device().synchronize()
+
+
 def test_a_mistake_in_the_source_is_an_error_with_its_line():
     with pytest.raises(cupy.cuda.compiler.CompileException, match=r"copy\.cu:\d+.*'nonsense' was not declared"):
         kernel("copy", COPY % "nonsense;")((1,), (1,), (device(1), device(1), np.int32(1)))
