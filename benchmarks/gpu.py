@@ -32,7 +32,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import gpu_kernels
-from gpu_facts import device_facts
+from gpu_facts import device_facts, half_dtype
 from gpu_sides import (
     OUR_SIDES,
     REFERENCE,
@@ -40,7 +40,6 @@ from gpu_sides import (
     Side,
     estimated_mb,
     free_memory,
-    half_dtype,
     loss_failures,
     make_our_step,
     make_side,

@@ -3,11 +3,15 @@
 python benchmarks/gpu_facts.py facts.json
 """
 
+import functools
 import json
 import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT)]
 
 PACKAGES = ("numpy", "cupy-cuda13x", "cupy-cuda12x", "nvidia-cuda-nvrtc", "ml_dtypes", "torch", "pytest")
 
@@ -20,8 +24,27 @@ def version_of(name: str) -> str:
         return "absent"
 
 
+@functools.cache
+def half_dtype() -> str:
+    """bfloat16; on GPUs before Ampere float16, or float32 if convolutions have no float16 there."""
+    import cupy
+    import numpy as np
+
+    from minidl import Tensor
+    from minidl.functional import conv2d
+
+    if int(cupy.cuda.Device().compute_capability) >= 80:
+        return "bfloat16"
+    x, weight = (Tensor(np.ones(size, np.float32), device="cuda") for size in ((1, 4, 4, 8), (1, 1, 8, 8)))
+    try:
+        conv2d(x.to("float16"), weight)
+    except TypeError:
+        return "float32"
+    return "float16"
+
+
 def device_facts() -> dict:
-    """The GPU's name, compute capability times ten and memory; the versions of driver, CUDA and packages."""
+    """The GPU's name, compute capability times ten, half precision and memory; the versions of what runs on it."""
     import cupy
 
     runtime, device = cupy.cuda.runtime, cupy.cuda.Device()
@@ -29,6 +52,7 @@ def device_facts() -> dict:
     facts = {
         "gpu": properties["name"].decode(),
         "capability": int(device.compute_capability),
+        "half": half_dtype(),
         "memory_mb": device.mem_info[1] // 2**20,
         "multiprocessors": properties.get("multiProcessorCount"),
         "l2_mb": properties.get("l2CacheSize", 0) / 2**20,

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from unittest import mock
 
 import numpy as np
+from gpu_facts import half_dtype
 
 from minidl import Tensor, tf32
 
@@ -207,7 +208,10 @@ def measure_convolution(shape: tuple[int, ...]) -> list[dict]:
     flops = 2 * math.prod(shape) * 9 * channels
     numbers = [np.random.default_rng(0).standard_normal(size) for size in (shape, (3, 3, channels, channels))]
     lines = []
-    for way, dtype in (("bfloat16", "bfloat16"), ("tf32", "float32"), ("float32", "float32")):
+    ways = {half_dtype(): half_dtype(), "tf32": "float32", "float32": "float32"}
+    if int(cupy.cuda.Device().compute_capability) < 80:
+        del ways["tf32"]  # it has no instructions for it
+    for way, dtype in ways.items():
         x, weight = (Tensor(array, "float32", "cuda").to(dtype).data for array in numbers)
         passes = {
             "forward": functools.partial(conv2d_forward, x, weight, None, *geometry),

@@ -73,7 +73,7 @@ class Gpu:
     """
 
     capability: int
-    dtype: str
+    dtypes: tuple[str, ...]  # the first that minidl has there
     multiprocessors: int
     clock: float
     copy: float
@@ -88,9 +88,9 @@ class Gpu:
 
 GPUS = {
     # Peaks: NVIDIA's data sheets. Copies: T4 220 GB/s (Jia et al. 2019), A100 80 GB 88 % of 2,039 GB/s, H200 4.3 TB/s.
-    "T4": Gpu(75, "float32", 40, 1.59e9, 0.22e12, 65, 65, 2, 64 * 1024, 0, 32, 16),
-    "A100": Gpu(80, "bfloat16", 108, 1.41e9, 1.8e12, 312, 312, 2, 164 * 1024, 1024, 64, 32),
-    "H200": Gpu(90, "bfloat16", 132, 1.755e9, 4.3e12, 0.62 * 989, 989, 1, 228 * 1024, 1024, 64, 32),
+    "T4": Gpu(75, ("float16", "float32"), 40, 1.59e9, 0.22e12, 65, 65, 2, 64 * 1024, 0, 32, 16),
+    "A100": Gpu(80, ("bfloat16",), 108, 1.41e9, 1.8e12, 312, 312, 2, 164 * 1024, 1024, 64, 32),
+    "H200": Gpu(90, ("bfloat16",), 132, 1.755e9, 4.3e12, 0.62 * 989, 989, 1, 228 * 1024, 1024, 64, 32),
 }
 
 # -- what a launch has to do -------------------------------------------------------------------------------------------
@@ -299,15 +299,19 @@ def times(launch: Launch, gpu: Gpu) -> dict[str, float]:
 # -- a step ------------------------------------------------------------------------------------------------------------
 
 
-def record_step(model: str, batch: int, gpu: Gpu, dtype: str) -> dict:
-    """The launches of a step, recorded in a process of its own, as that one has another `cupy`."""
+def record_step(model: str, batch: int, gpu: Gpu, dtypes: Iterable[str]) -> tuple[dict, str]:
+    """The launches of a step in the first of these dtypes that can be recorded, and that dtype.
+
+    They are recorded in a process of its own, as that one has another `cupy`.
+    """
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "launches.json"
-        words = [HERE / "launches.py", model, batch, dtype, gpu.capability, path]
-        done = subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True, check=False)
-        if done.returncode:
-            sys.exit(f"gpu_model.py: {model} cannot be recorded:\n{done.stderr}")
-        return json.loads(path.read_text())
+        for dtype in dtypes:
+            words = [HERE / "launches.py", model, batch, dtype, gpu.capability, path]
+            done = subprocess.run([sys.executable, *map(str, words)], capture_output=True, text=True, check=False)
+            if not done.returncode:
+                return json.loads(path.read_text()), dtype
+    raise SystemExit(f"gpu_model.py: {model} cannot be recorded:\n{done.stderr}")
 
 
 def compile_all(sources: list[list], capability: int, workers: int | None) -> list[Code]:
@@ -387,11 +391,11 @@ def shape_text(launch: Launch) -> str:
     return " ".join(f"{name}={launch.numbers[name]}" for name in names if name in launch.numbers)
 
 
-def model_step(model: str, batch: int, gpu: Gpu, dtype: str, workers: int | None = None, by_launch=False) -> list[dict]:
-    """The lines of a step."""
-    recorded = record_step(model, batch, gpu, dtype)
-    codes = compile_all(recorded["sources"], gpu.capability, workers)
-    return lines_of(launches_of(recorded, codes), gpu, by_launch)
+def model_step(args: argparse.Namespace, model: str, batch: int, gpu: Gpu) -> tuple[list[dict], str]:
+    """The lines of a step, and the dtype of its activations."""
+    recorded, dtype = record_step(model, batch, gpu, [args.dtype] if args.dtype else gpu.dtypes)
+    codes = compile_all(recorded["sources"], gpu.capability, args.workers)
+    return lines_of(launches_of(recorded, codes), gpu, args.by_launch), dtype
 
 
 # -- output ------------------------------------------------------------------------------------------------------------
@@ -438,7 +442,7 @@ def main() -> None:
     parser.add_argument("--models", choices=MODELS, nargs="+", default=list(WORKLOADS))
     parser.add_argument("--batch", type=int, help="default: 256 for ResNet-50, 64 for VGG-16, 128 for ResNet-20, or 32")
     parser.add_argument("--gpus", choices=GPUS, nargs="+", help="default: all; with --measured the one of the record")
-    parser.add_argument("--dtype", help="of activations; default: bfloat16, on a T4 float32")
+    parser.add_argument("--dtype", help="of activations; default: bfloat16, on a T4 float16")
     parser.add_argument("--by-launch", action="store_true", help="a line for each shape instead of each kernel")
     parser.add_argument("--measured", type=Path, metavar="FILE", help="a record of gpu.py")
     parser.add_argument("--workers", type=int, help="processes that compile; default: one per core")
@@ -449,8 +453,8 @@ def main() -> None:
     for name in args.gpus or ([there] if there else GPUS):
         gpu = GPUS[name]
         for model in args.models:
-            batch, dtype = args.batch or WORKLOADS.get(model, 32), args.dtype or gpu.dtype
-            lines = model_step(model, batch, gpu, dtype, args.workers, args.by_launch)
+            batch = args.batch or WORKLOADS.get(model, 32)
+            lines, dtype = model_step(args, model, batch, gpu)
             title = f"{model} b{batch} {dtype} on {name}"
             measured = measured_ms(args.measured, model, batch) if name == there and not args.by_launch else {}
             show(title, batch, lines, gpu, measured)

@@ -201,7 +201,7 @@ class Plan:
         dataset = "cifar10" if self.args.data else "shapes"
         options = ["--dataset", dataset, "--device", "cuda", "--out", folder]
         options += ["--data-dir", self.args.data] if self.args.data else ["--epochs", "4"]
-        options += ["--dtype", "bfloat16" if self.capability() >= 80 else "float16"]
+        options += ["--dtype", self.half()]
         if self.fake:
             options += ["--depth", "8", "--limit-train", "64", "--batch-size", "16", "--dtype", "float32"]
             options += ["--epochs", "1"]
@@ -217,10 +217,10 @@ class Plan:
         again = lambda status: status == STOPPED  # noqa: E731
         return Part("training", f"ResNet-20 on {dataset}", [command], again=again, most=12, judge=too_inaccurate)
 
-    def capability(self) -> int:
-        """Of the GPU, times ten, once the facts are known."""
+    def half(self) -> str:
+        """The dtype of half precision on this GPU, once the facts are known."""
         path = self.out / "facts.json"
-        return json.loads(path.read_text())["capability"] if path.exists() else 0
+        return json.loads(path.read_text())["half"] if path.exists() else "float32"
 
 
 def crashed(status: int) -> bool:

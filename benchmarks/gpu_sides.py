@@ -14,6 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from gpu_facts import half_dtype
 from step_worker import LR, MODELS, MOMENTUM, WEIGHT_DECAY, make_batch, make_ours
 
 from minidl import Tensor, cuda_graph, tf32
@@ -22,7 +23,7 @@ from minidl.optim import SGD
 
 OUR_SIDES = {
     "graph": "half's step as one CUDA graph, through minidl.cuda_graph",
-    "half": "activations in bfloat16 (see half_dtype), launch by launch",
+    "half": "activations in bfloat16, or float16 on GPUs without it, launch by launch",
     "tf32": "float32, its products rounded to TF32",
     "float32": "float32",
 }
@@ -73,17 +74,6 @@ def possible_sides(kinds: list[str]) -> list[str]:
     import cupy
 
     return [kind for kind in kinds if kind != "tf32" or int(cupy.cuda.Device().compute_capability) >= 80]
-
-
-def half_dtype() -> str:
-    """The dtype of the sides 'half' and 'graph': bfloat16; on GPUs before Ampere float16, if minidl has it."""
-    import cupy
-
-    from minidl.kernels.cuda._launch import TYPES
-
-    if int(cupy.cuda.Device().compute_capability) >= 80:
-        return "bfloat16"
-    return "float16" if "float16" in TYPES else "float32"
 
 
 def free_memory() -> None:

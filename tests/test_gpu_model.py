@@ -218,7 +218,7 @@ def launches_of(recorded, name):
 
 def test_the_table_stands_beside_what_was_measured(monkeypatch, tmp_path, capsys):
     lines = [{"kernel": "add", "launches": 3, "ms": 2.0, "peak_ms": 1.0, "bounds": {"memory": 2.0}}]
-    monkeypatch.setattr(gpu_model, "model_step", lambda *_: lines)
+    monkeypatch.setattr(gpu_model, "model_step", lambda *_: (lines, "bfloat16"))
     record = {"device": {"gpu": "NVIDIA H200"}, "measurements": {}}
     table = {"lines": [{"kernel": "add", "ms": 3.0}], "graph_ms": 4.0}
     record["measurements"]["resnet20 b128/kernels"] = table
