@@ -61,6 +61,7 @@ WORKLOADS = {"resnet50": 256, "vgg16_bn": 64, "resnet20": 128}
 INSTRUCTIONS_PER_CYCLE = {1: 0.23, 2: 0.41, 4: 0.63, 8: 0.79, 16: 0.9}
 SHARE_OF_COPY = 0.8  # of the rate of a copy that a kernel with coalesced accesses reaches
 WAIT = 600  # cycles for a number from memory
+STEP_BYTES = 64  # of the depth of a product's tile (_product.py); where it ends, zeros fill it
 GAP = 1.2e-6  # seconds between two nodes of a CUDA graph
 
 
@@ -95,13 +96,15 @@ GPUS = {
 
 # -- what a launch has to do -------------------------------------------------------------------------------------------
 
-# The depth of a product: multiply-adds for each element of its result, in one block.
-DEPTHS: dict[str, Callable[[dict], int]] = {
-    "conv_forward": lambda a: a["KH"] * a["KW"] * a["C"],
-    "conv_backward_x": lambda a: a["KH"] * a["KW"] * a["O"],
-    "conv_backward_weight": lambda a: min(a.get("length", math.inf), a["N"] * a["OH"] * a["OW"]),
+# The depth of a product: multiply-adds for each element that a block computes, from the numbers of its launch. dL/dx of
+# a strided convolution is SH * SW products (before TILE_ROWS was a constant it was one, most of it with zeros); of
+# dL/dweight each block sums one slab (whose number was the second size of the grid).
+DEPTHS: dict[str, Callable[[dict, tuple], float]] = {
+    "conv_forward": lambda a, grid: a["KH"] * a["KW"] * a["C"],
+    "conv_backward_x": lambda a, grid: a["KH"] * a["KW"] * a["O"] / (a["SH"] * a["SW"] if "TILE_ROWS" in a else 1),
+    "conv_backward_weight": lambda a, grid: a["N"] * a["OH"] * a["OW"] / a.get("slab_count", grid[-1]),
 }
-# Rows and columns of its result.
+# Rows and columns of its result, where TILE_ROWS has to be found by the number of blocks.
 SHAPES: dict[str, Callable[[dict], tuple[int, int]]] = {
     "conv_forward": lambda a: (a["N"] * a["OH"] * a["OW"], a["O"]),
     "conv_backward_x": lambda a: (a["N"] * a["H"] * a["W"], a["C"]),
@@ -157,10 +160,16 @@ class Launch:
         names = ("N", "OH", "OW", "O", "KH", "KW", "C")
         return math.prod(int(self.numbers[name]) for name in names) if self.is_product else 0
 
+    def depth(self) -> float:
+        """Of a product."""
+        return DEPTHS[self.kernel](self.numbers, self.grid)
+
     def tile(self) -> tuple[int, int]:
-        """Rows and columns that a block computes: TILE_COLUMNS, and the rows that fit the number of blocks."""
-        rows, columns = SHAPES[self.kernel](self.numbers)
+        """Rows and columns that a block computes: constants, or the rows that fit the number of blocks."""
         across = int(self.numbers["TILE_COLUMNS"])
+        if "TILE_ROWS" in self.numbers:
+            return int(self.numbers["TILE_ROWS"]), across
+        rows, columns = SHAPES[self.kernel](self.numbers)
         fits = (r for r in (128, 64, 256, 32) if -(-rows // r) * -(-columns // across) == self.grid[0])
         return next(fits, 128), across
 
@@ -203,7 +212,8 @@ class Launch:
         loop = self.code.loops[main]
         if self.is_product:
             depth = macs_of(loop) * self.warps / math.prod(self.tile())  # of a turn
-            return math.ceil(DEPTHS[self.kernel](self.numbers) / depth)
+            step = min(STEP_BYTES / self.itemsize, depth)  # the compiler unrolls some steps, with a way out behind each
+            return math.ceil(self.depth() / step) * step / depth
         if family(self.kernel) in TURNS:
             return TURNS[family(self.kernel)](self.numbers)
         moved = BYTES_OF_THREAD.get(self.kernel, self.bytes / self.blocks / math.prod(self.block))
@@ -222,7 +232,7 @@ class Launch:
         copied = self.code.loops[parent].global_bytes * math.prod(self.block) / self.itemsize / sum(self.tile())
         if copied < 1:
             return 1
-        return min(math.ceil(DEPTHS[self.kernel](self.numbers) / 2 ** math.floor(math.log2(copied))), turns)
+        return min(math.ceil(self.depth() / 2 ** math.floor(math.log2(copied))), turns)
 
     def count(self, of: Callable[[Loop], float]) -> float:
         """The sum of a count over the instructions that a warp executes."""
