@@ -23,6 +23,7 @@ import importlib.metadata
 import importlib.util
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -35,13 +36,14 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from gpu_report_page import epochs, write_page  # noqa: E402
+from gpu_report_page import epochs, read_json, write_page  # noqa: E402
 from gpu_test_log import NEW_PROCESS, mark_interrupted, read_log  # noqa: E402
 
 from minidl.system.files import write_whole  # noqa: E402
 
-LIMIT, GRACE = 480, 60  # seconds of a process; and that it then has to save its state
+LIMIT, GRACE = 420, 60  # seconds of a process; and that it then has to save its state: eight minutes together
 UNFINISHED, STOPPED, NOTHING_COLLECTED = 3, 128 + signal.SIGTERM, 5  # exit statuses of gpu.py, examples and pytest
+KERNELS, OUR_SIDES = ("kernels", "convolution"), ("graph", "half", "tf32", "float32")
 TORCH_SIDES = ("torch_float32", "torch_amp", "torch_graph", "torch_compile")
 # The largest test error that passes: what two CPU cores reach (12.6 % in 10 epochs, 4 % in 4), and some more.
 LARGEST_ERROR = {"cifar10": 0.145, "shapes": 0.07}
@@ -66,6 +68,7 @@ class Part:
     environment: dict[str, str] = field(default_factory=dict)
     absent: Callable[[], str | None] = lambda: None
     judge: Callable[[str], list[str]] = lambda log: []
+    measures: tuple[str, ...] = ()  # parts of the names of its measurements in gpu.json
 
 
 # -- the parts ---------------------------------------------------------------------------------------------------------
@@ -90,9 +93,9 @@ class Plan:
             *self.tests(),
             self.sanitizer("memcheck", {"GPU_TEST_POOL": "none"}),
             self.sanitizer("racecheck", {}),
-            self.benchmark("kernels", "Time of each kernel", "--what", "kernels", "convolution"),
+            self.benchmark("kernels", "Time of each kernel", KERNELS, "--what", *KERNELS),
             self.model(),
-            self.benchmark("steps", "Training steps", "--what", "steps"),
+            self.benchmark("steps", "Training steps", OUR_SIDES, "--what", "steps"),
             *map(self.against, eager),
             self.training(),
             self.against(compiled),
@@ -124,11 +127,10 @@ class Plan:
         log = self.out / "tests" / f"{name}.jsonl"
 
         def failed_tests(text: str) -> list[str]:
-            results = read_log(log).values()
-            failures = [
-                f"{test['id']}: {test['outcome']}" for test in results if test["outcome"] in ("failed", "begun")
-            ]
-            return failures or ([] if results else ["no test has run"])
+            results, words = read_log(log), {"failed": "failed", "begun": "did not end"}
+            failures = [(name, test["outcome"]) for name, test in results.items() if test["outcome"] in words]
+            problems = [f"{name}: {words[outcome]}" for name, outcome in failures]
+            return problems or ([] if results else ["no test has run"])
 
         return Part(
             name,
@@ -161,7 +163,7 @@ class Plan:
         part.absent = lambda: tests_absent() or (None if program else "compute-sanitizer is not installed")
         return part
 
-    def benchmark(self, name: str, title: str, *options: str, absent: Callable = lambda: None) -> Part:
+    def benchmark(self, name: str, title: str, measures: tuple[str, ...], *options: str, absent=lambda: None) -> Part:
         """A part of gpu.py. It stops by itself a minute and a half before its time is over."""
         small = ["--models", "resnet20", "--batch", "1", "--rounds", "1", "--steps", "1", "--warmup", "1"]
         small += ["--convolution", "1", "4", "4", "8"]
@@ -169,23 +171,28 @@ class Plan:
         minutes = ["--minutes", str(max(self.args.limit / 60 - 1.5, 0))]
         script = ROOT / "benchmarks" / "gpu.py"
         command = self.python(script, "--json", self.out / "gpu.json", *minutes, *sizes, *options)
-        again = lambda status: status == UNFINISHED or crashed(status)  # noqa: E731
-        # Killed at the limit, so that its record says which measurement never ended.
-        return Part(name, title, [command], at_limit=signal.SIGKILL, again=again, absent=absent)
+        return Part(
+            name,
+            title,
+            [command],
+            at_limit=signal.SIGKILL,  # so that its record says which measurement never ended
+            again=lambda status: status == UNFINISHED or crashed(status),
+            absent=absent,
+            measures=measures,
+        )
 
     def against(self, side: str) -> Part:
         """One of PyTorch's sides."""
-        title = f"Training steps, PyTorch: {side}"
-        return self.benchmark(
-            side.replace("_", "-"), title, "--what", "steps", "--sides", side, absent=self.torch_absent
-        )
+        name, title = side.replace("_", "-"), f"Training steps, PyTorch: {side}"
+        return self.benchmark(name, title, (side,), "--what", "steps", "--sides", side, absent=self.torch_absent)
 
     def torch_absent(self) -> str | None:
         """Why PyTorch cannot be compared with."""
         if importlib.util.find_spec("torch") is None:
             return "PyTorch is not installed"
         question = "import sys, torch; sys.exit(0 if torch.cuda.is_available() else 1)"
-        return None if not subprocess.run([sys.executable, "-c", question]).returncode else "PyTorch finds no GPU"
+        asked = subprocess.run([sys.executable, "-c", question], capture_output=True, check=False)
+        return "PyTorch finds no GPU" if asked.returncode else None
 
     def model(self) -> Part:
         """The modelled times beside the measured ones."""
@@ -214,13 +221,13 @@ class Plan:
             error, most = records[-1]["test_error"], 1 if self.fake else LARGEST_ERROR[dataset]
             return [] if error <= most else [f"test error {error:.1%}, expected at most {most:.1%}"]
 
-        again = lambda status: status == STOPPED  # noqa: E731
-        return Part("training", f"ResNet-20 on {dataset}", [command], again=again, most=12, judge=too_inaccurate)
+        part = Part("training", f"ResNet-20 on {dataset}", [command], most=12, judge=too_inaccurate)
+        part.again = lambda status: status == STOPPED
+        return part
 
     def half(self) -> str:
         """The dtype of half precision on this GPU, once the facts are known."""
-        path = self.out / "facts.json"
-        return json.loads(path.read_text())["half"] if path.exists() else "float32"
+        return read_json(self.out / "facts.json").get("half", "float32")
 
 
 def crashed(status: int) -> bool:
@@ -309,12 +316,16 @@ class Report:
             if self.seconds_left() < min(60, self.args.limit):
                 return result
             began = time.monotonic()
-            status, in_time = self.run_commands(part)
+            try:
+                status, in_time = self.run_commands(part)
+            except KeyboardInterrupt:
+                mark_interrupted(self.tests(part))
+                raise
             result["seconds"] = round(result["seconds"] + time.monotonic() - began, 1)
             if in_time and not part.again(status):
                 return result | self.judged(part, status)
             if not in_time:
-                mark_interrupted(self.out / "tests" / f"{part.name}.jsonl")  # if it is a part with tests
+                mark_interrupted(self.tests(part))
             self.put(part, result)
         if self.seconds_left() <= 0:
             return result
@@ -346,6 +357,10 @@ class Report:
         """The file of what a part prints."""
         return self.out / "logs" / f"{part.name}.log"
 
+    def tests(self, part: Part) -> Path:
+        """The results of its tests, if it is a part with tests."""
+        return self.out / "tests" / f"{part.name}.jsonl"
+
     def text(self, part: Part) -> str:
         """What a part has printed."""
         return self.log(part).read_text(errors="replace") if self.log(part).exists() else ""
@@ -361,7 +376,7 @@ def run_command(command: list[str], limit: float, number: int, part: Part, log: 
     At the limit it gets the signal `number`. It has a process group of its own, so that all it has started is stopped
     with it.
     """
-    environment = os.environ | {"PYTHONUNBUFFERED": "1", "PYTHONPATH": str(ROOT)} | part.environment
+    environment = with_source() | {"PYTHONUNBUFFERED": "1"} | part.environment
     with log.open("a") as file:
         file.write(f"$ {' '.join(command)}\n")
         file.flush()
@@ -374,6 +389,11 @@ def run_command(command: list[str], limit: float, number: int, part: Part, log: 
         except KeyboardInterrupt:
             stop(process, part.stop)
             raise
+
+
+def with_source() -> dict[str, str]:
+    """The environment, in which `import minidl` finds this source, installed or not."""
+    return os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))}
 
 
 def stop(process: subprocess.Popen, number: int) -> int:
@@ -395,6 +415,12 @@ def forget(part: Part, out: Path) -> None:
     (out / "tests" / f"{part.name}.jsonl").unlink(missing_ok=True)
     if part.name == "training":
         shutil.rmtree(out / "resnet20", ignore_errors=True)
+    record = read_json(out / "gpu.json")
+    if part.measures and record:
+        measured = record["measurements"].items()
+        kept = {name: found for name, found in measured if not set(re.split("[/ ]", name)) & set(part.measures)}
+        content = json.dumps(record | {"measurements": kept}, indent=1) + "\n"
+        write_whole(out / "gpu.json", content.encode())
 
 
 # -- the command -------------------------------------------------------------------------------------------------------
@@ -405,10 +431,8 @@ def no_gpu(device: str) -> str | None:
     if device == "fake":
         return None
     question = "from minidl.system.gpu import require_cupy; require_cupy()"
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    asked = subprocess.run(
-        [sys.executable, "-c", question], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
+    command = [sys.executable, "-c", question]
+    asked = subprocess.run(command, cwd=ROOT, env=with_source(), capture_output=True, text=True, check=False)
     lines = asked.stderr.strip().splitlines()
     return lines[-1].removeprefix("RuntimeError: ") if asked.returncode else None
 
@@ -423,7 +447,7 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--list", action="store_true", help="show the parts and what is known of them")
     parser.add_argument("--minutes", type=float, default=1e9, help="stop after so many; default: when all is done")
     parser.add_argument("--device", choices=("cuda", "fake"), default="cuda")
-    parser.add_argument("--limit", type=float, default=LIMIT, metavar="SECONDS", help="of a process; default: 480")
+    parser.add_argument("--limit", type=float, default=LIMIT, metavar="SECONDS", help="of a process; default: 420")
     args = parser.parse_args(arguments)
     args.out = args.out.resolve()
     args.data = args.data.resolve() if args.data else None

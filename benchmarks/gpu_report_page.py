@@ -5,6 +5,7 @@ import json
 import subprocess
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 from gpu_test_log import read_log
@@ -17,18 +18,27 @@ MOST_FAILED_TESTS = 40  # that are shown of a part
 
 def write_page(out: Path, results: list[dict], args: argparse.Namespace) -> None:
     """Write REPORT.md anew. `results` has an entry for each part, in order."""
-    sections = [
-        heading(out, args),
-        summary(out, results),
-        problems(results),
-        tests(out, results),
-        steps(measurements(out)),
-        kernels(measurements(out)),
-        convolution(measurements(out)),
-        training(out),
-        model(out),
-    ]
+    writers = {
+        "heading": lambda: heading(out, args),
+        "summary": lambda: summary(out, results),
+        "what failed": lambda: problems(results),
+        "tests": lambda: tests(out, results),
+        "training steps": lambda: steps(measurements(out)),
+        "kernels": lambda: kernels(measurements(out)),
+        "convolution": lambda: convolution(measurements(out)),
+        "training": lambda: training(out),
+        "model": lambda: model(out),
+    }
+    sections = [section(name, write) for name, write in writers.items()]
     write_whole(out / "REPORT.md", ("\n\n".join(filter(None, sections)) + "\n").encode())
+
+
+def section(name: str, write: Callable[[], str]) -> str:
+    """A part of the page. One that cannot be written, say because of a damaged file, does not cost the others."""
+    try:
+        return write()
+    except Exception as error:
+        return f"The section '{name}' could not be written: {type(error).__name__}: {error}"
 
 
 def table(titles: list[str], rows: list[list]) -> str:

@@ -10,6 +10,7 @@ With GPU_TEST_POOL=none CuPy allocates each array by itself, so that compute-san
 writes beside an array: in a pool's memory it would find a neighbour.
 """
 
+import contextlib
 import json
 import os
 import sys
@@ -25,6 +26,15 @@ FAILED: dict[str, str] = {}  # test: message
 SKIPPED: set[str] = set()
 
 
+def lines_of(path: Path) -> list[dict]:
+    """The lines of a log. The last one may be half a line, if the process was killed: it is left out."""
+    lines = []
+    for text in path.read_text().splitlines() if path.exists() else []:
+        with contextlib.suppress(ValueError):
+            lines.append(json.loads(text))
+    return lines
+
+
 def read_log(path: Path) -> dict[str, dict]:
     """The last line of each test: {"id", "outcome"} and, if it failed, "message"; outcome "begun" if it never ended.
 
@@ -32,7 +42,7 @@ def read_log(path: Path) -> dict[str, dict]:
     """
     results: dict[str, dict] = {}
     interrupted = Counter()
-    for line in map(json.loads, path.read_text().splitlines() if path.exists() else []):
+    for line in lines_of(path):
         results[line["id"]] = line
         if line["outcome"] == "interrupted":
             interrupted[line["id"]] += 1
@@ -43,11 +53,10 @@ def read_log(path: Path) -> dict[str, dict]:
 
 def mark_interrupted(path: Path) -> None:
     """Write that the test that ran last did not end because its process was stopped from outside."""
-    lines = path.read_text().splitlines() if path.exists() else []
-    last = json.loads(lines[-1]) if lines else {"outcome": "none"}
+    *_, last = [{"outcome": "none"}, *lines_of(path)]
     if last["outcome"] == "begun":
         with path.open("a") as file:
-            file.write(json.dumps({"id": last["id"], "outcome": "interrupted"}) + "\n")
+            file.write("\n" + json.dumps({"id": last["id"], "outcome": "interrupted"}) + "\n")
 
 
 def write(line: dict) -> None:

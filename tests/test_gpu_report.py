@@ -98,7 +98,7 @@ with open({str(state)!r}, 'a+') as file:
     assert report([Part("long", "Long", python(code), again=lambda status: status == 3)]) == 0
     assert state.read_text() == "xxx"
     assert report([Part("endless", "Endless", python("raise SystemExit(3)"), again=lambda status: status == 3)]) == 1
-    assert result(tmp_path, "endless")["problems"] == ["not finished after 6 processes of at most 480 seconds"]
+    assert result(tmp_path, "endless")["problems"] == ["not finished after 6 processes of at most 420 seconds"]
 
 
 SAVES = """
@@ -417,3 +417,25 @@ def test_the_page_shows_what_was_measured(tmp_path):
     assert "| add | 9 | 0.1 | 3012 | 0 |" in page
     assert "| bfloat16 | 186 |  |  |" in page
     assert "| steps | Steps | failed | 1.5 | exit status 1 |" in page
+
+
+def test_a_damaged_file_costs_one_section_only(tmp_path):
+    (tmp_path / "gpu.json").write_text('{"measurements": {"resnet20 b128/kernels": {"lines": [{}]}}}')
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "x.jsonl").write_text('{"id": "a", "outcome": "passed"}\n{"id": "b", "outc')
+    results = [{"part": "x", "title": "X", "status": "passed", "seconds": 1}]
+    gpu_report_page.write_page(tmp_path, results, gpu_report.parse(["--out", str(tmp_path)]))
+    page = (tmp_path / "REPORT.md").read_text()
+    assert "The section 'kernels' could not be written: KeyError" in page
+    assert "| x | 1 | 0 | 0 | 0 |" in page
+
+
+def test_measuring_again_forgets_what_was_measured(tmp_path):
+    names = ["a b1/graph", "a b1/kernels", "a b1/torch_amp", "a b1/float32", "convolution 1x4x4x8"]
+    (tmp_path / "gpu.json").write_text(json.dumps({"device": {}, "measurements": {name: {} for name in names}}))
+    parts = {part.name: part for part in plan(tmp_path).parts()}
+    left = []
+    for name in ("kernels", "torch-amp", "torch-float32", "steps"):
+        gpu_report.forget(parts[name], tmp_path)
+        left.append(list(gpu_report_page.measurements(tmp_path)))
+    assert left == [[names[0], *names[2:4]], [names[0], names[3]], [names[0], names[3]], []]
