@@ -101,7 +101,9 @@ def test_the_instructions_of_a_gpu_compute_what_their_plain_twins_compute(dtype,
         by_twins = results()
     CudaKernel.compiled.cache_clear()
     for ours, twin in zip(by_instructions, by_twins, strict=True):
-        assert_close(ours, twin, {"bfloat16": 1e-2, "float16": 1e-3}.get(dtype, 1e-5))  # a sum in another order may round up, or down
+        assert_close(
+            ours, twin, {"bfloat16": 1e-2, "float16": 1e-3}.get(dtype, 1e-5)
+        )  # a sum in another order may round up, or down
 
 
 def test_the_weights_gradient_is_summed_over_slabs_of_pixels(conv, to_device, to_host, rng, monkeypatch):
