@@ -121,6 +121,21 @@ def test_a_process_that_takes_too_long_can_save_its_state(number, report, tmp_pa
     assert Path(path).read_text() == "began saved began "
 
 
+def test_what_a_process_has_started_may_end_in_peace(report, tmp_path):
+    """A compiler that Ctrl-C interrupts would be a failure of the test that needs it."""
+    path = str(tmp_path / "state")
+    child = f"import time; time.sleep(2); open({path!r}, 'a').write('compiled ')"
+    code = f"""
+import signal, subprocess, sys
+signal.signal(signal.SIGINT, lambda *_: None)
+compiler = subprocess.Popen([sys.executable, '-c', {child!r}])
+sys.exit(compiler.wait())
+"""
+    part = Part("compiles", "Compiles", python(code), at_limit=signal.SIGINT, most=1)
+    assert report([part], "--limit", 1.5) == 1
+    assert Path(path).read_text() == "compiled "
+
+
 def test_a_process_that_does_not_listen_is_killed_with_all_that_it_started(report, tmp_path, monkeypatch):
     monkeypatch.setattr(gpu_report, "GRACE", 0.2)
     child = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
