@@ -803,8 +803,9 @@ int cublasGemmEx(cudaStream_t* handle, int transpose_a, int transpose_b, int m, 
 // In place of Thrust: indices that sort each row, NaN last. `kind` is NumPy's letter for the dtype.
 int fake_gpu_argsort(char kind, void* values, long long* order, long long rows, long long count, cudaStream_t stream) {
     Lock lock(mutex);
-    auto sort = [=](auto* row) {
-        return [=]() mutable {
+    auto sort = [=](auto* values) {
+        return [=] {  // a graph runs it many times
+            auto* row = values;
             for (long long i = 0; i < rows; i++, row += count) {
                 long long* mine = order + i * count;
                 for (long long k = 0; k < count; k++) mine[k] = k;
