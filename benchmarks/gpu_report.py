@@ -399,7 +399,7 @@ def with_source() -> dict[str, str]:
 def stop(process: subprocess.Popen, number: int) -> int:
     """Ask a process to end; kill what is there of it, and of all that it has started, after GRACE seconds.
 
-    Only the process itself is asked: a compiler that it has started would fail, and so would the test that waits for it.
+    Only the process itself is asked: a compiler that it has started would fail, and so would the test that needs it.
     """
     try:
         process.send_signal(number)
