@@ -64,7 +64,7 @@ def backward(root: Node | Leaf, grad) -> None:
         if grad_leaf is None:
             continue
         # Never in place: another leaf may hold the same array.
-        leaf.grad = grad_leaf if leaf.grad is None else leaf.grad + grad_leaf
+        leaf.grad = grad_leaf if leaf.grad is None else add(leaf.grad, grad_leaf)
         for hook in leaf.hooks:
             hook()
 

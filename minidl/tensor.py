@@ -367,7 +367,7 @@ def apply(function: type[Function], *inputs: Tensor | None, **hyperparameters) -
     arrays, kinds, sources = [], [], []  # one entry for each input
     for tensor in inputs:
         is_there = tensor is not None
-        arrays.append(tensor.data if is_there else None)
+        arrays.append(getattr(tensor.data, function.reads, tensor.data) if is_there else None)
         kinds.append((tensor.data.shape, tensor.data.dtype) if is_there else None)
         sources.append(tensor._node if is_there and recording else None)
     ctx = Context(tuple(map(bool, sources)))

@@ -28,7 +28,7 @@ def kernels_for(array) -> ModuleType:
 def device_of(array) -> str:
     """'cuda' for a CuPy array, 'cpu' for any other."""
     cupy = sys.modules.get("cupy")  # until CuPy is imported there are no CuPy arrays
-    return "cuda" if cupy is not None and isinstance(array, cupy.ndarray) else "cpu"
+    return "cuda" if cupy is not None and (isinstance(array, cupy.ndarray) or hasattr(array, "is_on_gpu")) else "cpu"
 
 
 def to_device(array, device: str):
@@ -44,7 +44,7 @@ def to_device(array, device: str):
 def add(a, b):
     """a + b. The kernel, which uses all threads, adds large floating-point arrays of the same shape."""
     if a.size < THREADS_PAY or a.shape != b.shape or a.dtype.kind in "biu":
-        return a + b
+        return a + getattr(b, "array", b)  # CuPy's sum takes no array that a captured step defers
     return kernels_for(a).add(a, b)
 
 

@@ -10,6 +10,8 @@ class ReLU(Function):
     Where x is NaN, y is NaN and dL/dx = dL/dy, as in PyTorch: a NaN is not hidden in either direction.
     """
 
+    reads = "itself"
+
     @staticmethod
     def forward(ctx, x):
         y = kernels_for(x).relu_forward(x)

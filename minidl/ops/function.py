@@ -50,6 +50,9 @@ class Function:
         """Return dL/d(input) for each input array; a single one needs no tuple. `grad` is dL/dy."""
         raise NotImplementedError
 
+    # A captured step on a GPU may defer an array. `apply` reads the attribute `array`, which computes it; only ReLU and
+    # Add take what is deferred itself, as their kernels compute it together with their own result.
+    reads = "array"
     # If True, `apply` refuses integers, for which NumPy would compute in float64.
     floats_only = False
     # If True, `apply` converts bfloat16 and float16 to float32, and rounds the result. Some of CuPy's functions do not

@@ -54,7 +54,7 @@ class GetItem(Function):
             positions = np.arange(math.prod(shape), like=grad).reshape(shape)[index]
             return kernels_for(grad).scatter_add(grad, positions, shape)
         grad_x = np.zeros(shape, grad.dtype, like=grad)
-        grad_x[index] = grad
+        grad_x[index] = grad[...]  # a captured step may pass what only looks like an array
         return grad_x
 
 
@@ -79,7 +79,7 @@ class Cat(Function):
         shape[dim] = ends[-1]
         y = np.empty(shape, arrays[0].dtype, like=arrays[0])
         for part, array in zip(np.split(y, ends[:-1], axis=dim), arrays, strict=True):
-            part[...] = array  # np.concatenate cannot be captured: CuPy copies a list of many addresses from the host
+            part[...] = array[...]  # np.concatenate cannot be captured: CuPy copies a list of many addresses from the host
         return y
 
     @staticmethod

@@ -187,4 +187,6 @@ def passed_as(dtype: np.dtype, wide: bool) -> dict[type, type]:
 
 def contiguous(array):
     """The array if it is contiguous, else a contiguous copy."""
+    if type(array) is not cupy.ndarray:
+        array = array.array  # it is a Deferred: see `_fusion`
     return array if array.flags.c_contiguous else cupy.ascontiguousarray(array)

@@ -2,6 +2,7 @@
 
 import cupy
 
+from minidl.kernels.cuda._fusion import THEN_RELU, THEN_RELU_BACKWARD, Deferred, is_fusing, terms_of
 from minidl.kernels.cuda._launch import CudaKernel
 from minidl.kernels.cuda._vectors import EXAMPLES, VECTORS, aligned, for_each_vector
 
@@ -23,6 +24,8 @@ def add(a, b):
     """a + b, for arrays of the same shape."""
     if a.shape != b.shape:
         raise ValueError(f"add: expected arrays of the same shape, got {a.shape} and {b.shape}")
+    if is_fusing() and a.ndim > 1 and a.size and a.dtype == b.dtype:
+        return Deferred(*terms_of(a), *terms_of(b))
     a, b = aligned(a), aligned(b)
     y = cupy.empty_like(a)
     for_each_vector(ADD, a, b, y)
@@ -48,6 +51,8 @@ extern "C" __global__ void relu_forward(const stored* x, stored* y, index count)
 
 def relu_forward(x):
     """y = max(x, 0)."""
+    if type(x) is Deferred and x.is_pending:
+        return x.followed_by(THEN_RELU)
     x = aligned(x)
     y = cupy.empty_like(x)
     for_each_vector(RELU_FORWARD, x, y)
@@ -73,6 +78,8 @@ extern "C" __global__ void relu_backward(const stored* grad, const stored* y, st
 
 def relu_backward(grad, y):
     """dL/dx = dL/dy where y > 0 or NaN, else 0."""
+    if type(grad) is Deferred and grad.is_pending:
+        return grad.followed_by(THEN_RELU_BACKWARD, aligned(y))
     grad, y = aligned(grad), aligned(y)
     grad_x = cupy.empty_like(grad)
     for_each_vector(RELU_BACKWARD, grad, y, grad_x)

@@ -5,6 +5,7 @@ In every kernel a thread works on a few neighbouring channels, in every n-th row
 
 import cupy
 
+from minidl.kernels.cuda._fusion import Deferred, Term, is_fusing
 from minidl.kernels.cuda._launch import CudaKernel, real_dtype
 from minidl.kernels.cuda._slabs import MOST_BLOCKS, ONE_CHANNEL, SLABS, columns_of, cut, cut_for_sums, one_slab
 from minidl.kernels.cuda._vectors import EXAMPLES, aligned
@@ -141,6 +142,8 @@ extern "C" __global__ void batch_norm_apply(
 def batch_norm_apply(x, mean, variance, weight, bias, eps):
     """y = weight * (x - mean) / sqrt(variance + eps) + bias."""
     x, mean, variance, weight, bias = map(aligned, (x, mean, variance, weight, bias))
+    if is_fusing():
+        return Deferred(Term(x, (mean, variance, weight, bias, float(eps))))
     y = cupy.empty_like(x)
     rows, columns, constants = columns_of(x)
     slabs = cut(rows, columns, ROWS_PER_THREAD, MOST_BLOCKS)

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import cupy
 import numpy as np
 
+from minidl.kernels.cuda._fusion import fusing
+
 
 class Graph:
     """The GPU work of a function. A capture executes nothing: it records each launch with its arguments.
@@ -43,7 +45,8 @@ class Graph:
         with self.stream, cupy.cuda.using_allocator(self.pool.malloc):
             self.stream.begin_capture()
             try:
-                results = function()
+                with fusing():
+                    results = function()
             except BaseException:
                 with contextlib.suppress(cupy.cuda.runtime.CUDARuntimeError):  # it repeats the first error
                     self.stream.end_capture()

@@ -8,6 +8,7 @@ import math
 import cupy
 import numpy as np
 
+from minidl.kernels.cuda._fusion import computed
 from minidl.kernels.cuda._launch import contiguous
 from minidl.kernels.cuda._product import launch_product, product_kernels
 from minidl.kernels.cuda.linear import linear_backward_weight
@@ -54,6 +55,7 @@ def matmul(a, b):
     y_shape = *batch, a.shape[-2], b.shape[-1]
     if 0 in y_shape or not a.shape[-1]:
         return cupy.zeros(y_shape, a.dtype)
+    a, b = computed(a), computed(b)
     (a, a_by_rows), (b, b_by_rows) = _in_memory(a, batch), _in_memory(b, batch)
     if len(a) == len(b) == 1 and not a_by_rows:  # as a weight's gradient, whose depth is cut into slabs
         b = b[0] if b_by_rows else b[0].T

@@ -8,6 +8,7 @@ import math
 import cupy
 import numpy as np
 
+from minidl.kernels.cuda._fusion import compute_deferred
 from minidl.kernels.cuda._launch import THREADS, CudaKernel, contiguous
 
 PIECE = 1024  # elements of a parameter that a block updates: four for each of its threads
@@ -160,6 +161,7 @@ def _powers(beta):
 
 def _tables(name, parameters, *lists):
     """Yield (table, blocks, dtype) for the parameters of each dtype. `lists`: grads, two of states, steps."""
+    compute_deferred()  # what reads the parameters that change now
     entries = [_entry(name, *arrays) for arrays in zip(parameters, *lists, strict=True)]
     for dtype in dict.fromkeys(parameter.dtype for parameter in parameters):
         alike = [entry for entry in entries if entry[0].dtype == dtype]

@@ -50,6 +50,24 @@ def test_a_captured_operation_has_the_bits_of_an_eager_one(case, dtype, device):
     assert function.calls == 3  # twice, and for the capture
 
 
+@pytest.mark.parametrize("case", CAPTURED)
+def test_an_operation_takes_what_a_captured_step_defers(case, device, monkeypatch):
+    """Here each floating-point input and each gradient is a sum that is not computed yet: see kernels/cuda/_fusion.py."""
+    monkeypatch.setattr("minidl.kernels.THREADS_PAY", 0)  # elements, from which on sums have a kernel
+
+    def sums(*arguments):
+        inputs = [Tensor(x, requires_grad=True) for x in arguments[:-1]]
+        y = case.ours(*(x + x for x in inputs))
+        (y + y).backward(arguments[-1])
+        return y, *(x.grad for x in inputs)
+
+    step, eager = minidl.cuda_graph(sums), Step(case, "float32")
+    for seed in range(4):
+        arguments = eager.arguments(seed, device)
+        for ours, theirs in zip(step(*arguments), sums(*arguments), strict=True):
+            assert ours.numpy().tobytes() == theirs.numpy().tobytes(), seed
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_an_index_that_needs_the_host_is_refused_and_the_error_tells_the_remedy(name, device):
     (case,) = (case for _, case in CASES if case.name == name)

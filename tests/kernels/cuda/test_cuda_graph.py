@@ -12,6 +12,7 @@ from models.resnet import cifar_resnet
 
 import minidl
 from minidl import Tensor, nn
+from minidl.data import DeviceLoader
 from minidl.functional import cross_entropy
 from minidl.optim import SGD, Adam
 
@@ -431,7 +432,7 @@ def test_what_readme_shows_runs(training):
         "optimizer": training.optimizer,
         "schedule": lambda number: 0.1 / (number + 1),
         "loader": [(images.numpy(), labels) for images, labels in batches(4)],
-        "Tensor": Tensor,
+        "DeviceLoader": DeviceLoader,
     }
     before = training.state()["0.weight"]
     exec(program, names)
