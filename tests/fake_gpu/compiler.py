@@ -118,7 +118,9 @@ def _header(flags: tuple[str, ...]) -> Path:
     parsed = header.with_suffix(".hpp.gch")
     if not parsed.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        header.write_text(text)
+        new = folder / str(os.getpid())
+        new.write_text(text)
+        new.replace(header)  # in one step, as in _run
         _run(parsed, *flags, "-x", "c++-header", str(header))
     return header
 
