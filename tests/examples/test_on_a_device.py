@@ -38,7 +38,7 @@ def test_a_run_ends_as_on_the_cpu_and_says_how_fast_it_was(tmp_path, train):
         assert record["train_error"] == pytest.approx(other["train_error"], abs=0.1)  # of 40 images
 
 
-@pytest.mark.parametrize("dtype", ["tf32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["tf32", "bfloat16", "float16"])
 def test_a_run_with_rounded_products_begins_alike(dtype, tmp_path, train, device):
     if device == "cpu":
         assert train(tmp_path / "rounded", "--dtype", dtype)[0] == 2

@@ -7,14 +7,21 @@ mma.m16n8k16" (bfloat16) and "mma.m16n8k8" (TF32): counted in words, the two are
 
 TENSOR_CORES = """
 // Registers are limited so that at least this many blocks share a multiprocessor: one multiplies while another waits.
-constexpr int BLOCKS = sizeof(index) == 4 ? 2 : 1;
+constexpr int BLOCKS = sizeof(index) != 4 ? 1 : TILE_ROWS * TILE_COLUMNS == 128 * 128 || MOST_STAGES == 2 ? 2 : 3;
 constexpr bool PACKED = sizeof(stored) == 2;  // true if a word is two numbers
 constexpr int WORDS = 16;  // in a line of a tile
+// The words of the second half of a line are loaded while the first half is multiplied, where registers are left for it:
+// without asynchronous copies they hold what is being copied.
+#ifdef AMPERE
+constexpr int STEPS_AT_ONCE = 2;
+#else
+constexpr int STEPS_AT_ONCE = 1;
+#endif
 
 // The nearest TF32 number: the last 13 bits of the mantissa become 0.
 __device__ unsigned int to_tf32(float value) {
     unsigned int bits = __float_as_uint(value);
-#ifdef HAS_INSTRUCTIONS
+#ifdef AMPERE
     asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(value));
 #else
     bool finite = (bits & 0x7F800000) != 0x7F800000;
@@ -34,7 +41,7 @@ __device__ unsigned int word_of(const T& tile, int line, int word) {
 // g if TRANSPOSED. (PTX ISA, "ldmatrix".)
 template <bool TRANSPOSED>
 __device__ void load_matrices(unsigned int (&words)[4], const stored* row) {
-#ifdef HAS_INSTRUCTIONS
+#ifdef TURING
 #define LOAD_MATRICES(kind)                                                                                          \\
     asm volatile("ldmatrix.sync.aligned.m8n8.x4" kind ".shared.b16 {%0, %1, %2, %3}, [%4];"                          \\
                  : "=r"(words[0]), "=r"(words[1]), "=r"(words[2]), "=r"(words[3]) : "r"(address) : "memory")
@@ -62,45 +69,66 @@ __device__ void load_matrices(unsigned int (&words)[4], const stored* row) {
 // The address that a thread passes to load_matrices, for matrices of 8 lines and 8 numbers along the depth. Matrix 1 is
 // 8 lines after matrix 0 (if DEPTH_FIRST, 8 numbers along the depth). Matrices 2 and 3 follow in the other direction.
 template <bool DEPTH_FIRST, class T>
-__device__ const stored* row_of_matrices(const T& tile, int line, int lane) {
-    int r = lane % 8, one = 8 * (lane / 8 % 2), other = 8 * (lane / 16);
-    int depth = DEPTH_FIRST ? one : other;
-    line += DEPTH_FIRST ? other : one;
-    return tile.numbers + (T::along_depth ? (line + r) * T::STRIDE + depth : (depth + r) * T::STRIDE + line);
+__device__ const stored* row_of_matrices(const T& tile, int line, int lines_on, int depth_on) {
+    int lane = threadIdx.x % 32, r = lane % 8, one = lane / 8 % 2, other = lane / 16;
+    line += 8 * (DEPTH_FIRST ? other : one) + (T::along_depth ? r : 0);
+    int depth = CHUNK * (DEPTH_FIRST ? one : other) + (T::along_depth ? 0 : r);
+    return tile.address(line, depth, lines_on, depth_on);
 }
 
-// The product of two TF32 words, or the dot product of two words of bfloat16.
+// The product of two TF32 words, or the dot product of two words of two numbers.
+template <class Number>
 __device__ float word_product(unsigned int a, unsigned int b) {
-    if constexpr (!PACKED) return __uint_as_float(a) * __uint_as_float(b);
-    float lower = __uint_as_float(a << 16) * __uint_as_float(b << 16);
-    return lower + __uint_as_float(a & 0xFFFF0000) * __uint_as_float(b & 0xFFFF0000);
+    if constexpr (!PACKED) {
+        return __uint_as_float(a) * __uint_as_float(b);
+    } else {
+        float sum = 0;
+        for (int half = 0; half < 2; half++) {
+            Number one, other;
+            one.bits = a >> 16 * half;
+            other.bits = b >> 16 * half;
+            sum += float(one) * float(other);
+        }
+        return sum;
+    }
 }
 
+// `depth` is that of the numbers: "m16n8k16" has four words of a and two of b, "m16n8k8" of float16 has half of them.
 #define MMA(kind)                                                                                                    \\
     asm volatile("mma.sync.aligned." kind " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"         \\
                  : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])                                        \\
-                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]))
+                 : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1))
+#define HALF_MMA(kind, a0, a1, b)                                                                                        \\
+    asm volatile("mma.sync.aligned." kind " {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"                     \\
+                 : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])                                        \\
+                 : "r"(a0), "r"(a1), "r"(b))
 
 // sums += a b, by all 32 threads of a warp. Thread 4 * g + t holds words t and t + 4 of rows g and g + 8 of a, words t
 // and t + 4 of column g of b, and the sums in rows g and g + 8, columns 2 * t and 2 * t + 1.
-__device__ void mma(float (&sums)[4], const unsigned int (&a)[4], const unsigned int (&b)[2]) {
-#ifdef HAS_INSTRUCTIONS
-    if constexpr (PACKED)
+__device__ void mma(float (&sums)[4], const unsigned int (&a)[4], unsigned int b0, unsigned int b1) {
+#if defined(AMPERE)
+    if constexpr (same<stored, float16>)
+        MMA("m16n8k16.row.col.f32.f16.f16.f32");
+    else if constexpr (PACKED)
         MMA("m16n8k16.row.col.f32.bf16.bf16.f32");
     else
         MMA("m16n8k8.row.col.f32.tf32.tf32.f32");
+#elif defined(TURING)
+    HALF_MMA("m16n8k8.row.col.f32.f16.f16.f32", a[0], a[1], b0);
+    HALF_MMA("m16n8k8.row.col.f32.f16.f16.f32", a[2], a[3], b1);
 #else
     // The plain code with the same result: the threads of the warp share their words.
     __shared__ unsigned int all_a[THREADS][4], all_b[THREADS][2];
     for (int i = 0; i < 4; i++) all_a[threadIdx.x][i] = a[i];
-    for (int i = 0; i < 2; i++) all_b[threadIdx.x][i] = b[i];
+    all_b[threadIdx.x][0] = b0;
+    all_b[threadIdx.x][1] = b1;
     __syncwarp();
     int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4, warp = threadIdx.x - lane;
     for (int i = 0; i < 4; i++) {
         int column = 2 * t + i % 2, half = i / 2;  // of the sum; half 1 is row g + 8
         for (int word = 0; word < 8; word++) {
             unsigned int left = all_a[warp + 4 * g + word % 4][half + 2 * (word / 4)];
-            sums[i] += word_product(left, all_b[warp + 4 * column + word % 4][word / 4]);
+            sums[i] += word_product<stored>(left, all_b[warp + 4 * column + word % 4][word / 4]);
         }
     }
     __syncwarp();  // before the next words are shared
@@ -109,58 +137,54 @@ __device__ void mma(float (&sums)[4], const unsigned int (&a)[4], const unsigned
 
 // The sums of a warp: its part of the tile, cut into pieces of 16 rows and 8 columns.
 struct Sums {
-    static constexpr int ACROSS = TILE_COLUMNS == 128 ? 4 : TILE_COLUMNS == 64 ? 2 : 1, DOWN = THREADS / 32 / ACROSS;
+    static constexpr int ACROSS = TILE_COLUMNS < 64 ? 1 : 2, DOWN = THREADS / 32 / ACROSS;  // warps
     static constexpr int WARP_ROWS = TILE_ROWS / DOWN, WARP_COLUMNS = TILE_COLUMNS / ACROSS;
     static constexpr int PIECES_DOWN = WARP_ROWS / 16, PIECES_ACROSS = WARP_COLUMNS / 8;
     float sums[PIECES_DOWN][PIECES_ACROSS][4] = {};
     int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4, warp = threadIdx.x / 32;
-    int first_row = warp / ACROSS * WARP_ROWS + g, first_column = warp % ACROSS * WARP_COLUMNS;
+    int warp_row = warp / ACROSS * WARP_ROWS, warp_column = warp % ACROSS * WARP_COLUMNS;  // the first ones
 
-    // The words of a step: a has 16 rows and b 8 columns in each piece, and both 8 words along the depth.
+    // The words of 16 rows of a, from `row` of the warp on, that are 8 along the depth: those of `step`.
     template <class T>
-    __device__ void load_a(unsigned int (&a)[PIECES_DOWN][4], const T& tile, int step) {
-        int lane = threadIdx.x % 32, first_row_of_warp = warp / ACROSS * WARP_ROWS;
-        #pragma unroll
-        for (int m = 0; m < PIECES_DOWN; m++)
-            if constexpr (PACKED) {
-                const stored* row = row_of_matrices<false>(tile, first_row_of_warp, lane);
-                constexpr int DOWN_A_PIECE = 16 * (T::along_depth ? T::STRIDE : 1);
-                constexpr int ALONG_A_STEP = 16 * (T::along_depth ? 1 : T::STRIDE);
-                load_matrices<!T::along_depth>(a[m], row + m * DOWN_A_PIECE + step * ALONG_A_STEP);
-            } else {
-                for (int i = 0; i < 4; i++)
-                    a[m][i] = word_of(tile, first_row + 16 * m + 8 * (i % 2), 8 * step + t + 4 * (i / 2));
-            }
+    __device__ void load_a(unsigned int (&a)[4], const T& tile, int row, int step) const {
+        if constexpr (PACKED || T::along_depth) {
+            load_matrices<!T::along_depth>(a, row_of_matrices<false>(tile, warp_row, row, 2 * CHUNK * step));
+            for (int i = 0; i < 4; i++) a[i] = PACKED ? a[i] : to_tf32(__uint_as_float(a[i]));
+        } else {
+            for (int i = 0; i < 4; i++)
+                a[i] = word_of(tile, warp_row + row + g + 8 * (i % 2), 8 * step + t + 4 * (i / 2));
+        }
     }
 
+    // The words of 16 columns of b, likewise: two in the first 8 columns and two in the others.
     template <class T>
-    __device__ void load_b(unsigned int (&b)[PIECES_ACROSS][2], const T& tile, int step) {
-        int lane = threadIdx.x % 32;
-        #pragma unroll
-        for (int n = 0; n < PIECES_ACROSS; n += 2)
-            if constexpr (PACKED) {
-                const stored* row = row_of_matrices<true>(tile, first_column, lane);
-                constexpr int ACROSS_A_PIECE = 8 * (T::along_depth ? T::STRIDE : 1);
-                constexpr int ALONG_A_STEP = 16 * (T::along_depth ? 1 : T::STRIDE);
-                unsigned int words[4];  // of two pieces
-                load_matrices<!T::along_depth>(words, row + n * ACROSS_A_PIECE + step * ALONG_A_STEP);
-                for (int i = 0; i < 4; i++) b[n + i / 2][i % 2] = words[i];
-            } else {
-                for (int i = 0; i < 4; i++)
-                    b[n + i / 2][i % 2] = word_of(tile, first_column + 8 * (n + i / 2) + g, 8 * step + t + 4 * (i % 2));
-            }
+    __device__ void load_b(unsigned int (&b)[4], const T& tile, int column, int step) const {
+        if constexpr (PACKED || T::along_depth) {
+            load_matrices<!T::along_depth>(b, row_of_matrices<true>(tile, warp_column, column, 2 * CHUNK * step));
+            for (int i = 0; i < 4; i++) b[i] = PACKED ? b[i] : to_tf32(__uint_as_float(b[i]));
+        } else {
+            for (int i = 0; i < 4; i++)
+                b[i] = word_of(tile, warp_column + column + 8 * (i / 2) + g, 8 * step + t + 4 * (i % 2));
+        }
     }
 
     template <class TileA, class TileB>
     __device__ void add_product(const TileA& a_tile, const TileB& b_tile) {
-        #pragma unroll
-        for (int step = 0; step < WORDS / 8; step++) {  // a constant number of steps, or it is not unrolled
-            unsigned int a[PIECES_DOWN][4], b[PIECES_ACROSS][2];
-            load_a(a, a_tile, step);
-            load_b(b, b_tile, step);
+        #pragma unroll STEPS_AT_ONCE
+        for (int step = 0; step < WORDS / 8; step++) {
+            unsigned int a[PIECES_DOWN][4];
             #pragma unroll
-            for (int m = 0; m < PIECES_DOWN; m++)
-                for (int n = 0; n < PIECES_ACROSS; n++) mma(sums[m][n], a[m], b[n]);
+            for (int m = 0; m < PIECES_DOWN; m++) load_a(a[m], a_tile, 16 * m, step);
+            #pragma unroll
+            for (int n = 0; n < PIECES_ACROSS; n += 2) {
+                unsigned int b[4];
+                load_b(b, b_tile, 8 * n, step);
+                #pragma unroll
+                for (int m = 0; m < PIECES_DOWN; m++) {
+                    mma(sums[m][n], a[m], b[0], b[1]);
+                    mma(sums[m][n + 1], a[m], b[2], b[3]);
+                }
+            }
         }
     }
 
@@ -172,7 +196,7 @@ struct Sums {
             #pragma unroll
             for (int n = 0; n < PIECES_ACROSS; n++)
                 for (int half = 0; half < 2; half++)
-                    put(first_row + 16 * m + 8 * half, first_column + 8 * n + 2 * t, sums[m][n][2 * half],
+                    put(warp_row + g + 16 * m + 8 * half, warp_column + 8 * n + 2 * t, sums[m][n][2 * half],
                         sums[m][n][2 * half + 1]);
     }
 };

@@ -9,66 +9,85 @@ import math
 import cupy
 
 from minidl.kernels.cuda._launch import CudaKernel, contiguous, real_dtype
-from minidl.kernels.cuda._product import TILE_ROWS, launch_product, product_kernels
+from minidl.kernels.cuda._product import TILE_ROWS, copied_at_once, launch_product, product_kernels
 from minidl.kernels.shapes import output_size
 
 # dL/dweight is a product with few rows and columns but a large depth. The depth is cut into slabs, so that there are
 # enough blocks for a large GPU; a slab has at least 512 windows, so that a block has enough work. Chosen, not measured.
 ENOUGH_BLOCKS, LEAST_WINDOWS = 512, 512
 
+# Images of 3 channels would be copied number by number. With a fourth channel, of zeros, 8 bytes are copied at a time.
+LEAST_COPY = 8
+
 GEOMETRY = "index N, index H, index W, index C, index OH, index OW, index O, index KH, index KW, index PH, index PW"
 
 OPERANDS = """
-// A window (i, j) of image n, a pixel (h, w) of image n, and a tap (u, v) with a channel: c of x, or o of dL/dy.
-struct Window { index n, i, j; };
-struct Pixel { index n, h, w; };
-struct Tap { index u, v, channel; };
+// Two kinds of indices are counted in three digits: a window (n, i, j) of image n; and a tap (u, v, channel) with one of
+// the channels that are summed along the depth, or that are rows of dL/dweight.
+struct Digits { index outer, middle, inner; };
 
-// Add `count` to the number (outer * middles + middle) * inners + inner.
-__device__ void move_on(index& outer, index& middle, index& inner, index count, index middles, index inners) {
-    inner += count;
-    while (inner >= inners) {  // a few times; a division would take longer
-        inner -= inners;
-        if (++middle == middles) {
-            middle = 0;
-            outer++;
-        }
-    }
+__device__ Digits digits(index number, index middles, index inners) {
+    return {number / inners / middles, number / inners % middles, number % inners};
 }
 
-// im2col's matrix (N*OH*OW, KH*KW*C): the address of the pixel of x that a window sees through a tap.
+// Without a division, which takes as long as ten additions.
+__device__ void add(Digits& to, Digits digits, index middles, index inners) {
+    to.inner += digits.inner;
+    if (to.inner >= inners) {
+        to.inner -= inners;
+        to.middle++;
+    }
+    to.middle += digits.middle;
+    if (to.middle >= middles) {
+        to.middle -= middles;
+        to.outer++;
+    }
+    to.outer += digits.outer;
+}
+
+// Where something is in an image, or how far away from that: the row h, the column w, and the place in memory. The pixel
+// that a window sees through a tap is the sum of two positions, that of the window and that of the tap.
+struct Position {
+    index offset;
+    int h, w;
+};
+constexpr int OUTSIDE = -(1 << 30);  // a row that is in no image, whatever is added
+
+// 0 <= i < size, in one comparison.
+__device__ bool within(int i, index size) {
+    return (unsigned int)i < (unsigned int)size;
+}
+
+// im2col's matrix (N*OH*OW, KH*KW*C): what the windows of x see through the taps.
 struct Patches {
     const stored* numbers;
     index N, H, W, C, OH, OW, KH, KW, PH, PW;
-    __device__ const stored* address(Window window, Tap tap) const {
-        index h = window.i * SH + tap.u - PH, w = window.j * SW + tap.v - PW;
-        bool inside = window.n < N && tap.u < KH && h >= 0 && h < H && w >= 0 && w < W;
-        return inside ? numbers + ((window.n * H + h) * W + w) * C + tap.channel : nullptr;
+    __device__ Position of_window(Digits window) const {
+        int h = window.middle * SH - PH, w = window.inner * SW - PW;
+        return {((window.outer * H + h) * W + w) * C, window.outer < N ? h : OUTSIDE, w};
     }
-    __device__ Window window(index k) const { return {k / OW / OH, k / OW % OH, k % OW}; }
-    __device__ Tap tap(index k) const { return {k / C / KW, k / C % KW, k % C}; }
-};
-
-// A row-major matrix (depth, width).
-struct Matrix {
-    static constexpr bool along_depth = false;
-    using Line = index;
-    using Step = index;
-    const stored* numbers;
-    index width;
-    __device__ index line(index column) const { return column; }
-    __device__ index step(index row) const { return row; }
-    __device__ void advance(index& row, int count) const { row += count; }
-    __device__ const stored* at(index column, index row) const {
-        return column < width ? numbers + row * width + column : nullptr;
+    __device__ Position of_tap(Digits tap) const {
+        return {(tap.outer * W + tap.middle) * C + tap.inner, (int)tap.outer, (int)tap.middle};
+    }
+    __device__ bool inside(Position one, Position other) const {
+        return within(one.h + other.h, H) & within(one.w + other.w, W);
+    }
+    __device__ const stored* address(Position line, Position depth) const {
+        return numbers + (depth.offset + line.offset);
     }
 };
 """
 
-# For the tests: strides, columns of a tile, and bytes copied at once.
+# For the tests: strides, rows and columns of a tile, and bytes copied at once.
 EXAMPLES = [
-    {"SH": stride, "SW": stride, "TILE_COLUMNS": columns, "BYTES_A": copied, "BYTES_B": copied}
-    for stride, columns, copied in ((1, 16, 2), (2, 32, 8), (1, 64, 16), (1, 128, 16))
+    {"SH": stride, "SW": stride, "TILE_ROWS": rows, "TILE_COLUMNS": columns}
+    | {"BYTES_A": a, "BYTES_B": b, "BYTES_Y": y}
+    for stride, rows, columns, a, b, y in (
+        (1, 128, 16, 2, 2, 2),
+        (2, 64, 32, 8, 8, 8),
+        (1, 128, 64, 16, 16, 16),
+        (1, 128, 128, 16, 16, 16),
+    )
 ]
 
 FORWARD = product_kernels(
@@ -78,19 +97,21 @@ FORWARD = product_kernels(
 // Rows are the windows (n, i, j), the depth is the taps (u, v, c), columns are the output channels.
 struct PatchRows : Patches {{
     static constexpr bool along_depth = true;
-    using Line = Window;
-    using Step = Tap;
-    __device__ Window line(index k) const {{ return window(k); }}
-    __device__ Tap step(index k) const {{ return tap(k); }}
-    __device__ void advance(Tap& tap, int count) const {{ move_on(tap.u, tap.v, tap.channel, count, KW, C); }}
-    __device__ const stored* at(Window window, Tap tap) const {{ return address(window, tap); }}
+    using Line = Position;
+    using Step = Digits;
+    Digits advances = digits(DEPTH, KW, C);
+    __device__ Line line(index k) const {{ return of_window(digits(k, OH, OW)); }}
+    __device__ Step step(index k) const {{ return digits(k, KW, C); }}
+    __device__ void advance(Step& tap) const {{ add(tap, advances, KW, C); }}
+    __device__ Position depth(Step tap) const {{ return of_tap(tap); }}
 }};
 
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv_forward(
     const stored* x, const stored* weight, const real* bias, stored* y, int has_bias, {GEOMETRY}
 ) {{
     PatchRows patches{{{{x, N, H, W, C, OH, OW, KH, KW, PH, PW}}}};
-    multiply(patches, Matrix{{weight, O}}, has_bias ? bias : nullptr, y, N * OH * OW, O, 0, KH * KW * C);
+    index windows = N * OH * OW, depth = KH * KW * C;
+    multiply(patches, Matrix<false>{{weight, O, O}}, has_bias ? bias : nullptr, Rows<stored>{{y, O}}, blockIdx.x, windows, O, 0, depth);
 }}
 """,
     EXAMPLES,
@@ -100,13 +121,47 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv_forward(
 def conv2d_forward(x, weight, bias, stride, padding):
     """y = patches weight + bias: (N, H, W, C), (KH, KW, C, O), (O,) or None -> (N, OH, OW, O)."""
     x, weight = contiguous(x), contiguous(weight)
-    o = weight.shape[3]
+    channels, o = channels_to_copy(x), weight.shape[3]
+    x, weight = with_channels(x, 3, channels), with_channels(weight, 2, channels)
     y = cupy.empty((len(x), *output_size(x.shape[1:3], weight.shape[:2], stride, padding), o), x.dtype)
     bias_or_any = contiguous(bias) if bias is not None else cupy.empty(0, real_dtype(x.dtype))
     arguments = x, weight, bias_or_any, y, bias is not None, *geometry(x.shape, weight.shape, y.shape, padding)
-    operands = (x, x.shape[3]), (weight, o)
+    operands = (x, channels), (weight, o), (y, o)
     launch_product(FORWARD, math.prod(y.shape[:3]), o, 1, operands, arguments, strides(stride))
     return y
+
+
+ADD_CHANNELS = CudaKernel(
+    "add_channels",
+    """
+// A thread for each number of a matrix with rows of `wide` numbers: those of x, then zeros.
+extern "C" __global__ void add_channels(const stored* x, stored* wider, index length, index wide, index count) {
+    index i = thread_number();
+    if (i >= count) return;
+    index row = i / wide, column = i % wide;
+    wider[i] = column < length ? x[row * length + column] : stored(0);
+}
+""",
+)
+
+
+def channels_to_copy(x) -> int:
+    """The channels that x (N, H, W, C) needs so that at least LEAST_COPY bytes can be copied at a time: C or more."""
+    if copied_at_once(x, x.shape[3]) >= LEAST_COPY:
+        return x.shape[3]
+    run = LEAST_COPY // x.itemsize
+    return -(-x.shape[3] // run) * run
+
+
+def with_channels(x, axis: int, channels: int):
+    """x with zeros behind its channels, which are axis `axis`."""
+    shape = *x.shape[:axis], channels, *x.shape[axis + 1 :]
+    if shape == x.shape:
+        return x
+    wider = cupy.empty(shape, x.dtype)
+    lengths = math.prod(x.shape[axis:]), math.prod(shape[axis:])
+    ADD_CHANNELS.for_each(wider.size, x, wider, *lengths, wider.size, dtype=x.dtype)
+    return wider
 
 
 def conv2d_backward(grad, x, weight, stride, padding, needs_x, needs_weight):
@@ -119,47 +174,93 @@ BACKWARD_X = product_kernels(
     "conv_backward_x",
     OPERANDS
     + f"""
-// Rows are the pixels (n, h, w), the depth is the taps (u, v, o), columns are the input channels. An element is dL/dy
-// at the window that sees the pixel through the tap.
-struct GradPatches {{
-    static constexpr bool along_depth = true;
-    using Line = Pixel;
-    using Step = Tap;
-    const stored* numbers;
-    index N, H, W, OH, OW, O, KH, KW, PH, PW;
-    __device__ Pixel line(index k) const {{ return {{k / W / H, k / W % H, k % W}}; }}
-    __device__ Tap step(index k) const {{ return {{k / O / KW, k / O % KW, k % O}}; }}
-    __device__ void advance(Tap& tap, int count) const {{ move_on(tap.u, tap.v, tap.channel, count, KW, O); }}
-    __device__ const stored* at(Pixel pixel, Tap tap) const {{
-        index i_SH = pixel.h + PH - tap.u, j_SW = pixel.w + PW - tap.v;  // i*SH and j*SW of the window (i, j)
-        bool inside = pixel.n < N && tap.u < KH && i_SH >= 0 && j_SW >= 0 && i_SH % SH == 0 && j_SW % SW == 0;
-        inside = inside && i_SH / SH < OH && j_SW / SW < OW;
-        return inside ? numbers + ((pixel.n * OH + i_SH / SH) * OW + j_SW / SW) * O + tap.channel : nullptr;
-    }}
+// The pixels x[r::SH] along one axis, and the taps that see them. (Along the other axis SW and PW.) With h = SH*m + r,
+// the window i sees h through the tap u = h + PH - SH*i. Write u = first_tap + SH*a, then i = m + shift - a: all pixels
+// of the phase are seen through the same taps, and the gradient of the phase is a convolution with stride 1.
+struct Phase {{
+    index first_pixel, pixels, first_tap, taps, shift;
 }};
 
-// weight[u, v, c, o] as a matrix with row (u, v, o) and column c: (KH, KW, C, O) -> (KH*KW*O, C).
+__device__ Phase phase_of(index r, index size, index kernel_size, index stride, index padding) {{
+    index shift = (r + padding) / stride, first_tap = (r + padding) % stride;
+    index pixels = r < size ? (size - r + stride - 1) / stride : 0;
+    index taps = first_tap < kernel_size ? (kernel_size - first_tap + stride - 1) / stride : 0;
+    return {{r, pixels, first_tap, taps, shift}};
+}}
+
+// Rows are the pixels (n, h, w) of a phase, the depth is its taps (a, b, o), columns are the input channels. An element
+// is dL/dy at the window that sees the pixel through the tap.
+struct GradPatches {{
+    static constexpr bool along_depth = true;
+    using Line = Position;
+    using Step = Digits;
+    const stored* numbers;
+    index N, OH, OW, O;
+    Phase along_h, along_w;
+    index taps_w = max(along_w.taps, (index)1);  // a divisor even if there is no tap
+    Digits advances = digits(DEPTH, taps_w, O);
+    __device__ Line line(index k) const {{
+        Digits pixel = digits(k, along_h.pixels, along_w.pixels);
+        int i = pixel.middle + along_h.shift, j = pixel.inner + along_w.shift;
+        return {{((pixel.outer * OH + i) * OW + j) * O, pixel.outer < N ? i : OUTSIDE, j}};
+    }}
+    __device__ Step step(index k) const {{ return digits(k, taps_w, O); }}
+    __device__ void advance(Step& tap) const {{ add(tap, advances, taps_w, O); }}
+    __device__ Position depth(Step tap) const {{
+        return {{tap.inner - (tap.outer * OW + tap.middle) * O, -(int)tap.outer, -(int)tap.middle}};
+    }}
+    __device__ bool inside(Line pixel, Position tap) const {{
+        return within(pixel.h + tap.h, OH) & within(pixel.w + tap.w, OW);
+    }}
+    __device__ const stored* address(Line pixel, Position tap) const {{ return numbers + (tap.offset + pixel.offset); }}
+}};
+
+// weight[u, v, c, o] as a matrix with row (a, b, o) and column c, for the taps (a, b) of a phase.
 struct TurnedWeight {{
     static constexpr bool along_depth = true;
     using Line = index;
-    using Step = Tap;
+    using Step = Digits;
     const stored* numbers;
-    index C, O, KH, KW;
-    __device__ index line(index c) const {{ return c; }}
-    __device__ Tap step(index k) const {{ return {{k / O / KW, k / O % KW, k % O}}; }}
-    __device__ void advance(Tap& tap, int count) const {{ move_on(tap.u, tap.v, tap.channel, count, KW, O); }}
-    __device__ const stored* at(index c, Tap tap) const {{
-        bool inside = c < C && tap.u < KH;
-        return inside ? numbers + ((tap.u * KW + tap.v) * C + c) * O + tap.channel : nullptr;
+    index C, O, KW;
+    Phase along_h, along_w;
+    index taps_w = max(along_w.taps, (index)1);
+    Digits advances = digits(DEPTH, taps_w, O);
+    __device__ Line line(index c) const {{ return c < C ? c * O : OUTSIDE; }}
+    __device__ Step step(index k) const {{ return digits(k, taps_w, O); }}
+    __device__ void advance(Step& tap) const {{ add(tap, advances, taps_w, O); }}
+    __device__ index depth(Step tap) const {{
+        index u = along_h.first_tap + tap.outer * SH, v = along_w.first_tap + tap.middle * SW;
+        return (u * KW + v) * C * O + tap.inner;
+    }}
+    __device__ bool inside(Line offset, index) const {{ return offset != OUTSIDE; }}
+    __device__ const stored* address(Line line, index depth) const {{ return numbers + (depth + line); }}
+}};
+
+// The pixels of a phase, as rows of dL/dx.
+struct PixelRows {{
+    using Number = stored;
+    stored* numbers;
+    index H, W, C;
+    Phase along_h, along_w;
+    __device__ stored* row(index k) const {{
+        if constexpr (SH == 1 && SW == 1) return numbers + k * C;
+        Digits pixel = digits(k, along_h.pixels, along_w.pixels);
+        index h = along_h.first_pixel + pixel.middle * SH, w = along_w.first_pixel + pixel.inner * SW;
+        return numbers + ((pixel.outer * H + h) * W + w) * C;
     }}
 }};
 
+// Neighbouring blocks compute the same tile of all phases, so that these read dL/dy from the cache.
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv_backward_x(
     const stored* grad, const stored* weight, stored* grad_x, {GEOMETRY}
 ) {{
-    GradPatches patches{{grad, N, H, W, OH, OW, O, KH, KW, PH, PW}};
+    Phase along_h = phase_of(blockIdx.x / SW % SH, H, KH, SH, PH), along_w = phase_of(blockIdx.x % SW, W, KW, SW, PW);
+    index pixels = N * along_h.pixels * along_w.pixels, depth = along_h.taps * along_w.taps * O;
+    GradPatches patches{{grad, N, OH, OW, O, along_h, along_w}};
+    TurnedWeight turned{{weight, C, O, KW, along_h, along_w}};
+    PixelRows rows{{grad_x, H, W, C, along_h, along_w}};
     const real* no_bias = nullptr;
-    multiply(patches, TurnedWeight{{weight, C, O, KH, KW}}, no_bias, grad_x, N * H * W, C, 0, KH * KW * O);
+    if (pixels) multiply(patches, turned, no_bias, rows, blockIdx.x / (SH * SW), pixels, C, 0, depth);
 }}
 """,
     EXAMPLES,
@@ -167,12 +268,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv_backward_x(
 
 
 def backward_x(grad, weight, x_shape, stride, padding):
-    """dL/dx: each pixel gathers dL/dy from all windows that see it, (N, OH, OW, O) -> (N, H, W, C)."""
+    """dL/dx: each pixel gathers dL/dy from all windows that see it, (N, OH, OW, O) -> (N, H, W, C).
+
+    The pixels x[:, r::SH, s::SW] are a phase, with a product of its own: they are seen through the same taps.
+    """
     grad, weight = contiguous(grad), contiguous(weight)
     grad_x = cupy.empty(x_shape, grad.dtype)
     arguments = grad, weight, grad_x, *geometry(x_shape, weight.shape, grad.shape, padding)
-    operands = (grad, grad.shape[3]), (weight, weight.shape[3])
-    launch_product(BACKWARD_X, math.prod(x_shape[:3]), x_shape[3], 1, operands, arguments, strides(stride))
+    operands = (grad, grad.shape[3]), (weight, weight.shape[3]), (grad_x, x_shape[3])
+    rows = x_shape[0] * math.prod(-(-size // step) for size, step in zip(x_shape[1:3], stride, strict=True))
+    launch_product(BACKWARD_X, rows, x_shape[3], math.prod(stride), operands, arguments, strides(stride))
     return grad_x
 
 
@@ -180,61 +285,83 @@ BACKWARD_WEIGHT = product_kernels(
     "conv_backward_weight",
     OPERANDS
     + f"""
-// Rows are taps (u, v, c), the depth is the windows (n, i, j), columns are output channels. blockIdx.y is the slab.
+// Rows are taps (u, v, c), the depth is the windows (n, i, j), columns are output channels.
 struct PatchColumns : Patches {{
     static constexpr bool along_depth = false;
-    using Line = Tap;
-    using Step = Window;
-    __device__ Tap line(index k) const {{ return tap(k); }}
-    __device__ Window step(index k) const {{ return window(k); }}
-    __device__ void advance(Window& window, int count) const {{
-        move_on(window.n, window.i, window.j, count, OH, OW);
+    using Line = Position;
+    using Step = Digits;
+    Digits advances = digits(DEPTH, OH, OW);
+    __device__ Line line(index k) const {{
+        Digits tap = digits(k, KW, C);
+        Position position = of_tap(tap);
+        return {{position.offset, tap.outer < KH ? position.h : OUTSIDE, position.w}};
     }}
-    __device__ const stored* at(Tap tap, Window window) const {{ return address(window, tap); }}
+    __device__ Step step(index k) const {{ return digits(k, OH, OW); }}
+    __device__ void advance(Step& window) const {{ add(window, advances, OH, OW); }}
+    __device__ Position depth(Step window) const {{ return of_window(window); }}
 }};
 
+// All tiles of a slab stand together, so that they read its windows from the cache.
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv_backward_weight(
-    const stored* x, const stored* grad, real* slabs, index length, {GEOMETRY}
+    const stored* x, const stored* grad, real* slabs, index slab_count, {GEOMETRY}
 ) {{
-    index taps = KH * KW * C, windows = N * OH * OW, first = blockIdx.y * length;
+    index taps = KH * KW * C, windows = N * OH * OW, tiles = gridDim.x / slab_count, slab = blockIdx.x / tiles;
+    index length = (windows + slab_count - 1) / slab_count, first = slab * length;
     index end = first + length < windows ? first + length : windows;
     PatchColumns patches{{{{x, N, H, W, C, OH, OW, KH, KW, PH, PW}}}};
+    Rows<real> rows{{slabs + slab * taps * O, O}};
     const real* no_bias = nullptr;
-    multiply(patches, Matrix{{grad, O}}, no_bias, slabs + blockIdx.y * taps * O, taps, O, first, end);
+    multiply(patches, Matrix<false>{{grad, O, O}}, no_bias, rows, blockIdx.x % tiles, taps, O, first, end);
 }}
 """,
     EXAMPLES,
 )
 
+SUM_THREADS, MANY_SLABS = 256, 16
+
 SUM_SLABS = CudaKernel(
     "sum_slabs",
-    """
-// A thread for each element of the sum. The slabs are added in order.
-extern "C" __global__ void sum_slabs(const real* slabs, real* sum, index slab_count, index count) {
-    index i = thread_number();
-    if (i >= count) return;
+    f"""
+// PARTS threads for each element of the sum. Each adds every PARTS-th slab, then the first one adds what all have.
+extern "C" __global__ void sum_slabs(const real* slabs, real* sum, index slab_count, index count) {{
+    constexpr int NUMBERS = {SUM_THREADS} / PARTS;
+    __shared__ real totals[PARTS][NUMBERS];
+    int part = threadIdx.x / NUMBERS, number = threadIdx.x % NUMBERS;
+    index i = (index)blockIdx.x * NUMBERS + number;
     real total = 0;
-    for (index slab = 0; slab < slab_count; slab++) total += slabs[slab * count + i];
+    if (i < count)
+        for (index slab = part; slab < slab_count; slab += PARTS) total += slabs[slab * count + i];
+    totals[part][number] = total;
+    __syncthreads();
+    if (part > 0 || i >= count) return;
+    for (int other = 1; other < PARTS; other++) total += totals[other][number];
     sum[i] = total;
-}
+}}
 """,
+    examples=({"PARTS": 1}, {"PARTS": 8}),
 )
 
 
 def backward_weight(grad, x, weight_shape, stride, padding):
     """dL/dweight = patches^T dL/dy, in float32 or float64: a partial sum for each slab of windows, then the total."""
     grad, x = contiguous(grad), contiguous(x)
-    kh, kw, c, o = weight_shape
-    taps, windows = kh * kw * c, math.prod(grad.shape[:3])
+    (kh, kw, c, o), channels = weight_shape, channels_to_copy(x)
+    x, taps, windows = with_channels(x, 3, channels), kh * kw * channels, math.prod(grad.shape[:3])
     slab_count = slabs_of(windows, taps, o)
-    slabs = cupy.empty((slab_count, *weight_shape), real_dtype(grad.dtype))
-    arguments = x, grad, slabs, -(-windows // slab_count), *geometry(x.shape, weight_shape, grad.shape, padding)
-    launch_product(BACKWARD_WEIGHT, taps, o, slab_count, ((x, c), (grad, o)), arguments, strides(stride))
-    if slab_count == 1:
-        return slabs[0]
-    grad_weight = cupy.empty(weight_shape, slabs.dtype)
-    SUM_SLABS.for_each(grad_weight.size, slabs, grad_weight, slab_count, grad_weight.size, dtype=slabs.dtype)
-    return grad_weight
+    slabs = cupy.empty((slab_count, kh, kw, channels, o), real_dtype(grad.dtype))
+    arguments = x, grad, slabs, slab_count, *geometry(x.shape, slabs.shape[1:], grad.shape, padding)
+    operands = (x, channels), (grad, o), (slabs, o)
+    launch_product(BACKWARD_WEIGHT, taps, o, slab_count, operands, arguments, strides(stride))
+    grad_weight = slabs[0] if slab_count == 1 else sum_of(slabs)
+    return grad_weight if channels == c else contiguous(grad_weight[:, :, :c])
+
+
+def sum_of(slabs):
+    """The sum over the first axis."""
+    total, parts = cupy.empty(slabs.shape[1:], slabs.dtype), 8 if len(slabs) >= MANY_SLABS else 1
+    blocks = -(-total.size // (SUM_THREADS // parts))
+    SUM_SLABS.launch(blocks, SUM_THREADS, (slabs, total, len(slabs), total.size), slabs.dtype, {"PARTS": parts})
+    return total
 
 
 def slabs_of(windows: int, taps: int, o: int) -> int:

@@ -12,45 +12,34 @@ from minidl.kernels.cuda._launch import contiguous
 from minidl.kernels.cuda._product import launch_product, product_kernels
 from minidl.kernels.cuda.linear import linear_backward_weight
 
-MOST_PAIRS = 65535  # in one launch, that is the largest gridDim.y
-
-# For the tests: how the factors lie in memory, columns of a tile, and bytes copied at once.
+# For the tests: how the factors lie in memory, rows and columns of a tile, and bytes copied at once.
 EXAMPLES = [
-    {"A_BY_ROWS": a, "B_BY_ROWS": b, "TILE_COLUMNS": columns, "BYTES_A": copied, "BYTES_B": copied}
-    for a, b, columns, copied in ((1, 1, 16, 2), (1, 0, 32, 8), (0, 1, 64, 16), (0, 0, 128, 16), (1, 0, 128, 16))
+    {"A_BY_ROWS": a, "B_BY_ROWS": b, "TILE_ROWS": rows, "TILE_COLUMNS": columns}
+    | {"BYTES_A": copied, "BYTES_B": copied, "BYTES_Y": copied}
+    for a, b, rows, columns, copied in (
+        (1, 1, 128, 16, 2),
+        (1, 0, 64, 32, 8),
+        (0, 1, 64, 64, 16),
+        (0, 0, 128, 128, 16),
+        (1, 0, 64, 128, 16),
+    )
 ]
 
 MATMUL = product_kernels(
     "matmul",
     """
-// A factor of one product. Its lines are the rows of the left factor or the columns of the right one. In memory it is a
-// row-major matrix (lines, depth) if ALONG_DEPTH, else (depth, lines).
-template <bool ALONG_DEPTH>
-struct Factor {
-    static constexpr bool along_depth = ALONG_DEPTH;
-    using Line = index;
-    using Step = index;
-    const stored* numbers;
-    index lines, depth;
-    __device__ index line(index k) const { return k; }
-    __device__ index step(index k) const { return k; }
-    __device__ void advance(index& k, int count) const { k += count; }
-    __device__ const stored* at(index line, index k) const {
-        if (line >= lines) return nullptr;
-        return numbers + (ALONG_DEPTH ? line * depth + k : k * lines + line);
-    }
-};
-
-// y = a b for the pair of matrices blockIdx.y. The next pair begins next_a and next_b elements further on; 0 means that
-// all pairs share a matrix.
+// y = a b for each pair of matrices. The next pair begins next_a and next_b elements further on; 0 means that all pairs
+// share a matrix.
 extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) matmul(
-    const stored* a, const stored* b, stored* y, index rows, index columns, index depth, index next_a, index next_b
+    const stored* a, const stored* b, stored* y, index pairs, index rows, index columns, index depth, index next_a,
+    index next_b
 ) {
-    const index pair = blockIdx.y;
-    Factor<A_BY_ROWS != 0> left{a + pair * next_a, rows, depth};
-    Factor<B_BY_ROWS == 0> right{b + pair * next_b, columns, depth};
+    index tiles = gridDim.x / pairs, pair = blockIdx.x / tiles;
+    Matrix<A_BY_ROWS != 0> left{a + pair * next_a, rows, A_BY_ROWS ? depth : rows};
+    Matrix<B_BY_ROWS == 0> right{b + pair * next_b, columns, B_BY_ROWS ? columns : depth};
     const real* no_bias = nullptr;
-    multiply(left, right, no_bias, y + pair * rows * columns, rows, columns, 0, depth);
+    Rows<stored> result{y + pair * rows * columns, columns};
+    multiply(left, right, no_bias, result, blockIdx.x % tiles, rows, columns, 0, depth);
 }
 """,
     EXAMPLES,
@@ -91,9 +80,7 @@ def _product(a, b, a_by_rows: bool, b_by_rows: bool):
     y = cupy.empty((pairs, rows, columns), a.dtype)
     constants = {"A_BY_ROWS": int(a_by_rows), "B_BY_ROWS": int(b_by_rows)}
     steps = [rows * depth if len(a) > 1 else 0, depth * columns if len(b) > 1 else 0]
-    for first in range(0, pairs, MOST_PAIRS):
-        parts = [x[first : first + MOST_PAIRS] if len(x) > 1 else x for x in (a, b, y)]
-        operands = [(x, x.shape[2]) for x in parts[:2]]
-        arguments = *parts, rows, columns, depth, *steps
-        launch_product(MATMUL, rows, columns, len(parts[2]), operands, arguments, constants)
+    operands = (a, a.shape[2]), (b, b.shape[2]), (y, columns)
+    arguments = a, b, y, pairs, rows, columns, depth, *steps
+    launch_product(MATMUL, rows, columns, pairs, operands, arguments, constants)
     return y

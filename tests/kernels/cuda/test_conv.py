@@ -38,7 +38,7 @@ def assert_agrees(conv, to_device, to_host, rng):
         run, (stride, padding) = Runner(conv, to_device, to_host), geometry[2:]
         x, weight, bias, grad = (array.astype(dtype) for array in Case(*geometry).draw(rng))
         exact = [array.astype(np.float64) for array in (x, weight, bias, grad)]  # what was rounded is given to both
-        bias = bias.astype(np.float32 if dtype == "bfloat16" else dtype)
+        bias = bias.astype(np.float32 if dtype.itemsize == 2 else dtype)
         y = run("conv2d_forward", x, weight, bias, stride, padding)
         without_bias = run("conv2d_forward", x, weight, None, stride, padding)
         grad_x, grad_weight = run("conv2d_backward", grad, x, weight, stride, padding, True, True)
@@ -66,12 +66,17 @@ def test_bfloat16_agrees_with_the_plain_loops_but_for_the_rounding_of_the_result
 
 
 @geometries
+def test_float16_agrees_with_the_plain_loops_but_for_the_rounding_of_the_result(geometry, assert_agrees):
+    assert_agrees(geometry, np.dtype(np.float16), 2**-11)  # half of the distance between two numbers of 11 bits
+
+
+@geometries
 def test_tf32_agrees_with_the_plain_loops_but_for_the_rounding_of_the_factors(geometry, assert_agrees):
     with tf32():
         assert_agrees(geometry, np.dtype(np.float32), 2**-10)
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_the_instructions_of_a_gpu_compute_what_their_plain_twins_compute(dtype, conv, to_device, to_host, rng):
     """Of tensor cores, of asynchronous copies and of rounding to TF32; the stand-in runs the twins in both cases."""
     from minidl.kernels.cuda._launch import CudaKernel
@@ -96,7 +101,9 @@ def test_the_instructions_of_a_gpu_compute_what_their_plain_twins_compute(dtype,
         by_twins = results()
     CudaKernel.compiled.cache_clear()
     for ours, twin in zip(by_instructions, by_twins, strict=True):
-        assert_close(ours, twin, 1e-2 if dtype == "bfloat16" else 1e-5)  # a sum in another order may round up, or down
+        assert_close(
+            ours, twin, {"bfloat16": 1e-2, "float16": 1e-3}.get(dtype, 1e-5)
+        )  # a sum in another order may round up, or down
 
 
 def test_the_weights_gradient_is_summed_over_slabs_of_pixels(conv, to_device, to_host, rng, monkeypatch):
