@@ -7,8 +7,8 @@ import pytest
 from minidl.kernels import reference
 from tests.kernels.compare import arrays_in, map_arrays
 
-DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float32": np.float32, "float64": np.float64}
-TOLERANCE = {"bfloat16": 2**-7, "float32": 1e-5, "float64": 1e-12}
+DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16, "float32": np.float32, "float64": np.float64}
+TOLERANCE = {"bfloat16": 2**-7, "float16": 2**-10, "float32": 1e-5, "float64": 1e-12}
 EPS, KEY = 1e-3, np.array([7, 1, 3, 2], np.uint32)
 WINDOW = (3, 2), (2, 2), (1, 1)  # kernel_size, stride, padding
 
