@@ -803,10 +803,11 @@ int cublasGemmEx(cudaStream_t* handle, int transpose_a, int transpose_b, int m, 
 // In place of Thrust: indices that sort each row, NaN last. `kind` is NumPy's letter for the dtype.
 int fake_gpu_argsort(char kind, void* values, long long* order, long long rows, long long count, cudaStream_t stream) {
     Lock lock(mutex);
-    auto sort = [=](auto* row) {
-        return [=]() mutable {
-            for (long long i = 0; i < rows; i++, row += count) {
-                long long* mine = order + i * count;
+    auto sort = [=](auto* all) {
+        return [=] {
+            for (long long i = 0; i < rows; i++) {
+                auto row = all + i * count;
+                auto mine = order + i * count;
                 for (long long k = 0; k < count; k++) mine[k] = k;
                 std::stable_sort(mine, mine + count, [=](long long a, long long b) {
                     return row[a] < row[b] || (row[b] != row[b] && row[a] == row[a]);
