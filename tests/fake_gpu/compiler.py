@@ -13,7 +13,8 @@ HERE = Path(__file__).parent
 CACHE = HERE.parents[1] / ".pytest_cache" / "fake_gpu"
 GPP = ("g++", "-std=c++20", "-O2", "-ffp-contract=off", "-fPIC", "-w")
 ARCHITECTURE = int(os.environ.get("FAKE_GPU_ARCH", 90))  # compute capability times ten
-KERNEL = ("-fvisibility=hidden",)
+# As on a GPU, functions that a kernel does not call take no shared memory.
+KERNEL = ("-fvisibility=hidden", "-ffunction-sections", "-fdata-sections", "-Wl,--gc-sections")
 CHECKED = (*KERNEL, "-fsanitize=alignment,bounds,null")  # kernels that are not CuPy's own
 
 # The names of a source's kernels, and shared memory whose size the launch gives.
