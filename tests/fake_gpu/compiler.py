@@ -13,8 +13,8 @@ HERE = Path(__file__).parent
 CACHE = HERE.parents[1] / ".pytest_cache" / "fake_gpu"
 GPP = ("g++", "-std=c++20", "-O2", "-ffp-contract=off", "-fPIC", "-w")
 ARCHITECTURE = int(os.environ.get("FAKE_GPU_ARCH", 90))  # compute capability times ten
-# As on a GPU, functions that a kernel does not call take no shared memory.
-KERNEL = ("-fvisibility=hidden", "-ffunction-sections", "-fdata-sections", "-Wl,--gc-sections")
+# With sections of their own, functions that nobody calls are left out: they take no shared memory, as on a GPU.
+KERNEL = ("-fvisibility=hidden", "-ffunction-sections", "-fdata-sections")
 CHECKED = (*KERNEL, "-fsanitize=alignment,bounds,null")  # kernels that are not CuPy's own
 
 # The names of a source's kernels, and shared memory whose size the launch gives.
@@ -101,7 +101,7 @@ def _call(*fields: str) -> str:
 def library(source: str, *options: str) -> Path:
     path = CACHE / (_hash(source, *options) + ".so")
     if not path.exists():
-        _run(path, *options, "-shared", "-x", "c++", "-", source=source)
+        _run(path, *options, "-shared", "-Wl,--gc-sections", "-x", "c++", "-", source=source)
     return path
 
 
