@@ -13,7 +13,8 @@ HERE = Path(__file__).parent
 CACHE = HERE.parents[1] / ".pytest_cache" / "fake_gpu"
 GPP = ("g++", "-std=c++20", "-O2", "-ffp-contract=off", "-fPIC", "-w")
 ARCHITECTURE = int(os.environ.get("FAKE_GPU_ARCH", 90))  # compute capability times ten
-KERNEL = ("-fvisibility=hidden",)
+# With sections of their own, functions that nobody calls are left out: they take no shared memory, as on a GPU.
+KERNEL = ("-fvisibility=hidden", "-ffunction-sections", "-fdata-sections")
 CHECKED = (*KERNEL, "-fsanitize=alignment,bounds,null")  # kernels that are not CuPy's own
 
 # The names of a source's kernels, and shared memory whose size the launch gives.
@@ -100,7 +101,7 @@ def _call(*fields: str) -> str:
 def library(source: str, *options: str) -> Path:
     path = CACHE / (_hash(source, *options) + ".so")
     if not path.exists():
-        _run(path, *options, "-shared", "-x", "c++", "-", source=source)
+        _run(path, *options, "-shared", "-Wl,--gc-sections", "-x", "c++", "-", source=source)
     return path
 
 
@@ -118,7 +119,9 @@ def _header(flags: tuple[str, ...]) -> Path:
     parsed = header.with_suffix(".hpp.gch")
     if not parsed.exists():
         folder.mkdir(parents=True, exist_ok=True)
-        header.write_text(text)
+        new = folder / str(os.getpid())
+        new.write_text(text)
+        new.replace(header)  # in one step, as in _run
         _run(parsed, *flags, "-x", "c++-header", str(header))
     return header
 

@@ -279,7 +279,7 @@ struct Kernel {
     std::string signature;  // of the parameters, as in "pf4 vi8"
     long long shared_bytes;  // what its module declares as __shared__
     size_t shared_module;    // by this number glibc knows it
-    long long most_dynamic = SHARED_MEMORY;
+    long long most_dynamic = SHARED_MEMORY - shared_bytes;  // until another limit is set
 };
 
 extern "C" void* __tls_get_addr(size_t* module_and_offset);  // of glibc
@@ -453,8 +453,9 @@ CUresult cuFuncGetAttribute(int* value, CUfunction_attribute attribute, CUfuncti
 
 CUresult cuFuncSetAttribute(CUfunction function, CUfunction_attribute attribute, int value) {
     if (attribute != CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES) return CUDA_SUCCESS;
-    if (value > MOST_SHARED_MEMORY) return CUDA_ERROR_INVALID_VALUE;
-    ((Kernel*)function)->most_dynamic = value;
+    auto kernel = (Kernel*)function;
+    if (value + kernel->shared_bytes > MOST_SHARED_MEMORY) return CUDA_ERROR_INVALID_VALUE;
+    kernel->most_dynamic = value;
     return CUDA_SUCCESS;
 }
 
@@ -469,7 +470,6 @@ CUresult cuLaunchKernel(CUfunction function, unsigned int gx, unsigned int gy, u
         if (!launch.sizes[i] || launch.sizes[i] > (unsigned)LIMITS[i]) return CUDA_ERROR_INVALID_VALUE;
     if ((long long)bx * by * bz > 1024 || dynamic > kernel->most_dynamic) return CUDA_ERROR_INVALID_VALUE;
     if (kernel->shared_bytes > SHARED_MEMORY) return CUDA_ERROR_INVALID_VALUE;
-    if (kernel->shared_bytes + dynamic > std::max(kernel->most_dynamic, SHARED_MEMORY)) return CUDA_ERROR_INVALID_VALUE;
     for (const Parameter& parameter : kernel->parameters) {  // as they are at the time of the launch
         launch.values.emplace_back((parameter.passed + 7) / 8);
         memcpy(launch.values.back().data(), *parameters++, parameter.passed);
@@ -803,11 +803,11 @@ int cublasGemmEx(cudaStream_t* handle, int transpose_a, int transpose_b, int m, 
 // In place of Thrust: indices that sort each row, NaN last. `kind` is NumPy's letter for the dtype.
 int fake_gpu_argsort(char kind, void* values, long long* order, long long rows, long long count, cudaStream_t stream) {
     Lock lock(mutex);
-    auto sort = [=](auto* values) {
-        return [=] {  // a graph runs it many times
-            auto* row = values;
-            for (long long i = 0; i < rows; i++, row += count) {
-                long long* mine = order + i * count;
+    auto sort = [=](auto* all) {
+        return [=] {
+            for (long long i = 0; i < rows; i++) {
+                auto row = all + i * count;
+                auto mine = order + i * count;
                 for (long long k = 0; k < count; k++) mine[k] = k;
                 std::stable_sort(mine, mine + count, [=](long long a, long long b) {
                     return row[a] < row[b] || (row[b] != row[b] && row[a] == row[a]);

@@ -125,6 +125,29 @@ def test_shared_memory_whose_size_the_launch_gives():
         reverse.max_dynamic_shared_size_bytes = 228 * 1024
 
 
+@pytest.mark.parametrize(
+    ("declared", "call", "dynamic", "fits"),
+    [
+        (50_000, "", 0, True),  # a function that nobody calls takes nothing
+        (50_000, "fill();", 0, False),
+        (40_000, "fill();", 9_152, True),
+        (40_000, "fill();", 9_156, False),
+    ],
+)
+def test_the_limit_of_shared_memory_is_that_of_all_together(declared, call, dynamic, fits):
+    source = """
+    __device__ void fill() { __shared__ volatile char numbers[%d]; numbers[threadIdx.x] = 1; }
+    extern "C" __global__ void take(int* x) { %s x[0] = 1; }
+    """
+    x, take = cupy.zeros(1, np.int32), cupy.RawKernel(source % (declared, call), "take")
+    if fits:
+        take((1,), (1,), (x,), shared_mem=dynamic)
+        assert x.get().tolist() == [1]
+    else:
+        with pytest.raises(cupy.cuda.driver.CUDADriverError, match="cannot be launched"):
+            take((1,), (1,), (x,), shared_mem=dynamic)
+
+
 def test_a_captured_kernel_runs_when_the_graph_is_launched():
     x, y = cupy.empty(2, np.float32), cupy.empty(2, np.float32)
     with cupy.cuda.Stream(non_blocking=True) as stream:
