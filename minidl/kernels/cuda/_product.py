@@ -27,6 +27,8 @@ LARGEST_COPY = 16  # bytes that one instruction can copy to shared memory
 # Rows of a tile: 128, but 64 if there were fewer blocks than two for each multiprocessor of a large GPU. The number is
 # that of an H100 whatever the GPU, so that results do not depend on it.
 TILE_ROWS, FEW_ROWS, ENOUGH_BLOCKS = 128, 64, 2 * 132
+# Columns of a tile if only 2 or 4 bytes can be copied at a time: more copies need more registers for their addresses.
+WIDEST_OF_SMALL_COPIES = {2: 32, 4: 64}
 
 TILES = """
 // Special instructions are used on GPUs that have them, unless a test asks for the plain code with the same result.
@@ -53,6 +55,8 @@ constexpr int MOST_STAGES = 2;  // the copies of the next step are in registers
 constexpr int DEPTH = 64 / sizeof(stored);  // elements along the depth in a tile
 constexpr int CHUNK = 16 / sizeof(stored);  // elements in the 16 bytes that an instruction reads or copies at most
 
+constexpr bool MANY_COPIES = BYTES_A < 8 || BYTES_B < 8;  // for each thread, with an address each
+
 // The number of elements in that many bytes; at least one.
 __device__ constexpr int run_of(int bytes) {
     return bytes > (int)sizeof(stored) ? bytes / (int)sizeof(stored) : 1;
@@ -68,19 +72,21 @@ struct alignas(COUNT * sizeof(Number)) Run {
 // are neighbours in the operand's memory are neighbours here: in a line if ALONG_DEPTH, else across lines.
 //
 // Shared memory has 32 banks of 4 bytes, and two addresses in the same bank are served one after the other. A warp
-// reads the same chunk of eight neighbouring rows at once. So that these lie in different banks, the chunks of a row
-// have another order in each of those rows: the number of a chunk is XORed with that of the row.
+// reads the same chunk of eight neighbouring rows at once, or two chunks of four rows if they hold 4-byte numbers that
+// are not along the depth. So that all of these lie in different banks, the chunks have another order in each of those
+// rows: the number of a chunk is XORed with a number of the row.
 template <int LINES, bool ALONG_DEPTH>
 struct Tile {
     static constexpr bool along_depth = ALONG_DEPTH;
     static constexpr int ROWS = ALONG_DEPTH ? LINES : DEPTH, WIDTH = ALONG_DEPTH ? DEPTH : LINES;
     static constexpr int CHUNKS = WIDTH / CHUNK < 8 ? WIDTH / CHUNK : 8;  // 8 chunks are in all 32 banks
+    // How much the order changes from row to row. Multiply-add reads rows across lines as they are.
+    static constexpr int TURN = ALONG_DEPTH ? 1 : ON_TENSOR_CORES ? sizeof(stored) / 2 : 0;
     alignas(128) stored numbers[ROWS * WIDTH];
 
     static __device__ int place(int line, int depth) {
         int row = ALONG_DEPTH ? line : depth, column = ALONG_DEPTH ? depth : line;
-        int chunk = column / CHUNK;
-        if (ALONG_DEPTH || BY_MATRICES) chunk ^= row / (8 / CHUNKS) % CHUNKS;
+        int chunk = column / CHUNK ^ row / (8 / CHUNKS) * TURN % CHUNKS;
         return row * WIDTH + chunk * CHUNK + column % CHUNK;
     }
     __device__ stored at(int line, int depth) const { return numbers[place(line, depth)]; }
@@ -180,6 +186,7 @@ struct Copier {
     index depth_left;
     Copy<RUN> copies[TURNS];
 
+    // Of the tiles from `first_line` on, and from `first_depth` on until `end_depth`.
     __device__ Copier(const Operand& operand, index first_line, index first_depth, index end_depth)
         : operand(operand), step(operand.step(first_depth + my_depth)), depth_left(end_depth - first_depth) {
         for (int i = 0; i < TURNS; i++) lines[i] = operand.line(first_line + my_line + i * LINES_AT_A_TIME);
@@ -331,7 +338,7 @@ __device__ void multiply(
     using Tiles = Stage<typename CopierA::T, typename CopierB::T>;
     // As many as fit into 48 KB, but no more than MOST_STAGES. GPUs since Ampere have that much for two blocks at once.
     constexpr int FIT = 48 * 1024 / sizeof(Tiles), STAGES = FIT < MOST_STAGES ? FIT : MOST_STAGES;
-    constexpr int UNROLLED = BY_MATRICES && MOST_STAGES > 2 ? STAGES : 1;
+    constexpr int UNROLLED = ON_TENSOR_CORES && MOST_STAGES > 2 ? STAGES : 1;
     alignas(128) __shared__ char shared[STAGES * sizeof(Tiles)];
     Tiles* stages = (Tiles*)shared;
     // Neighbouring blocks share rows of a, so that these are read from the cache.
@@ -400,8 +407,10 @@ def product_kernels(name: str, source: str, examples: list[dict[str, int]]) -> d
 
 
 def product_kernel(name: str, source: str, examples: list[dict[str, int]], way: Way) -> CudaKernel:
-    constants = f"constexpr int THREADS = {way.threads};\nconstexpr bool BY_MATRICES = {str(way.source is TENSOR_CORES).lower()};\n"
-    possible = [constants for constants in examples if constants["TILE_COLUMNS"] <= way.widest]
+    """The kernel for one way."""
+    on_tensor_cores = str(way.source is TENSOR_CORES).lower()
+    constants = f"constexpr int THREADS = {way.threads};\nconstexpr bool ON_TENSOR_CORES = {on_tensor_cores};\n"
+    possible = [example for example in examples if example["TILE_COLUMNS"] <= way.widest]
     whole = constants + TILES + way.source + PRODUCT + source
     return CudaKernel(name, whole, way.dtypes, possible, way.lowest_architecture)
 
@@ -414,8 +423,10 @@ def launch_product(kernels, rows: int, columns: int, parts: int, operands, argum
     """
     dtype = operands[0][0].dtype
     way = way_of(dtype)
-    tile_rows, tile_columns = tile_of(rows, columns, parts, WAYS[way].widest)
     bytes_at_once = {f"BYTES_{name}": copied_at_once(*pair) for name, pair in zip("ABY", operands, strict=True)}
+    small = min(bytes_at_once["BYTES_A"], bytes_at_once["BYTES_B"])
+    widest = min(WAYS[way].widest, WIDEST_OF_SMALL_COPIES.get(small, TILE_ROWS))
+    tile_rows, tile_columns = tile_of(rows, columns, parts, widest)
     blocks = -(-rows // tile_rows) * -(-columns // tile_columns) * parts
     constants = constants | {"TILE_ROWS": tile_rows, "TILE_COLUMNS": tile_columns} | bytes_at_once
     kernels[way].launch(blocks, WAYS[way].threads, arguments, dtype, constants)

@@ -7,11 +7,12 @@ mma.m16n8k16" (bfloat16) and "mma.m16n8k8" (TF32): counted in words, the two are
 
 TENSOR_CORES = """
 // Registers are limited so that at least this many blocks share a multiprocessor: one multiplies while another waits.
-constexpr int BLOCKS = sizeof(index) != 4 ? 1 : TILE_ROWS * TILE_COLUMNS == 128 * 128 || MOST_STAGES == 2 ? 2 : 3;
+constexpr bool MANY_REGISTERS = TILE_ROWS * TILE_COLUMNS == 128 * 128 || MOST_STAGES == 2 || MANY_COPIES;
+constexpr int BLOCKS = sizeof(index) != 4 ? 1 : MANY_REGISTERS ? 2 : 3;
 constexpr bool PACKED = sizeof(stored) == 2;  // true if a word is two numbers
 constexpr int WORDS = 16;  // in a line of a tile
-// The words of the second half of a line are loaded while the first half is multiplied, where registers are left for it:
-// without asynchronous copies they hold what is being copied.
+// The words of the second half of a line are loaded while the first half is multiplied, if registers are left for it.
+// Without asynchronous copies they hold what is being copied.
 #ifdef AMPERE
 constexpr int STEPS_AT_ONCE = 2;
 #else
@@ -98,7 +99,7 @@ __device__ float word_product(unsigned int a, unsigned int b) {
     asm volatile("mma.sync.aligned." kind " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"         \\
                  : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])                                        \\
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1))
-#define HALF_MMA(kind, a0, a1, b)                                                                                        \\
+#define HALF_MMA(kind, a0, a1, b)                                                                                    \\
     asm volatile("mma.sync.aligned." kind " {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"                     \\
                  : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])                                        \\
                  : "r"(a0), "r"(a1), "r"(b))

@@ -22,8 +22,8 @@ LEAST_COPY = 8
 GEOMETRY = "index N, index H, index W, index C, index OH, index OW, index O, index KH, index KW, index PH, index PW"
 
 OPERANDS = """
-// Two kinds of indices are counted in three digits: a window (n, i, j) of image n; and a tap (u, v, channel) with one of
-// the channels that are summed along the depth, or that are rows of dL/dweight.
+// Two kinds of indices are counted in three digits: a window (n, i, j) of image n, and a tap (u, v) with a channel. The
+// channel is c of x or o of dL/dy.
 struct Digits { index outer, middle, inner; };
 
 __device__ Digits digits(index number, index middles, index inners) {
@@ -45,8 +45,8 @@ __device__ void add(Digits& to, Digits digits, index middles, index inners) {
     to.outer += digits.outer;
 }
 
-// Where something is in an image, or how far away from that: the row h, the column w, and the place in memory. The pixel
-// that a window sees through a tap is the sum of two positions, that of the window and that of the tap.
+// A row h and a column w of an image, and an offset in memory. The pixel that a window sees through a tap is the sum of
+// two positions, that of the window and that of the tap.
 struct Position {
     index offset;
     int h, w;
@@ -84,8 +84,10 @@ EXAMPLES = [
     | {"BYTES_A": a, "BYTES_B": b, "BYTES_Y": y}
     for stride, rows, columns, a, b, y in (
         (1, 128, 16, 2, 2, 2),
-        (2, 64, 32, 8, 8, 8),
-        (1, 128, 64, 16, 16, 16),
+        (2, 64, 32, 2, 8, 8),
+        (1, 64, 64, 4, 4, 16),
+        (2, 128, 64, 8, 16, 16),
+        (1, 64, 128, 16, 16, 16),
         (1, 128, 128, 16, 16, 16),
     )
 ]
@@ -110,8 +112,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv_forward(
     const stored* x, const stored* weight, const real* bias, stored* y, int has_bias, {GEOMETRY}
 ) {{
     PatchRows patches{{{{x, N, H, W, C, OH, OW, KH, KW, PH, PW}}}};
-    index windows = N * OH * OW, depth = KH * KW * C;
-    multiply(patches, Matrix<false>{{weight, O, O}}, has_bias ? bias : nullptr, Rows<stored>{{y, O}}, blockIdx.x, windows, O, 0, depth);
+    Matrix<false> matrix{{weight, O, O}};
+    Rows<stored> rows{{y, O}};
+    multiply(patches, matrix, has_bias ? bias : nullptr, rows, blockIdx.x, N * OH * OW, O, 0, KH * KW * C);
 }}
 """,
     EXAMPLES,
