@@ -43,6 +43,7 @@ print(json.dumps([
     for dtype in kernel.dtypes
     for wide in (False, True)
     for constants in kernel.examples
+    if not (wide and constants.get("TILE_COLUMNS", 0) > 64)  # tiles of products of large arrays are narrower
 ]))
 """
 
@@ -171,7 +172,7 @@ def products_of_networks(dtype: str) -> list[Variant]:
 def test_there_are_kernels_to_compile(variants):
     assert {"relu_forward", "max_pool2d_forward_uint8", "cross_entropy_forward"} <= {kernel.name for kernel in variants}
     types = {variant.definitions[:3] for variant in variants}
-    assert len(types) == 6  # float32, float64 and bfloat16; int and long long
+    assert len(types) == 8  # float32, float64, bfloat16 and float16; int and long long
 
 
 def assert_no_faults(variants: list[Variant], architecture: int, processes) -> None:
@@ -273,10 +274,10 @@ def disassembled(nvrtc, disassembler, tmp_path):
 # Rows and columns of a tile; for each 32 instructions of tensor cores, instructions of the inner loop at most.
 FORWARD, BACKWARD_X, BACKWARD_WEIGHT = "conv_forward", "conv_backward_x", "conv_backward_weight"
 INNER_LOOPS = [
-    (FORWARD, 128, 128, 93),
+    (FORWARD, 128, 128, 82),
     (BACKWARD_X, 128, 128, 100),
     (BACKWARD_WEIGHT, 128, 128, 93),
-    (FORWARD, 128, 64, 132),
+    (FORWARD, 128, 64, 130),
     (BACKWARD_X, 128, 64, 150),
     (BACKWARD_WEIGHT, 128, 64, 134),
 ]

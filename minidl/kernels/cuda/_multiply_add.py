@@ -2,7 +2,7 @@
 
 MULTIPLY_ADD = """
 // Registers are limited so that at least this many blocks share a multiprocessor.
-constexpr int BLOCKS = sizeof(real) == 4 && sizeof(index) == 4 && !MANY_COPIES ? 2 : 1;
+constexpr int BLOCKS = sizeof(real) == 4 && sizeof(index) == 4 && BYTES_A == 16 && BYTES_B == 16 ? 2 : 1;
 
 // The sums of a thread: a few rows and columns, so that an element read from shared memory is used several times. Its
 // columns are neighbours, because the result is written in pairs; its rows are not.

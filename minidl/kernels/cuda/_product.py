@@ -18,7 +18,7 @@ in CUDA".
 import math
 from typing import NamedTuple
 
-from minidl.kernels.cuda._launch import FLOATS, OLDEST, WITH_BFLOAT16, CudaKernel
+from minidl.kernels.cuda._launch import FLOATS, MOST_FOR_INT, OLDEST, WITH_BFLOAT16, CudaKernel
 from minidl.kernels.cuda._multiply_add import MULTIPLY_ADD
 from minidl.kernels.cuda._tensor_cores import TENSOR_CORES
 from minidl.system.precision import tf32_is_on
@@ -27,8 +27,10 @@ LARGEST_COPY = 16  # bytes that one instruction can copy to shared memory
 # Rows of a tile: 128, but 64 if there were fewer blocks than two for each multiprocessor of a large GPU. The number is
 # that of an H100 whatever the GPU, so that results do not depend on it.
 TILE_ROWS, FEW_ROWS, ENOUGH_BLOCKS = 128, 64, 2 * 132
-# Columns of a tile if only 2 or 4 bytes can be copied at a time: more copies need more registers for their addresses.
-WIDEST_OF_SMALL_COPIES = {2: 32, 4: 64}
+# Rows and columns of a tile at most, if only 2 or 4 bytes can be copied at a time: a thread then copies more often, and
+# keeps an address for each copy in registers.
+LARGEST_OF_SMALL_COPIES = {2: (64, 32), 4: (128, 64)}
+WIDEST_OF_LARGE_ARRAYS = 64  # with indices of 8 bytes, in two registers
 
 TILES = """
 // Special instructions are used on GPUs that have them, unless a test asks for the plain code with the same result.
@@ -281,14 +283,11 @@ struct Target {
     static constexpr int WIDTH = TILE_COLUMNS + RUN;  // RUN more, so that rows begin in different banks
 
     const Result& y;
-    const real* bias;
     index rows, columns, first_row, first_column;
 
     __device__ void put(Sums& sums, void* shared) const {
-        sums.for_each_pair([=](int row, int column, real one, real other) {
+        sums.for_each_pair([=](int row, int column, real& one, real& other) {
             index y_row = first_row + row, y_column = first_column + column;
-            if (bias && y_column < columns) one += bias[y_column];
-            if (bias && y_column + 1 < columns) other += bias[y_column + 1];
             Run<2, Number> pair = rounded<Number>(one, other);
             if constexpr (THROUGH_SHARED)
                 *(Run<2, Number>*)((Number*)shared + row * WIDTH + column) = pair;
@@ -346,8 +345,6 @@ __device__ void multiply(
     index first_row = tile / across * TILE_ROWS, first_column = tile % across * TILE_COLUMNS;
     CopierA copy_a(a, first_row, first, end);
     CopierB copy_b(b, first_column, first, end);
-    Sums sums;
-
     for (int i = 0; i < STAGES - 1; i++) {
         copy_a.start(stages[i].a);
         copy_b.start(stages[i].b);
@@ -355,6 +352,12 @@ __device__ void multiply(
         copy_a.finish(stages[i].a);
         copy_b.finish(stages[i].b);
     }
+    Sums sums;
+    if (bias)
+        sums.for_each_pair([=](int, int column, real& one, real& other) {
+            if (first_column + column < columns) one = bias[first_column + column];
+            if (first_column + column + 1 < columns) other = bias[first_column + column + 1];
+        });
     for (index k = first; k < end;)
         #pragma unroll UNROLLED  // with tensor cores, so that the addresses of the stages are constants
         for (int now = 0; now < STAGES && k < end; now++, k += DEPTH) {
@@ -370,7 +373,7 @@ __device__ void multiply(
         }
     wait_for_all_groups_but<0>();  // zeros, copied for steps after the last one
     __syncthreads();  // before the tiles' memory is used for the result
-    Target<Result>{y, bias, rows, columns, first_row, first_column}.put(sums, shared);
+    Target<Result>{y, rows, columns, first_row, first_column}.put(sums, shared);
 }
 """
 
@@ -425,18 +428,21 @@ def launch_product(kernels, rows: int, columns: int, parts: int, operands, argum
     way = way_of(dtype)
     bytes_at_once = {f"BYTES_{name}": copied_at_once(*pair) for name, pair in zip("ABY", operands, strict=True)}
     small = min(bytes_at_once["BYTES_A"], bytes_at_once["BYTES_B"])
-    widest = min(WAYS[way].widest, WIDEST_OF_SMALL_COPIES.get(small, TILE_ROWS))
-    tile_rows, tile_columns = tile_of(rows, columns, parts, widest)
+    large = any(array.size > MOST_FOR_INT for array, _ in operands)
+    widest = WIDEST_OF_LARGE_ARRAYS if large else WAYS[way].widest
+    tile_rows, tile_columns = tile_of(rows, columns, parts, small, widest)
     blocks = -(-rows // tile_rows) * -(-columns // tile_columns) * parts
     constants = constants | {"TILE_ROWS": tile_rows, "TILE_COLUMNS": tile_columns} | bytes_at_once
     kernels[way].launch(blocks, WAYS[way].threads, arguments, dtype, constants)
 
 
-def tile_of(rows: int, columns: int, parts: int, widest: int) -> tuple[int, int]:
-    """Rows and columns of a tile."""
-    tile_columns = next((width for width in (16, 32, 64) if columns <= width), widest)
+def tile_of(rows: int, columns: int, parts: int, bytes_at_once: int, widest: int) -> tuple[int, int]:
+    """Rows and columns of a tile. They depend on shapes and addresses alone, and no sum depends on them."""
+    most_rows, most_columns = LARGEST_OF_SMALL_COPIES.get(bytes_at_once, (TILE_ROWS, widest))
+    widest = min(widest, most_columns)
+    tile_columns = min(next((width for width in (16, 32, 64) if columns <= width), widest), widest)
     blocks = -(-rows // TILE_ROWS) * -(-columns // tile_columns) * parts
-    return FEW_ROWS if blocks < ENOUGH_BLOCKS and tile_columns > 16 else TILE_ROWS, tile_columns
+    return FEW_ROWS if blocks < ENOUGH_BLOCKS else most_rows, tile_columns
 
 
 def copied_at_once(array, length: int) -> int:

@@ -24,14 +24,15 @@ GEOMETRY = "index N, index H, index W, index C, index OH, index OW, index O, ind
 OPERANDS = """
 // Two kinds of indices are counted in three digits: a window (n, i, j) of image n, and a tap (u, v) with a channel. The
 // channel is c of x or o of dL/dy.
-struct Digits { index outer, middle, inner; };
+struct Digits { int outer, middle, inner; };
 
 __device__ Digits digits(index number, index middles, index inners) {
-    return {number / inners / middles, number / inners % middles, number % inners};
+    index rest = number / inners, outer = rest / middles;
+    return {int(outer), int(rest - outer * middles), int(number - rest * inners)};
 }
 
 // Without a division, which takes as long as ten additions.
-__device__ void add(Digits& to, Digits digits, index middles, index inners) {
+__device__ void add(Digits& to, Digits digits, int middles, int inners) {
     to.inner += digits.inner;
     if (to.inner >= inners) {
         to.inner -= inners;
@@ -67,7 +68,7 @@ struct Patches {
         return {((window.outer * H + h) * W + w) * C, window.outer < N ? h : OUTSIDE, w};
     }
     __device__ Position of_tap(Digits tap) const {
-        return {(tap.outer * W + tap.middle) * C + tap.inner, (int)tap.outer, (int)tap.middle};
+        return {(tap.outer * W + tap.middle) * C + tap.inner, tap.outer, tap.middle};
     }
     __device__ bool inside(Position one, Position other) const {
         return within(one.h + other.h, H) & within(one.w + other.w, W);
@@ -83,8 +84,9 @@ EXAMPLES = [
     {"SH": stride, "SW": stride, "TILE_ROWS": rows, "TILE_COLUMNS": columns}
     | {"BYTES_A": a, "BYTES_B": b, "BYTES_Y": y}
     for stride, rows, columns, a, b, y in (
-        (1, 128, 16, 2, 2, 2),
+        (1, 64, 16, 2, 2, 2),
         (2, 64, 32, 2, 8, 8),
+        (1, 128, 16, 16, 16, 16),
         (1, 64, 64, 4, 4, 16),
         (2, 128, 64, 8, 16, 16),
         (1, 64, 128, 16, 16, 16),
@@ -210,7 +212,7 @@ struct GradPatches {{
     __device__ Step step(index k) const {{ return digits(k, taps_w, O); }}
     __device__ void advance(Step& tap) const {{ add(tap, advances, taps_w, O); }}
     __device__ Position depth(Step tap) const {{
-        return {{tap.inner - (tap.outer * OW + tap.middle) * O, -(int)tap.outer, -(int)tap.middle}};
+        return {{tap.inner - (tap.outer * OW + tap.middle) * O, -tap.outer, -tap.middle}};
     }}
     __device__ bool inside(Line pixel, Position tap) const {{
         return within(pixel.h + tap.h, OH) & within(pixel.w + tap.w, OW);

@@ -140,15 +140,32 @@ def test_tiles_of_128_and_of_64_rows_give_the_plain_loops_result(
     dtype, enough_blocks, product, assert_agrees, monkeypatch, with_tensor_cores
 ):
     monkeypatch.setattr(product, "ENOUGH_BLOCKS", enough_blocks)
-    assert product.tile_of(182, 136, 1, 128)[0] == (64 if enough_blocks else 128)
+    assert product.tile_of(182, 136, 1, 16, 128)[0] == (64 if enough_blocks else 128)
     with tf32():
         assert_agrees(LARGE, np.dtype(dtype), 2**-8 if dtype == ml_dtypes.bfloat16 else 2**-10)
 
 
+@pytest.fixture
+def launched(conv, monkeypatch):
+    """(name, constants) of each kernel that has been launched."""
+    found, launch = [], conv.CudaKernel.launch
+
+    def noted(kernel, *arguments, **others):
+        found.append((kernel.name, next((a for a in arguments if isinstance(a, dict)), {})))
+        return launch(kernel, *arguments, **others)
+
+    monkeypatch.setattr(conv.CudaKernel, "launch", noted)
+    return found
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
-def test_large_arrays_are_indexed_by_long_integers(dtype, assert_agrees, monkeypatch, with_tensor_cores):
+def test_large_arrays_have_long_indices_and_narrow_tiles(
+    dtype, product, assert_agrees, launched, monkeypatch, with_tensor_cores
+):
     monkeypatch.setattr(importlib.import_module("minidl.kernels.cuda._launch"), "MOST_FOR_INT", 10)
+    monkeypatch.setattr(product, "MOST_FOR_INT", 10)
     assert_agrees(GEOMETRIES[2], np.dtype(dtype), {"bfloat16": 2**-8, "float16": 2**-11, "float32": 1e-4}[dtype])
+    assert max(constants.get("TILE_COLUMNS", 0) for _, constants in launched) == 64
 
 
 def test_arrays_at_an_address_that_does_not_fit_16_bytes(conv, to_device, to_host, rng):
@@ -168,21 +185,13 @@ def test_arrays_at_an_address_that_does_not_fit_16_bytes(conv, to_device, to_hos
             assert_close(to_host(gradient).astype(np.float64), exact, 2**-9)
 
 
-def test_images_of_three_channels_are_copied_at_least_8_bytes_at_a_time(conv, to_device, rng, monkeypatch):
-    launched = []
-    launch = conv.CudaKernel.launch
-
-    def noted(kernel, *arguments, **others):
-        launched.append((kernel.name, *(a for a in arguments if isinstance(a, dict))))
-        return launch(kernel, *arguments, **others)
-
-    monkeypatch.setattr(conv.CudaKernel, "launch", noted)
+def test_images_of_three_channels_are_copied_at_least_8_bytes_at_a_time(conv, to_device, rng, launched):
     (x, weight, _, grad), (stride, padding) = Case(*GEOMETRIES[4]).draw(rng), GEOMETRIES[4][2:]
     x, weight, grad = (to_device(array.astype(np.float16)) for array in (x, weight, grad))
     conv.conv2d_forward(x, weight, None, stride, padding)
     conv.conv2d_backward(grad, x, weight, stride, padding, False, True)
-    products = {name: constants["BYTES_A"] for name, constants in (one for one in launched if "BYTES_A" in one[-1])}
-    assert products == {"conv_forward": 8, "conv_backward_weight": 8}
+    copied = {name: constants["BYTES_A"] for name, constants in launched if "BYTES_A" in constants}
+    assert copied == {"conv_forward": 8, "conv_backward_weight": 8}
 
 
 @pytest.mark.parametrize("least_windows", [10, 3])  # a few slabs, and many
