@@ -1,349 +1,335 @@
 """A training step on a GPU, and PyTorch's, in one process, turn by turn; and our kernels, one by one.
 
-    python benchmarks/gpu.py --against torch --json benchmarks/results/gpu.json
+    python benchmarks/gpu.py --json benchmarks/results/gpu.json                          ours alone
+    python benchmarks/gpu.py --against torch --json benchmarks/results/gpu.json          and PyTorch's
+    python benchmarks/gpu.py --models resnet50 --what steps --sides torch_amp --json benchmarks/results/gpu.json
 
-A step is: forward, cross-entropy, backward for all parameters, SGD with momentum and weight decay, gradients cleared;
-the batch lies on the device already. Our sides: float32, tf32 and bfloat16, launch by launch, and graph, which is
-bfloat16 through minidl.cuda_graph. PyTorch's: torch_float32 (eager, without TF32), torch_amp (eager, bfloat16 autocast,
-channels_last), torch_compile (the same through torch.compile, reduce-overhead) and torch_graph (torch_amp's step as one
-CUDA graph). A turn is a number of steps between two waits for the device, so that what the host does while the device
-works costs nothing; sides take turns, A B C A B C ..., and the median of the turns counts. Speed is theirs / ours:
-higher is better. Each side starts from the same weights and batch, and the first three losses of the two float32 sides
-must agree to 1e-3.
+What is measured: a step of each side (gpu_sides.py), a table of the kernels of a step (gpu_kernels.py), and a 3x3
+convolution of 256 channels in every way it can be computed.
 
-Then each kernel of the bfloat16 step is timed by itself (ten launches as a graph, so that the host costs nothing):
-milliseconds in a step, bytes of its arrays per second, and for convolutions the multiplications and additions. Last, a
-3x3 convolution of 256 channels in every way it can be computed.
+A turn is a number of steps between two waits for the device, so that what the host does while the device works costs
+nothing. At most two sides are in memory: each one takes turns with the side "graph" (A B A B ...), and is then freed.
+`relative` is the median over the turns of its time / the graph's; a table divides two of them. Speed is theirs / ours:
+higher is better.
+
+The record is written after each measurement. A measurement that is in the record already is not made again, so the same
+command can be run until all is done: after --minutes it begins no second one, and its exit status is then 3. What fails
+(an error, losses that disagree) is recorded, and the others go on; the exit status is then 1. --retry measures again
+what has failed.
 
 It has not run on a GPU yet.
 """
 
 import argparse
-import contextlib
 import functools
+import gc
 import json
-import math
-import statistics
+import signal
+import sys
 import time
-from collections import defaultdict
+import traceback
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from unittest import mock
 
-import numpy as np
-from step_worker import LR, MODELS, MOMENTUM, WEIGHT_DECAY, make_batch, make_ours
+import gpu_kernels
+from gpu_facts import device_facts, half_dtype
+from gpu_sides import (
+    OUR_SIDES,
+    REFERENCE,
+    TORCH_SIDES,
+    Side,
+    estimated_mb,
+    free_memory,
+    loss_failures,
+    make_our_step,
+    make_side,
+    measure_alone,
+    measure_in_turns,
+    possible_sides,
+    torch_has_gpu,
+)
+from step_worker import MODELS, make_ours
 
-from minidl import Tensor, cuda_graph, tf32
-from minidl.functional import cross_entropy
-from minidl.optim import SGD
+from minidl import Tensor
+from minidl.system.files import write_whole
 
 WORKLOADS = {"resnet20": 128, "resnet50": 256, "vgg16_bn": 64}
-OUR_SIDES = ("float32", "tf32", "bfloat16", "graph")
-TORCH_SIDES = ("torch_float32", "torch_amp", "torch_compile", "torch_graph")
-REPEATS = 10  # of a launch that is timed
 CONVOLUTION = (32, 56, 56, 256)  # images, to as many channels by a 3x3 kernel
+WHAT = ("steps", "kernels", "convolution")
+FAILED, UNFINISHED = 1, 3  # exit statuses
 
 
-@dataclass
-class Side:
-    """One network on the device: `step` returns the loss, on the device; `wait` waits until all steps are done.
+# -- the record --------------------------------------------------------------------------------------------------------
 
-    `peak_mb` is the memory that it has taken so far.
+
+class Record:
+    """The measurements so far, by name, in memory and in a file.
+
+    A measurement is a dictionary; if it failed it has "failures", a list of messages. ValueError if the file holds
+    measurements of another GPU.
     """
 
-    step: Callable[[], object]
-    wait: Callable[[], None]
-    peak_mb: Callable[[], float]
-    seconds: list[float] = field(default_factory=list)  # of a step, for each turn
+    def __init__(self, path: Path | None, device: dict[str, str]):
+        self.path, self.content = path, {"device": device, "measurements": {}}
+        if path is not None and path.exists():
+            self.content = json.loads(path.read_text())
+            if "measurements" not in self.content or self.content["device"]["gpu"] != device["gpu"]:
+                raise ValueError(f"{path} is no record of this GPU, {device['gpu']}; choose another --json")
+        self.measurements: dict[str, dict] = self.content["measurements"]
 
-    def turn(self, steps: int) -> None:
-        """Time some steps."""
-        self.wait()
-        started = time.perf_counter()
-        for _ in range(steps):
-            self.step()
-        self.wait()
-        self.seconds.append((time.perf_counter() - started) / steps)
+    def put(self, name: str, measurement: dict) -> None:
+        """Add a measurement, or replace it, and write the file."""
+        self.measurements[name] = measurement
+        self._write()
 
-    def milliseconds(self) -> float:
-        """The median of the turns."""
-        return 1000 * statistics.median(self.seconds)
+    def remove(self, name: str) -> None:
+        """Forget a measurement, and write the file."""
+        del self.measurements[name]
+        self._write()
 
+    def _write(self) -> None:
+        if self.path is not None:
+            write_whole(self.path, (json.dumps(self.content, indent=1) + "\n").encode())
 
-def make_our_side(kind: str, name: str, batch: int, weights: dict) -> Side:
-    """minidl's, of one of OUR_SIDES."""
-    import cupy
+    def failures(self) -> dict[str, list[str]]:
+        """What failed: the messages for each name."""
+        return {name: found["failures"] for name, found in self.measurements.items() if found.get("failures")}
 
-    model = make_ours(name)
-    model.load_state_dict(weights)
-    model.to("cuda")
-    images, labels = make_batch(batch, *MODELS[name][2:])
-    images = Tensor(images, device="cuda").to("bfloat16" if kind in ("bfloat16", "graph") else "float32")
-    labels = Tensor(labels, device="cuda").data
-    optimizer = SGD(model.parameters(), LR, MOMENTUM, WEIGHT_DECAY)
-
-    def step():
-        with tf32() if kind == "tf32" else contextlib.nullcontext():
-            loss = cross_entropy(model(images), labels)
-            loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        return loss
-
-    device, pool = cupy.cuda.Device(), cupy.get_default_memory_pool()
-    pool.free_all_blocks()
-    free = device.mem_info[0]
-    return Side(cuda_graph(step) if kind == "graph" else step, device.synchronize, lambda: used_since(free))
+    def losses(self, workload: str) -> dict[str, list[float]]:
+        """The first losses of each side of a workload."""
+        sides = (name for name in self.measurements if name.startswith(f"{workload}/"))
+        return {name.rpartition("/")[2]: self.measurements[name].get("losses") for name in sides}
 
 
-def used_since(free: int) -> float:
-    """Megabytes of the device's memory that have been taken since so many bytes were free."""
-    import cupy
-
-    return (free - cupy.cuda.Device().mem_info[0]) / 2**20
+# -- the measurements --------------------------------------------------------------------------------------------------
 
 
-def make_torch_side(kind: str, name: str, batch: int, weights: dict) -> Side:
-    """PyTorch's, of one of TORCH_SIDES."""
-    import torch
-    import torch_twins
+class Workload:
+    """A network and a batch; its reference side is made once, when the first measurement asks for it."""
 
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    memory = torch.contiguous_format if kind == "torch_float32" else torch.channels_last
-    model = torch_twins.make(*MODELS[name])
-    model.load_state_dict({key: torch.from_numpy(array) for key, array in weights.items()})
-    model = model.cuda().to(memory_format=memory)
-    images, labels = make_batch(batch, *MODELS[name][2:])
-    images = torch.from_numpy(images).permute(0, 3, 1, 2).cuda().contiguous(memory_format=memory)
-    labels = torch.from_numpy(labels).cuda()
-    optimizer = torch.optim.SGD(model.parameters(), LR, MOMENTUM, weight_decay=WEIGHT_DECAY, fused=True)
-    network = torch.compile(model, mode="reduce-overhead") if kind == "torch_compile" else model
+    def __init__(self, model: str, batch: int, args: argparse.Namespace, record: Record):
+        self.model, self.batch, self.args, self.record = model, batch, args, record
+        self.name = f"{model} b{batch}"
+        self.weights = make_ours(model).state_dict()
+        self._reference: Side | None = None
 
-    def step():
-        with torch.autocast("cuda", torch.bfloat16, enabled=kind != "torch_float32"):
-            loss = torch.nn.functional.cross_entropy(network(images), labels)
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=kind != "torch_graph")  # a graph finds its gradients where they were
-        return loss
+    def reference(self) -> Side:
+        if self._reference is None:
+            self._reference = make_side(REFERENCE, self.model, self.batch, self.weights)
+        return self._reference
 
-    if kind == "torch_graph":
-        step = captured(step)
-    return Side(step, torch.cuda.synchronize, lambda: (torch.cuda.max_memory_allocated() - before) / 2**20)
-
-
-def captured(step: Callable) -> Callable:
-    """PyTorch's step as one CUDA graph, after three steps on a stream of their own, as its documentation wants it."""
-    import torch
-
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        loss = step()
-
-    def replay():
-        graph.replay()
-        return loss
-
-    return replay
-
-
-def first_losses(side: Side) -> list[float]:
-    """Of three steps."""
-    return [float(side.step().item()) for _ in range(3)]
-
-
-def measure(name: str, batch: int, args: argparse.Namespace) -> dict:
-    """The record of a workload."""
-    weights = make_ours(name).state_dict()
-    sides, losses, peaks = {}, {}, {}
-    for kind in (*OUR_SIDES, *(args.sides if args.against else ())):
-        make = make_our_side if kind in OUR_SIDES else make_torch_side
-        sides[kind] = make(kind, name, batch, weights)
-        losses[kind] = first_losses(sides[kind])
-        peaks[kind] = sides[kind].peak_mb()  # before the next one takes memory too
-    if "torch_float32" in losses:
-        np.testing.assert_allclose(losses["float32"], losses["torch_float32"], rtol=1e-3)
-    for side in sides.values():
-        side.turn(args.warmup)
-        side.seconds.clear()
-    for _ in range(args.rounds):
-        for side in sides.values():
-            side.turn(args.steps)
-    record = {"model": name, "batch": batch, "losses": losses}
-    record["ms"] = {kind: side.milliseconds() for kind, side in sides.items()}
-    record["peak_mb"] = peaks
-    record["speed"] = {ours: {kind: speed(sides[ours], sides[kind]) for kind in sides} for ours in OUR_SIDES}
-    return record | {"kernels": measure_kernels(sides["bfloat16"].step)}
-
-
-def speed(ours: Side, theirs: Side) -> float:
-    """The median over the turns of their time / ours."""
-    return statistics.median(b / a for a, b in zip(ours.seconds, theirs.seconds, strict=True))
-
-
-def measure_kernels(step: Callable) -> list[dict]:
-    """A line for each kernel of a step, those that take longest first. What CuPy launches by itself is not counted."""
-    from minidl.kernels.cuda._launch import CudaKernel
-
-    launches, launch = [], CudaKernel.launch
-
-    def note(kernel, *arguments):
-        launches.append((kernel, arguments))
-        launch(kernel, *arguments)
-
-    with mock.patch.object(CudaKernel, "launch", note):
-        step()
-    totals = defaultdict(lambda: {"launches": 0, "ms": 0.0, "bytes": 0, "flops": 0})
-    for kernel, arguments in launches:
-        total = totals[kernel.name]
-        total["launches"] += 1
-        total["ms"] += seconds_of(functools.partial(launch, kernel, *arguments)) * 1000
-        total["bytes"] += bytes_of(arguments[2])
-        total["flops"] += flops_of(kernel.name, arguments[2])
-    lines = [{"kernel": name, **total} for name, total in totals.items()]
-    for line in lines:
-        line["gb_per_s"] = line.pop("bytes") / line["ms"] / 1e6
-        line["tflop_per_s"] = line.pop("flops") / line["ms"] / 1e9
-    return sorted(lines, key=lambda line: -line["ms"])
-
-
-def seconds_of(work: Callable) -> float:
-    """Of what it queues, on the device."""
-    from minidl.kernels.cuda.graph import Graph
-
-    graph = Graph()
-    graph.run(work)  # compiled, and its memory taken
-    graph.capture(lambda: [work() for _ in range(REPEATS)])
-    return seconds_between_events(graph.launch) / REPEATS
-
-
-def seconds_between_events(work: Callable) -> float:
-    """That the device takes for what it queues, the second time."""
-    import cupy
-
-    start, end = cupy.cuda.Event(), cupy.cuda.Event()
-    work()
-    start.record()
-    work()
-    end.record()
-    end.synchronize()
-    return cupy.cuda.get_elapsed_time(start, end) / 1000
-
-
-def bytes_of(arguments: tuple) -> int:
-    """Of all arrays that a kernel is given, each read or written once."""
-    arrays = {
-        argument.data.ptr: argument.nbytes for argument in arguments if hasattr(argument, "nbytes") and argument.ndim
-    }
-    return sum(arrays.values())
-
-
-def flops_of(name: str, arguments: tuple) -> int:
-    """Multiplications and additions of a convolution, by the geometry at the end of its arguments; else 0."""
-    if not name.startswith("conv_"):
-        return 0
-    n, _, _, c, oh, ow, o, kh, kw = arguments[-11:-2]
-    return 2 * n * oh * ow * o * kh * kw * c
-
-
-def measure_convolution(shape: tuple[int, ...]) -> list[dict]:
-    """TFLOP/s of a 3x3 convolution that keeps its shape, in each dtype; and of cuBLAS, given the columns of im2col."""
-    import cupy
-
-    from minidl.kernels.cuda.conv import backward_weight, backward_x, conv2d_forward
-
-    channels, geometry = shape[3], ((1, 1), (1, 1))
-    flops = 2 * math.prod(shape) * 9 * channels
-    numbers = [np.random.default_rng(0).standard_normal(size) for size in (shape, (3, 3, channels, channels))]
-    lines = []
-    for way, dtype in (("bfloat16", "bfloat16"), ("tf32", "float32"), ("float32", "float32")):
-        x, weight = (Tensor(array, "float32", "cuda").to(dtype).data for array in numbers)
-        passes = {
-            "forward": functools.partial(conv2d_forward, x, weight, None, *geometry),
-            "backward_x": functools.partial(backward_x, x, weight, x.shape, *geometry),
-            "backward_weight": functools.partial(backward_weight, x, x, weight.shape, *geometry),
+    def measure_side(self, kind: str) -> dict:
+        """Its first losses, its time (with the reference's), its memory, and what is wrong with it."""
+        if kind == REFERENCE:
+            self.free()  # to see its first losses and its memory
+            estimate = estimated_mb(self.model, self.batch, self.weights)
+            print(f"{self.name}: about {estimate:,.0f} MB for each side in {half_dtype()}, two at a time", flush=True)
+            side = self.reference()
+            found = {"losses": side.first_losses(), "estimated_mb": estimate} | measure_alone(side, self.args)
+        else:
+            reference = self.reference()
+            side = make_side(kind, self.model, self.batch, self.weights)
+            found = {"losses": side.first_losses()} | measure_in_turns(side, reference, self.args)
+        found |= {"peak_mb": side.peak_mb(), "dtype": "float32" if "32" in kind else half_dtype()}
+        losses = {
+            kind: numbers
+            for kind, numbers in (self.record.losses(self.name) | {kind: found["losses"]}).items()
+            if numbers
         }
-        with tf32() if way == "tf32" else contextlib.nullcontext():
-            seconds = {name: seconds_of(work) for name, work in passes.items()}
-        lines.append({"way": way} | {name: flops / time / 1e12 for name, time in seconds.items()})
-    columns = cupy.ones((math.prod(shape[:3]), 9 * channels), "float32")
-    matrix = weight.reshape(9 * channels, channels)
-    seconds = seconds_between_events(lambda: [columns @ matrix for _ in range(REPEATS)]) / REPEATS
-    lines.append({"way": "float32, cuBLAS, columns given", "forward": flops / seconds / 1e12})
-    cupy.get_default_memory_pool().free_all_blocks()
-    return lines
+        return found | {"failures": loss_failures(kind, losses)}
+
+    def measure_kernels(self) -> dict:
+        """The table of the kernels of an eager step."""
+        self.free()
+        free_memory()
+        return gpu_kernels.measure_kernels(make_our_step(self.model, self.batch, self.weights, half_dtype()))
+
+    def free(self) -> None:
+        """Free the reference side."""
+        self._reference = None
 
 
-def device() -> dict[str, str]:
-    """The GPU, its driver and the versions of what ran."""
-    from importlib.metadata import PackageNotFoundError, version
+def plan(args: argparse.Namespace, record: Record) -> list[tuple[str, Callable[[], dict], Callable[[], None]]]:
+    """All measurements: a name, the function that makes it, and one that frees what it has left for the next.
 
+    Ours come first, then PyTorch's, and last what has to be compiled, which takes longest.
+    """
+    works = [Workload(model, args.batch or WORKLOADS.get(model, 32), args, record) for model in args.models]
+    kinds = possible_sides(args.sides or [*OUR_SIDES, *(TORCH_SIDES if args.against else ())])
+    *eager, compiled = TORCH_SIDES
+    todo = []
+    for group in ([*OUR_SIDES, "kernels"], eager, [compiled]):
+        for work in works:
+            if "steps" in args.what:
+                wanted = [kind for kind in group if kind in kinds]
+                todo += [
+                    (f"{work.name}/{kind}", lambda w=work, k=kind: w.measure_side(k), work.free) for kind in wanted
+                ]
+            if "kernels" in args.what and "kernels" in group:
+                todo.append((f"{work.name}/kernels", work.measure_kernels, work.free))
+    if "convolution" in args.what:
+        name = f"convolution {'x'.join(map(str, args.convolution))}"
+        todo.append((name, functools.partial(measure_convolution, tuple(args.convolution)), lambda: None))
+    return todo
+
+
+def measure_convolution(shape: tuple[int, ...]) -> dict:
+    """The table of one convolution."""
+    return {"lines": gpu_kernels.measure_convolution(shape)}
+
+
+def attempt(record: Record, name: str, measure: Callable[[], dict]) -> dict:
+    """What it measures, or the error that it raises. While it is measured, the record has a failure for it.
+
+    So a measurement that ends the process, or never ends, is not tried again. Ctrl-C and SIGTERM remove it.
+    """
+    record.put(name, {"failures": ["it did not end: the process crashed, or was killed"]})
+    try:
+        return measure()
+    except (KeyboardInterrupt, SystemExit):
+        record.remove(name)
+        raise
+    except Exception as error:  # whatever it is: the others are worth measuring all the same
+        traceback.print_exc()
+        return {"failures": [f"{type(error).__name__}: {error}"[:2000]]}
+
+
+def device_is_well() -> bool:
+    """False if an earlier error, such as a wrong address, has made all later calls of this process fail."""
     import cupy
 
-    def version_of(name: str) -> str:
-        try:
-            return version(name)
-        except PackageNotFoundError:
-            return "absent"
-
-    runtime = cupy.cuda.runtime
-    facts = {"gpu": runtime.getDeviceProperties(0)["name"].decode(), "driver": str(runtime.driverGetVersion())}
-    return facts | {name: version_of(name) for name in ("numpy", "cupy-cuda13x", "cupy-cuda12x", "torch")}
+    try:
+        cupy.cuda.runtime.deviceSynchronize()
+        cupy.zeros(1).get()
+    except Exception:
+        return False
+    return True
 
 
-def show(record: dict) -> None:
-    """A line for each side, and one for each kernel."""
-    print(f"{record['model']}, batch {record['batch']}")
-    for kind, milliseconds in record["ms"].items():
-        ours = ", ".join(f"{name} {speeds[kind]:.2f}" for name, speeds in record["speed"].items())
-        against = f"of its speed: {ours}" if kind in TORCH_SIDES else ""
-        print(f"  {kind:13} {milliseconds:9.2f} ms  {record['peak_mb'][kind]:8,.0f} MB  {against}", flush=True)
-    print(f"  kernels of a bfloat16 step, {sum(line['launches'] for line in record['kernels'])} launches")
-    for line in record["kernels"]:
-        print(
-            f"    {line['kernel']:30} {line['launches']:4d} x  {line['ms']:8.3f} ms  {line['gb_per_s']:7,.0f} GB/s  "
-            f"{line['tflop_per_s']:6.1f} TFLOP/s"
-        )
+def measure_all(todo: list[tuple], args: argparse.Namespace, record: Record) -> list[str]:
+    """Measure what is planned and not in the record yet, until the time is over; the names of what is left."""
+    started = time.monotonic()
+    done = record.measurements.keys() - (record.failures().keys() if args.retry else ())
+    todo = [entry for entry in todo if entry[0] not in done]
+    for i, (name, measure, free) in enumerate(todo):
+        if i and time.monotonic() - started > 60 * args.minutes:
+            return [name for name, *_ in todo[i:]]
+        began = time.monotonic()
+        found = attempt(record, name, measure)
+        record.put(name, found | {"seconds": round(time.monotonic() - began, 1)})
+        show(name, found)
+        workload = name.partition("/")[0]
+        if found.get("failures") or not any(later.startswith(f"{workload}/") for later, *_ in todo[i + 1 : i + 2]):
+            free()
+        gc.collect()
+        if found.get("failures") and not device_is_well():
+            return [name for name, *_ in todo[i + 1 :]]  # in a new process
+    return []
 
 
-def main() -> None:
-    """Measure, print, and write the record."""
+# -- output ------------------------------------------------------------------------------------------------------------
+
+
+def show(name: str, found: dict) -> None:
+    """A measurement as text."""
+    print(name, *(f"\n  failed: {failure}" for failure in found.get("failures", ())), flush=True)
+    if "ms" in found:
+        relative = f", {found['relative']:.3f} of the graph's time" if "relative" in found else ""
+        print(f"  {found['ms']:.2f} ms, {found['peak_mb']:,.0f} MB{relative}", flush=True)
+    for line in found.get("lines", ()):
+        print("  " + (show_way(line) if "way" in line else show_kernel(line)))
+    if "graph_ms" in found:
+        print(f"  all lines together {found['sum_ms']:.3f} ms; the step as a graph {found['graph_ms']:.3f} ms")
+
+
+def show_kernel(line: dict) -> str:
+    """A line of the table of kernels."""
+    if line["launches"] is None:
+        return f"{line['kernel']:37} {line['ms']:8.3f} ms"
+    text = f"{line['kernel']:30} {line['launches']:4d} x {line['ms']:8.3f} ms"
+    return f"{text}  {line['gb_per_s']:7,.0f} GB/s  {line['tflop_per_s']:6.1f} TFLOP/s"
+
+
+def show_way(line: dict) -> str:
+    """A line of the table of one convolution, in TFLOP/s."""
+    return f"{line['way']:32}" + "  ".join(f"{name} {line[name]:7.1f}" for name in list(line)[1:]) + "  TFLOP/s"
+
+
+def speeds(record: Record) -> dict[str, dict[str, dict[str, float]]]:
+    """For each workload and each of our sides: its speed relative to each of PyTorch's, theirs / ours."""
+    table: dict = {}
+    for name, found in record.measurements.items():
+        workload, _, kind = name.partition("/")
+        if kind == REFERENCE and "ms" in found:
+            table.setdefault(workload, {})[kind] = 1.0
+        elif "relative" in found:
+            table.setdefault(workload, {})[kind] = found["relative"]
+    return {
+        workload: {
+            ours: {theirs: times[theirs] / times[ours] for theirs in TORCH_SIDES if theirs in times}
+            for ours in OUR_SIDES
+            if ours in times
+        }
+        for workload, times in table.items()
+    }
+
+
+def show_speeds(record: Record) -> None:
+    """A line for each of our sides that has a PyTorch's to compare with."""
+    for workload, sides in speeds(record).items():
+        for ours, theirs in sides.items():
+            if theirs:
+                text = ", ".join(f"{value:.2f} x {kind}" for kind, value in theirs.items())
+                print(f"{workload}: {ours} has {text}'s speed")
+
+
+def parse(arguments: list[str] | None = None) -> tuple[argparse.ArgumentParser, argparse.Namespace]:
+    """The options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", choices=MODELS, nargs="+", default=list(WORKLOADS))
     parser.add_argument("--batch", type=int, help="default: that of the model's workload")
+    parser.add_argument("--what", choices=WHAT, nargs="+", default=list(WHAT), help="default: all of it")
     parser.add_argument("--against", choices=["torch"])
-    parser.add_argument("--sides", choices=TORCH_SIDES, nargs="+", default=list(TORCH_SIDES))
+    parser.add_argument(
+        "--sides", choices=[*OUR_SIDES, *TORCH_SIDES], nargs="+", help="default: ours, with --against all"
+    )
     parser.add_argument("--rounds", type=int, default=5, help="turns of each side; default: 5")
     parser.add_argument("--steps", type=int, default=10, help="steps in a turn; default: 10")
     parser.add_argument("--warmup", type=int, default=5, help="steps before, not counted; default: 5")
     parser.add_argument(
         "--convolution", type=int, nargs=4, default=CONVOLUTION, metavar="N", help="N H W C of its images"
     )
-    parser.add_argument("--json", type=Path, help="where to write the record")
-    args = parser.parse_args()
+    parser.add_argument("--json", type=Path, help="the record: continued if it is there")
+    parser.add_argument("--retry", action="store_true", help="measure again what has failed")
+    parser.add_argument("--minutes", type=float, default=8, help="begin nothing new after that; default: 8")
+    return parser, parser.parse_args(arguments)
+
+
+def torch_is_wanted(args: argparse.Namespace) -> bool:
+    """Whether a side of PyTorch's is to be measured."""
+    kinds = args.sides or (TORCH_SIDES if args.against else ())
+    return "steps" in args.what and any(kind in TORCH_SIDES for kind in kinds)
+
+
+def main() -> None:
+    """Measure, print, and write the record."""
+    parser, args = parse()
     try:
         Tensor(0.0, device="cuda")
-    except RuntimeError as problem:
+        record = Record(args.json, device_facts())
+    except (RuntimeError, ValueError) as problem:
         parser.error(str(problem))
-    result = {"device": device(), "records": []}
-    for name in args.models:
-        result["records"].append(measure(name, args.batch or WORKLOADS.get(name, 32), args))
-        show(result["records"][-1])
-    result["convolution"] = measure_convolution(tuple(args.convolution))
-    print(f"3x3 convolution of {' x '.join(map(str, args.convolution))}, TFLOP/s")
-    for line in result["convolution"]:
-        print(f"  {line['way']:28}", *(f"{name} {line[name]:7.1f} " for name in list(line)[1:]))
-    if args.json:
-        args.json.write_text(json.dumps(result, indent=1) + "\n")
+    if torch_is_wanted(args) and not torch_has_gpu():
+        parser.error("PyTorch's sides need PyTorch for CUDA, and there is none")
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    todo = plan(args, record)
+    left = measure_all(todo, args, record)
+    show_speeds(record)
+    if left:
+        print(f"left: {', '.join(left)}; run the same command again")
+        sys.exit(UNFINISHED)
+    if record.failures().keys() & {name for name, *_ in todo}:
+        sys.exit(FAILED)
 
 
 if __name__ == "__main__":

@@ -145,7 +145,7 @@ def run_pass(network: Module, loader: ImageLoader, args: argparse.Namespace) -> 
         rows = np.concatenate([probabilities(network, part) for part in parts])
         return rows.reshape(len(views), -1, rows.shape[1]).mean(axis=1)
 
-    batches = DeviceLoader(loader, args.device, "bfloat16" if args.dtype == "bfloat16" else "float32")
+    batches = DeviceLoader(loader, args.device, args.dtype.replace("tf32", "float32"))
     return scores_of(compute, tqdm(batches, f"{args.mode}, side {loader.view.shorter_side}", unit="batch"))
 
 

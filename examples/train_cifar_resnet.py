@@ -22,7 +22,7 @@ from common.options import CIFAR, FOLDER, TRAINING, add_options, make_parser, op
 from common.recipes import CIFAR_RECIPES, PAPER_ERROR, WARMUP_DEPTH, WarmUp
 from common.run import Run, running
 
-from minidl import cuda_graph
+from minidl import GradScaler, cuda_graph
 from minidl.functional import cross_entropy
 from minidl.optim import SGD
 
@@ -40,18 +40,20 @@ def train(args: argparse.Namespace) -> None:
     warming_up = args.recipe == "paper" and args.depth >= WARMUP_DEPTH
     schedule = WarmUp(recipe.schedule(recipe.lr, total_steps), warming_up)
     optimizer = SGD(model.parameters(), recipe.lr, 0.9, recipe.weight_decay, nesterov=recipe.nesterov)
+    scaler = GradScaler(enabled=args.dtype == "float16")
 
     def step(images, labels):
         logits = model(images)
         loss = cross_entropy(logits, labels)
-        loss.backward()
-        optimizer.step()
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
         optimizer.zero_grad()
         return loss, (logits.argmax(dim=1) != labels).sum()
 
-    step = cuda_graph(step) if args.device != "cpu" else step  # one launch for the whole step
+    if args.device != "cpu" and not scaler.enabled:  # which reads a number in each step
+        step = cuda_graph(step)  # one launch for the whole step
     folder = RunFolder(args.out, args.resume, options_of_run(args), config)
-    with Run(model, optimizer, loader, total_steps, folder, stateful={"warm_up": schedule}) as run:
+    with Run(model, optimizer, loader, total_steps, folder, stateful={"warm_up": schedule, "scaler": scaler}) as run:
         for images, labels in run.batches():  # already augmented and on the device
             optimizer.lr = schedule(run.step)
             run.log(*step(images, labels))

@@ -18,7 +18,7 @@ from common.recipes import CIFAR_RECIPES
 from common.run import Run, running
 from models.vgg import CONFIGS
 
-from minidl import cuda_graph
+from minidl import GradScaler, cuda_graph
 from minidl.optim import SGD
 
 
@@ -32,12 +32,14 @@ def train(args: argparse.Namespace) -> None:
     config = data.config(f"vgg-{args.config}", "vgg", **options)
     model = config.build(seed=args.seed).to(args.device)
     optimizer = SGD(model.parameters(), recipe.lr, 0.9, recipe.weight_decay, nesterov=recipe.nesterov)
-    step = classification_step(model, optimizer)
+    scaler = GradScaler(enabled=args.dtype == "float16")
+    step = classification_step(model, optimizer, scaler=scaler)
 
-    run = Run(model, optimizer, loader, total_steps, RunFolder(args.out, args.resume, options_of_run(args), config))
+    folder = RunFolder(args.out, args.resume, options_of_run(args), config)
+    run = Run(model, optimizer, loader, total_steps, folder, stateful={"scaler": scaler})
     fit(
         run,
-        cuda_graph(step) if args.device != "cpu" else step,
+        step if args.device == "cpu" or scaler.enabled else cuda_graph(step),
         recipe.schedule(recipe.lr, total_steps),
         lambda: run.end_epoch(error_rate(model, test_loader), data.split),
     )

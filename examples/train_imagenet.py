@@ -29,7 +29,7 @@ from common.run import Run, running
 from models.config import IMAGENET_MODELS, NetworkConfig, check_variant
 from models.vgg import start_from_a
 
-from minidl import fork_rng, no_grad
+from minidl import GradScaler, fork_rng, no_grad
 from minidl.data import (
     CentreView,
     DeviceLoader,
@@ -66,7 +66,7 @@ def train(args: argparse.Namespace) -> None:
     settings = {"threads": args.threads, "skip_broken": args.skip_broken}
     photographs = ImageLoader(data, args.batch_size, view, shuffle=True, seed=args.seed, **settings)
     validation_photographs = ImageLoader(validation_data, 64, centre, **settings)
-    dtype = "bfloat16" if args.dtype == "bfloat16" else "float32"
+    dtype = args.dtype.replace("tf32", "float32")  # TF32 arrays are float32
     loader = DeviceLoader(photographs, args.device, dtype)
     validation_loader = DeviceLoader(validation_photographs, args.device, dtype)
 
@@ -74,7 +74,9 @@ def train(args: argparse.Namespace) -> None:
     plateau = recipe.schedule(recipe.lr, total_steps, args.patience)
     folder = RunFolder(args.out, args.resume, options_of_run(args), config)
     micro_batch = args.micro_batch or args.batch_size
-    run = Run(model, optimizer, loader, total_steps, folder, stateful={"plateau": plateau}, micro_batch=micro_batch)
+    scaler = GradScaler(enabled=args.dtype == "float16")
+    stateful = {"plateau": plateau, "scaler": scaler}
+    run = Run(model, optimizer, loader, total_steps, folder, stateful=stateful, micro_batch=micro_batch)
 
     def end_epoch() -> None:
         top1, top5 = validate(model, validation_loader)
@@ -84,7 +86,7 @@ def train(args: argparse.Namespace) -> None:
             log(f"learning rate reduced from {lr:g} to {plateau_lr:g}")
 
     try:
-        fit(run, classification_step(model, optimizer, micro_batch), plateau, end_epoch)
+        fit(run, classification_step(model, optimizer, micro_batch, scaler), plateau, end_epoch)
     finally:
         report_broken(photographs, validation_photographs)
     print(run.summary())

@@ -8,7 +8,7 @@ import math
 import numpy as np
 
 from minidl.kernels import device_of
-from minidl.tensor import Tensor, check_alike, check_tensors
+from minidl.tensor import Tensor, check_alike, check_floats, check_tensors
 
 Pair = int | tuple[int, int]
 
@@ -55,13 +55,6 @@ def as_pair(function: str, name: str, value: Pair, least: int) -> tuple[int, int
     is_pair = len(pair) == 2 and all(isinstance(number, int | np.integer) and number >= least for number in pair)
     expect(function, is_pair, f"{name} to be a whole number >= {least} or a pair of them", repr(value))
     return int(pair[0]), int(pair[1])
-
-
-def check_floats(function: str, x: Tensor) -> None:
-    """Raise TypeError unless x is a tensor of floating-point numbers."""
-    check_tensors(function, x)
-    if not x.is_floating_point():
-        raise TypeError(f"{function}: expected floating-point x, got {x.dtype}; convert it with .to('float32')")
 
 
 def check_batch(function: str, x: Tensor, layout: str, *ndim: int) -> None:

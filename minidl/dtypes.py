@@ -10,7 +10,7 @@ int64 = np.dtype("int64")
 def as_dtype(name) -> np.dtype:
     """Return the dtype for a name or type; raise TypeError if there is none."""
     if str(name) != "bfloat16":
-        return np.dtype(name)
+        return np.dtype("None" if name is None else name)  # np.dtype(None) is float64
     try:
         import ml_dtypes
     except ImportError:

@@ -14,7 +14,6 @@ from minidl.checks import (
     check_batch_norm,
     check_batch_norm_options,
     check_fits,
-    check_floats,
     check_labels,
     check_per_channel,
     check_pooling,
@@ -39,7 +38,7 @@ from minidl.ops.pool import AvgPool2d, GlobalAvgPool, MaxPool2d
 from minidl.ops.shape import Cat
 from minidl.ops.softmax import LogSoftmax, Softmax
 from minidl.random import once
-from minidl.tensor import Tensor, apply, apply_broadcast, check_tensors
+from minidl.tensor import Tensor, apply, apply_broadcast, check_floats, check_tensors
 
 # -- joining and choosing ----------------------------------------------------------------------------------------------
 
@@ -115,11 +114,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """
     check_batch("linear", x, "(N, in)", 2)
     expect("linear", weight.ndim == 2, "weight (in, out)", "shape", weight.shape)
-    if x.shape[1] != weight.shape[0]:
-        raise ValueError(
-            f"linear: x has {x.shape[1]} features, weight expects {weight.shape[0]} "
-            f"(x {x.shape}, weight {weight.shape} = (in, out))"
-        )
+    expect("linear", x.shape[1] == weight.shape[0], f"x (N, in) for weight (in, out) = {weight.shape}", "x", x.shape)
     check_per_channel("linear", "bias", bias, weight.shape[1])
     return apply(Linear, x, weight, bias)
 
@@ -352,9 +347,8 @@ def _along(name: str, function: type[Function], x: Tensor, dim: int) -> Tensor:
     if not -x.ndim <= dim < x.ndim:
         raise ValueError(f"{name}: dim {dim} is not a dimension of x {x.shape}")
     expect(name, x.shape[dim] > 0, f"at least one number along dim {dim}", "x", x.shape)
-    order = [axis for axis in range(x.ndim) if axis != dim % x.ndim] + [dim % x.ndim]
-    inverse = [int(axis) for axis in np.argsort(order)]
-    is_last = order == sorted(order)
-    moved = x if is_last else x.permute(order)
+    order = list(range(x.ndim))
+    order[dim], order[-1] = order[-1], order[dim]  # exchanges two dimensions, and so does it the second time
+    moved = x if order[dim] == dim % x.ndim else x.permute(order)
     y = apply(function, moved.reshape(-1, moved.shape[-1])).reshape(moved.shape)
-    return y if is_last else y.permute(inverse)
+    return y if moved is x else y.permute(order)

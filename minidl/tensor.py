@@ -281,8 +281,7 @@ class Tensor:
         """Return the mean over the dimensions `dim`, or over all. `keepdim` keeps them, with length 1."""
         if not self.numel():
             raise ValueError(f"mean: expected a tensor that is not empty, got shape {self.shape}")
-        if not self.is_floating_point():
-            raise TypeError(f"mean: expected floats, got {self.dtype}; convert them with .to('float32')")
+        check_floats("mean", self)
         total = self.sum(dim, keepdim)
         return total / (self.numel() / total.numel())
 
@@ -359,10 +358,8 @@ def apply(function: type[Function], *inputs: Tensor | None, **hyperparameters) -
     """Run an operation on tensors, and record it if one of them requires grad. Pass None for an absent input."""
     operation, recording = function.__name__.lower(), is_grad_enabled()
     check_tensors(operation, inputs[0])
-    if function.floats_only and not inputs[0].is_floating_point():
-        raise TypeError(
-            f"{operation}: expected floating-point numbers, got {inputs[0].dtype}; convert them with .to('float32')"
-        )
+    if function.floats_only:
+        check_floats(operation, inputs[0])
     check_alike(operation, *inputs, kept_in_float32=function.kept_in_float32)
     if function.in_float32 and is_half(inputs[0].dtype):
         wide = (None if tensor is None else tensor.to(float32) for tensor in inputs)
@@ -434,6 +431,13 @@ def check_tensors(operation: str, *values) -> None:
             raise TypeError(
                 f"{operation}: expected a Tensor, got {type(value).__name__}; wrap it in minidl.Tensor(...)"
             )
+
+
+def check_floats(operation: str, x: Tensor) -> None:
+    """Raise TypeError unless x is a tensor of floating-point numbers."""
+    check_tensors(operation, x)
+    if not x.is_floating_point():
+        raise TypeError(f"{operation}: expected floating-point x, got {x.dtype}; convert it with .to('float32')")
 
 
 def check_alike(operation: str, first: Tensor, *others: Tensor | None, kept_in_float32: tuple[int, ...] = ()) -> None:

@@ -279,7 +279,7 @@ ERRORS = {
     ),
     "linear, features": (
         lambda: linear(tensor(2, 5), tensor(4, 3)),
-        r"linear: x has 5 features, weight expects 4 \(x \(2, 5\), weight \(4, 3\) = \(in, out\)\)",
+        r"linear: expected x \(N, in\) for weight \(in, out\) = \(4, 3\), got x \(2, 5\)",
     ),
     "linear, weight": (
         lambda: linear(tensor(2, 3), tensor(3)),

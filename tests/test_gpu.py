@@ -54,13 +54,13 @@ def test_without_a_number_it_is_the_current_one(cupy):
 
 def test_a_process_uses_one_gpu(cupy):
     gpu.select_gpu("cuda")
-    with pytest.raises(RuntimeError, match="device 'cuda:1': this process uses 'cuda:0' already"):
+    with pytest.raises(RuntimeError, match="device 'cuda:1': this process uses 'cuda:0'"):
         gpu.select_gpu("cuda:1")
     assert cupy.current == 0
 
 
 def test_a_gpu_that_is_not_there_is_named_and_another_one_can_be_chosen(cupy):
-    with pytest.raises(RuntimeError, match=r"device 'cuda:7': CuPy finds 2 GPU\(s\); use 'cuda:0' to 'cuda:1'"):
+    with pytest.raises(RuntimeError, match=r"device 'cuda:7': CuPy finds 2 GPU\(s\)"):
         gpu.select_gpu("cuda:7")
     gpu.select_gpu("cuda:1")
     assert cupy.current == 1

@@ -168,9 +168,9 @@ def test_each_gpu_is_named_with_what_its_dtypes_use(monkeypatch):
     monkeypatch.setitem(sys.modules, "cupy", cupy_with(lambda: 2))
     gpus = report.describe_gpus()
     assert list(gpus) == ["cuda:0", "cuda:1"]
-    assert gpus["cuda:1"].startswith("NVIDIA H200, compute capability 9.0, 140 GiB; bfloat16 by tensor cores")
+    assert gpus["cuda:1"].startswith("NVIDIA H200, compute capability 9.0, 140 GiB; bfloat16 and float16 by tensor")
     turing = {"name": b"Tesla T4", "major": 7, "minor": 5, "totalGlobalMem": 15 * 2**30}
-    assert report.describe_gpu(turing).endswith("bfloat16 and minidl.tf32() need compute capability 8.0")
+    assert report.describe_gpu(turing).endswith("no bfloat16, no minidl.tf32()")
 
 
 @pytest.mark.parametrize("get_count", [lambda: 0, no_driver])

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from common.run import Run
-from minidl import Tensor
+from minidl import GradScaler, Tensor
 from minidl.functional import cross_entropy
 from minidl.nn import Module
 from minidl.optim import Optimizer
@@ -23,12 +23,15 @@ def fit(
                 (end_epoch or run.reset_totals)()
 
 
-def classification_step(model: Module, optimizer: Optimizer, micro_batch: int | None = None) -> Callable:
+def classification_step(
+    model: Module, optimizer: Optimizer, micro_batch: int | None = None, scaler: GradScaler | None = None
+) -> Callable:
     """Return step(images, labels), a training step that accumulates gradients over parts of `micro_batch` images.
 
     The loss is the mean over the batch, so the loss of a part is weighted by its share of the images. Batch-norm uses
-    the statistics of each part. The papers did the same: each of their GPUs had one part.
+    the statistics of each part. The papers did the same: each of their GPUs had one part. `scaler` is for float16.
     """
+    scaler = scaler or GradScaler(enabled=False)
 
     def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         total, wrong, count = 0, 0, len(labels)
@@ -36,9 +39,9 @@ def classification_step(model: Module, optimizer: Optimizer, micro_batch: int | 
             part = slice(start, start + (micro_batch or count))
             logits = model(images[part])
             loss = cross_entropy(logits, labels[part]) * (len(labels[part]) / count)
-            loss.backward()
+            scaler.scale(loss).backward()
             total, wrong = total + loss.detach(), wrong + (logits.argmax(dim=1) != labels[part]).sum()
-        optimizer.step()
+        scaler.step(optimizer)
         optimizer.zero_grad()
         return total, wrong
 

@@ -5,7 +5,7 @@ import math
 
 from minidl.system.gpu import is_device, select_gpu
 
-DTYPES = "float32", "tf32", "bfloat16"
+DTYPES = "float32", "tf32", "bfloat16", "float16"
 
 # Options that may differ with --resume: paths, and how the same training is computed.
 MAY_CHANGE = {"out", "resume", "data_dir", "device", "dtype", "recompute"}
@@ -46,7 +46,7 @@ def device(text: str) -> str:
 OPTIONS = {
     # device and files
     "device": {"type": device, "default": "cpu", "metavar": "DEVICE", "help": "cpu (the default), cuda, or cuda:N"},
-    "dtype": {"choices": DTYPES, "default": "float32", "help": "of activations; tf32 and bfloat16 need --device cuda"},
+    "dtype": {"choices": DTYPES, "default": "float32", "help": "of activations; others need --device cuda"},
     "seed": {"type": natural, "default": 0, "metavar": "N", "help": "of initial weights, shuffling and augmentation"},
     "out": {"metavar": "DIR", "help": "folder for the checkpoint and the metrics; default: %(default)s"},
     "resume": {"action": "store_true", "help": "continue from the checkpoint in --out"},

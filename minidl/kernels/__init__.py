@@ -53,14 +53,6 @@ def is_capturing(array) -> bool:
     return device_of(array) == "cuda" and require_cupy().cuda.get_current_stream().is_capturing()
 
 
-def cuda_graphs() -> ModuleType:
-    """The module that captures work on device 'cuda' in a graph and replays it."""
-    require_cupy()  # raises an error that names what is missing
-    from minidl.kernels.cuda import graph  # imported on first use, because it needs CuPy
-
-    return graph
-
-
 @functools.cache
 def _cuda() -> ModuleType:
     from minidl.kernels import cuda  # imported on first use, because it needs CuPy

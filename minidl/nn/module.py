@@ -107,9 +107,9 @@ class Module:
         """
         if str(target) in ("bfloat16", "float16"):
             raise ValueError(f"to: parameters stay float32; to compute in {target}, call model(images.to('{target}'))")
+        if Tensor(0.0).to(target).dtype.kind != "f":
+            raise ValueError(f"to: expected a device or a floating-point dtype, got {target!r}")
         moves = str(target).startswith(("cpu", "cuda"))
-        if not moves and not _is_floating_point(target):
-            raise ValueError(f"to: expected 'cpu', 'cuda', 'cuda:N' or a floating-point dtype, got {target!r}")
         for _, tensor in self.named_tensors(Parameter | Buffer):
             if moves or tensor.dtype.kind == "f":
                 tensor.data = tensor.detach().to(target).data
@@ -159,13 +159,6 @@ def _parts(name: str, value) -> Iterator[tuple[str, object]]:
             yield from _parts(f"{name}.{key}", part)
     else:
         yield name, value
-
-
-def _is_floating_point(target) -> bool:
-    try:
-        return target is not None and np.dtype(target).kind == "f"  # np.dtype(None) is float64
-    except TypeError:  # not a dtype
-        return False
 
 
 def _layout(tensor: Tensor):

@@ -16,16 +16,16 @@ def clip_grad_norm_(parameters: Iterable[Parameter], max_norm: float) -> float:
     """
     if not max_norm > 0:
         raise ValueError(f"clip_grad_norm_: expected max_norm > 0, got {max_norm}")
-    with_grads = [(number, parameter) for number, parameter in enumerate(parameters) if parameter.grad is not None]
-    squares = [float((parameter.grad.data.astype("float64") ** 2).sum()) for _, parameter in with_grads]
-    for (number, parameter), square in zip(with_grads, squares, strict=True):
+    with_grads = {number: parameter for number, parameter in enumerate(parameters) if parameter.grad is not None}
+    squares = {n: float((p.grad.data.astype("float64") ** 2).sum()) for n, p in with_grads.items()}
+    for number, square in squares.items():
         if not math.isfinite(square):
             raise ValueError(
                 f"clip_grad_norm_: expected finite gradients, got norm {math.sqrt(square)} for parameter {number} "
-                f"{parameter.shape}; no gradient was changed: skip this step, or lower the learning rate"
+                f"{with_grads[number].shape}; no gradient was changed: skip this step, or lower the learning rate"
             )
-    norm = math.sqrt(sum(squares))
+    norm = math.sqrt(sum(squares.values()))
     if norm > max_norm:
-        for _, parameter in with_grads:
+        for parameter in with_grads.values():
             parameter.grad = parameter.grad * (max_norm / norm)
     return norm

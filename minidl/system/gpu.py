@@ -21,10 +21,11 @@ def select_gpu(device: str) -> ModuleType:
     cupy = require_cupy()
     count = cupy.cuda.runtime.getDeviceCount()
     number = int(device[5:]) if device != "cuda" else (_selected or [cupy.cuda.runtime.getDevice()])[0]
-    if number >= count:
-        raise RuntimeError(f"device {device!r}: CuPy finds {count} GPU(s); use 'cuda:0' to 'cuda:{count - 1}'")
-    if number != (_selected or [number])[0]:
-        raise RuntimeError(f"device {device!r}: this process uses 'cuda:{_selected[0]}' already; start another process")
+    if number not in (_selected or range(count)):
+        other = (
+            f"this process uses 'cuda:{_selected[0]}'; start another one" if _selected else f"CuPy finds {count} GPU(s)"
+        )
+        raise RuntimeError(f"device {device!r}: {other}")
     _selected[:] = [number]
     cupy.cuda.Device(number).use()  # each thread starts on GPU 0
     return cupy

@@ -134,8 +134,8 @@ def describe_gpu(properties: Mapping) -> str:
 def describe_dtypes(major: int) -> str:
     """What convolutions and linear layers use, for a GPU of compute capability `major`.x."""
     if major < 8:
-        return "float32 by multiply-add; bfloat16 and minidl.tf32() need compute capability 8.0"
-    return "bfloat16 by tensor cores, float32 by multiply-add, or by tensor cores inside minidl.tf32()"
+        return "float16 by tensor cores, float32 by multiply-add; no bfloat16, no minidl.tf32()"
+    return "bfloat16 and float16 by tensor cores, float32 by multiply-add, or by tensor cores inside minidl.tf32()"
 
 
 def first_line(error: Exception) -> str:

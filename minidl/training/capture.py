@@ -2,11 +2,13 @@
 
 from collections import Counter
 from collections.abc import Callable
+from types import ModuleType
 
 import numpy as np
 
-from minidl.kernels import cuda_graphs, device_of, to_device
+from minidl.kernels import device_of, to_device
 from minidl.random import draws_so_far
+from minidl.system.gpu import require_cupy
 from minidl.tensor import Tensor
 
 WARM_UP_CALLS = 2  # the second call runs with the gradients and the optimiser state that the first has created
@@ -50,6 +52,14 @@ def cuda_graph(function: Callable) -> "CapturedStep":
     the first call's in kind, dtype or constant value.
     """
     return CapturedStep(function)
+
+
+def cuda_graphs() -> ModuleType:
+    """The module that captures work on device 'cuda' in a graph and replays it."""
+    require_cupy()  # raises an error that names what is missing
+    from minidl.kernels.cuda import graph  # imported on first use, because it needs CuPy
+
+    return graph
 
 
 class CapturedStep:

@@ -3,31 +3,31 @@
     pip install ".[test,fake-gpu]"                                       CuPy 14.2.0, CUDA's headers; and g++
     python -m pytest --device fake tests/kernels                         streams as late as CUDA allows
     FAKE_GPU_STREAMS=random:7 python -m pytest --device fake ...         in a random order; or eager
-    FAKE_GPU_ORDER=descending python -m pytest --device fake ...         blocks and their threads backwards
+    FAKE_GPU_ORDER=descending python -m pytest --device fake ...         blocks, warps and threads backwards
+    FAKE_GPU_ARCH=75 python -m pytest --device fake ...                  compute capability 7.5, not 9.0
+    python -m tests.fake_gpu SCRIPT [ARGS]                               a script, or -m MODULE
 
 How it works: CuPy loads "libcuda.so.1" by ctypes, and glibc takes a library of this name that is loaded already:
 ours, driver.cpp. The functions of the CUDA runtime are linked into CuPy's own library; each that CuPy needs is
 overwritten with a jump to ours (`_redirect`). All kernels, minidl's and CuPy's own, pass through one Python function
-of CuPy's; ours (compiler.py) gives them to g++, below kernels.hpp and tests/stand_in/device.hpp, and the driver runs
-them thread by thread (tests/stand_in/runtime.cpp). Arrays, dtypes, memory pools, streams and captures are CuPy's own.
+of CuPy's; ours (compiler.py) gives them to g++, below device.hpp, and the driver runs them thread by thread
+(runtime.cpp). Instructions written as `asm` become calls of functions with the PTX ISA's formulas (instructions.hpp).
+Arrays, dtypes, memory pools, streams and captures are CuPy's own.
 
 What works: elementwise kernels, reductions, scans, indexing, casts to bfloat16 and float16; RawKernel, also with
-shared memory whose size the launch gives; streams, events, pinned memory, memory pools; captures, which refuse what
-CUDA refuses, and graphs; products by cuBLAS in float16, bfloat16, float32 and float64 (plain loops); argsort. CuPy
-checks no arguments of a RawKernel: here another type than the parameter's is an error. So is a kernel that writes
-behind an array, or that waits in vain; a test that leaves such an error behind fails. Fresh arrays hold NaN.
+shared memory whose size the launch gives; mma, ldmatrix, cp.async, cvt; streams, events, pinned memory, memory pools;
+captures, which refuse what CUDA refuses, and graphs; float32 and float64 products by cuBLAS (plain loops); argsort.
 
-What does not: CUB, Thrust but argsort, cuRAND, cuSOLVER, cuFFT (GPU code, or wheels that are not installed); the rest
-of cuBLAS fails with CUBLAS_STATUS_NOT_SUPPORTED; several devices; captures over several streams; host callbacks;
-managed and stream-ordered memory (cudaMallocAsync); races between blocks; time. `__CUDA_ARCH__` is not defined: what
-is written for tensor cores and asynchronous copies does not run.
+What is an error here, in the test that did it: a number written beside an array or behind shared memory; an argument of
+another type than the parameter's; a barrier that some threads never reach; an asynchronous copy that nobody waits for;
+an address that is null or misaligned; an index beyond a C array; an instruction that is unknown or has wrong operands.
+What makes results wrong: fresh memory and shared memory hold NaN; a stream, or an asynchronous copy, is as late as
+allowed; a warp goes on until a barrier stops it.
 
-What comes next: two tests fail here and would fail on a GPU, though they pass on the stand-in (test_cuda_graph.py, "a
-product by cuBLAS": CuPy multiplies 1 x 1 without cuBLAS; test_precision.py, the gradient of max in bfloat16). Then
-.ci/run can run `--device fake` in place of the stand-in. tests/test_cuda_compiles.py and
-tests/examples/test_on_a_device.py still use the stand-in. mma, ldmatrix and cp.async by the formulas of the PTX ISA,
-a copy landing only at its wait. Guards before an array, not only behind it. driver.cpp is longer than the parts of
-the stand-in that it can replace.
+What does not work: CUB, whose kernels exist for GPUs only (CUPY_ACCELERATORS is empty, so that CuPy reduces by kernels
+of its own), Thrust but argsort, cuRAND, cuSOLVER, cuFFT; the rest of cuBLAS fails with CUBLAS_STATUS_NOT_SUPPORTED;
+several devices; captures over several streams; host callbacks; managed and stream-ordered memory (cudaMallocAsync);
+races between blocks; numbers below 1.2e-38, which a GPU takes for 0 (CuPy compiles with -ftz=true); time.
 """
 
 import contextlib
@@ -49,8 +49,8 @@ import numpy as np
 from tests.fake_gpu import compiler
 
 MODES = {"eager": 0, "lazy": 1, "random": 2}
-GUARD = 512  # bytes before an array that nobody may write; CuPy's pool aligns to so many
 ORDERS = {"ascending": 0, "descending": 1}
+GUARD = 512  # bytes before an array that nobody may write; CuPy's pools align to that
 
 
 class UnavailableError(RuntimeError):
@@ -90,8 +90,7 @@ def finish() -> None:
 def install() -> None:
     """Let `import cupy` find a GPU. Must be called before CuPy is imported. UnavailableError: with the reason."""
     _check_machine()
-    if SETTINGS["streams"] not in MODES:
-        raise UnavailableError(f"FAKE_GPU_STREAMS: expected one of {', '.join(MODES)}, got {SETTINGS['streams']}")
+    _check_settings()
     os.environ["CUPY_ACCELERATORS"] = ""  # CUB's kernels are compiled for GPUs: use CuPy's own reductions
     driver = ctypes.CDLL(str(_driver()), mode=ctypes.RTLD_GLOBAL)
     driver.fake_gpu_finish.restype = driver.fake_gpu_signature.restype = ctypes.c_char_p
@@ -111,6 +110,16 @@ def install() -> None:
     cupy.RawKernel = _checked(cupy.RawKernel, driver)
     DRIVER.append(driver)
     _set(**SETTINGS)
+
+
+def _check_settings() -> None:
+    for name, got, possible in (
+        ("FAKE_GPU_STREAMS", SETTINGS["streams"], MODES),
+        ("FAKE_GPU_ORDER", SETTINGS["order"], ORDERS),
+        ("FAKE_GPU_ARCH", compiler.ARCHITECTURE, (75, 80, 86, 90)),
+    ):
+        if got not in possible:
+            raise UnavailableError(f"{name}: expected one of {', '.join(map(str, possible))}, got {got}")
 
 
 def _check_machine() -> None:
@@ -218,12 +227,11 @@ def _checked(raw_kernel: type, driver: ctypes.CDLL) -> type:
         def __call__(self, grid, block, args, **kwargs):
             if 0 in grid + block:  # CuPy takes it for 1
                 raise RuntimeError(f"{self.name}: cannot be launched on a grid of {grid} blocks of {block} threads")
-            letters = driver.fake_gpu_signature(ctypes.c_void_p(self.kernel.ptr)).decode()
-            count = len(letters) // 3
-            if len(args) != count:
-                raise TypeError(f"{self.name}: expected {count} arguments, got {len(args)}")
-            for i, arg in enumerate(args):
-                _check(f"{self.name}: argument {i}", arg, letters[i::count])
+            parameters = driver.fake_gpu_signature(ctypes.c_void_p(self.kernel.ptr)).decode().split()
+            if len(args) != len(parameters):
+                raise TypeError(f"{self.name}: expected {len(parameters)} arguments, got {len(args)}")
+            for i, (arg, parameter) in enumerate(zip(args, parameters, strict=True)):
+                _check(f"{self.name}: argument {i}", arg, parameter)
             super().__call__(grid, block, args, **kwargs)
 
     return CheckedRawKernel

@@ -106,7 +106,7 @@ def library(source: str, *options: str) -> Path:
 
 @functools.cache
 def _header(flags: tuple[str, ...]) -> Path:
-    """kernels.hpp with CuPy's headers, and beside it, for g++ to find, what it makes of it: most of the time."""
+    """device.hpp with CuPy's headers, and beside it, for g++ to find, what it makes of it: most of the time."""
     import cupy
 
     names = [HERE / "device.hpp", *cupy._core.core._cupy_header_list]

@@ -207,6 +207,9 @@ FAKE_ATOMIC(unsigned int, atomicSub, old - x)
 
 namespace fake_gpu {
 
+template <class T>
+using Bare = std::remove_cv_t<std::remove_pointer_t<T>>;
+
 // The letter of NumPy's `dtype.kind`, or ? for what NumPy has not.
 template <class T>
 constexpr char kind() {
@@ -222,24 +225,16 @@ constexpr int size() {
     else return sizeof(T);
 }
 
-// A parameter in three characters: pointer or value, kind, bytes.
-template <class T>
 struct Parameter {
-    using Bare = std::remove_cv_t<std::remove_pointer_t<T>>;
-    static constexpr char is = std::is_pointer_v<T> ? 'p' : 'v', kind = fake_gpu::kind<Bare>(),
-                          bytes = '0' + size<Bare>();
+    char is, kind;  // p(ointer) or v(alue); of that which it points at, or is
+    int bytes, passed;  // of that, and of the parameter
 };
 
 template <class... T>
-const char* signature(void (*)(T...)) {
-    static const char letters[] = {Parameter<T>::is..., Parameter<T>::kind..., Parameter<T>::bytes..., 0};
-    return letters;
-}
-
-template <class... T>
-const int* sizes(void (*)(T...)) {  // the bytes of each parameter
-    static const int bytes[] = {(int)sizeof(T)..., -1};
-    return bytes;
+const Parameter* parameters(void (*)(T...)) {
+    static const Parameter all[] = {
+        {std::is_pointer_v<T> ? 'p' : 'v', kind<Bare<T>>(), size<Bare<T>>(), (int)sizeof(T)}..., {}};
+    return all;
 }
 
 template <class... T, std::size_t... i>
@@ -257,5 +252,4 @@ inline __attribute__((always_inline)) void call(void (*kernel)(T...), void** arg
 #define FAKE_EXPORT extern "C" __attribute__((visibility("default")))
 #define FAKE_KERNEL(name, ...)                                                                       \
     FAKE_EXPORT void fake_call_##name(void** arguments) { fake_gpu::call(&__VA_ARGS__, arguments); } \
-    FAKE_EXPORT const int* fake_sizes_##name() { return fake_gpu::sizes(&__VA_ARGS__); }             \
-    FAKE_EXPORT const char* fake_signature_##name() { return fake_gpu::signature(&__VA_ARGS__); }
+    FAKE_EXPORT const void* fake_parameters_##name() { return fake_gpu::parameters(&__VA_ARGS__); }

@@ -254,7 +254,7 @@ cudaError_t copy_async(void* to, const void* from, size_t size, cudaStream_t str
 
 // -- kernels ----------------------------------------------------------------------------------------------------------
 
-constexpr unsigned int LIMITS[] = {2147483647, 65535, 65535, 1024, 1024, 64};
+constexpr int LIMITS[] = {2147483647, 65535, 65535, 1024, 1024, 64};
 // Of a block, in bytes: without asking, and at most (CUDA programming guide, "compute capabilities").
 constexpr long long SHARED_MEMORY = 48 * 1024,
                     MOST_SHARED_MEMORY = 1024 * (FAKE_GPU_ARCH >= 90   ? 227
@@ -267,11 +267,16 @@ extern "C" {
 alignas(128) char fake_gpu_dynamic_shared[MOST_SHARED_MEMORY + GUARD];
 }
 
+struct Parameter {  // as in device.hpp
+    char is, kind;
+    int bytes, passed;
+};
+
 struct Kernel {
     std::string name;
     void (*call)(void**);
-    const int* sizes;       // of the parameters in bytes, ended by -1
-    const char* signature;  // see device.hpp
+    std::vector<Parameter> parameters;
+    std::string signature;  // of the parameters, as in "pf4 vi8"
     long long shared_bytes;  // what its module declares as __shared__
     size_t shared_module;    // by this number glibc knows it
     long long most_dynamic = SHARED_MEMORY;
@@ -305,7 +310,7 @@ struct Launch {
         for (size_t i = 0; i < values.size() && !captured; i++) {
             char* address = *(char**)values[i].data();
             auto array = arrays.upper_bound(address);
-            if (kernel->signature[i] != 'p' || array == arrays.end() || address < array->second.piece) continue;
+            if (kernel->parameters[i].is != 'p' || array == arrays.end() || address < array->second.piece) continue;
             if (!array->second.intact())
                 return "wrote beside the array that is argument " + std::to_string(i);
         }
@@ -326,6 +331,33 @@ struct Launch {
         if (!text.empty() && failure.empty()) failure = kernel->name + ": " + text;
     }
 };
+
+// -- errors ----------------------------------------------------------------------------------------------------------
+
+struct Error {
+    cudaError_t code;
+    const char *name, *text;
+};
+#define ERROR(name, text) {name, #name, text}
+const Error ERRORS[] = {
+    ERROR(cudaErrorMemoryAllocation, "out of memory"),
+    ERROR(cudaErrorInvalidValue, "invalid argument"),
+    ERROR(cudaErrorInvalidDevice, "invalid device ordinal"),
+    ERROR(cudaErrorNotReady, "device not ready"),
+    ERROR(cudaErrorIllegalState, "the operation cannot be performed in the present state"),
+    ERROR(cudaErrorStreamCaptureUnsupported, "operation not permitted when stream is capturing"),
+    ERROR(cudaErrorStreamCaptureInvalidated, "operation failed due to a previous error during capture"),
+    ERROR(cudaErrorStreamCaptureImplicit, "operation would make the legacy stream depend on a capturing one"),
+    ERROR(cudaErrorStreamCaptureIsolation, "dependency created on uncaptured work in another stream"),
+    ERROR(cudaErrorCapturedEvent, "operation not permitted on an event last recorded in a capturing stream"),
+    ERROR(cudaErrorLaunchFailure, nullptr),
+};
+
+const Error& described(cudaError_t code) {
+    static const Error unknown{code, "an error", "the fake GPU does not know it"};
+    auto found = std::find_if(std::begin(ERRORS), std::end(ERRORS), [=](const Error& e) { return e.code == code; });
+    return found == std::end(ERRORS) ? unknown : *found;
+}
 
 }  // namespace
 
@@ -358,34 +390,26 @@ void fake_gpu_array(char* piece, char* begin, char* end, char* piece_end, cudaSt
     else enqueue(stream_of(stream), create);
 }
 
-const char* fake_gpu_signature(void* kernel) { return ((Kernel*)kernel)->signature; }
+const char* fake_gpu_signature(void* kernel) { return ((Kernel*)kernel)->signature.c_str(); }
 
 // -- the driver's functions that CuPy calls (CUDA driver API) ------------------------------------------------------------
 
 CUresult cuGetErrorName(CUresult error, const char** name) {
-    *name = error == CUDA_ERROR_NOT_FOUND ? "CUDA_ERROR_NOT_FOUND" : "CUDA_ERROR";
-    return CUDA_SUCCESS;
+    return *name = error == CUDA_ERROR_NOT_FOUND ? "CUDA_ERROR_NOT_FOUND" : "CUDA_ERROR", CUDA_SUCCESS;
 }
 
 CUresult cuGetErrorString(CUresult error, const char** text) {
-    *text = error == CUDA_ERROR_NOT_FOUND         ? "named symbol not found"
-            : error == CUDA_ERROR_INVALID_VALUE   ? "invalid argument: the kernel cannot be launched so"
-            : error == CUDA_ERROR_STREAM_CAPTURE_INVALIDATED ? "operation failed due to a previous error"
-                                                  : "the fake GPU driver refuses this";
+    *text = error == CUDA_ERROR_NOT_FOUND       ? "named symbol not found"
+            : error == CUDA_ERROR_INVALID_VALUE ? "invalid argument: the kernel cannot be launched so"
+                                                : described((cudaError_t)error).text;
     return CUDA_SUCCESS;
 }
 
-CUresult cuCtxGetCurrent(CUcontext* context) {
-    *context = (CUcontext)&null_stream;
-    return CUDA_SUCCESS;
-}
+CUresult cuCtxGetCurrent(CUcontext* context) { return *context = (CUcontext)&null_stream, CUDA_SUCCESS; }
 
 CUresult cuCtxSetCurrent(CUcontext) { return CUDA_SUCCESS; }
 
-CUresult cuCtxGetDevice(CUdevice* device) {
-    *device = 0;
-    return CUDA_SUCCESS;
-}
+CUresult cuCtxGetDevice(CUdevice* device) { return *device = 0, CUDA_SUCCESS; }
 
 CUresult cuStreamGetCtx(CUstream, CUcontext* context) { return cuCtxGetCurrent(context); }
 
@@ -404,12 +428,15 @@ CUresult cuModuleGetFunction(CUfunction* function, CUmodule module, const char* 
     Kernel*& kernel = kernels[{module, name}];
     if (!kernel) {
         auto call = (void (*)(void**))dlsym(module, (std::string("fake_call_") + name).c_str());
-        auto sizes = (const int* (*)())dlsym(module, (std::string("fake_sizes_") + name).c_str());
-        auto signature = (const char* (*)())dlsym(module, (std::string("fake_signature_") + name).c_str());
-        if (!call || !sizes || !signature) return CUDA_ERROR_NOT_FOUND;
+        auto parameters = (const Parameter* (*)())dlsym(module, (std::string("fake_parameters_") + name).c_str());
+        if (!call || !parameters) return CUDA_ERROR_NOT_FOUND;
         size_t number = 0;
         dlinfo(module, RTLD_DI_TLS_MODID, &number);
-        kernel = new Kernel{name, call, sizes(), signature(), shared_memory_of(number), number};
+        kernel = new Kernel{name, call, {}, "", shared_memory_of(number), number};
+        for (const Parameter* p = parameters(); p->passed; p++) {
+            kernel->parameters.push_back(*p);
+            kernel->signature += std::string{p->is, p->kind} + std::to_string(p->bytes) + " ";
+        }
     }
     *function = (CUfunction)kernel;
     return CUDA_SUCCESS;
@@ -439,48 +466,23 @@ CUresult cuLaunchKernel(CUfunction function, unsigned int gx, unsigned int gy, u
     Launch launch{kernel, {gx, gy, gz, bx, by, bz}, dynamic,
                   stream_of((cudaStream_t)stream)->state != NOT_CAPTURING, {}};
     for (int i = 0; i < 6; i++)
-        if (!launch.sizes[i] || launch.sizes[i] > LIMITS[i]) return CUDA_ERROR_INVALID_VALUE;
+        if (!launch.sizes[i] || launch.sizes[i] > (unsigned)LIMITS[i]) return CUDA_ERROR_INVALID_VALUE;
     if ((long long)bx * by * bz > 1024 || dynamic > kernel->most_dynamic) return CUDA_ERROR_INVALID_VALUE;
     if (kernel->shared_bytes > SHARED_MEMORY) return CUDA_ERROR_INVALID_VALUE;
     if (kernel->shared_bytes + dynamic > std::max(kernel->most_dynamic, SHARED_MEMORY)) return CUDA_ERROR_INVALID_VALUE;
-    for (int i = 0; kernel->sizes[i] >= 0; i++) {  // as they are at the time of the launch
-        launch.values.emplace_back((kernel->sizes[i] + 7) / 8 + 1);
-        memcpy(launch.values.back().data(), parameters[i], kernel->sizes[i]);
+    for (const Parameter& parameter : kernel->parameters) {  // as they are at the time of the launch
+        launch.values.emplace_back((parameter.passed + 7) / 8);
+        memcpy(launch.values.back().data(), *parameters++, parameter.passed);
     }
     return (CUresult)submit((cudaStream_t)stream, std::move(launch));
 }
 
 // -- the runtime's functions that CuPy calls (CUDA runtime API) ----------------------------------------------------------
 
-const char* cudaGetErrorName(cudaError_t error) {
-    switch (error) {
-#define NAME(error) \
-    case error: return #error;
-        NAME(cudaErrorMemoryAllocation) NAME(cudaErrorInvalidValue) NAME(cudaErrorNotReady)
-        NAME(cudaErrorLaunchFailure) NAME(cudaErrorIllegalState) NAME(cudaErrorStreamCaptureUnsupported)
-        NAME(cudaErrorStreamCaptureInvalidated) NAME(cudaErrorStreamCaptureImplicit)
-        NAME(cudaErrorStreamCaptureIsolation) NAME(cudaErrorCapturedEvent) NAME(cudaErrorInvalidDevice)
-        default: break;
-    }
-    static thread_local char name[40];
-    snprintf(name, sizeof name, "cudaError %d", (int)error);
-    return name;
-}
+const char* cudaGetErrorName(cudaError_t error) { return described(error).name; }
 
 const char* cudaGetErrorString(cudaError_t error) {
-    switch (error) {
-        case cudaErrorMemoryAllocation: return "out of memory";
-        case cudaErrorLaunchFailure: return reported.c_str();
-        case cudaErrorInvalidValue: return "invalid argument";
-        case cudaErrorInvalidDevice: return "invalid device ordinal";
-        case cudaErrorIllegalState: return "the operation cannot be performed in the present state";
-        case cudaErrorStreamCaptureUnsupported: return "operation not permitted when stream is capturing";
-        case cudaErrorStreamCaptureInvalidated: return "operation failed due to a previous error during capture";
-        case cudaErrorStreamCaptureImplicit: return "operation would make the legacy stream depend on a capturing one";
-        case cudaErrorStreamCaptureIsolation: return "dependency created on uncaptured work in another stream";
-        case cudaErrorCapturedEvent: return "operation not permitted on an event last recorded in a capturing stream";
-        default: return "the fake GPU driver does not know this error";
-    }
+    return error == cudaErrorLaunchFailure ? reported.c_str() : described(error).text;
 }
 
 cudaError_t cudaGetLastError() { return cudaSuccess; }
@@ -492,29 +494,32 @@ cudaError_t cudaGetDeviceCount(int* count) { return *count = 1, cudaSuccess; }
 cudaError_t cudaSetDevice(int device) { return device ? cudaErrorInvalidDevice : cudaSuccess; }
 
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int) {
-    switch (attribute) {
-        case cudaDevAttrComputeCapabilityMajor: *value = FAKE_GPU_ARCH / 10; break;
-        case cudaDevAttrComputeCapabilityMinor: *value = FAKE_GPU_ARCH % 10; break;
-        case cudaDevAttrMaxThreadsPerBlock: *value = 1024; break;
-        case cudaDevAttrWarpSize: *value = 32; break;
-        case cudaDevAttrMultiProcessorCount: *value = 132; break;
-        case cudaDevAttrMaxSharedMemoryPerBlock: *value = SHARED_MEMORY; break;
-        case cudaDevAttrMaxSharedMemoryPerBlockOptin: *value = MOST_SHARED_MEMORY; break;
-        default: *value = 0;
-    }
-    return cudaSuccess;
+    static const std::map<cudaDeviceAttr, int> attributes{
+        {cudaDevAttrComputeCapabilityMajor, FAKE_GPU_ARCH / 10},
+        {cudaDevAttrComputeCapabilityMinor, FAKE_GPU_ARCH % 10},
+        {cudaDevAttrMaxThreadsPerBlock, 1024},
+        {cudaDevAttrWarpSize, 32},
+        {cudaDevAttrMultiProcessorCount, 132},
+        {cudaDevAttrMaxSharedMemoryPerBlock, SHARED_MEMORY},
+        {cudaDevAttrMaxSharedMemoryPerBlockOptin, MOST_SHARED_MEMORY}};
+    auto found = attributes.find(attribute);
+    return *value = found == attributes.end() ? 0 : found->second, cudaSuccess;
 }
 
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device) {
     if (device) return cudaErrorInvalidDevice;
-    *properties = {};
-    strcpy(properties->name, "fake GPU");
-    properties->totalGlobalMem = TOTAL;
-    properties->sharedMemPerBlock = SHARED_MEMORY, properties->sharedMemPerBlockOptin = MOST_SHARED_MEMORY;
-    properties->warpSize = 32, properties->maxThreadsPerBlock = 1024;
-    for (int i = 0; i < 3; i++) properties->maxGridSize[i] = LIMITS[i], properties->maxThreadsDim[i] = LIMITS[3 + i];
-    properties->major = FAKE_GPU_ARCH / 10, properties->minor = FAKE_GPU_ARCH % 10, properties->multiProcessorCount = 132;
-    properties->maxThreadsPerMultiProcessor = 2048;
+    *properties = {.name = "fake GPU",
+                   .totalGlobalMem = TOTAL,
+                   .sharedMemPerBlock = SHARED_MEMORY,
+                   .warpSize = 32,
+                   .maxThreadsPerBlock = 1024,
+                   .maxThreadsDim = {LIMITS[3], LIMITS[4], LIMITS[5]},
+                   .maxGridSize = {LIMITS[0], LIMITS[1], LIMITS[2]},
+                   .major = FAKE_GPU_ARCH / 10,
+                   .minor = FAKE_GPU_ARCH % 10,
+                   .multiProcessorCount = 132,
+                   .maxThreadsPerMultiProcessor = 2048,
+                   .sharedMemPerBlockOptin = MOST_SHARED_MEMORY};
     return cudaSuccess;
 }
 
@@ -754,66 +759,10 @@ cudaError_t cudaGraphExecDestroy(cudaGraphExec_t graph) {
 
 cudaError_t cudaProfilerStart() { return cudaSuccess; }
 cudaError_t cudaProfilerStop() { return cudaSuccess; }
-}  // extern "C"
 
-// -- libraries that are compiled for GPUs only: products of cuBLAS, sorting by Thrust -------------------------------------
+// -- libraries of which the wheels have code for GPUs only ------------------------------------------------------------------
 
-namespace {
-
-struct Matrix {
-    const char* data;
-    int type;  // cudaDataType
-    bool transposed;
-    long long leading;
-};
-
-double element(const Matrix& a, long long row, long long column) {  // column after column, as in Fortran
-    long long i = a.transposed ? column + row * a.leading : row + column * a.leading;
-    switch (a.type) {
-        case CUDA_R_32F: return ((const float*)a.data)[i];
-        case CUDA_R_64F: return ((const double*)a.data)[i];
-        case CUDA_R_16F: return ((const _Float16*)a.data)[i];
-        default: return __builtin_bit_cast(float, (unsigned int)((const unsigned short*)a.data)[i] << 16);
-    }
-}
-
-void store(const Matrix& c, long long row, long long column, double value) {
-    long long i = row + column * c.leading;
-    unsigned int bits = __builtin_bit_cast(unsigned int, (float)value);
-    switch (c.type) {
-        case CUDA_R_32F: ((float*)c.data)[i] = value; break;
-        case CUDA_R_64F: ((double*)c.data)[i] = value; break;
-        case CUDA_R_16F: ((_Float16*)c.data)[i] = value; break;
-        default: ((unsigned short*)c.data)[i] = value == value ? (bits + 0x7FFF + (bits >> 16 & 1)) >> 16 : 0x7FFF;
-    }
-}
-
-template <class Real>
-void multiply(int m, int n, int k, Real alpha, Matrix a, Matrix b, Real beta, Matrix c) {
-    for (int column = 0; column < n; column++)
-        for (int row = 0; row < m; row++) {
-            Real sum = 0;
-            for (int i = 0; i < k; i++) sum += (Real)element(a, row, i) * (Real)element(b, i, column);
-            store(c, row, column, alpha * sum + (beta ? beta * (Real)element(c, row, column) : 0));
-        }
-}
-
-bool is_known(int type) { return type == CUDA_R_32F || type == CUDA_R_64F || type == CUDA_R_16F || type == CUDA_R_16BF; }
-
-template <class T>
-void argsort(const T* values, long long* order, long long rows, long long count) {
-    for (long long row = 0; row < rows; row++, values += count, order += count) {
-        for (long long i = 0; i < count; i++) order[i] = i;
-        std::stable_sort(order, order + count, [=](long long i, long long k) {  // NaN last
-            return values[i] < values[k] || (values[k] != values[k] && values[i] == values[i]);
-        });
-    }
-}
-
-}  // namespace
-
-extern "C" {
-constexpr int SUCCESS = 0, NOT_SUPPORTED = 15, EXECUTION_FAILED = 13;  // cublasStatus_t; a handle is a place for a stream
+constexpr int SUCCESS = 0, EXECUTION_FAILED = 13, NOT_SUPPORTED = 15;  // cublasStatus_t; a handle is a place for a stream
 
 int cublasCreate_v2(void** handle) { return *handle = new cudaStream_t(nullptr), SUCCESS; }
 int cublasDestroy_v2(void*) { return SUCCESS; }
@@ -825,61 +774,52 @@ int cublasGetMathMode(void*, int* mode) { return *mode = 0, SUCCESS; }
 int cublasSetPointerMode_v2(void*, int mode) { return mode ? NOT_SUPPORTED : SUCCESS; }
 int cublasGetPointerMode_v2(void*, int* mode) { return *mode = 0, SUCCESS; }
 
-// The compute type tells the type of alpha and beta: CUBLAS_COMPUTE_64F (70), its pedantic form (71), or CUDA_R_64F (1).
-int cublasGemmStridedBatchedEx(cudaStream_t* handle, int transpose_a, int transpose_b, int m, int n, int k,
-                               const void* alpha, const void* a, int a_type, int a_leading, long long a_step,
-                               const void* b, int b_type, int b_leading, long long b_step, const void* beta, void* c,
-                               int c_type, int c_leading, long long c_step, int count, int compute, int) {
+// c = alpha a b + beta c of matrices in column-major order, a and b perhaps transposed.
+int cublasGemmEx(cudaStream_t* handle, int transpose_a, int transpose_b, int m, int n, int k, const void* alpha,
+                 const void* a, int a_type, int a_leading, const void* b, int b_type, int b_leading, const void* beta,
+                 void* c, int c_type, int c_leading, int, int) {
     Lock lock(mutex);
-    if (!is_known(a_type) || !is_known(b_type) || !is_known(c_type)) return NOT_SUPPORTED;
-    auto bytes = [](int type) { return type == CUDA_R_64F ? 8 : type == CUDA_R_32F ? 4 : 2; };
-    auto multiply_all = [=](auto scale, auto scale_c) {
+    if (a_type != b_type || a_type != c_type || (a_type != CUDA_R_32F && a_type != CUDA_R_64F)) return NOT_SUPPORTED;
+    auto product = [=](auto scale, auto scale_c) {
+        using Real = decltype(scale);
+        auto at = [](const void* matrix, bool transposed, size_t leading, size_t row, size_t column) {
+            return ((const Real*)matrix)[transposed ? column + row * leading : row + column * leading];
+        };
         return [=] {
-            for (int i = 0; i < count; i++)
-                multiply(m, n, k, scale,
-                         {(const char*)a + i * a_step * bytes(a_type), a_type, transpose_a != 0, a_leading},
-                         {(const char*)b + i * b_step * bytes(b_type), b_type, transpose_b != 0, b_leading}, scale_c,
-                         {(const char*)c + i * c_step * bytes(c_type), c_type, false, c_leading});
+            for (int column = 0; column < n; column++)
+                for (int row = 0; row < m; row++) {
+                    Real sum = 0, &result = ((Real*)c)[row + (size_t)column * c_leading];
+                    for (int i = 0; i < k; i++)
+                        sum += at(a, transpose_a, a_leading, row, i) * at(b, transpose_b, b_leading, i, column);
+                    result = scale * sum + (scale_c ? scale_c * result : 0);
+                }
         };
     };
-    bool wide = compute == 70 || compute == 71 || compute == CUDA_R_64F;
-    Work work = wide ? Work(multiply_all(*(double*)alpha, *(double*)beta))
-                     : Work(multiply_all(*(float*)alpha, *(float*)beta));
+    Work work = a_type == CUDA_R_64F ? Work(product(*(double*)alpha, *(double*)beta))
+                                     : Work(product(*(float*)alpha, *(float*)beta));
     return submit(*handle, work) ? EXECUTION_FAILED : SUCCESS;
 }
 
-int cublasGemmEx(cudaStream_t* handle, int transpose_a, int transpose_b, int m, int n, int k, const void* alpha,
-                 const void* a, int a_type, int a_leading, const void* b, int b_type, int b_leading, const void* beta,
-                 void* c, int c_type, int c_leading, int compute, int algorithm) {
-    return cublasGemmStridedBatchedEx(handle, transpose_a, transpose_b, m, n, k, alpha, a, a_type, a_leading, 0, b,
-                                      b_type, b_leading, 0, beta, c, c_type, c_leading, 0, 1, compute, algorithm);
-}
-
-// The matrices lie where three arrays on the device tell.
-#define GEMM_BATCHED(name, real, type)                                                                               \
-    int name(cudaStream_t* handle, int transpose_a, int transpose_b, int m, int n, int k, const real* alpha,         \
-             const char* const* a, int a_leading, const char* const* b, int b_leading, const real* beta,             \
-             char* const* c, int c_leading, int count) {                                                             \
-        Lock lock(mutex);                                                                                            \
-        real scale = *alpha, scale_c = *beta;                                                                        \
-        cudaError_t error = submit(*handle, [=] {                                                                    \
-            for (int i = 0; i < count; i++)                                                                          \
-                multiply<real>(m, n, k, scale, {a[i], type, transpose_a != 0, a_leading},                            \
-                               {b[i], type, transpose_b != 0, b_leading}, scale_c, {c[i], type, false, c_leading}); \
-        });                                                                                                          \
-        return error ? EXECUTION_FAILED : SUCCESS;                                                                   \
-    }
-GEMM_BATCHED(cublasSgemmBatched, float, CUDA_R_32F)
-GEMM_BATCHED(cublasDgemmBatched, double, CUDA_R_64F)
-
-// Indices that sort each row. `kind` is NumPy's letter for the dtype.
+// In place of Thrust: indices that sort each row, NaN last. `kind` is NumPy's letter for the dtype.
 int fake_gpu_argsort(char kind, void* values, long long* order, long long rows, long long count, cudaStream_t stream) {
     Lock lock(mutex);
+    auto sort = [=](auto* values) {
+        return [=] {  // a graph runs it many times
+            auto* row = values;
+            for (long long i = 0; i < rows; i++, row += count) {
+                long long* mine = order + i * count;
+                for (long long k = 0; k < count; k++) mine[k] = k;
+                std::stable_sort(mine, mine + count, [=](long long a, long long b) {
+                    return row[a] < row[b] || (row[b] != row[b] && row[a] == row[a]);
+                });
+            }
+        };
+    };
     switch (kind) {
-        case 'i': return submit(stream, [=] { argsort((int*)values, order, rows, count); });
-        case 'l': return submit(stream, [=] { argsort((long long*)values, order, rows, count); });
-        case 'f': return submit(stream, [=] { argsort((float*)values, order, rows, count); });
-        case 'd': return submit(stream, [=] { argsort((double*)values, order, rows, count); });
+        case 'i': return submit(stream, sort((int*)values));
+        case 'l': return submit(stream, sort((long long*)values));
+        case 'f': return submit(stream, sort((float*)values));
+        case 'd': return submit(stream, sort((double*)values));
         default: return cudaErrorNotSupported;
     }
 }

@@ -190,14 +190,12 @@ constexpr bool fits(char letter) {
 }
 
 struct Statement {
-    char text[160] = {};   // as in TABLE
+    char text[160] = {};   // as in TABLE, without separators
     int names[20] = {};    // for each operand of the text, which of the statement's it is, or -1
     int numbers[20] = {};  // or, if -1, the number that stands there
     char letters[20] = {}; // of the statement's operands
     bool written[20] = {}, read[20] = {};
     int named = 0, operands = 0, size = 0;
-
-    constexpr void put(char letter) { text[size++] = letter; }
 
     constexpr Statement(const char* source, const char* constraints) {
         for (; *constraints; constraints++) {
@@ -208,37 +206,33 @@ struct Statement {
                 letters[operands++] = *constraints;
             }
         }
-        auto is_space = [&] { return *source == ' ' || *source == '\t' || *source == '\n'; };
-        while (is_space()) source++;
-        while (*source && *source != ';' && !is_space()) put(*source++);  // the instruction's name
-        bool begun = false, inside = false;  // the operands; braces, where commas are left out
-        while (*source && *source != ';') {
-            if (is_space()) {
-                source++;
-                continue;
-            }
-            if (!begun) put(' '), begun = true;
-            bool is_name = *source == '%', is_number = *source >= '0' && *source <= '9';
-            if (is_name || is_number) {
+        bool name_ends = false;  // of the instruction: digits are numbers from there on
+        while (*source) {
+            bool is_operand = *source == '%';
+            if (is_operand || (name_ends && is_digit(*source))) {
                 int number = 0;
-                for (source += is_name; *source >= '0' && *source <= '9'; source++) number = 10 * number + *source - '0';
-                names[named] = is_name ? number : -1, numbers[named++] = number;
-                put(!is_name ? 'n' : number < operands ? letters[number] : '?');
+                for (source += is_operand; is_digit(*source); source++) number = 10 * number + *source - '0';
+                names[named] = is_operand ? number : -1, numbers[named++] = number;
+                text[size++] = !is_operand ? 'n' : number < operands ? letters[number] : '?';
             } else {
-                inside = *source == '{' || (inside && *source != '}');
-                if (!inside || *source != ',') put(*source);
+                name_ends |= size && is_separator(*source);
+                if (!is_separator(*source)) text[size++] = *source;
                 source++;
             }
         }
-        if (*source) source++;
-        while (is_space()) source++;
-        if (*source) put('?');  // another instruction
     }
 
-    constexpr bool is(const char* other) const {
+    static constexpr bool is_digit(char letter) { return letter >= '0' && letter <= '9'; }
+
+    static constexpr bool is_separator(char letter) {
+        return letter == ' ' || letter == '\t' || letter == '\n' || letter == ',' || letter == ';';
+    }
+
+    constexpr bool is(const char* other) const {  // but for separators
         int i = 0;
-        for (; other[i] && other[i] == text[i]; i++) {}
-        return other[i] == text[i];
+        for (; *other; other++)
+            if (!is_separator(*other) && *other != text[i++]) return false;
+        return !text[i];
     }
 
     constexpr int find() const {

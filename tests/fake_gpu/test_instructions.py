@@ -204,6 +204,28 @@ def test_the_first_of_two_rounded_numbers_becomes_the_upper_half(rng, text, dtyp
     np.testing.assert_array_equal(got.view(np.dtype(dtype)), pairs[:, ::-1].astype(np.dtype(dtype)))
 
 
+def test_float16_becomes_float32(rng):
+    halves = np.array([0.0, -np.inf, np.nan, 6e-8, *rng.standard_normal(28)], np.float16)
+    got = run("cvt.f32.f16 %0, %1", "f", "h", halves.view(np.uint16)[:, None])
+    np.testing.assert_array_equal(got.view(np.float32)[:, 0], halves.astype(np.float32))
+
+
+def test_all_of_a_copy_needs_no_size():
+    source = """
+    extern "C" __global__ void copy(const int4* x, int4* y) {
+        __shared__ int4 shared[32];
+        unsigned long long address;
+        asm("cvta.to.shared.u64 %0, %1;" : "=l"(address) : "l"(shared + threadIdx.x));
+        asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" :: "r"((int)address), "l"(x + threadIdx.x) : "memory");
+        asm volatile("cp.async.commit_group;\\n" ::: "memory");
+        asm volatile("cp.async.wait_group %0;" :: "n"(0) : "memory");
+        y[threadIdx.x] = shared[threadIdx.x];
+    }"""
+    x, y = cupy.arange(128, dtype=np.int32), cupy.zeros(128, np.int32)
+    cupy.RawKernel(source, "copy")((1,), (32,), (x, y))
+    np.testing.assert_array_equal(y.get(), np.arange(128))
+
+
 def fragments(matrix, size, positions):
     """(32, words) of a matrix whose number i of the thread 4 * g + t stands at positions(i, g, t)."""
     count = matrix.size // 32

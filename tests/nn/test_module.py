@@ -382,7 +382,7 @@ def test_a_module_is_not_converted_to_integers():
 
 @pytest.mark.parametrize("target", ["gpu", None, 3])
 def test_a_module_is_not_moved_to_what_is_no_device(target):
-    with pytest.raises(ValueError, match="to: expected 'cpu', 'cuda', 'cuda:N' or a floating-point dtype, got"):
+    with pytest.raises(ValueError, match="to: expected a device"):
         Linear(1, 1).to(target)
 
 

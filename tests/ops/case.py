@@ -53,7 +53,7 @@ class Case(NamedTuple):
     shapes: Sequence[tuple]
     draw: Callable = normal
     is_linear: bool = False  # in each input, the others held
-    kept_in_float32: Sequence[int] = ()  # numbers of the inputs that stay float32 beside bfloat16 ones
+    kept_in_float32: Sequence[int] = ()  # numbers of the inputs that stay float32 beside bfloat16 and float16
 
     def __str__(self):
         return self.name
@@ -69,7 +69,7 @@ class Case(NamedTuple):
 
     def dtypes(self, dtype):
         """The dtype of each input, where that of the others is `dtype`."""
-        keeps = self.kept_in_float32 if str(dtype) == "bfloat16" else ()
+        keeps = self.kept_in_float32 if str(dtype) in ("bfloat16", "float16") else ()
         return [np.float32 if i in keeps else dtype for i in range(len(self.shapes))]
 
 

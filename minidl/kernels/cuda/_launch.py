@@ -120,7 +120,7 @@ class CudaKernel:
             raise TypeError(f"{self.name}: expected dtype {' or '.join(self.dtypes)}, got {dtype}")
         capability = int(cupy.cuda.Device().compute_capability)
         if capability < self.needs(dtype):
-            remedy = "use float32" if self.needs(dtype) > OLDEST else "use device 'cpu'"
+            remedy = "use float16, or float32 without tf32()" if self.needs(dtype) > OLDEST else "use device 'cpu'"
             raise RuntimeError(
                 f"{self.name} with {dtype}: expected a GPU of compute capability {self.needs(dtype) / 10} or more, "
                 f"got {capability / 10}; {remedy}"

@@ -2,17 +2,20 @@
 
 import cupy
 
-from minidl.kernels.cuda._launch import CudaKernel, contiguous
+from minidl.kernels.cuda._launch import CudaKernel
+from minidl.kernels.cuda._vectors import EXAMPLES, VECTORS, aligned, for_each_vector
 
 ADD = CudaKernel(
     "add",
-    """
-// A thread for each element.
+    VECTORS
+    + """
+// A thread for each vector.
 extern "C" __global__ void add(const stored* a, const stored* b, stored* y, index count) {
     index i = thread_number();
-    if (i < count) y[i] = (real)a[i] + (real)b[i];
+    if (i < count) store(y, i, load(a, i) + load(b, i));
 }
 """,
+    examples=EXAMPLES,
 )
 
 
@@ -20,47 +23,57 @@ def add(a, b):
     """a + b, for arrays of the same shape."""
     if a.shape != b.shape:
         raise ValueError(f"add: expected arrays of the same shape, got {a.shape} and {b.shape}")
-    a, b = contiguous(a), contiguous(b)
+    a, b = aligned(a), aligned(b)
     y = cupy.empty_like(a)
-    ADD.for_each(a.size, a, b, y, a.size, dtype=a.dtype)
+    for_each_vector(ADD, a, b, y)
     return y
 
 
 RELU_FORWARD = CudaKernel(
     "relu_forward",
-    """
-// A thread for each element. A NaN is not below 0, so it stays and shows.
+    VECTORS
+    + """
+// A thread for each vector. A NaN is not below 0, so it stays and shows.
 extern "C" __global__ void relu_forward(const stored* x, stored* y, index count) {
     index i = thread_number();
-    if (i < count) y[i] = x[i] < 0 ? stored(0) : x[i];
+    if (i >= count) return;
+    Numbers result = load(x, i);
+    for (int k = 0; k < VECTOR; k++) result.number[k] = result.number[k] < 0 ? (real)0 : result.number[k];
+    store(y, i, result);
 }
 """,
+    examples=EXAMPLES,
 )
 
 
 def relu_forward(x):
     """y = max(x, 0)."""
-    x = contiguous(x)
+    x = aligned(x)
     y = cupy.empty_like(x)
-    RELU_FORWARD.for_each(x.size, x, y, x.size, dtype=x.dtype)
+    for_each_vector(RELU_FORWARD, x, y)
     return y
 
 
 RELU_BACKWARD = CudaKernel(
     "relu_backward",
-    """
-// A thread for each element.
+    VECTORS
+    + """
+// A thread for each vector. Where y is NaN, the gradient passes.
 extern "C" __global__ void relu_backward(const stored* grad, const stored* y, stored* grad_x, index count) {
     index i = thread_number();
-    if (i < count) grad_x[i] = y[i] <= 0 ? stored(0) : grad[i];  // where y is NaN, the gradient passes
+    if (i >= count) return;
+    Numbers result = load(grad, i), output = load(y, i);
+    for (int k = 0; k < VECTOR; k++) result.number[k] = output.number[k] <= 0 ? (real)0 : result.number[k];
+    store(grad_x, i, result);
 }
 """,
+    examples=EXAMPLES,
 )
 
 
 def relu_backward(grad, y):
     """dL/dx = dL/dy where y > 0 or NaN, else 0."""
-    grad, y = contiguous(grad), contiguous(y)
+    grad, y = aligned(grad), aligned(y)
     grad_x = cupy.empty_like(grad)
-    RELU_BACKWARD.for_each(grad.size, grad, y, grad_x, grad.size, dtype=grad.dtype)
+    for_each_vector(RELU_BACKWARD, grad, y, grad_x)
     return grad_x

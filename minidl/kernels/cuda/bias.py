@@ -1,45 +1,47 @@
 """The bias of a convolution or a linear layer: one value for each channel."""
 
-import math
-
 import cupy
 
-from minidl.kernels.cuda._launch import CudaKernel, contiguous, real_dtype
-from minidl.kernels.cuda._slabs import SLABS, cut_for_sums, one_slab
+from minidl.kernels.cuda._launch import CudaKernel, real_dtype
+from minidl.kernels.cuda._slabs import ONE_CHANNEL, SLABS, columns_of, cut_for_sums, one_slab
+from minidl.kernels.cuda._vectors import EXAMPLES, aligned
 
 CHANNEL_SUMS = CudaKernel(
     "channel_sums",
     SLABS
     + """
-// A block for each slab of rows and group of channels: threads of neighbouring channels read neighbouring elements.
+// A block for each slab of rows and group of columns: threads of neighbouring columns read neighbouring elements.
 // Blocks cannot wait for each other, so each slab has a partial sum. A second launch adds up the partial sums.
 extern "C" __global__ void channel_sums(
-    const stored* x, real* sums, index rows, index channels, index rows_per_thread
+    const stored* x, real* sums, index rows, index columns, index rows_per_thread
 ) {
-    Walk walk = walk_down(rows, channels, rows_per_thread);
-    real sum = 0;
-    #pragma unroll 8
-    for (index k = 0; k < walk.count; k++) sum += (real)x[walk.first + k * walk.stride];
+    Walk walk = walk_down(rows, columns, rows_per_thread);
+    Numbers sum = 0;
+    #pragma unroll 4
+    for (index k = 0; k < walk.count; k++) sum = sum + load(x, walk.first + k * walk.stride);
     sum = sum_over_rows(sum);
-    if (writes(channels)) sums[(index)blockIdx.y * channels + thread_number()] = sum;
+    if (writes(columns)) store(sums, (index)blockIdx.y * columns + thread_number(), sum);
 }
 """,
+    examples=EXAMPLES,
 )
 
 
 def bias_backward(grad):
     """dL/dbias, (O,): the sum of dL/dy over all axes but the last."""
+    grad = aligned(grad)
+    rows, columns, constants = columns_of(grad)
     channels = grad.shape[-1]
-    rows = math.prod(grad.shape[:-1])
-    slabs = cut_for_sums(rows, channels)
-    sums = _sums(contiguous(grad), rows, channels, slabs)  # (slabs, O)
+    slabs = cut_for_sums(rows, columns)
+    sums = _sums(grad, channels, rows, columns, slabs, constants)  # (slabs, O)
     if slabs.count > 1:
-        sums = _sums(sums, slabs.count, channels, one_slab(slabs.count, channels))
+        sums = _sums(sums, channels, slabs.count, channels, one_slab(slabs.count, channels), ONE_CHANNEL)
     return sums.reshape(channels)
 
 
-def _sums(x, rows, channels, slabs):
+def _sums(x, channels, rows, columns, slabs, constants):
     """(slabs, O): the sum over the rows of each slab."""
     sums = cupy.empty((slabs.count, channels), real_dtype(x.dtype))
-    CHANNEL_SUMS.launch(slabs.blocks, slabs.threads, (x, sums, rows, channels, slabs.rows_per_thread), x.dtype)
+    arguments = x, sums, rows, columns, slabs.rows_per_thread
+    CHANNEL_SUMS.launch(slabs.blocks, slabs.threads, arguments, x.dtype, constants)
     return sums

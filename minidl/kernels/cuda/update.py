@@ -11,7 +11,7 @@ import numpy as np
 from minidl.kernels.cuda._launch import THREADS, CudaKernel, contiguous
 
 PIECE = 1024  # elements of a parameter that a block updates: four for each of its threads
-ENTRIES = 32  # of the table that one launch writes: 7 arguments each, well below CUDA's limit of 4,096 bytes
+ENTRIES = 64  # of the table that one launch writes: 7 arguments each, 3.6 KB of the 4 KB that CUDA allows
 
 ENTRY = """
 // An entry of the table of parameters: the arrays, the number of updates (for Adam), the number of elements, and the
@@ -26,7 +26,8 @@ _PARAMETERS = ", ".join(
     f"real* p{i}, real* g{i}, real* s{i}, real* t{i}, void* c{i}, index n{i}, index b{i}" for i in range(ENTRIES)
 )
 _ASSIGNMENTS = " ".join(
-    f"table[{i}] = {{p{i}, g{i}, s{i}, t{i}, (long long*)c{i}, n{i}, b{i}}};" for i in range(ENTRIES)
+    f"table[{i}] = {{p{i}, g{i}, s{i}, t{i}, (long long*)c{i}, n{i}, b{i}}}; first_blocks[{i}] = b{i};"
+    for i in range(ENTRIES)
 )
 
 WRITE_ENTRIES = CudaKernel(
@@ -35,7 +36,7 @@ WRITE_ENTRIES = CudaKernel(
     + f"""
 // One thread. The addresses, which change in each step as gradients are new arrays, are passed to the device as kernel
 // arguments: a CUDA graph can capture a launch with its arguments, but not a copy from the host.
-extern "C" __global__ void write_entries(Entry* table, {_PARAMETERS}) {{
+extern "C" __global__ void write_entries(Entry* table, long long* first_blocks, {_PARAMETERS}) {{
     {_ASSIGNMENTS}
 }}
 """,
@@ -46,15 +47,14 @@ TABLE = (
     ENTRY
     + f"constexpr int piece = {PIECE};\n"
     + """
-// The entry of the parameter that this block updates a piece of. Each thread of the block searches a part of the table.
-__device__ Entry find_entry(const Entry* table, index entries) {
-    __shared__ Entry found;
-    for (index i = threadIdx.x; i < entries; i += blockDim.x) {
-        long long block = blockIdx.x - table[i].first_block;
-        if (block >= 0 && block * piece < table[i].size) found = table[i];
-    }
+// The entry of the parameter that this block updates a piece of. The threads of the block search the first blocks of
+// all parameters, in ascending order, for it: they are an array of their own, as each block reads all of it.
+__device__ Entry find_entry(const Entry* table, const long long* first_blocks, index entries) {
+    __shared__ index found;
+    for (index i = threadIdx.x; i < entries; i += blockDim.x)
+        if (first_blocks[i] <= blockIdx.x && (i + 1 == entries || blockIdx.x < first_blocks[i + 1])) found = i;
     __syncthreads();
-    return found;
+    return table[found];
 }
 
 __device__ long long first_number(Entry entry) {
@@ -73,9 +73,10 @@ SGD_UPDATE = CudaKernel(
     + """
 // A block for each piece of a parameter. The learning rate is on the device, so that a captured graph sees it change.
 extern "C" __global__ void sgd_update(
-    const Entry* table, index entries, const double* lr, real momentum, real weight_decay, int nesterov
+    const Entry* table, const long long* first_blocks, index entries, const double* lr,
+    real momentum, real weight_decay, int nesterov
 ) {
-    Entry entry = find_entry(table, entries);
+    Entry entry = find_entry(table, first_blocks, entries);
     real rate = *lr, *p = entry.parameter, *v = entry.state;
     for (long long i = first_number(entry); i < end_number(entry); i += blockDim.x) {
         real value = p[i], step = entry.grad[i] + weight_decay * value;
@@ -95,8 +96,8 @@ def sgd_update(parameters, grads, velocities, lr, momentum, weight_decay, nester
     """One step of `optim.SGD` for each parameter p, in place. `velocities` are not read if momentum is 0."""
     velocities = velocities if momentum else parameters  # any arrays: they are not read as velocities then
     options = lr.astype(np.float64, copy=False), float(momentum), float(weight_decay), bool(nesterov)
-    for table, entries, blocks, dtype in _tables("sgd_update", parameters, grads, velocities, velocities, parameters):
-        SGD_UPDATE.launch(blocks, THREADS, (table, entries, *options), dtype)
+    for table, blocks, dtype in _tables("sgd_update", parameters, grads, velocities, velocities, parameters):
+        SGD_UPDATE.launch(blocks, THREADS, (*table, *options), dtype)
 
 
 COUNT_STEPS = CudaKernel(
@@ -118,11 +119,11 @@ ADAM_UPDATE = CudaKernel(
 // A block for each piece of a parameter. 1 - beta is an argument because in float32 it would lose half of its digits;
 // log(beta) is an argument for 1 - beta^t = -expm1(t * log(beta)).
 extern "C" __global__ void adam_update(
-    const Entry* table, index entries, const double* lr,
+    const Entry* table, const long long* first_blocks, index entries, const double* lr,
     real beta1, real one_less_beta1, real log_beta1, real beta2, real one_less_beta2, real log_beta2,
     real eps, real weight_decay, int decoupled
 ) {
-    Entry entry = find_entry(table, entries);
+    Entry entry = find_entry(table, first_blocks, entries);
     real rate = *lr, t = *entry.steps, *p = entry.parameter, *m = entry.state, *v = entry.other_state;
     real scaled_rate = rate / -expm1(t * log_beta1), correction = -expm1(t * log_beta2);
     for (long long i = first_number(entry); i < end_number(entry); i += blockDim.x) {
@@ -146,9 +147,10 @@ def adam_update(parameters, grads, means, squares, steps, lr, beta1, beta2, eps,
         if step.dtype != np.int64:
             raise ValueError(f"adam_update: expected counts of int64, got {step.dtype}")
     options = lr.astype(np.float64, copy=False), *_powers(beta1), *_powers(beta2), float(eps), float(weight_decay)
-    for table, entries, blocks, dtype in _tables("adam_update", parameters, grads, means, squares, steps):
-        COUNT_STEPS.for_each(entries, table, entries, dtype=dtype)
-        ADAM_UPDATE.launch(blocks, THREADS, (table, entries, *options, bool(decoupled)), dtype)
+    for table, blocks, dtype in _tables("adam_update", parameters, grads, means, squares, steps):
+        entries, _, count = table
+        COUNT_STEPS.for_each(count, entries, count, dtype=dtype)
+        ADAM_UPDATE.launch(blocks, THREADS, (*table, *options, bool(decoupled)), dtype)
 
 
 def _powers(beta):
@@ -157,12 +159,12 @@ def _powers(beta):
 
 
 def _tables(name, parameters, *lists):
-    """Yield (table, entries, blocks, dtype) for the parameters of each dtype. `lists`: grads, two of states, steps."""
+    """Yield (table, blocks, dtype) for the parameters of each dtype. `lists`: grads, two of states, steps."""
     entries = [_entry(name, *arrays) for arrays in zip(parameters, *lists, strict=True)]
     for dtype in dict.fromkeys(parameter.dtype for parameter in parameters):
         alike = [entry for entry in entries if entry[0].dtype == dtype]
         table, blocks = _table(alike, dtype)
-        yield table, len(alike), blocks, dtype
+        yield table, blocks, dtype
 
 
 def _entry(name, parameter, grad, state, other_state, steps):
@@ -178,9 +180,9 @@ def _entry(name, parameter, grad, state, other_state, steps):
 
 
 def _table(entries, dtype):
-    """(table, blocks): the entries as a table on the device, and the number of blocks that update them."""
+    """(table, blocks): the table on the device (entries, first blocks, their number), and the number of blocks."""
     launches, blocks = -(-len(entries) // ENTRIES), 0
-    table = cupy.empty((launches * ENTRIES, 7), np.int64)
+    table, first_blocks = cupy.empty((launches * ENTRIES, 7), np.int64), cupy.empty(launches * ENTRIES, np.int64)
     for start in range(0, len(entries), ENTRIES):
         arguments = []
         for arrays in entries[start : start + ENTRIES]:
@@ -188,8 +190,9 @@ def _table(entries, dtype):
             arguments += [*arrays, size, blocks]
             blocks += -(-size // PIECE)
         arguments += arguments[:7] * (ENTRIES - len(arguments) // 7)  # fills the table; these copies are not counted
-        WRITE_ENTRIES.launch(1, 1, (table[start : start + ENTRIES], *arguments), dtype)
-    return table, blocks
+        part = slice(start, start + ENTRIES)
+        WRITE_ENTRIES.launch(1, 1, (table[part], first_blocks[part], *arguments), dtype)
+    return (table, first_blocks, len(entries)), blocks
 
 
 UPDATE_RUNNING_STATISTICS = CudaKernel(

@@ -1,4 +1,4 @@
-"""bfloat16 activations with float32 parameters, and TF32 products: layers, losses and whole networks."""
+"""bfloat16 and float16 activations with float32 parameters, and TF32 products: layers, losses and whole networks."""
 
 import contextlib
 import importlib
@@ -67,6 +67,7 @@ def assert_near(actual, expected, tolerance):
 
 each_case = pytest.mark.parametrize("name, case", [pytest.param(*pair, id=f"{pair[0]}: {pair[1]}") for pair in CASES])
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+each_half = pytest.mark.parametrize("half", [BFLOAT16, np.dtype(np.float16)], ids=str)
 RESULTS_IN_FLOAT32 = {"softmax", "loss"}  # sums of exponentials and of squares
 
 
@@ -75,26 +76,27 @@ def rounded_to(dtype, array):
     return array.astype(dtype).astype(np.float32)
 
 
-def value_and_gradients(case, arrays, dtypes, device):
-    """(y, dL/d(input)...), as tensors, for a random dL/dy that bfloat16 can hold."""
+def value_and_gradients(case, arrays, dtypes, device, half):
+    """(y, dL/d(input)...), as tensors, for a random dL/dy that the dtype `half` can hold."""
     inputs = [Tensor(x, d, device, requires_grad=True) for x, d in zip(arrays, dtypes, strict=True)]
     y = case.ours(*inputs)
-    grad = rounded_to(BFLOAT16, np.random.default_rng(1).standard_normal(y.shape))
+    grad = rounded_to(half, np.random.default_rng(1).standard_normal(y.shape))
     y.backward(Tensor(grad, y.dtype, device))
     return y, *(x.grad for x in inputs)
 
 
+@each_half
 @each_case
-def test_an_operation_in_bfloat16_has_nearly_the_values_of_float32_and_keeps_the_dtype(name, case, device):
-    dtypes = case.dtypes(BFLOAT16)
+def test_an_operation_in_half_precision_has_nearly_the_values_of_float32_and_keeps_the_dtype(name, case, half, device):
+    dtypes = case.dtypes(half)
     arrays = [rounded_to(dtype, x) for dtype, x in zip(dtypes, case.arrays(), strict=True)]
-    exact = value_and_gradients(case, arrays, [np.float32] * len(arrays), "cpu")
-    results = value_and_gradients(case, arrays, dtypes, device)
-    kept = "float32" if name in RESULTS_IN_FLOAT32 else "bfloat16"
+    exact = value_and_gradients(case, arrays, [np.float32] * len(arrays), "cpu", half)
+    results = value_and_gradients(case, arrays, dtypes, device, half)
+    kept = "float32" if name in RESULTS_IN_FLOAT32 else str(half)
     assert [str(result.dtype) for result in results] == [kept, *map(str, map(np.dtype, dtypes))]
     for result, expected in zip(results, exact, strict=True):
         assert result.data.flags.c_contiguous
-        assert_close(result.to("float32").numpy(), expected.numpy(), 2**-7)
+        assert_close(result.to("float32").numpy(), expected.numpy(), 2**-7 if half == BFLOAT16 else 2**-10)
 
 
 def test_what_is_no_operation_works_in_bfloat16_too(device):
@@ -168,12 +170,13 @@ def test_a_product_in_tf32_rounds_its_factors(device, rng):
 # -- layers, losses and whole networks ---------------------------------------------------------------------------------
 
 
+@each_half
 @networks
-def test_a_network_in_bfloat16_has_nearly_the_gradients_of_float32(name, device, batch):
+def test_a_network_in_half_precision_has_nearly_the_gradients_of_float32(name, half, device, batch):
     loss, exact = gradients(NETWORKS[name], *batch, "cpu", "float32")
-    rounded_loss, rounded = gradients(NETWORKS[name], *batch, device, "bfloat16")
-    assert rounded_loss == pytest.approx(loss, rel=0.03)
-    assert_near(rounded, exact, 0.15)
+    rounded_loss, rounded = gradients(NETWORKS[name], *batch, device, half)
+    assert rounded_loss == pytest.approx(loss, rel=0.03 if half == BFLOAT16 else 0.004)
+    assert_near(rounded, exact, 0.15 if half == BFLOAT16 else 0.03)
     assert all(grad.dtype == np.float32 for grad in rounded.values())
 
 
@@ -197,20 +200,27 @@ def test_a_residual_block_in_bfloat16_stores_bfloat16(device, rng):
     np.testing.assert_allclose(y.to("float32").numpy(), expected.numpy(), rtol=2**-6, atol=2**-6)  # rounded twice
 
 
-def test_training_in_bfloat16_learns(device, batch):
-    images, labels = batch
+def losses_of_training(images, labels, device, dtype):
+    """The losses of 12 steps with momentum."""
     minidl.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.GlobalAvgPool(), nn.Linear(8, 4))
     model.to(device)
-    optimizer = SGD(model.parameters(), 0.3, momentum=0.9)
+    optimizer, scaler = SGD(model.parameters(), 0.3, momentum=0.9), minidl.GradScaler(enabled=dtype == np.float16)
     losses = []
     for _ in range(12):
-        loss = cross_entropy(model(Tensor(images, device=device).to("bfloat16")), labels)
-        loss.backward()
-        optimizer.step()
+        loss = cross_entropy(model(Tensor(images, device=device).to(dtype)), labels)
+        scaler.scale(loss).backward()
+        assert scaler.step(optimizer)
         optimizer.zero_grad()
         losses.append(loss.item())
-    assert losses[-1] < 0.5 * losses[0]
+    return losses
+
+
+@each_half
+def test_training_in_half_precision_learns_as_in_float32(half, device, batch):
+    exact = losses_of_training(*batch, "cpu", np.dtype("float32"))
+    assert exact[-1] < 0.8 * exact[0]
+    np.testing.assert_allclose(losses_of_training(*batch, device, half), exact, rtol=0.05 if half == BFLOAT16 else 0.01)
 
 
 def test_the_nearest_bfloat16_is_stored_and_of_two_the_even_one(kernels, to_device, to_host):
@@ -237,12 +247,34 @@ def test_bfloat16_numbers_are_added_with_more_digits_than_they_have(device):
     assert (ones.grad.to("float32").numpy() == 1).all()  # 1024 in equal shares
 
 
-def test_bfloat16_on_the_cpu_and_bfloat16_parameters_are_refused():
-    x = Tensor(np.ones((1, 2, 2, 3))).to("bfloat16")
-    with pytest.raises(TypeError, match="bfloat16 is supported on device 'cuda' only"):
+@each_half
+def test_half_precision_on_the_cpu_and_parameters_in_half_precision_are_refused(half):
+    x = Tensor(np.ones((1, 2, 2, 3))).to(half)
+    with pytest.raises(TypeError, match=f"{half} is supported on device 'cuda' only"):
         nn.ReLU()(x)
-    with pytest.raises(ValueError, match="parameters stay float32"):
-        nn.ReLU().to("bfloat16")
+    with pytest.raises(ValueError, match=f"parameters stay float32; to compute in {half}, call model"):
+        nn.ReLU().to(half)
+
+
+def test_a_small_gradient_needs_the_scale_and_a_large_one_skips_the_step(device):
+    """1e-8 is 0 in float16; 1e5 is infinite. The parameters' gradients are float32."""
+    model = nn.Conv2d(1, 1, 1, bias=False).to(device)
+    optimizer, x = SGD(model.parameters(), 1.0), Tensor(np.ones((1, 1, 1, 1)), "float16", device)
+
+    def grad(scaler, factor):
+        y = model(relu(model(x)) if factor > 1 else x)  # overflow needs a gradient of activations
+        scaler.scale(y.to("float32").sum() * factor).backward()
+        taken, value = scaler.step(optimizer), model.weight.grad.item()
+        optimizer.zero_grad()
+        model.weight.data[...] = 1
+        return taken, value
+
+    model.weight.data[...] = 1
+    assert grad(minidl.GradScaler(enabled=False), 1e-8)[1] == 0
+    taken, value = grad(minidl.GradScaler(), 1e-8)
+    assert taken and value == pytest.approx(1e-8, rel=2e-3)
+    taken, value = grad(minidl.GradScaler(), 1e5)
+    assert not taken and not np.isfinite(value)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "tf32"])
@@ -259,7 +291,7 @@ def test_a_gpu_without_such_tensor_cores_is_named(dtype, device, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(cupy.cuda, "Device", Turing)
-        with pytest.raises(RuntimeError, match=r"compute capability 8\.0 or more, got 7\.5; use float32"):
+        with pytest.raises(RuntimeError, match=r"compute capability 8\.0 or more, got 7\.5; use float16, or float32"):
             if dtype == "tf32":
                 with minidl.tf32():
                     conv(x)
