@@ -7,10 +7,10 @@ has only half of the first, which is 4 words deep.
 """
 
 TENSOR_CORES = """
-// Registers are limited so that at least this many blocks share a multiprocessor: one multiplies while another waits.
-constexpr bool MANY_REGISTERS = TILE_ROWS * TILE_COLUMNS == 128 * 128 || MOST_STAGES == 2 || MANY_COPIES;
-constexpr int BLOCKS = sizeof(index) != 4 ? 1 : MANY_REGISTERS ? 2 : 3;
 constexpr bool PACKED = sizeof(stored) == 2;  // true if a word is two numbers
+// Registers are limited so that at least BLOCKS blocks share a multiprocessor: one multiplies while another waits.
+constexpr bool LARGEST = TILE_ROWS * TILE_COLUMNS == 128 * 128;
+constexpr int BLOCKS = sizeof(index) != 4 ? 1 : LARGEST || !PACKED || MANY_COPIES || MOST_STAGES == 2 ? 2 : 3;
 constexpr int WORDS = 16;  // in a line of a tile
 // The words of the second half of a line are loaded while the first half is multiplied, if registers are left for it.
 // Without asynchronous copies they hold what is being copied.
