@@ -1,7 +1,8 @@
 """The product of two tiles in shared memory, by multiply-add instructions: float32 and float64, on any GPU."""
 
 MULTIPLY_ADD = """
-constexpr int BLOCKS = sizeof(real) == 4 && sizeof(index) == 4 ? 2 : 1;  // registers are limited so that at least this many blocks share a multiprocessor
+// Registers are limited so that at least this many blocks share a multiprocessor.
+constexpr int BLOCKS = sizeof(real) == 4 && sizeof(index) == 4 && BYTES_A == 16 && BYTES_B == 16 ? 2 : 1;
 
 // The sums of a thread: a few rows and columns, so that an element read from shared memory is used several times. Its
 // columns are neighbours, because the result is written in pairs; its rows are not.

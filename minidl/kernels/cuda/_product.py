@@ -18,7 +18,7 @@ in CUDA".
 import math
 from typing import NamedTuple
 
-from minidl.kernels.cuda._launch import FLOATS, OLDEST, WITH_BFLOAT16, CudaKernel
+from minidl.kernels.cuda._launch import FLOATS, MOST_FOR_INT, OLDEST, WITH_BFLOAT16, CudaKernel
 from minidl.kernels.cuda._multiply_add import MULTIPLY_ADD
 from minidl.kernels.cuda._tensor_cores import TENSOR_CORES
 from minidl.system.precision import tf32_is_on
@@ -27,6 +27,10 @@ LARGEST_COPY = 16  # bytes that one instruction can copy to shared memory
 # Rows of a tile: 128, but 64 if there were fewer blocks than two for each multiprocessor of a large GPU. The number is
 # that of an H100 whatever the GPU, so that results do not depend on it.
 TILE_ROWS, FEW_ROWS, ENOUGH_BLOCKS = 128, 64, 2 * 132
+# Rows and columns of a tile at most, if only 2 or 4 bytes can be copied at a time: a thread then copies more often, and
+# keeps an address for each copy in registers.
+LARGEST_OF_SMALL_COPIES = {2: (64, 32), 4: (128, 64)}
+WIDEST_OF_LARGE_ARRAYS = 64  # with indices of 8 bytes, in two registers
 
 TILES = """
 // Special instructions are used on GPUs that have them, unless a test asks for the plain code with the same result.
@@ -53,6 +57,8 @@ constexpr int MOST_STAGES = 2;  // the copies of the next step are in registers
 constexpr int DEPTH = 64 / sizeof(stored);  // elements along the depth in a tile
 constexpr int CHUNK = 16 / sizeof(stored);  // elements in the 16 bytes that an instruction reads or copies at most
 
+constexpr bool MANY_COPIES = BYTES_A < 8 || BYTES_B < 8;  // for each thread, with an address each
+
 // The number of elements in that many bytes; at least one.
 __device__ constexpr int run_of(int bytes) {
     return bytes > (int)sizeof(stored) ? bytes / (int)sizeof(stored) : 1;
@@ -68,19 +74,21 @@ struct alignas(COUNT * sizeof(Number)) Run {
 // are neighbours in the operand's memory are neighbours here: in a line if ALONG_DEPTH, else across lines.
 //
 // Shared memory has 32 banks of 4 bytes, and two addresses in the same bank are served one after the other. A warp
-// reads the same chunk of eight neighbouring rows at once. So that these lie in different banks, the chunks of a row
-// have another order in each of those rows: the number of a chunk is XORed with that of the row.
+// reads the same chunk of eight neighbouring rows at once, or two chunks of four rows if they hold 4-byte numbers that
+// are not along the depth. So that all of these lie in different banks, the chunks have another order in each of those
+// rows: the number of a chunk is XORed with a number of the row.
 template <int LINES, bool ALONG_DEPTH>
 struct Tile {
     static constexpr bool along_depth = ALONG_DEPTH;
     static constexpr int ROWS = ALONG_DEPTH ? LINES : DEPTH, WIDTH = ALONG_DEPTH ? DEPTH : LINES;
     static constexpr int CHUNKS = WIDTH / CHUNK < 8 ? WIDTH / CHUNK : 8;  // 8 chunks are in all 32 banks
+    // How much the order changes from row to row. Multiply-add reads rows across lines as they are.
+    static constexpr int TURN = ALONG_DEPTH ? 1 : ON_TENSOR_CORES ? sizeof(stored) / 2 : 0;
     alignas(128) stored numbers[ROWS * WIDTH];
 
     static __device__ int place(int line, int depth) {
         int row = ALONG_DEPTH ? line : depth, column = ALONG_DEPTH ? depth : line;
-        int chunk = column / CHUNK;
-        if (ALONG_DEPTH || BY_MATRICES) chunk ^= row / (8 / CHUNKS) % CHUNKS;
+        int chunk = column / CHUNK ^ row / (8 / CHUNKS) * TURN % CHUNKS;
         return row * WIDTH + chunk * CHUNK + column % CHUNK;
     }
     __device__ stored at(int line, int depth) const { return numbers[place(line, depth)]; }
@@ -180,6 +188,7 @@ struct Copier {
     index depth_left;
     Copy<RUN> copies[TURNS];
 
+    // Of the tiles from `first_line` on, and from `first_depth` on until `end_depth`.
     __device__ Copier(const Operand& operand, index first_line, index first_depth, index end_depth)
         : operand(operand), step(operand.step(first_depth + my_depth)), depth_left(end_depth - first_depth) {
         for (int i = 0; i < TURNS; i++) lines[i] = operand.line(first_line + my_line + i * LINES_AT_A_TIME);
@@ -274,14 +283,11 @@ struct Target {
     static constexpr int WIDTH = TILE_COLUMNS + RUN;  // RUN more, so that rows begin in different banks
 
     const Result& y;
-    const real* bias;
     index rows, columns, first_row, first_column;
 
     __device__ void put(Sums& sums, void* shared) const {
-        sums.for_each_pair([=](int row, int column, real one, real other) {
+        sums.for_each_pair([=](int row, int column, real& one, real& other) {
             index y_row = first_row + row, y_column = first_column + column;
-            if (bias && y_column < columns) one += bias[y_column];
-            if (bias && y_column + 1 < columns) other += bias[y_column + 1];
             Run<2, Number> pair = rounded<Number>(one, other);
             if constexpr (THROUGH_SHARED)
                 *(Run<2, Number>*)((Number*)shared + row * WIDTH + column) = pair;
@@ -331,7 +337,7 @@ __device__ void multiply(
     using Tiles = Stage<typename CopierA::T, typename CopierB::T>;
     // As many as fit into 48 KB, but no more than MOST_STAGES. GPUs since Ampere have that much for two blocks at once.
     constexpr int FIT = 48 * 1024 / sizeof(Tiles), STAGES = FIT < MOST_STAGES ? FIT : MOST_STAGES;
-    constexpr int UNROLLED = BY_MATRICES && MOST_STAGES > 2 ? STAGES : 1;
+    constexpr int UNROLLED = ON_TENSOR_CORES && MOST_STAGES > 2 ? STAGES : 1;
     alignas(128) __shared__ char shared[STAGES * sizeof(Tiles)];
     Tiles* stages = (Tiles*)shared;
     // Neighbouring blocks share rows of a, so that these are read from the cache.
@@ -339,8 +345,6 @@ __device__ void multiply(
     index first_row = tile / across * TILE_ROWS, first_column = tile % across * TILE_COLUMNS;
     CopierA copy_a(a, first_row, first, end);
     CopierB copy_b(b, first_column, first, end);
-    Sums sums;
-
     for (int i = 0; i < STAGES - 1; i++) {
         copy_a.start(stages[i].a);
         copy_b.start(stages[i].b);
@@ -348,6 +352,12 @@ __device__ void multiply(
         copy_a.finish(stages[i].a);
         copy_b.finish(stages[i].b);
     }
+    Sums sums;
+    if (bias)
+        sums.for_each_pair([=](int, int column, real& one, real& other) {
+            if (first_column + column < columns) one = bias[first_column + column];
+            if (first_column + column + 1 < columns) other = bias[first_column + column + 1];
+        });
     for (index k = first; k < end;)
         #pragma unroll UNROLLED  // with tensor cores, so that the addresses of the stages are constants
         for (int now = 0; now < STAGES && k < end; now++, k += DEPTH) {
@@ -363,7 +373,7 @@ __device__ void multiply(
         }
     wait_for_all_groups_but<0>();  // zeros, copied for steps after the last one
     __syncthreads();  // before the tiles' memory is used for the result
-    Target<Result>{y, bias, rows, columns, first_row, first_column}.put(sums, shared);
+    Target<Result>{y, rows, columns, first_row, first_column}.put(sums, shared);
 }
 """
 
@@ -400,8 +410,10 @@ def product_kernels(name: str, source: str, examples: list[dict[str, int]]) -> d
 
 
 def product_kernel(name: str, source: str, examples: list[dict[str, int]], way: Way) -> CudaKernel:
-    constants = f"constexpr int THREADS = {way.threads};\nconstexpr bool BY_MATRICES = {str(way.source is TENSOR_CORES).lower()};\n"
-    possible = [constants for constants in examples if constants["TILE_COLUMNS"] <= way.widest]
+    """The kernel for one way."""
+    on_tensor_cores = str(way.source is TENSOR_CORES).lower()
+    constants = f"constexpr int THREADS = {way.threads};\nconstexpr bool ON_TENSOR_CORES = {on_tensor_cores};\n"
+    possible = [example for example in examples if example["TILE_COLUMNS"] <= way.widest]
     whole = constants + TILES + way.source + PRODUCT + source
     return CudaKernel(name, whole, way.dtypes, possible, way.lowest_architecture)
 
@@ -414,18 +426,23 @@ def launch_product(kernels, rows: int, columns: int, parts: int, operands, argum
     """
     dtype = operands[0][0].dtype
     way = way_of(dtype)
-    tile_rows, tile_columns = tile_of(rows, columns, parts, WAYS[way].widest)
     bytes_at_once = {f"BYTES_{name}": copied_at_once(*pair) for name, pair in zip("ABY", operands, strict=True)}
+    small = min(bytes_at_once["BYTES_A"], bytes_at_once["BYTES_B"])
+    large = any(array.size > MOST_FOR_INT for array, _ in operands)
+    widest = WIDEST_OF_LARGE_ARRAYS if large else WAYS[way].widest
+    tile_rows, tile_columns = tile_of(rows, columns, parts, small, widest)
     blocks = -(-rows // tile_rows) * -(-columns // tile_columns) * parts
     constants = constants | {"TILE_ROWS": tile_rows, "TILE_COLUMNS": tile_columns} | bytes_at_once
     kernels[way].launch(blocks, WAYS[way].threads, arguments, dtype, constants)
 
 
-def tile_of(rows: int, columns: int, parts: int, widest: int) -> tuple[int, int]:
-    """Rows and columns of a tile."""
-    tile_columns = next((width for width in (16, 32, 64) if columns <= width), widest)
+def tile_of(rows: int, columns: int, parts: int, bytes_at_once: int, widest: int) -> tuple[int, int]:
+    """Rows and columns of a tile. They depend on shapes and addresses alone, and no sum depends on them."""
+    most_rows, most_columns = LARGEST_OF_SMALL_COPIES.get(bytes_at_once, (TILE_ROWS, widest))
+    widest = min(widest, most_columns)
+    tile_columns = min(next((width for width in (16, 32, 64) if columns <= width), widest), widest)
     blocks = -(-rows // TILE_ROWS) * -(-columns // tile_columns) * parts
-    return FEW_ROWS if blocks < ENOUGH_BLOCKS and tile_columns > 16 else TILE_ROWS, tile_columns
+    return FEW_ROWS if blocks < ENOUGH_BLOCKS else most_rows, tile_columns
 
 
 def copied_at_once(array, length: int) -> int:

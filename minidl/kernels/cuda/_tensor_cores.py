@@ -1,17 +1,19 @@
-"""The product of two tiles in shared memory, by tensor cores: bfloat16, or float32 rounded to TF32, summed in float32.
+"""The product of two tiles in shared memory, by tensor cores: bfloat16, float16, or float32 rounded to TF32.
 
-The instruction `mma` of a warp multiplies a matrix of 16 rows by one of 8 columns, both 8 words deep. A word is two
-bfloat16 numbers or one TF32 number. For which thread holds which word, see the PTX ISA, "Matrix fragments for
-mma.m16n8k16" (bfloat16) and "mma.m16n8k8" (TF32): counted in words, the two are the same.
+The sums are float32. The instruction `mma` of a warp multiplies a matrix of 16 rows by one of 8 columns, both 8 words
+deep. A word is two numbers of 2 bytes or one TF32 number. For which thread holds which word, see the PTX ISA, "Matrix
+fragments for mma.m16n8k16" (bfloat16, float16) and "mma.m16n8k8" (TF32): counted in words, the two are the same. Turing
+has only half of the first, which is 4 words deep.
 """
 
 TENSOR_CORES = """
-// Registers are limited so that at least this many blocks share a multiprocessor: one multiplies while another waits.
-constexpr int BLOCKS = sizeof(index) != 4 ? 1 : TILE_ROWS * TILE_COLUMNS == 128 * 128 || MOST_STAGES == 2 ? 2 : 3;
 constexpr bool PACKED = sizeof(stored) == 2;  // true if a word is two numbers
+// Registers are limited so that at least BLOCKS blocks share a multiprocessor: one multiplies while another waits.
+constexpr bool LARGEST = TILE_ROWS * TILE_COLUMNS == 128 * 128;
+constexpr int BLOCKS = sizeof(index) != 4 ? 1 : LARGEST || !PACKED || MANY_COPIES || MOST_STAGES == 2 ? 2 : 3;
 constexpr int WORDS = 16;  // in a line of a tile
-// The words of the second half of a line are loaded while the first half is multiplied, where registers are left for it:
-// without asynchronous copies they hold what is being copied.
+// The words of the second half of a line are loaded while the first half is multiplied, if registers are left for it.
+// Without asynchronous copies they hold what is being copied.
 #ifdef AMPERE
 constexpr int STEPS_AT_ONCE = 2;
 #else
@@ -36,9 +38,9 @@ __device__ unsigned int word_of(const T& tile, int line, int word) {
     return to_tf32(tile.at(line, word));
 }
 
-// Load four matrices of 8 x 8 bfloat16 numbers, by all 32 threads of a warp: thread 8 * i + r has the address of row r
-// of matrix i. Thread 4 * g + t receives in words[i] the numbers 2 * t and 2 * t + 1 of row g of matrix i, or of column
-// g if TRANSPOSED. (PTX ISA, "ldmatrix".)
+// Load four matrices of 8 rows of 16 bytes, by all 32 threads of a warp: thread 8 * i + r has the address of row r of
+// matrix i. Thread 4 * g + t receives in words[i] word t of row g of matrix i. If TRANSPOSED, it receives the 2-byte
+// numbers 2 * t and 2 * t + 1 of column g. (PTX ISA, "ldmatrix".)
 template <bool TRANSPOSED>
 __device__ void load_matrices(unsigned int (&words)[4], const stored* row) {
 #ifdef TURING
@@ -66,8 +68,9 @@ __device__ void load_matrices(unsigned int (&words)[4], const stored* row) {
 #endif
 }
 
-// The address that a thread passes to load_matrices, for matrices of 8 lines and 8 numbers along the depth. Matrix 1 is
-// 8 lines after matrix 0 (if DEPTH_FIRST, 8 numbers along the depth). Matrices 2 and 3 follow in the other direction.
+// The address that a thread passes to load_matrices, for matrices of 8 lines and a chunk along the depth. Matrix 1 is
+// 8 lines after matrix 0 (if DEPTH_FIRST, a chunk along the depth). Matrices 2 and 3 follow in the other direction.
+// Matrix 0 begins at (line + lines_on, depth_on), where the last two are constants.
 template <bool DEPTH_FIRST, class T>
 __device__ const stored* row_of_matrices(const T& tile, int line, int lines_on, int depth_on) {
     int lane = threadIdx.x % 32, r = lane % 8, one = lane / 8 % 2, other = lane / 16;
@@ -93,12 +96,11 @@ __device__ float word_product(unsigned int a, unsigned int b) {
     }
 }
 
-// `depth` is that of the numbers: "m16n8k16" has four words of a and two of b, "m16n8k8" of float16 has half of them.
 #define MMA(kind)                                                                                                    \\
     asm volatile("mma.sync.aligned." kind " {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};"         \\
                  : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])                                        \\
                  : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1))
-#define HALF_MMA(kind, a0, a1, b)                                                                                        \\
+#define HALF_MMA(kind, a0, a1, b)                                                                                    \\
     asm volatile("mma.sync.aligned." kind " {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"                     \\
                  : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])                                        \\
                  : "r"(a0), "r"(a1), "r"(b))

@@ -22,16 +22,17 @@ LEAST_COPY = 8
 GEOMETRY = "index N, index H, index W, index C, index OH, index OW, index O, index KH, index KW, index PH, index PW"
 
 OPERANDS = """
-// Two kinds of indices are counted in three digits: a window (n, i, j) of image n; and a tap (u, v, channel) with one of
-// the channels that are summed along the depth, or that are rows of dL/dweight.
-struct Digits { index outer, middle, inner; };
+// Two kinds of indices are counted in three digits: a window (n, i, j) of image n, and a tap (u, v) with a channel. The
+// channel is c of x or o of dL/dy.
+struct Digits { int outer, middle, inner; };
 
 __device__ Digits digits(index number, index middles, index inners) {
-    return {number / inners / middles, number / inners % middles, number % inners};
+    index rest = number / inners, outer = rest / middles;
+    return {int(outer), int(rest - outer * middles), int(number - rest * inners)};
 }
 
 // Without a division, which takes as long as ten additions.
-__device__ void add(Digits& to, Digits digits, index middles, index inners) {
+__device__ void add(Digits& to, Digits digits, int middles, int inners) {
     to.inner += digits.inner;
     if (to.inner >= inners) {
         to.inner -= inners;
@@ -45,8 +46,8 @@ __device__ void add(Digits& to, Digits digits, index middles, index inners) {
     to.outer += digits.outer;
 }
 
-// Where something is in an image, or how far away from that: the row h, the column w, and the place in memory. The pixel
-// that a window sees through a tap is the sum of two positions, that of the window and that of the tap.
+// A row h and a column w of an image, and an offset in memory. The pixel that a window sees through a tap is the sum of
+// two positions, that of the window and that of the tap.
 struct Position {
     index offset;
     int h, w;
@@ -67,7 +68,7 @@ struct Patches {
         return {((window.outer * H + h) * W + w) * C, window.outer < N ? h : OUTSIDE, w};
     }
     __device__ Position of_tap(Digits tap) const {
-        return {(tap.outer * W + tap.middle) * C + tap.inner, (int)tap.outer, (int)tap.middle};
+        return {(tap.outer * W + tap.middle) * C + tap.inner, tap.outer, tap.middle};
     }
     __device__ bool inside(Position one, Position other) const {
         return within(one.h + other.h, H) & within(one.w + other.w, W);
@@ -83,9 +84,12 @@ EXAMPLES = [
     {"SH": stride, "SW": stride, "TILE_ROWS": rows, "TILE_COLUMNS": columns}
     | {"BYTES_A": a, "BYTES_B": b, "BYTES_Y": y}
     for stride, rows, columns, a, b, y in (
-        (1, 128, 16, 2, 2, 2),
-        (2, 64, 32, 8, 8, 8),
-        (1, 128, 64, 16, 16, 16),
+        (1, 64, 16, 2, 2, 2),
+        (2, 64, 32, 2, 8, 8),
+        (1, 128, 16, 16, 16, 16),
+        (1, 64, 64, 4, 4, 16),
+        (2, 128, 64, 8, 16, 16),
+        (1, 64, 128, 16, 16, 16),
         (1, 128, 128, 16, 16, 16),
     )
 ]
@@ -110,8 +114,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv_forward(
     const stored* x, const stored* weight, const real* bias, stored* y, int has_bias, {GEOMETRY}
 ) {{
     PatchRows patches{{{{x, N, H, W, C, OH, OW, KH, KW, PH, PW}}}};
-    index windows = N * OH * OW, depth = KH * KW * C;
-    multiply(patches, Matrix<false>{{weight, O, O}}, has_bias ? bias : nullptr, Rows<stored>{{y, O}}, blockIdx.x, windows, O, 0, depth);
+    Matrix<false> matrix{{weight, O, O}};
+    Rows<stored> rows{{y, O}};
+    multiply(patches, matrix, has_bias ? bias : nullptr, rows, blockIdx.x, N * OH * OW, O, 0, KH * KW * C);
 }}
 """,
     EXAMPLES,
@@ -207,7 +212,7 @@ struct GradPatches {{
     __device__ Step step(index k) const {{ return digits(k, taps_w, O); }}
     __device__ void advance(Step& tap) const {{ add(tap, advances, taps_w, O); }}
     __device__ Position depth(Step tap) const {{
-        return {{tap.inner - (tap.outer * OW + tap.middle) * O, -(int)tap.outer, -(int)tap.middle}};
+        return {{tap.inner - (tap.outer * OW + tap.middle) * O, -tap.outer, -tap.middle}};
     }}
     __device__ bool inside(Line pixel, Position tap) const {{
         return within(pixel.h + tap.h, OH) & within(pixel.w + tap.w, OW);

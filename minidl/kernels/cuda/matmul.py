@@ -18,7 +18,7 @@ EXAMPLES = [
     {"A_BY_ROWS": a, "B_BY_ROWS": b, "TILE_ROWS": rows, "TILE_COLUMNS": columns}
     | {"BYTES_A": copied, "BYTES_B": copied, "BYTES_Y": copied}
     for a, b, rows, columns, copied in (
-        (1, 1, 128, 16, 2),
+        (1, 1, 64, 16, 2),
         (1, 0, 64, 32, 8),
         (0, 1, 64, 64, 16),
         (0, 0, 128, 128, 16),

@@ -20,6 +20,10 @@ GEOMETRIES = [
     ((2, 21, 23, 3), (7, 7, 4), (2, 2), (3, 3)),
     ((1, 7, 8, 2), (2, 2, 3), (3, 3), (1, 0)),
     ((1, 5, 30, 24), (1, 1, 136), (1, 1), (0, 0)),  # what is copied at a time is 16 bytes long
+    ((2, 9, 6, 8), (1, 1, 8), (2, 2), (0, 0)),  # most pixels are seen through no tap
+    ((1, 2, 3, 4), (3, 3, 4), (4, 5), (1, 1)),  # the strides are longer than the image
+    ((1, 23, 23, 3), (11, 11, 8), (4, 4), (2, 2)),
+    ((2, 7, 9, 32), (5, 5, 24), (1, 1), (2, 2)),  # a step along the depth lies in one tap
     ((2, 8, 8, 8), (3, 3, 40), (1, 1), (1, 1)),
 ]
 geometries = pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
@@ -28,6 +32,20 @@ geometries = pytest.mark.parametrize("geometry", GEOMETRIES, ids=str)
 @pytest.fixture
 def conv(kernels):
     return importlib.import_module("minidl.kernels.cuda.conv")
+
+
+@pytest.fixture
+def product(kernels):
+    return importlib.import_module("minidl.kernels.cuda._product")
+
+
+@pytest.fixture
+def with_tensor_cores(kernels):
+    """A GPU that has them for bfloat16 and TF32."""
+    import cupy
+
+    if int(cupy.cuda.Device().compute_capability) < 80:
+        pytest.skip("needs a GPU of compute capability 8.0")
 
 
 @pytest.fixture
@@ -61,7 +79,9 @@ def test_it_agrees_with_the_plain_loops(geometry, dtype, assert_agrees):
 
 
 @geometries
-def test_bfloat16_agrees_with_the_plain_loops_but_for_the_rounding_of_the_result(geometry, assert_agrees):
+def test_bfloat16_agrees_with_the_plain_loops_but_for_the_rounding_of_the_result(
+    geometry, assert_agrees, with_tensor_cores
+):
     assert_agrees(geometry, np.dtype(ml_dtypes.bfloat16), 2**-8)  # half of the distance between two numbers of 8 bits
 
 
@@ -71,14 +91,18 @@ def test_float16_agrees_with_the_plain_loops_but_for_the_rounding_of_the_result(
 
 
 @geometries
-def test_tf32_agrees_with_the_plain_loops_but_for_the_rounding_of_the_factors(geometry, assert_agrees):
+def test_tf32_agrees_with_the_plain_loops_but_for_the_rounding_of_the_factors(
+    geometry, assert_agrees, with_tensor_cores
+):
     with tf32():
         assert_agrees(geometry, np.dtype(np.float32), 2**-10)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_the_instructions_of_a_gpu_compute_what_their_plain_twins_compute(dtype, conv, to_device, to_host, rng):
-    """Of tensor cores, of asynchronous copies and of rounding to TF32; the stand-in runs the twins in both cases."""
+def test_the_instructions_of_a_gpu_compute_what_their_plain_twins_compute(
+    dtype, conv, to_device, to_host, rng, with_tensor_cores
+):
+    """Of tensor cores, of asynchronous copies and of rounding to TF32."""
     from minidl.kernels.cuda._launch import CudaKernel
 
     (x, weight, bias, grad), (stride, padding) = Case(*GEOMETRIES[-1]).draw(rng), GEOMETRIES[-1][2:]
@@ -106,8 +130,74 @@ def test_the_instructions_of_a_gpu_compute_what_their_plain_twins_compute(dtype,
         )  # a sum in another order may round up, or down
 
 
-def test_the_weights_gradient_is_summed_over_slabs_of_pixels(conv, to_device, to_host, rng, monkeypatch):
-    monkeypatch.setattr(conv, "LEAST_WINDOWS", 10)
+# Several tiles of the largest size, of which the last ones are not full.
+LARGE = (1, 14, 13, 40), (3, 3, 136), (1, 1), (1, 1)
+
+
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float16, np.float32], ids=lambda dtype: dtype.__name__)
+@pytest.mark.parametrize("enough_blocks", [0, 1000])
+def test_tiles_of_128_and_of_64_rows_give_the_plain_loops_result(
+    dtype, enough_blocks, product, assert_agrees, monkeypatch, with_tensor_cores
+):
+    monkeypatch.setattr(product, "ENOUGH_BLOCKS", enough_blocks)
+    assert product.tile_of(182, 136, 1, 16, 128)[0] == (64 if enough_blocks else 128)
+    with tf32():
+        assert_agrees(LARGE, np.dtype(dtype), 2**-8 if dtype == ml_dtypes.bfloat16 else 2**-10)
+
+
+@pytest.fixture
+def launched(conv, monkeypatch):
+    """(name, constants) of each kernel that has been launched."""
+    found, launch = [], conv.CudaKernel.launch
+
+    def noted(kernel, *arguments, **others):
+        found.append((kernel.name, next((a for a in arguments if isinstance(a, dict)), {})))
+        return launch(kernel, *arguments, **others)
+
+    monkeypatch.setattr(conv.CudaKernel, "launch", noted)
+    return found
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_large_arrays_have_long_indices_and_narrow_tiles(
+    dtype, product, assert_agrees, launched, monkeypatch, with_tensor_cores
+):
+    monkeypatch.setattr(importlib.import_module("minidl.kernels.cuda._launch"), "MOST_FOR_INT", 10)
+    monkeypatch.setattr(product, "MOST_FOR_INT", 10)
+    assert_agrees(GEOMETRIES[2], np.dtype(dtype), {"bfloat16": 2**-8, "float16": 2**-11, "float32": 1e-4}[dtype])
+    assert max(constants.get("TILE_COLUMNS", 0) for _, constants in launched) == 64
+
+
+def test_arrays_at_an_address_that_does_not_fit_16_bytes(conv, to_device, to_host, rng):
+    """What is copied at a time is then smaller."""
+    (x, weight, _, grad), (stride, padding) = Case(*GEOMETRIES[-1]).draw(rng), GEOMETRIES[-1][2:]
+    for skipped in (1, 2, 4):
+
+        def moved(array, skipped=skipped):
+            flat = np.concatenate([np.zeros(skipped), array.ravel()]).astype(np.float16)
+            return to_device(flat)[skipped:].reshape(array.shape)
+
+        y = to_host(conv.conv2d_forward(moved(x), moved(weight), None, stride, padding))
+        assert_close(y.astype(np.float64), reference.conv2d_forward(x, weight, None, stride, padding), 2**-9)
+        ours = conv.conv2d_backward(moved(grad), moved(x), moved(weight), stride, padding, True, True)
+        expected = reference.conv2d_backward(grad, x, weight, stride, padding, True, True)
+        for gradient, exact in zip(ours, expected, strict=True):
+            assert_close(to_host(gradient).astype(np.float64), exact, 2**-9)
+
+
+def test_images_of_three_channels_are_copied_at_least_8_bytes_at_a_time(conv, to_device, rng, launched):
+    (x, weight, _, grad), (stride, padding) = Case(*GEOMETRIES[4]).draw(rng), GEOMETRIES[4][2:]
+    x, weight, grad = (to_device(array.astype(np.float16)) for array in (x, weight, grad))
+    conv.conv2d_forward(x, weight, None, stride, padding)
+    conv.conv2d_backward(grad, x, weight, stride, padding, False, True)
+    copied = {name: constants["BYTES_A"] for name, constants in launched if "BYTES_A" in constants}
+    assert copied == {"conv_forward": 8, "conv_backward_weight": 8}
+
+
+@pytest.mark.parametrize("least_windows", [10, 3])  # a few slabs, and many
+def test_the_weights_gradient_is_summed_over_slabs_of_pixels(least_windows, conv, to_device, to_host, rng, monkeypatch):
+    monkeypatch.setattr(conv, "LEAST_WINDOWS", least_windows)
+    assert (conv.slabs_of(2 * 9 * 7, 27, 5) >= conv.MANY_SLABS) == (least_windows == 3)
     x, weight, _, grad = Case(*GEOMETRIES[0]).draw(rng)
     expected = reference.conv2d_backward(grad, x, weight, (1, 1), (1, 1), False, True)[1]
     run = Runner(conv, to_device, to_host)
