@@ -61,12 +61,11 @@ class Node:
 def backward(root: Node | Leaf, grad) -> None:
     """Add dL/d(leaf) to `leaf.grad` for every leaf that root was computed from; `grad` is dL/d(root)."""
     for leaf, grad_leaf in gradients(root, grad):
-        if grad_leaf is None:
-            continue
-        # Never in place: another leaf may hold the same array.
-        leaf.grad = grad_leaf if leaf.grad is None else add(leaf.grad, grad_leaf)
-        for hook in leaf.hooks:
-            hook()
+        if grad_leaf is not None:
+            # Never in place: another leaf may hold the same array.
+            leaf.grad = grad_leaf if leaf.grad is None else add(leaf.grad, grad_leaf)
+            for hook in leaf.hooks:
+                hook()
 
 
 def gradients(root: Node | Leaf, grad) -> Iterator[tuple[Leaf, object]]:

@@ -253,8 +253,8 @@ def dropout(x: Tensor, probability: float, key: np.ndarray) -> Tensor:
     """
     check_floats("dropout", x)
     expect("dropout", 0 <= probability < 1, "a probability in [0, 1)", probability)
-    if getattr(key, "shape", None) != (4,) or key.dtype != np.uint32:
-        raise ValueError(f"dropout: expected a key of four uint32 numbers, got {key!r}")
+    is_key = getattr(key, "shape", None) == (4,) and key.dtype == np.uint32
+    expect("dropout", is_key, "a key of four uint32 numbers", repr(key))
     return apply(Dropout, x, probability=probability, key=key)
 
 
@@ -316,8 +316,7 @@ def cross_entropy(logits: Tensor, labels, label_smoothing: float = 0.0) -> Tenso
     """
     check_batch("cross_entropy", logits, "(N, K)", 2)
     expect("cross_entropy", 0 <= label_smoothing <= 1, "label_smoothing in [0, 1]", label_smoothing)
-    labels = labels.data if isinstance(labels, Tensor) else labels
-    labels = np.asarray(labels) if isinstance(labels, list | tuple) else labels
+    labels = Tensor(labels).data if isinstance(labels, list | tuple | Tensor) else labels
     check_labels(labels, logits)
     return apply(CrossEntropy, _in_float32(logits), labels=labels, label_smoothing=float(label_smoothing))
 

@@ -324,8 +324,7 @@ class Tensor:
         return self.permute(*reversed(range(self.ndim)))
 
     def __getitem__(self, index) -> "Tensor":
-        parts = index if isinstance(index, tuple) else (index,)
-        return apply(GetItem, self, index=tuple(_raw(part) for part in parts))
+        return apply(GetItem, self, index=tuple(map(_raw, index if isinstance(index, tuple) else (index,))))
 
     def __iter__(self):
         return (self[i] for i in range(len(self)))

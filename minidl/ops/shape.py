@@ -78,8 +78,9 @@ class Cat(Function):
         shape = list(arrays[0].shape)
         shape[dim] = ends[-1]
         y = np.empty(shape, arrays[0].dtype, like=arrays[0])
+        # np.concatenate cannot be captured: CuPy copies a list of many addresses from the host.
         for part, array in zip(np.split(y, ends[:-1], axis=dim), arrays, strict=True):
-            part[...] = array[...]  # np.concatenate cannot be captured: CuPy copies a list of many addresses from the host
+            part[...] = array
         return y
 
     @staticmethod

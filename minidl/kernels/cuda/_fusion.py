@@ -141,6 +141,11 @@ class Deferred:
     __array_priority__ = 1000  # so that `array + deferred` calls __radd__
     is_on_gpu = True  # for `kernels.device_of`
 
+    @property
+    def itself(self) -> "Deferred":
+        """For the operations that take a deferred array: `apply` reads this attribute instead of `array`."""
+        return self
+
     def __getattr__(self, name: str):
         return getattr(self.array, name)
 

@@ -52,7 +52,7 @@ def test_a_captured_operation_has_the_bits_of_an_eager_one(case, dtype, device):
 
 @pytest.mark.parametrize("case", CAPTURED)
 def test_an_operation_takes_what_a_captured_step_defers(case, device, monkeypatch):
-    """Here each floating-point input and each gradient is a sum that is not computed yet: see kernels/cuda/_fusion.py."""
+    """Here each input and each gradient is a sum that is not computed yet: see kernels/cuda/_fusion.py."""
     monkeypatch.setattr("minidl.kernels.THREADS_PAY", 0)  # elements, from which on sums have a kernel
 
     def sums(*arguments):
