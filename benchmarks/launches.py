@@ -177,10 +177,13 @@ def record(name: str, batch: int, dtype: str, capability: int) -> dict:
     from gpu_sides import make_our_step
     from step_worker import make_ours
 
+    from minidl.kernels.cuda._fusion import fusing
+
     step = make_our_step(name, batch, make_ours(name).state_dict(), dtype)
     step()  # makes the optimiser's state
     LAUNCHES.clear()
-    step()
+    with fusing():  # as while a step is captured
+        step()
     return {"sources": list(SOURCES), "launches": LAUNCHES}
 
 

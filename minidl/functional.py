@@ -253,8 +253,8 @@ def dropout(x: Tensor, probability: float, key: np.ndarray) -> Tensor:
     """
     check_floats("dropout", x)
     expect("dropout", 0 <= probability < 1, "a probability in [0, 1)", probability)
-    is_key = getattr(key, "shape", None) == (4,) and key.dtype == np.uint32
-    expect("dropout", is_key, "a key of four uint32 numbers", repr(key))
+    if getattr(key, "shape", None) != (4,) or key.dtype != np.uint32:
+        raise ValueError(f"dropout: expected a key of four uint32 numbers, got {key!r}")
     return apply(Dropout, x, probability=probability, key=key)
 
 
