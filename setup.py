@@ -26,7 +26,7 @@ setup(
         # is replaced; of CUDA, headers only.
         "fake-gpu": ["cupy-cuda13x==14.2.0", "nvidia-cuda-runtime>=13", "nvidia-cuda-crt>=13", "nvidia-cuda-cccl>=13"],
         # To compile the CUDA kernels in tests without a GPU, and to read their machine code; 240 MB.
-        "nvrtc": ["nvidia-cuda-nvrtc==13.0.88", "nvidia-cuda-nvdisasm==13.5.37"],
+        "nvrtc": ["nvidia-cuda-nvrtc==13.0.88", "nvidia-cuda-nvrtc-cu12==12.9.86", "nvidia-cuda-nvdisasm==13.5.37"],
         "bench": ["torch==2.13.0"],
     },
     classifiers=[

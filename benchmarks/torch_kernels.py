@@ -206,7 +206,8 @@ def check_same(name: str, ours: object, theirs: object) -> None:
     """Fail unless both results have the same norms, which do not depend on the layout; an update in place has none."""
     for array, other in zip(arrays_in(ours), arrays_in(theirs), strict=False):
         norms = np.linalg.norm(array), np.linalg.norm(other)
-        if not math.isclose(*norms, rel_tol=1e-3, abs_tol=1e-12):
+        # The gradient of a bias in front of a batch norm is 0, up to rounding.
+        if not math.isclose(*norms, rel_tol=1e-3, abs_tol=1e-6):
             raise SystemExit(f"error: {name} and PyTorch's counterpart differ: norms {norms}")
 
 

@@ -25,7 +25,7 @@ from minidl.system.cpus import available_cpus
 
 ROOT = Path(__file__).parents[1]
 CACHE = ROOT / ".pytest_cache" / "nvrtc"
-DISTRIBUTION = "nvidia-cuda-nvrtc"
+CUDA_13, CUDA_12 = "nvidia-cuda-nvrtc", "nvidia-cuda-nvrtc-cu12"  # the wheels with NVRTC 13.0 and 12.9
 CUPYS_OPTIONS = ("-ftz=true", "--std=c++17", "--device-as-default-execution-space")  # what CuPy 14.2 adds
 ARCHITECTURES = (75, 80, 90)  # Turing, the oldest that CUDA 13 knows; Ampere; Hopper
 
@@ -111,15 +111,20 @@ def spilled_bytes(log: str) -> int:
 
 
 @functools.cache
-def installed_nvrtc() -> Nvrtc:
-    """One for each process."""
-    return Nvrtc(importlib.metadata.distribution(DISTRIBUTION))
+def installed_nvrtc(wheel: str = CUDA_13) -> Nvrtc:
+    """One for each process: the functions of two would have the same names."""
+    return Nvrtc(importlib.metadata.distribution(wheel))
 
 
-def fault(variant: Variant, architecture: int) -> str | None:
+def compiled(variant: Variant, architecture: int, wheel: str) -> tuple[str, bytes]:
+    """The log and the machine code of a kernel, in a process that uses only this compiler."""
+    return installed_nvrtc(wheel).compile(variant, architecture)
+
+
+def fault(variant: Variant, architecture: int, wheel: str = CUDA_13) -> str | None:
     """What is wrong with a kernel, if anything is."""
     try:
-        log = installed_nvrtc().log(variant, architecture)
+        log = installed_nvrtc(wheel).log(variant, architecture)
     except ValueError as error:
         return str(error)
     if not spilled_bytes(log):
@@ -127,9 +132,9 @@ def fault(variant: Variant, architecture: int) -> str | None:
     return f"{variant.name} {variant.definitions} for sm_{architecture} spills registers:\n{log}"
 
 
-def place_of(variant: Variant, architecture: int) -> Path:
+def place_of(variant: Variant, architecture: int, wheel: str) -> Path:
     """The empty file that says that this NVRTC has found nothing wrong with a kernel."""
-    key = [importlib.metadata.version(DISTRIBUTION), str(architecture), *CUPYS_OPTIONS, variant.source]
+    key = [importlib.metadata.version(wheel), str(architecture), *CUPYS_OPTIONS, variant.source]
     return CACHE / hashlib.sha256("\0".join(key).encode()).hexdigest()[:32]
 
 
@@ -143,10 +148,26 @@ def nvrtc():
 
 @pytest.fixture(scope="module")
 def processes(nvrtc):
+    """They compile with CUDA 13."""
+    with started_processes() as pool:
+        yield pool
+
+
+@pytest.fixture(scope="module")
+def processes_of_cuda_12():
+    """Others, that compile with CUDA 12."""
+    try:
+        importlib.metadata.distribution(CUDA_12)
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip('needs NVRTC 12: pip install ".[nvrtc]"')
+    with started_processes() as pool:
+        yield pool
+
+
+def started_processes() -> concurrent.futures.ProcessPoolExecutor:
     """They are started with the first piece of work."""
     context = multiprocessing.get_context("spawn")  # as this process has threads
-    with concurrent.futures.ProcessPoolExecutor(available_cpus(), context) as pool:
-        yield pool
+    return concurrent.futures.ProcessPoolExecutor(available_cpus(), context)
 
 
 def listed_by(*arguments: str) -> list[Variant]:
@@ -175,15 +196,16 @@ def test_there_are_kernels_to_compile(variants):
     assert len(types) == 8  # float32, float64, bfloat16 and float16; int and long long
 
 
-def assert_no_faults(variants: list[Variant], architecture: int, processes) -> None:
+def assert_no_faults(variants: list[Variant], architecture: int, processes, wheel: str = CUDA_13) -> None:
     CACHE.mkdir(parents=True, exist_ok=True)
-    new = [variant for variant in variants if not place_of(variant, architecture).exists()]
+    new = [variant for variant in variants if not place_of(variant, architecture, wheel).exists()]
+    same = itertools.repeat(architecture, len(new)), itertools.repeat(wheel, len(new))
     faults = []
-    for variant, found in zip(new, processes.map(fault, new, [architecture] * len(new), chunksize=4), strict=True):
+    for variant, found in zip(new, processes.map(fault, new, *same, chunksize=4), strict=True):
         if found:
             faults.append(found)
         else:
-            place_of(variant, architecture).touch()
+            place_of(variant, architecture, wheel).touch()
     assert not faults, "\n\n".join(faults)
 
 
@@ -200,6 +222,11 @@ def test_the_products_that_networks_use_compile_without_spilling_registers(dtype
     assert {product.name for product in products} == {"conv_forward", "conv_backward_x", "conv_backward_weight"}
     assert len(products) > 30
     assert_no_faults(products, architecture, processes)
+
+
+@pytest.mark.parametrize(("dtype", "architecture"), [("float16", 75), ("bfloat16", 80), ("bfloat16", 90)])
+def test_the_compiler_of_cuda_12_takes_them_too(dtype, architecture, processes_of_cuda_12):
+    assert_no_faults(products_of_networks(dtype), architecture, processes_of_cuda_12, CUDA_12)
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -259,11 +286,12 @@ def count(name: str, instructions: list[str]) -> int:
 
 
 @pytest.fixture
-def disassembled(nvrtc, disassembler, tmp_path):
-    """disassembled(variant): what the compiler says of it for compute capability 9.0, and its machine code as text."""
+def disassembled(processes, processes_of_cuda_12, disassembler, tmp_path):
+    """disassembled(variant): what a compiler says of it for compute capability 9.0, and its machine code as text."""
 
-    def disassemble(variant):
-        log, binary = nvrtc.compile(variant, 90)
+    def disassemble(variant, wheel=CUDA_13):
+        pool = processes if wheel == CUDA_13 else processes_of_cuda_12
+        log, binary = pool.submit(compiled, variant, 90, wheel).result()
         (tmp_path / "kernel.cubin").write_bytes(binary)
         command = [disassembler, "-c", tmp_path / "kernel.cubin"]
         return log, subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -283,9 +311,10 @@ INNER_LOOPS = [
 ]
 
 
+@pytest.mark.parametrize("wheel", [CUDA_13, CUDA_12])
 @pytest.mark.parametrize(("name", "rows", "columns", "most"), INNER_LOOPS)
 def test_the_products_inner_loop_has_few_instructions_beside_its_tensor_core_ones(
-    name, rows, columns, most, disassembled
+    name, rows, columns, most, wheel, disassembled
 ):
     """In bfloat16, of 3 x 3 taps and stride 1. All of it is in registers, and two blocks fit a multiprocessor.
 
@@ -294,7 +323,7 @@ def test_the_products_inner_loop_has_few_instructions_beside_its_tensor_core_one
     """
     constants = "SH 1", f"TILE_ROWS {rows}", f"TILE_COLUMNS {columns}", "BYTES_A 16", "BYTES_B 16", "BYTES_Y 16"
     (variant,) = (v for v in products_of_networks("bfloat16") if v.name == name and set(constants) <= {*v.definitions})
-    log, text = disassembled(variant)
+    log, text = disassembled(variant, wheel)
     loop = main_loop(text)
     steps, products = count("LDGDEPBAR", loop), count("HMMA", loop)  # LDGDEPBAR ends a group of copies
     assert products == steps * columns // 2

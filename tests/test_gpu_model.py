@@ -204,16 +204,16 @@ def nvrtc():
 
 
 def test_the_real_kernels_are_understood(recorded, nvrtc, tmp_path, monkeypatch):
-    """The loops of a product, of batch statistics and of an addition, in sm_90 code."""
+    """The loops of a product, of batch statistics and of an element-wise kernel, in sm_90 code."""
     monkeypatch.setattr(sass, "CACHE", tmp_path)
     for name in ("conv_forward", "conv_backward_x", "conv_backward_weight"):
         (launch, *_) = launches_of(recorded, name)
         assert launch.count(lambda loop: loop.hmma) > 0
         padded = launch.count(lambda loop: loop.tensor_macs) * launch.warps / math.prod(launch.tile())
         assert launch.depth() <= padded < launch.depth() + 32, name
-    (addition, *_) = launches_of(recorded, "add")
-    moved = addition.count(lambda loop: loop.global_bytes) * addition.blocks * 256
-    assert moved == pytest.approx(addition.bytes, rel=0.01)
+    (elementwise, *_) = launches_of(recorded, "relu_backward")
+    moved = elementwise.count(lambda loop: loop.global_bytes) * elementwise.blocks * 256
+    assert moved == pytest.approx(elementwise.bytes, rel=0.01)
 
 
 def launches_of(recorded, name):

@@ -4,8 +4,9 @@ import contextlib
 import re
 import sys
 from collections.abc import Iterator
+from types import ModuleType
 
-from minidl.system.gpu import select_gpu
+from minidl.system.gpu import require_cupy, select_gpu
 
 
 def set_per_process_memory_fraction(fraction: float) -> None:
@@ -26,7 +27,7 @@ def explain_out_of_memory(batch_size: int) -> Iterator[None]:
     The estimate takes the memory of a step as proportional to its batch size. Memory allocated before the step, such as
     that of the parameters, does not count.
     """
-    cupy = sys.modules.get("cupy")
+    cupy = _cupy_with_gpu()
     if cupy is None:
         yield
         return
@@ -45,6 +46,16 @@ def explain_out_of_memory(batch_size: int) -> Iterator[None]:
             f"{_gigabytes(total)}; {batch_size} images need {_gigabytes(needed)} or more, so "
             + (f"at most {fitting} fit" if fitting > 0 else "not one fits")
         ) from error
+
+
+def _cupy_with_gpu() -> ModuleType | None:
+    """CuPy, if something has imported it and it finds a GPU."""
+    if "cupy" not in sys.modules:
+        return None
+    try:
+        return require_cupy()
+    except RuntimeError:
+        return None
 
 
 def _gigabytes(count: int) -> str:

@@ -5,6 +5,9 @@ relu(bn(x) + shortcut), has seven. While a step is captured (`cuda_graph`), the 
 is therefore a `Deferred`, which is not computed yet. If a ReLU takes it, one kernel computes all of them, in three
 passes. Whatever else takes it has it computed first. The numbers are rounded as by the separate kernels, so the bits
 are those of the eager step.
+
+The optimisers, which change parameters in place, have all that is deferred computed first. A step that writes into an
+array itself (`x.data[...] = 0`) must not do so between a batch norm that reads it and the use of its result.
 """
 
 import contextlib
