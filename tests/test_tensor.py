@@ -13,6 +13,7 @@ from hypothesis.extra import numpy as hnp
 import minidl
 from minidl import Buffer, Parameter, Tensor
 from minidl.nn import Linear
+from minidl.system.gpu import require_cupy
 from tests.kernels.compare import assert_close, torch_gradients
 from tests.ops.case import gradients
 
@@ -522,6 +523,18 @@ class CupyWithoutGpu:
             def getDeviceCount(cls):  # noqa: N802
                 raise cls.CUDARuntimeError("cudaErrorNoDevice: no CUDA-capable device is detected")
 
+    @classmethod
+    def get_default_memory_pool(cls):
+        return cls.cuda.runtime.getDeviceCount()  # every question to the device is the same error
+
+
+@pytest.fixture
+def no_cupy_yet():
+    """`require_cupy` remembers a CuPy that works."""
+    require_cupy.cache_clear()
+    yield
+    require_cupy.cache_clear()
+
 
 @pytest.mark.parametrize(
     ("cupy", "message"),
@@ -530,13 +543,20 @@ class CupyWithoutGpu:
         (CupyWithoutGpu, r"device 'cuda': CuPy finds no GPU \(cudaErrorNoDevice: .*\); use device 'cpu'"),
     ],
 )
-def test_a_device_that_is_not_there_is_an_error_that_says_what_is(cupy, message, monkeypatch):
+def test_a_device_that_is_not_there_is_an_error_that_says_what_is(cupy, message, monkeypatch, no_cupy_yet):
     monkeypatch.setitem(sys.modules, "cupy", cupy)
     x = Tensor([1.0])
     for move in (lambda: x.to("cuda"), lambda: Tensor([1.0], device="cuda"), lambda: Linear(2, 3).to("cuda")):
         with pytest.raises(RuntimeError, match=message):
             move()
     assert (x + x).item() == 2  # and work goes on
+
+
+def test_a_cupy_that_finds_no_gpu_does_not_stop_training_on_the_cpu(monkeypatch, no_cupy_yet):
+    monkeypatch.setitem(sys.modules, "cupy", CupyWithoutGpu)
+    with minidl.explain_out_of_memory(8):
+        total = minidl.ones(2, 3).sum().item()
+    assert total == 6
 
 
 def test_minidl_does_not_import_cupy():

@@ -19,13 +19,11 @@ def select_gpu(device: str) -> ModuleType:
     RuntimeError if there is no such GPU, or if the process already computes on another one.
     """
     cupy = require_cupy()
-    count = cupy.cuda.runtime.getDeviceCount()
+    ids = _selected or range(cupy.cuda.runtime.getDeviceCount())
     number = int(device[5:]) if device != "cuda" else (_selected or [cupy.cuda.runtime.getDevice()])[0]
-    if number not in (_selected or range(count)):
-        other = (
-            f"this process uses 'cuda:{_selected[0]}'; start another one" if _selected else f"CuPy finds {count} GPU(s)"
-        )
-        raise RuntimeError(f"device {device!r}: {other}")
+    if number not in ids:
+        why = f"this process uses 'cuda:{ids[0]}'; start another one" if _selected else f"CuPy finds {len(ids)} GPU(s)"
+        raise RuntimeError(f"device {device!r}: {why}")
     _selected[:] = [number]
     cupy.cuda.Device(number).use()  # each thread starts on GPU 0
     return cupy

@@ -19,10 +19,9 @@ from typing import NamedTuple
 import cupy
 
 from minidl.kernels.cuda._launch import CudaKernel, real_dtype
-from minidl.kernels.cuda._slabs import MOST_BLOCKS, SLABS, columns_of, cut
+from minidl.kernels.cuda._slabs import SLABS, columns_of, cut_without_sums
 from minidl.kernels.cuda._vectors import aligned
 
-ROWS_PER_THREAD = 4
 THEN_NOTHING, THEN_RELU, THEN_RELU_BACKWARD = 0, 1, 2  # what follows the sum
 NORM = "const real* {0}_mean, const real* {0}_variance, const real* {0}_weight, const real* {0}_bias, real {0}_eps"
 
@@ -130,7 +129,7 @@ class Deferred:
         a, b = self.terms if len(self.terms) == 2 else (*self.terms, None)
         y = cupy.empty_like(a.x)
         rows, columns, constants = columns_of(a.x)
-        slabs = cut(rows, columns, ROWS_PER_THREAD, MOST_BLOCKS)
+        slabs = cut_without_sums(rows, columns)
         constants |= {"NORM_A": int(a.norm is not None), "HAS_B": int(b is not None)}
         constants |= {"NORM_B": int(b is not None and b.norm is not None), "THEN": then}
         arguments = *_arguments(a), *_arguments(b or a), y if output is None else output, y

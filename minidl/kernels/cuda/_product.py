@@ -400,8 +400,8 @@ WAYS = {
 def way_of(dtype) -> str:
     """The way to multiply arrays of that dtype."""
     if dtype.itemsize == 2:
-        return dtype.name
-    return "tf32" if dtype.name == "float32" and tf32_is_on() else "multiply-add"
+        return dtype.type.__name__  # `dtype.name` takes ten times as long
+    return "tf32" if dtype.itemsize == 4 and tf32_is_on() else "multiply-add"
 
 
 def product_kernels(name: str, source: str, examples: list[dict[str, int]]) -> dict[str, CudaKernel]:

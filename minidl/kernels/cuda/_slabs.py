@@ -14,6 +14,7 @@ BLOCKS_AT_ONCE = 512  # that a large GPU runs at once: 4 blocks of 256 threads o
 # Rows that a thread adds up itself, before the threads of its block are added up. Few rows give many partial sums; over
 # many rows rounding errors grow.
 FEWEST_ROWS, MOST_ROWS = 8, 64
+ROWS_WITHOUT_SUMS = 4  # of a thread that adds up nothing: all are read at once, and the channel's parameters only once
 
 # Put before the source of such a kernel. A block has 256 threads; the grid is (groups of columns, slabs of rows). A
 # column is a vector of VECTOR neighbouring channels: see `_vectors`.
@@ -93,6 +94,11 @@ def cut_for_sums(rows: int, columns: int) -> Slabs:
     """
     for_few_blocks = cut(rows, columns, FEWEST_ROWS, BLOCKS_AT_ONCE)
     return cut(rows, columns, min(for_few_blocks.rows_per_thread, MOST_ROWS), MOST_BLOCKS)
+
+
+def cut_without_sums(rows: int, columns: int) -> Slabs:
+    """Slabs for a kernel that computes each number by itself."""
+    return cut(rows, columns, ROWS_WITHOUT_SUMS, MOST_BLOCKS)
 
 
 def one_slab(rows: int, columns: int) -> Slabs:

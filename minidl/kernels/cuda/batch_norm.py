@@ -7,10 +7,8 @@ import cupy
 
 from minidl.kernels.cuda._fusion import Deferred, Term, is_fusing
 from minidl.kernels.cuda._launch import CudaKernel, real_dtype
-from minidl.kernels.cuda._slabs import MOST_BLOCKS, ONE_CHANNEL, SLABS, columns_of, cut, cut_for_sums, one_slab
+from minidl.kernels.cuda._slabs import ONE_CHANNEL, SLABS, columns_of, cut_for_sums, cut_without_sums, one_slab
 from minidl.kernels.cuda._vectors import EXAMPLES, aligned
-
-ROWS_PER_THREAD = 4  # in kernels without sums: all four rows are read at once, and the channel's parameters only once
 
 MOMENTS = (
     SLABS
@@ -146,7 +144,7 @@ def batch_norm_apply(x, mean, variance, weight, bias, eps):
         return Deferred(Term(x, (mean, variance, weight, bias, float(eps))))
     y = cupy.empty_like(x)
     rows, columns, constants = columns_of(x)
-    slabs = cut(rows, columns, ROWS_PER_THREAD, MOST_BLOCKS)
+    slabs = cut_without_sums(rows, columns)
     arguments = x, mean, variance, weight, bias, y, float(eps), rows, columns, slabs.rows_per_thread
     BATCH_NORM_APPLY.launch(slabs.blocks, slabs.threads, arguments, x.dtype, constants)
     return y
@@ -261,7 +259,7 @@ def batch_norm_backward(grad, x, mean, variance, weight, eps, through_statistics
     grad_weight, grad_bias = _backward_parameters(grad, x, mean, variance, eps)
     grad_x = cupy.empty_like(x)
     rows, columns, constants = columns_of(x)
-    slabs = cut(rows, columns, ROWS_PER_THREAD, MOST_BLOCKS)
+    slabs = cut_without_sums(rows, columns)
     arguments = (
         *(grad, x, mean, variance, weight, grad_weight, grad_bias, grad_x),
         *(float(eps), 1 / rows, rows, columns, slabs.rows_per_thread),
