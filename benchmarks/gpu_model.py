@@ -15,7 +15,8 @@ of its launch, and nvdisasm shows its instructions and loops (sass.py). The time
            depends on how many warps a scheduler chooses from: INSTRUCTIONS_PER_CYCLE, measured by Volkov 2016,
            "Understanding latency hiding on GPUs", for dependent arithmetic on several generations, and used for all.
   tensor   HMMA instructions at the tensor cores' rate. On Hopper mma.sync reaches 62 % of the peak that wgmma has (Luo
-           et al. 2024, "Benchmarking and dissecting the NVIDIA Hopper GPU architecture via microbenchmarking").
+           et al. 2024, "Benchmarking and dissecting the NVIDIA Hopper GPU architecture via microbenchmarking"). That
+           itself is taken as 90 %: a GPU that multiplies all the time lowers its clock.
   fp32     Instructions of the float32 pipe: one a cycle and scheduler on Hopper, one every second cycle on Turing and
            the A100, by the number of lanes (NVIDIA's white papers of the three).
   shared   What goes to and from shared memory, at 128 bytes a cycle and SM (CUDA C++ programming guide: 32 banks of 4
@@ -25,7 +26,9 @@ of its launch, and nvdisasm shows its instructions and loops (sass.py). The time
   latency  Each wave of blocks waits for memory once before the main loop and once in each turn in which it loads to
            registers (600 cycles; Jia et al. 2018 and 2019 measured 440 to 620 on Volta and Turing). If the loop has
            barriers, as a product without asynchronous copies has, nothing else of the block goes on: these cycles, by
-           the number of blocks on an SM, are added to those of issue.
+           the number of blocks on an SM, are added to those of issue. A block that waits for its wgmma has
+           started the copies of a later step, but does nothing else: a step takes it at least its instructions, at the
+           rate of four warps alone, or its tensor work, and then WGMMA_WAIT. Other blocks of the SM go on.
 
 Turns of the main loop, by conservation of work: a product must do all multiply-adds of its tile (depth times tile), and
 another kernel must move all its bytes; the machine code tells how many a turn does. The main loop is the one that does
@@ -61,6 +64,7 @@ WORKLOADS = {"resnet50": 256, "vgg16_bn": 64, "resnet20": 128}
 INSTRUCTIONS_PER_CYCLE = {1: 0.23, 2: 0.41, 4: 0.63, 8: 0.79, 16: 0.9}
 SHARE_OF_COPY = 0.8  # of the rate of a copy that a kernel with coalesced accesses reaches
 WAIT = 600  # cycles for a number from memory
+WGMMA_WAIT = 100  # cycles from the end of a wgmma to the next instruction, with a barrier; an assumption
 STEP_BYTES = 64  # of the depth of a product's tile (_product.py); where it ends, zeros fill it
 GAP = 1.2e-6  # seconds between two nodes of a CUDA graph
 
@@ -70,7 +74,7 @@ class Gpu:
     """`tflops` are those of bfloat16 (float16 on Turing) by mma.sync; `fp32_cycles` those of a float32 instruction.
 
     `copy` is in bytes per second: what a copy of large arrays reaches. `shared` is of a multiprocessor, in bytes;
-    `reserved` of each block's share of it.
+    `reserved` of each block's share of it. `wgmma_tflops` are those of bfloat16 by wgmma.
     """
 
     capability: int
@@ -85,13 +89,14 @@ class Gpu:
     reserved: int
     warps: int
     blocks: int
+    wgmma_tflops: float = 1  # where there is none
 
 
 GPUS = {
     # Peaks: NVIDIA's data sheets. Copies: T4 220 GB/s (Jia et al. 2019), A100 80 GB 88 % of 2,039 GB/s, H200 4.3 TB/s.
     "T4": Gpu(75, ("float16", "float32"), 40, 1.59e9, 0.22e12, 65, 65, 2, 64 * 1024, 0, 32, 16),
     "A100": Gpu(80, ("bfloat16",), 108, 1.41e9, 1.8e12, 312, 312, 2, 164 * 1024, 1024, 64, 32),
-    "H200": Gpu(90, ("bfloat16",), 132, 1.755e9, 4.3e12, 0.62 * 989, 989, 1, 228 * 1024, 1024, 64, 32),
+    "H200": Gpu(90, ("bfloat16",), 132, 1.755e9, 4.3e12, 0.62 * 989, 989, 1, 228 * 1024, 1024, 64, 32, 0.9 * 989),
 }
 
 # -- what a launch has to do -------------------------------------------------------------------------------------------
@@ -281,7 +286,7 @@ def peak_macs(launch: Launch, gpu: Gpu) -> float:
     tensor = launch.count(lambda loop: loop.tensor_macs)
     if not tensor:
         return gpu.multiprocessors * 128 / gpu.fp32_cycles * gpu.clock
-    return gpu.peak_tflops * 1e12 / 2 * tensor / launch.count(lambda loop: loop.tensor_work)
+    return gpu.peak_tflops * 1e12 / 2 * tensor / launch.count(lambda loop: loop.tensor_work + loop.wgmma_macs)
 
 
 def times(launch: Launch, gpu: Gpu) -> dict[str, float]:
@@ -289,21 +294,34 @@ def times(launch: Launch, gpu: Gpu) -> dict[str, float]:
     at_once = blocks_at_once(launch, gpu)
     full, rest = divmod(launch.blocks, at_once * gpu.multiprocessors)
     waves = [(full, at_once)] + ([(1, -(-rest // gpu.multiprocessors))] if rest else [])
-    names = ("instructions", "fp32", "tensor_work", "shared")
+    names = ("instructions", "fp32", "tensor_work", "wgmma_macs", "wgmma_waits", "shared")
     counts = {name: launch.count(lambda loop, name=name: getattr(loop, name)) for name in names}
     waits, stalls = launch.waits()
-    rate = gpu.tflops * 1e12 / 2 / gpu.multiprocessors / gpu.clock  # multiply-adds of a multiprocessor in a cycle
+    tensor = cycles_of_tensor_cores(counts, gpu)
+    alone = block_alone(counts, launch.warps, tensor) if counts["wgmma_waits"] else 0
     cycles = dict.fromkeys(("issue", "tensor", "fp32", "shared", "latency"), 0.0)
     for count, blocks in waves:
         warps = blocks * launch.warps  # of a multiprocessor
         cycles["issue"] += count * counts["instructions"] * warps / 4 / instructions_per_cycle(warps / 4)
         cycles["issue"] += count * stalls * WAIT / blocks
         cycles["fp32"] += count * counts["fp32"] * warps / 4 * gpu.fp32_cycles
-        cycles["tensor"] += count * counts["tensor_work"] * warps / rate
+        cycles["tensor"] += count * tensor * warps
         cycles["shared"] += count * counts["shared"] * warps
-        cycles["latency"] += count * waits * WAIT
+        cycles["latency"] += count * (waits * WAIT + alone)
     seconds = {name: number / gpu.clock for name, number in cycles.items()}
     return seconds | {"memory": launch.bytes / (SHARE_OF_COPY * gpu.copy)}
+
+
+def cycles_of_tensor_cores(counts: dict[str, float], gpu: Gpu) -> float:
+    """What a warp's multiply-adds take of those of a multiprocessor."""
+    tflops = {"tensor_work": gpu.tflops, "wgmma_macs": gpu.wgmma_tflops}
+    return sum(counts[name] * 2 / (tflops[name] * 1e12) * gpu.multiprocessors * gpu.clock for name in tflops)
+
+
+def block_alone(counts: dict[str, float], warps: int, tensor: float) -> float:
+    """Cycles of a block that waits for each of its products, if its multiprocessor had no other block."""
+    issue = counts["instructions"] * warps / 4 / instructions_per_cycle(warps / 4)
+    return max(issue, tensor * warps) + counts["wgmma_waits"] * WGMMA_WAIT
 
 
 # -- a step ------------------------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from pathlib import Path
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "minidl" / "sass"
 CUPYS_OPTIONS = ("-ftz=true", "--std=c++17", "--device-as-default-execution-space")  # what CuPy 14.2 adds
-VERSION = 2  # of what is counted: another number makes the cache useless
+VERSION = 3  # of what is counted: another number makes the cache useless
 
 MACS_OF_WARP = {"16816": 16 * 8 * 16, "1688": 16 * 8 * 8}  # multiply-adds of an HMMA, by its shape
 BYTES = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16}  # of a memory instruction's type; else 4
@@ -28,17 +28,20 @@ BYTES = {"U8": 1, "S8": 1, "U16": 2, "S16": 2, "64": 8, "128": 16}  # of a memor
 class Loop:
     """A loop, or all that is in no loop: the counts of its instructions, each for one warp.
 
-    `tensor_macs` and `fma_macs` are the multiply-adds of its HMMA and of its FFMA and DFMA instructions; `tensor_work`
-    counts those in TF32 twice, as they take twice as long. `fp32` are all instructions of the float32 pipe. `shared`
-    is what a warp reads and writes in shared memory, in units of 128 bytes. `global_bytes` is what one thread reads and
-    writes in global memory; `loads` are the loads from it that a register waits for, `barriers` the BAR instructions.
+    `tensor_macs` and `fma_macs` are the multiply-adds of its HMMA and HGMMA (wgmma), and of its FFMA and DFMA
+    instructions; `tensor_work` are those of HMMA, where TF32 counts twice, as it takes twice as long. `fp32` are all
+    instructions of the float32 pipe. `shared` is what a warp reads and writes in shared memory, in units of 128 bytes.
+    `global_bytes` is what one thread reads and writes in global memory; `loads` are the loads from it that a register
+    waits for, `barriers` the BAR instructions, `wgmma_waits` the waits for HGMMA.
     """
 
     instructions: int = 0
     tensor_macs: int = 0
     tensor_work: int = 0
     hmma: int = 0
-    shared: int = 0
+    wgmma_macs: int = 0
+    wgmma_waits: int = 0
+    shared: float = 0
     fma_macs: int = 0
     fp32: int = 0
     global_bytes: int = 0
@@ -200,8 +203,14 @@ def count(instructions: list[str]) -> Loop:
             macs = next(macs for shape, macs in MACS_OF_WARP.items() if shape in parts)
             total.tensor_macs += macs
             total.tensor_work += macs * (2 if "TF32" in parts else 1)
+        elif kind == "HGMMA":  # of four warps: it reads its matrices from shared memory
+            rows, columns, depth = map(int, parts[0].split("x"))
+            total.wgmma_macs += rows * columns * depth // 4
+            total.tensor_macs += rows * columns * depth // 4
+            total.shared += (rows + columns) * depth * 2 / 128 / 4
         elif kind in ("FFMA", "DFMA"):
             total.fma_macs += 32
+        total.wgmma_waits += name.startswith("WARPGROUP.DEPBAR")
         total.fp32 += kind in ("FFMA", "FADD", "FMUL", "FSETP", "FMNMX", "FSEL")
         total.barriers += kind == "BAR"
         size = next((BYTES[part] for part in parts if part in BYTES), 4)

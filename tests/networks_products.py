@@ -67,12 +67,13 @@ def launch_all(model, batch: int, size: int, dtype: str) -> None:
 
 
 def variants(dtype: str) -> list:
-    """[name, source, lowest architecture] of each product."""
+    """[name, source, lowest architecture, whether it has code for Hopper] of each product."""
     noted = {}
 
     def note(kernel, blocks, threads, arguments, dtype, constants=(), shared_bytes=0):
         constants = tuple(dict(constants).items())
-        noted[kernel.name, constants] = [kernel.name, kernel.source_for(dtype, False, constants), kernel.needs(dtype)]
+        source = kernel.source_for(dtype, False, constants)
+        noted[kernel.name, constants] = [kernel.name, source, kernel.needs(dtype), kernel.for_hopper]
 
     with mock.patch.object(_launch.CudaKernel, "launch", note):
         for make, batch, size in TRAINED:

@@ -38,7 +38,7 @@ from minidl.kernels import cuda
 for module in pkgutil.iter_modules(cuda.__path__):
     importlib.import_module(f"minidl.kernels.cuda.{module.name}")
 print(json.dumps([
-    [kernel.name, kernel.source_for(dtype, wide, tuple(constants.items())), kernel.needs(dtype)]
+    [kernel.name, kernel.source_for(dtype, wide, tuple(constants.items())), kernel.needs(dtype), kernel.for_hopper]
     for kernel in importlib.import_module("minidl.kernels.cuda._launch").CudaKernel.every
     for dtype in kernel.dtypes
     for wide in (False, True)
@@ -54,6 +54,12 @@ class Variant(NamedTuple):
     name: str
     source: str
     lowest_architecture: int = ARCHITECTURES[0]
+    for_hopper: bool = False
+
+    def options(self, architecture: int) -> list[str]:
+        """Those that CuPy passes to NVRTC, in their order: first what minidl adds."""
+        hopper = ["-arch=sm_90a"] if self.for_hopper and architecture == 90 else []
+        return [*hopper, *CUPYS_OPTIONS, f"-arch=sm_{architecture}"]
 
     @property
     def definitions(self) -> tuple[str, ...]:
@@ -79,7 +85,7 @@ class Nvrtc:
         """The log, and the machine code as a cubin."""
         program, source = ctypes.c_void_p(), variant.source.encode()
         self._call("nvrtcCreateProgram", ctypes.byref(program), source, b"kernel.cu", 0, None, None)
-        options = [*CUPYS_OPTIONS, f"--gpu-architecture=sm_{architecture}", "--ptxas-options=-v"]
+        options = [*variant.options(architecture), "--ptxas-options=-v"]
         error = self.library.nvrtcCompileProgram(
             program, len(options), (ctypes.c_char_p * len(options))(*map(str.encode, options))
         )
@@ -134,7 +140,7 @@ def fault(variant: Variant, architecture: int, wheel: str = CUDA_13) -> str | No
 
 def place_of(variant: Variant, architecture: int, wheel: str) -> Path:
     """The empty file that says that this NVRTC has found nothing wrong with a kernel."""
-    key = [importlib.metadata.version(wheel), str(architecture), *CUPYS_OPTIONS, variant.source]
+    key = [importlib.metadata.version(wheel), *variant.options(architecture), variant.source]
     return CACHE / hashlib.sha256("\0".join(key).encode()).hexdigest()[:32]
 
 
@@ -267,8 +273,8 @@ def disassembler():
     return program
 
 
-def main_loop(text: str) -> list[str]:
-    """The instructions of the loop with the most tensor-core instructions, and of these the shortest."""
+def main_loop(text: str, product: str = "HMMA") -> list[str]:
+    """The instructions of the loop with the most products by tensor cores, and of these the shortest."""
     instructions, labels, loops = [], {}, []
     for line in map(str.strip, text.splitlines()):
         if found := re.match(r"(\.L_x_\d+):", line):
@@ -278,7 +284,7 @@ def main_loop(text: str) -> list[str]:
             target = re.search(r"BRA.*`\((\.L_x_\d+)\)", found[1])
             if target and target[1] in labels:
                 loops.append(instructions[labels[target[1]] :])
-    return max(loops, key=lambda loop: (count("HMMA", loop), -len(loop)))
+    return max(loops, key=lambda loop: (count(product, loop), -len(loop)))
 
 
 def count(name: str, instructions: list[str]) -> int:
@@ -304,11 +310,24 @@ FORWARD, BACKWARD_X, BACKWARD_WEIGHT = "conv_forward", "conv_backward_x", "conv_
 INNER_LOOPS = [
     (FORWARD, 128, 128, 82),
     (BACKWARD_X, 128, 128, 100),
-    (BACKWARD_WEIGHT, 128, 128, 93),
+    (BACKWARD_WEIGHT, 128, 128, 96),
     (FORWARD, 128, 64, 130),
     (BACKWARD_X, 128, 64, 150),
     (BACKWARD_WEIGHT, 128, 64, 134),
 ]
+
+
+def product_of_3x3(name: str, rows: int, columns: int) -> Variant:
+    """In bfloat16, with that tile, of 3 x 3 taps and stride 1."""
+    constants = "SH 1", f"TILE_ROWS {rows}", f"TILE_COLUMNS {columns}", "BYTES_A 16", "BYTES_B 16", "BYTES_Y 16"
+    (variant,) = (v for v in products_of_networks("bfloat16") if v.name == name and set(constants) <= {*v.definitions})
+    return variant
+
+
+def assert_blocks_fit(blocks: int, log: str) -> None:
+    """That many blocks of 128 threads find registers on a multiprocessor. 48 KB of shared memory need no asking."""
+    assert blocks * 128 * int(re.search(r"Used (\d+) registers", log)[1]) <= 65536
+    assert int(re.search(r"(\d+) bytes smem", log)[1]) <= 48 * 1024
 
 
 @pytest.mark.parametrize("wheel", [CUDA_13, CUDA_12])
@@ -316,19 +335,45 @@ INNER_LOOPS = [
 def test_the_products_inner_loop_has_few_instructions_beside_its_tensor_core_ones(
     name, rows, columns, most, wheel, disassembled
 ):
-    """In bfloat16, of 3 x 3 taps and stride 1. All of it is in registers, and two blocks fit a multiprocessor.
+    """All of it is in registers, and two blocks fit a multiprocessor. The code is that of GPUs without `wgmma`.
 
     The loop is unrolled over a few steps along the depth. In a step, each of 4 warps multiplies 64 rows by half of the
     columns, 16 x 8 x 16 numbers an instruction.
     """
-    constants = "SH 1", f"TILE_ROWS {rows}", f"TILE_COLUMNS {columns}", "BYTES_A 16", "BYTES_B 16", "BYTES_Y 16"
-    (variant,) = (v for v in products_of_networks("bfloat16") if v.name == name and set(constants) <= {*v.definitions})
-    log, text = disassembled(variant, wheel)
+    log, text = disassembled(product_of_3x3(name, rows, columns)._replace(for_hopper=False), wheel)
     loop = main_loop(text)
     steps, products = count("LDGDEPBAR", loop), count("HMMA", loop)  # LDGDEPBAR ends a group of copies
     assert products == steps * columns // 2
     assert count("LDSM", loop) == steps * (8 + columns // 16)
     assert len(loop) * 32 / products <= most
     assert not re.search(r"\b(LDL|STL)\b", text)
-    assert 2 * 128 * int(re.search(r"Used (\d+) registers", log)[1]) <= 65536
-    assert int(re.search(r"(\d+) bytes smem", log)[1]) <= 48 * 1024
+    assert_blocks_fit(2, log)
+
+
+# Rows and columns of a tile; instructions of a warp for a step along the depth at most; blocks of a multiprocessor.
+WARPGROUP_LOOPS = [
+    (FORWARD, 128, 128, 112, 3),
+    (BACKWARD_X, 128, 128, 122, 2),
+    (BACKWARD_WEIGHT, 128, 128, 120, 3),
+    (FORWARD, 128, 64, 93, 3),
+    (BACKWARD_X, 128, 64, 115, 3),
+    (BACKWARD_WEIGHT, 128, 64, 106, 3),
+]
+
+
+@pytest.mark.parametrize("wheel", [CUDA_13, CUDA_12])
+@pytest.mark.parametrize(("name", "rows", "columns", "most", "blocks"), WARPGROUP_LOOPS)
+def test_on_hopper_a_warpgroup_multiplies_while_the_next_tiles_are_copied(
+    name, rows, columns, most, blocks, wheel, disassembled
+):
+    """A step has a `wgmma` for each 64 rows and 16 numbers along the depth. All copies are started before the wait."""
+    log, text = disassembled(product_of_3x3(name, rows, columns), wheel)
+    loop = main_loop(text, "HGMMA")
+    steps = count("LDGDEPBAR", loop)
+    assert count(f"HGMMA.64x{columns}x16.F32.BF16", loop) == steps * rows // 64 * 2
+    assert count("LDSM", loop) == count("HMMA", loop) == 0
+    assert len(loop) / steps <= most
+    assert not re.search(r"\b(LDL|STL)\b", text)
+    assert_blocks_fit(blocks, log)
+    steps_of_loop = re.findall(r"ARRIVE(.*?)WARPGROUP.DEPBAR", " ".join(loop))
+    assert [step.count("LDGSTS") for step in steps_of_loop] == [count("LDGSTS", loop) // steps] * steps

@@ -68,7 +68,7 @@ TYPES |= {"bfloat16": ("bfloat16", "float"), "float16": ("float16", "float")}
 
 FLOATS = "float32", "float64"
 
-OLDEST, WITH_BFLOAT16 = 75, 80  # compute capability times ten: Turing, Ampere
+OLDEST, WITH_BFLOAT16, HOPPER = 75, 80, 90  # compute capability times ten; the first two are Turing and Ampere
 SHARED_BYTES_WITHOUT_ASKING = 48 * 1024  # of a block; for more, a kernel's attribute must be set
 
 
@@ -80,7 +80,7 @@ class CudaKernel:
     `index` is int, or long long for large arrays (division of long long is slow on a GPU). A launch may define more
     `constants` at compile time, such as loop lengths and divisors; `examples` are values for the tests. `dtypes`
     default to all of TYPES if the source uses `stored`, otherwise to FLOATS. `lowest_architecture` is the
-    compute capability, times ten, that the source needs.
+    compute capability, times ten, that the source needs. `for_hopper` is True if it has code for sm_90a.
     """
 
     every: ClassVar[list["CudaKernel"]] = []  # for the tests, which compile all kernels
@@ -92,10 +92,11 @@ class CudaKernel:
         dtypes: tuple[str, ...] | None = None,
         examples: tuple[dict[str, int], ...] = ({},),
         lowest_architecture: int = OLDEST,
+        for_hopper: bool = False,
     ):
         self.name, self.source, self.examples = name, HEADER + source, examples
         self.dtypes = dtypes or (tuple(TYPES) if "stored" in source else FLOATS)
-        self.lowest_architecture = lowest_architecture
+        self.lowest_architecture, self.for_hopper = lowest_architecture, for_hopper
         CudaKernel.every.append(self)
 
     def needs(self, dtype) -> int:
@@ -125,7 +126,9 @@ class CudaKernel:
                 f"{self.name} with {dtype}: expected a GPU of compute capability {self.needs(dtype) / 10} or more, "
                 f"got {capability / 10}; {remedy}"
             )
-        function = cupy.RawKernel(self.source_for(dtype, wide, constants), self.name)
+        # CuPy asks for sm_90. NVRTC takes both, and compiles for the one with more instructions.
+        options = ("-arch=sm_90a",) if self.for_hopper and capability == HOPPER else ()
+        function = cupy.RawKernel(self.source_for(dtype, wide, constants), self.name, options)
         compile_now(function)
         if shared_bytes > SHARED_BYTES_WITHOUT_ASKING:
             function.max_dynamic_shared_size_bytes = shared_bytes

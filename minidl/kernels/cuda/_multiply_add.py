@@ -14,7 +14,10 @@ struct Sums {
     int first_row = threadIdx.x / ACROSS, first_column = threadIdx.x % ACROSS * THREAD_COLUMNS;
 
     template <class TileA, class TileB>
-    __device__ void add_product(const TileA& a_tile, const TileB& b_tile) {
+    __device__ void start_product(const TileA&, const TileB&) {}
+
+    template <class TileA, class TileB>
+    __device__ void finish_product(const TileA& a_tile, const TileB& b_tile) {
         #pragma unroll
         for (int depth = 0; depth < DEPTH; depth++) {
             real a[THREAD_ROWS], b[THREAD_COLUMNS];

@@ -8,8 +8,9 @@ the tiles of the next steps are on their way while the block multiplies those of
     multiply     stage 0        stage 1        stage 2        stage 0
     copy to      stage 2        stage 0        stage 1        stage 2     with three stages: for two steps ahead
 
-The products are computed in one of two ways: each thread computes a few rows and columns (`_multiply_add`: float32 and
-float64, on any GPU), or tensor cores compute them (`_tensor_cores`: bfloat16, float16, and float32 rounded to TF32).
+The products are computed in one of three ways: each thread computes a few rows and columns (`_multiply_add`: float32
+and float64, on any GPU), or tensor cores compute them (`_tensor_cores`: bfloat16, float16, and float32 rounded to
+TF32), on Hopper without the detour over registers (`_warpgroup`: bfloat16 and float16).
 
 Volkov, Demmel 2008, "Benchmarking GPUs to tune dense linear algebra". For the stages: NVIDIA, CUTLASS, "Efficient GEMM
 in CUDA".
@@ -21,6 +22,7 @@ from typing import NamedTuple
 from minidl.kernels.cuda._launch import FLOATS, MOST_FOR_INT, OLDEST, WITH_BFLOAT16, CudaKernel
 from minidl.kernels.cuda._multiply_add import MULTIPLY_ADD
 from minidl.kernels.cuda._tensor_cores import TENSOR_CORES
+from minidl.kernels.cuda._warpgroup import WARPGROUP
 from minidl.system.precision import tf32_is_on
 
 LARGEST_COPY = 16  # bytes that one instruction can copy to shared memory
@@ -41,6 +43,9 @@ TILES = """
 #if __CUDA_ARCH__ >= 800
 #define AMPERE  // asynchronous copies, tensor cores for bfloat16 and TF32, two numbers rounded at once
 #endif
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL) && TILE_COLUMNS >= 64
+#define HOPPER  // matrices multiplied where they are in shared memory; a waste for few columns
+#endif
 #endif
 
 template <class A, class B>
@@ -57,6 +62,7 @@ constexpr int MOST_STAGES = 2;  // the copies of the next step are in registers
 constexpr int DEPTH = 64 / sizeof(stored);  // elements along the depth in a tile
 constexpr int CHUNK = 16 / sizeof(stored);  // elements in the 16 bytes that an instruction reads or copies at most
 
+constexpr bool LARGEST = TILE_ROWS * TILE_COLUMNS == 128 * 128;
 constexpr bool MANY_COPIES = BYTES_A < 8 || BYTES_B < 8;  // for each thread, with an address each
 
 // The number of elements in that many bytes; at least one.
@@ -82,14 +88,15 @@ struct Tile {
     static constexpr bool along_depth = ALONG_DEPTH;
     static constexpr int ROWS = ALONG_DEPTH ? LINES : DEPTH, WIDTH = ALONG_DEPTH ? DEPTH : LINES;
     static constexpr int CHUNKS = WIDTH / CHUNK < 8 ? WIDTH / CHUNK : 8;  // 8 chunks are in all 32 banks
+    static constexpr int GROUP = CHUNKS * CHUNK;  // columns that lie together, row by row; then those of the next group
     // How much the order changes from row to row. Multiply-add reads rows across lines as they are.
     static constexpr int TURN = ALONG_DEPTH ? 1 : ON_TENSOR_CORES ? sizeof(stored) / 2 : 0;
-    alignas(128) stored numbers[ROWS * WIDTH];
+    alignas(1024) stored numbers[ROWS * WIDTH];  // 8 rows of 8 chunks, after which the order repeats
 
     static __device__ int place(int line, int depth) {
         int row = ALONG_DEPTH ? line : depth, column = ALONG_DEPTH ? depth : line;
-        int chunk = column / CHUNK ^ row / (8 / CHUNKS) * TURN % CHUNKS;
-        return row * WIDTH + chunk * CHUNK + column % CHUNK;
+        int chunk = column % GROUP / CHUNK ^ row / (8 / CHUNKS) * TURN % CHUNKS;
+        return (column / GROUP * ROWS + row) * GROUP + chunk * CHUNK + column % CHUNK;
     }
     __device__ stored at(int line, int depth) const { return numbers[place(line, depth)]; }
 
@@ -102,7 +109,7 @@ struct Tile {
         line += ALONG_DEPTH ? few_rows : few_columns;
         depth += ALONG_DEPTH ? few_columns : few_rows;
         const stored* near = numbers + place(line, depth);
-        return near + ((rows_on - few_rows) * WIDTH + columns_on - few_columns);
+        return near + ((rows_on - few_rows) * GROUP + (columns_on - few_columns) * ROWS);
     }
 };
 
@@ -162,6 +169,9 @@ template <int FEW>
 __device__ void wait_for_all_groups_but() {
 #ifdef AMPERE
     asm volatile("cp.async.wait_group %0;" :: "n"(FEW) : "memory");
+#endif
+#ifdef HOPPER
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");  // what this thread has written, wgmma can read
 #endif
 }
 
@@ -338,7 +348,7 @@ __device__ void multiply(
     // As many as fit into 48 KB, but no more than MOST_STAGES. GPUs since Ampere have that much for two blocks at once.
     constexpr int FIT = 48 * 1024 / sizeof(Tiles), STAGES = FIT < MOST_STAGES ? FIT : MOST_STAGES;
     constexpr int UNROLLED = ON_TENSOR_CORES && MOST_STAGES > 2 ? STAGES : 1;
-    alignas(128) __shared__ char shared[STAGES * sizeof(Tiles)];
+    alignas(1024) __shared__ char shared[STAGES * sizeof(Tiles)];
     Tiles* stages = (Tiles*)shared;
     // Neighbouring blocks share rows of a, so that these are read from the cache.
     index across = (columns + TILE_COLUMNS - 1) / TILE_COLUMNS;
@@ -364,10 +374,11 @@ __device__ void multiply(
             Tiles& next = stages[(now + STAGES - 1) % STAGES];
             wait_for_all_groups_but<STAGES - 2>();  // those of the steps after this one
             __syncthreads();  // the tiles of this step are written, and those of the last step are read, by all threads
+            sums.start_product(stages[now].a, stages[now].b);
             copy_a.start(next.a);
             copy_b.start(next.b);
             end_group_of_copies();
-            sums.add_product(stages[now].a, stages[now].b);
+            sums.finish_product(stages[now].a, stages[now].b);
             copy_a.finish(next.a);
             copy_b.finish(next.b);
         }
@@ -388,12 +399,13 @@ class Way(NamedTuple):
     widest: int  # columns of a tile
 
 
+HALF_PRECISION = f"#ifdef HOPPER\n{WARPGROUP}\n#else\n{TENSOR_CORES}\n#endif\n"
 # With more columns in a tile, multiply-add would need more registers than there are.
 WAYS = {
     "multiply-add": Way(MULTIPLY_ADD, FLOATS, OLDEST, threads=256, widest=64),
     "tf32": Way(TENSOR_CORES, ("float32",), WITH_BFLOAT16, threads=128, widest=128),
-    "bfloat16": Way(TENSOR_CORES, ("bfloat16",), WITH_BFLOAT16, threads=128, widest=128),
-    "float16": Way(TENSOR_CORES, ("float16",), OLDEST, threads=128, widest=128),
+    "bfloat16": Way(HALF_PRECISION, ("bfloat16",), WITH_BFLOAT16, threads=128, widest=128),
+    "float16": Way(HALF_PRECISION, ("float16",), OLDEST, threads=128, widest=128),
 }
 
 
@@ -411,11 +423,11 @@ def product_kernels(name: str, source: str, examples: list[dict[str, int]]) -> d
 
 def product_kernel(name: str, source: str, examples: list[dict[str, int]], way: Way) -> CudaKernel:
     """The kernel for one way."""
-    on_tensor_cores = str(way.source is TENSOR_CORES).lower()
+    on_tensor_cores = str(way.source is not MULTIPLY_ADD).lower()
     constants = f"constexpr int THREADS = {way.threads};\nconstexpr bool ON_TENSOR_CORES = {on_tensor_cores};\n"
     possible = [example for example in examples if example["TILE_COLUMNS"] <= way.widest]
     whole = constants + TILES + way.source + PRODUCT + source
-    return CudaKernel(name, whole, way.dtypes, possible, way.lowest_architecture)
+    return CudaKernel(name, whole, way.dtypes, possible, way.lowest_architecture, way.source is HALF_PRECISION)
 
 
 def launch_product(kernels, rows: int, columns: int, parts: int, operands, arguments: tuple, constants) -> None:

@@ -9,7 +9,6 @@ has only half of the first, which is 4 words deep.
 TENSOR_CORES = """
 constexpr bool PACKED = sizeof(stored) == 2;  // true if a word is two numbers
 // Registers are limited so that at least BLOCKS blocks share a multiprocessor: one multiplies while another waits.
-constexpr bool LARGEST = TILE_ROWS * TILE_COLUMNS == 128 * 128;
 constexpr int BLOCKS = sizeof(index) != 4 ? 1 : LARGEST || !PACKED || MANY_COPIES || MOST_STAGES == 2 ? 2 : 3;
 constexpr int WORDS = 16;  // in a line of a tile
 // The words of the second half of a line are loaded while the first half is multiplied, if registers are left for it.
@@ -171,7 +170,10 @@ struct Sums {
     }
 
     template <class TileA, class TileB>
-    __device__ void add_product(const TileA& a_tile, const TileB& b_tile) {
+    __device__ void start_product(const TileA&, const TileB&) {}
+
+    template <class TileA, class TileB>
+    __device__ void finish_product(const TileA& a_tile, const TileB& b_tile) {
         #pragma unroll STEPS_AT_ONCE
         for (int step = 0; step < WORDS / 8; step++) {
             unsigned int a[PIECES_DOWN][4];

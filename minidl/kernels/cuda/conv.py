@@ -13,8 +13,9 @@ from minidl.kernels.cuda._product import TILE_ROWS, copied_at_once, launch_produ
 from minidl.kernels.shapes import output_size
 
 # dL/dweight is a product with few rows and columns but a large depth. The depth is cut into slabs, so that there are
-# enough blocks for a large GPU; a slab has at least 512 windows, so that a block has enough work. Chosen, not measured.
-ENOUGH_BLOCKS, LEAST_WINDOWS = 512, 512
+# three blocks for each multiprocessor of an H100, which run at once; a slab has at least 512 windows, so that a block
+# has enough work. Chosen, not measured.
+ENOUGH_BLOCKS, LEAST_WINDOWS = 3 * 132, 512
 
 # Images of 3 channels would be copied number by number. With a fourth channel, of zeros, 8 bytes are copied at a time.
 LEAST_COPY = 8
@@ -230,15 +231,15 @@ struct TurnedWeight {{
     Phase along_h, along_w;
     index taps_w = max(along_w.taps, (index)1);
     Digits advances = digits(DEPTH, taps_w, O);
-    __device__ Line line(index c) const {{ return c < C ? c * O : OUTSIDE; }}
+    __device__ Line line(index c) const {{ return c; }}
     __device__ Step step(index k) const {{ return digits(k, taps_w, O); }}
     __device__ void advance(Step& tap) const {{ add(tap, advances, taps_w, O); }}
     __device__ index depth(Step tap) const {{
         index u = along_h.first_tap + tap.outer * SH, v = along_w.first_tap + tap.middle * SW;
         return (u * KW + v) * C * O + tap.inner;
     }}
-    __device__ bool inside(Line offset, index) const {{ return offset != OUTSIDE; }}
-    __device__ const stored* address(Line line, index depth) const {{ return numbers + (depth + line); }}
+    __device__ bool inside(Line c, index) const {{ return c < C; }}
+    __device__ const stored* address(Line line, index depth) const {{ return numbers + (depth + line * O); }}
 }};
 
 // The pixels of a phase, as rows of dL/dx.
@@ -255,8 +256,9 @@ struct PixelRows {{
     }}
 }};
 
-// Neighbouring blocks compute the same tile of all phases, so that these read dL/dy from the cache.
-extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) conv_backward_x(
+// Neighbouring blocks compute the same tile of all phases, so that these read dL/dy from the cache. For three of the
+// largest tiles on a multiprocessor, a thread would have too few registers.
+extern "C" __global__ void __launch_bounds__(THREADS, LARGEST && BLOCKS > 2 ? 2 : BLOCKS) conv_backward_x(
     const stored* grad, const stored* weight, stored* grad_x, {GEOMETRY}
 ) {{
     Phase along_h = phase_of(blockIdx.x / SW % SH, H, KH, SH, PH), along_w = phase_of(blockIdx.x % SW, W, KW, SW, PW);
