@@ -103,7 +103,8 @@ def _call(*fields: str) -> str:
     operands = [piece for field in (results, others) for piece in _fields(field, 0, ",")[0] if piece]
     letters = ",".join(operand.partition('"')[2].partition('"')[0] for operand in operands)
     values = "".join(", " + operand.partition("(")[2].rpartition(")")[0] for operand in operands)
-    return f'fake_gpu::instruction<FAKE_GPU_TARGET, {text}, "{letters}", {clobbers or EMPTY}>(__LINE__{values}){newlines}'
+    template = f'FAKE_GPU_TARGET, {text}, "{letters}", {clobbers or EMPTY}'
+    return f"fake_gpu::instruction<{template}>(__LINE__{values}){newlines}"
 
 
 def library(source: str, *options: str) -> Path:

@@ -265,6 +265,9 @@ constexpr Instruction TABLE[] = {
     WGMMA(64, F32, "f16", from_float16),
     WGMMA(128, F32 F32, "f16", from_float16),
 };
+#undef F8
+#undef F32
+#undef WGMMA
 
 // -- a statement's text -------------------------------------------------------------------------------------------------
 

@@ -337,7 +337,8 @@ void fake_gpu_wgmma_fence(int warp) { products[warp].fenced = true; }
 
 void fake_gpu_wgmma_commit(int warp) { products[warp].groups++; }
 
-// A wgmma computes when it is issued, which is as early as possible, and remembers what it read.
+// A wgmma computes when it is issued, which is as early as possible, and remembers what it read. So a kernel that reads
+// the sums before it waits goes unnoticed.
 void fake_gpu_wgmma_wait(int warp, int groups_left) {
     Products& mine = products[warp];
     auto done = [&](const Read& read) {
