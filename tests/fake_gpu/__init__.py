@@ -15,12 +15,14 @@ of CuPy's; ours (compiler.py) gives them to g++, below device.hpp, and the drive
 Arrays, dtypes, memory pools, streams and captures are CuPy's own.
 
 What works: elementwise kernels, reductions, scans, indexing, casts to bfloat16 and float16; RawKernel, also with
-shared memory whose size the launch gives; mma, ldmatrix, cp.async, cvt; streams, events, pinned memory, memory pools;
-captures, which refuse what CUDA refuses, and graphs; float32 and float64 products by cuBLAS (plain loops); argsort.
+shared memory whose size the launch gives; mma, ldmatrix, cp.async, cvt, and wgmma with -arch=sm_90a; streams, events,
+pinned memory, memory pools; captures, which refuse what CUDA refuses, and graphs; float32 and float64 products by
+cuBLAS (plain loops); argsort.
 
 What is an error here, in the test that did it: a number written beside an array or behind shared memory; an argument of
 another type than the parameter's; a barrier that some threads never reach; an asynchronous copy that nobody waits for;
-an address that is null or misaligned; an index beyond a C array; an instruction that is unknown or has wrong operands.
+an address that is null or misaligned; an index beyond a C array; an instruction that is unknown or has wrong operands;
+a wgmma without its fences and its wait, or whose shared memory is written too early.
 What makes results wrong: fresh memory and shared memory hold NaN; a stream, or an asynchronous copy, is as late as
 allowed; a warp goes on until a barrier stops it.
 

@@ -44,12 +44,11 @@ def compile_module(source, options=(), *, name_expressions=None, **_):
     entries = "".join(f"FAKE_KERNEL({name}, {instance})\n" for name, instance in kernels.items())
     source = translate_instructions(source)
     source = DYNAMIC.sub(r"\1* const \2 = (\1*)fake_gpu_dynamic_shared;", source)
-    defines = f"#define __CUDA_ARCH__ {10 * ARCHITECTURE}\n{defines}"
     whole = f'{defines}\n#line 1 "{next(iter(kernels), "none")}.cu"\n{source}\n{entries}'
     flags = *(KERNEL if "<cupy/" in source else CHECKED), *includes
     header = _header(flags)
     try:
-        path = library(whole, *flags, "-include", str(header))
+        path = library(_architecture(options) + whole, *flags, "-include", str(header))
     except CompileError as error:
         raise cupy.cuda.compiler.CompileException(
             str(error), source, next(iter(kernels), ""), options, "g++"
@@ -58,6 +57,15 @@ def compile_module(source, options=(), *, name_expressions=None, **_):
     module.load(str(path).encode())
     module._set_mapping({instance: name for name, instance in kernels.items()} if name_expressions else None)
     return module
+
+
+def _architecture(options: tuple[str, ...]) -> str:
+    """What NVRTC defines of the GPU, and FAKE_GPU_TARGET for the instructions. CompileError: of another GPU's code."""
+    target, specific = 10 * ARCHITECTURE, "-arch=sm_90a" in options
+    if specific and ARCHITECTURE != 90:
+        raise CompileError(f"code for sm_90a does not load on a GPU of compute capability {ARCHITECTURE / 10}")
+    feature = "#define __CUDA_ARCH_FEAT_SM90_ALL 1\n" if specific else ""
+    return f"#define __CUDA_ARCH__ {target}\n#define FAKE_GPU_TARGET {target + specific}\n{feature}"
 
 
 def translate_instructions(source: str) -> str:
@@ -95,7 +103,8 @@ def _call(*fields: str) -> str:
     operands = [piece for field in (results, others) for piece in _fields(field, 0, ",")[0] if piece]
     letters = ",".join(operand.partition('"')[2].partition('"')[0] for operand in operands)
     values = "".join(", " + operand.partition("(")[2].rpartition(")")[0] for operand in operands)
-    return f'fake_gpu::instruction<__CUDA_ARCH__, {text}, "{letters}", {clobbers or EMPTY}>(__LINE__{values}){newlines}'
+    template = f'FAKE_GPU_TARGET, {text}, "{letters}", {clobbers or EMPTY}'
+    return f"fake_gpu::instruction<{template}>(__LINE__{values}){newlines}"
 
 
 def library(source: str, *options: str) -> Path:

@@ -46,6 +46,12 @@ char* fake_gpu_shared_pointer(unsigned int address, int bytes, const char* instr
 void fake_gpu_copy(unsigned int to, const char* from, int bytes, int from_bytes);
 void fake_gpu_commit();
 void fake_gpu_wait_for_copies(int groups_left);
+void fake_gpu_fence_async();
+void fake_gpu_wgmma_fence(int warp);
+void fake_gpu_wgmma_commit(int warp);
+void fake_gpu_wgmma_wait(int warp, int groups_left);
+bool fake_gpu_wgmma_begins(int warp, unsigned long long a, unsigned long long b);
+const char* fake_gpu_wgmma_read(int warp, unsigned int address);
 }
 constexpr int warpSize = 32;
 

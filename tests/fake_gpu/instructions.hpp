@@ -1,6 +1,6 @@
 // The instructions that minidl's kernels write as `asm`, by the formulas of the PTX ISA. compiler.py turns
 //     asm volatile("text %0, %1;" : "=r"(a) : "f"(b) : "memory");    into
-//     fake_gpu::instruction<__CUDA_ARCH__, "text %0, %1;", "=r,f", "memory">(__LINE__, a, b);
+//     fake_gpu::instruction<FAKE_GPU_TARGET, "text %0, %1;", "=r,f", "memory">(__LINE__, a, b);
 // The text, with the letters of the operands in place of %0 and %1, is looked up in TABLE below.
 
 namespace fake_gpu {
@@ -71,6 +71,7 @@ void cp_async_all(int line, Bits* v) {
 inline void commit_group(int, Bits*) { fake_gpu_commit(); }
 inline void wait_group(int, Bits* v) { fake_gpu_wait_for_copies(v[0]); }
 inline void wait_all(int, Bits*) { fake_gpu_wait_for_copies(-1); }
+inline void fence_async(int, Bits*) { fake_gpu_fence_async(); }
 
 // -- what a warp does together ------------------------------------------------------------------------------------------
 
@@ -130,8 +131,77 @@ void mma(Lanes lanes) {
         }
 }
 
+// -- what a warpgroup does together, on sm_90a --------------------------------------------------------------------------
+
+// Warp by warp, though: what one of them does depends on others only by shared memory.
+template <void (*act)(Lanes)>
+void of_warpgroup(int line, Bits* v) {
+    if (blockDim.x * blockDim.y * blockDim.z % 128)
+        fake_gpu_fail("wgmma at line %d: the block's threads are not warpgroups of 128", line);
+    together<act>(line, v);
+}
+
+inline void wgmma_fence(Lanes) { fake_gpu_wgmma_fence(number() / 32); }
+inline void wgmma_commit(Lanes) { fake_gpu_wgmma_commit(number() / 32); }
+inline void wgmma_wait(Lanes lanes) { fake_gpu_wgmma_wait(number() / 32, lanes[0][0]); }
+
+// Reads `count` rows of a, or columns of b, from number `first` on. Each of them has 16 numbers, k = 0..15, of 2 bytes.
+// They lie in patterns of 8 lines of `width` bytes. A line holds numbers of one row (K-major) or of one k (MN-major).
+// Bits 4 to 6 of a byte's address are XORed with bits 7 to 9: with as many as `width` needs. (PTX ISA, "Asynchronous
+// Warpgroup Level Matrix Shared Memory Layout" and "Matrix Descriptor Format".) 8 numbers stay together.
+inline bool read_matrix(float (*to)[16], Bits descriptor, bool mn_major, int first, int count,
+                        float (*number_of)(Bits)) {
+    constexpr Bits KNOWN = 0xC0003FFF3FFF3FFF, SWIZZLE = 0xC000000000000000;
+    if (descriptor & ~KNOWN || !(descriptor & SWIZZLE))
+        return fake_gpu_fail("wgmma: descriptor %llx: no swizzle, or a base offset, is not emulated", descriptor), false;
+    auto field = [&](int bit) { return (unsigned int)(descriptor >> bit & 0x3FFF) << 4; };
+    unsigned int start = field(0), leading = field(16), stride = field(32), width = 256 >> (descriptor >> 62);
+    for (int mn = first; mn < first + count; mn += mn_major ? 8 : 1)
+        for (int k = 0; k < 16; k += mn_major ? 1 : 8) {
+            unsigned int line = mn_major ? k : mn, column = 2 * (mn_major ? mn : k);
+            unsigned int address = start + line / 8 * stride + line % 8 * width;
+            address += mn_major ? column / width * leading + column % width : column;
+            address ^= (address >> 7 & (width / 16 - 1)) << 4;
+            auto numbers = (const unsigned short*)fake_gpu_wgmma_read(number() / 32, address);
+            if (!numbers) return false;
+            for (int i = 0; i < 8; i++)
+                (mn_major ? to[mn - first + i][k] : to[mn - first][k + i]) = number_of(numbers[i]);
+        }
+    return true;
+}
+
+// d = a b + d of 64 x 16 and 16 x n numbers. Operands: n / 2 of d, then what is named below. Warp w of a warpgroup holds
+// the rows 16 * w and on of d. In its lane 4 * g + t d_i is in row g + 8 * (i / 2 % 2) and column
+// 8 * (i / 4) + 2 * t + i % 2.
+inline void product_of_warpgroup(Lanes lanes, int n, float (*number_of)(Bits)) {
+    enum { DESCRIPTOR_A, DESCRIPTOR_B, SCALE_D, SCALE_A, SCALE_B, TRANSPOSE_A, TRANSPOSE_B, COUNT };
+    float a[16][16], b[128][16];
+    const Bits* v = lanes[0] + n / 2;
+    for (int lane = 1; lane < 32; lane++)
+        if (__builtin_memcmp(v, lanes[lane] + n / 2, COUNT * sizeof(Bits)))
+            return fake_gpu_fail("wgmma: lanes 0 and %d have different descriptors", lane);
+    if (v[SCALE_D] != 1 || v[SCALE_A] != 1 || v[SCALE_B] != 1 || v[TRANSPOSE_A] > 1 || v[TRANSPOSE_B] > 1)
+        return fake_gpu_fail("wgmma: scales other than 1, or a transposition other than 0 and 1, are not emulated");
+    if (!fake_gpu_wgmma_begins(number() / 32, v[DESCRIPTOR_A], v[DESCRIPTOR_B])) return;
+    if (!read_matrix(a, v[DESCRIPTOR_A], v[TRANSPOSE_A], number() / 32 % 4 * 16, 16, number_of)) return;
+    if (!read_matrix(b, v[DESCRIPTOR_B], v[TRANSPOSE_B], 0, n, number_of)) return;
+    for (int lane = 0; lane < 32; lane++)
+        for (int i = 0; i < n / 2; i++) {
+            int row = lane / 4 + 8 * (i / 2 % 2), column = 8 * (i / 4) + lane % 4 * 2 + i % 2;
+            float sum = 0;
+            for (int k = 0; k < 16; k++) sum += a[row][k] * b[column][k];
+            lanes[lane][i] = bits(real(lanes[lane][i]) + sum);
+        }
+}
+
+template <int N, float (*number_of)(Bits)>
+void wgmma(Lanes lanes) {
+    product_of_warpgroup(lanes, N, number_of);
+}
+
 // -- the table ----------------------------------------------------------------------------------------------------------
 
+constexpr int SM_90A = 901;  // FAKE_GPU_TARGET: __CUDA_ARCH__, and 1 more for an architecture with an "a"
 enum Order { ANYWHERE, MEMORY };  // MEMORY: must be `volatile` and clobber memory, or compilers move it across others
 
 struct Instruction {
@@ -139,43 +209,65 @@ struct Instruction {
     int architecture, results;  // the first operands of the text are results
     Order order;
     void (*run)(int line, Bits* values);
+    bool in_place = false;  // the results are read, too
 };
 
+#define F8 "ffffffff"
+#define F32 F8 F8 F8 F8
+#define WGMMA(n, sums, type, number_of)                                                                           \
+    {"wgmma.mma_async.sync.aligned.m64n" #n "k16.f32." type "." type " {" sums "},l,l,n,n,n,n,n", SM_90A, n / 2,   \
+     MEMORY, of_warpgroup<wgmma<n, number_of>>, true}
+
 constexpr Instruction TABLE[] = {
-    {"cvt.rn.bf16.f32 h,f", 80, 1, ANYWHERE, cvt<bfloat16>},
-    {"cvt.rn.bf16x2.f32 r,f,f", 80, 1, ANYWHERE, cvt_x2<bfloat16>},
-    {"cvt.rn.f16.f32 h,f", 75, 1, ANYWHERE, cvt<float16>},
-    {"cvt.rn.f16x2.f32 r,f,f", 80, 1, ANYWHERE, cvt_x2<float16>},
-    {"cvt.f32.f16 f,h", 75, 1, ANYWHERE, cvt_from_float16},
-    {"cvt.rna.tf32.f32 r,f", 80, 1, ANYWHERE, cvt_tf32},
-    {"cvta.to.shared.u64 l,l", 75, 1, ANYWHERE, cvta},
-    {"cp.async.ca.shared.global [r],[l],n", 80, 0, MEMORY, cp_async_all<false>},
-    {"cp.async.cg.shared.global [r],[l],n", 80, 0, MEMORY, cp_async_all<true>},
-    {"cp.async.ca.shared.global [r],[l],n,r", 80, 0, MEMORY, cp_async<false>},
-    {"cp.async.cg.shared.global [r],[l],n,r", 80, 0, MEMORY, cp_async<true>},
-    {"cp.async.commit_group", 80, 0, MEMORY, commit_group},
-    {"cp.async.wait_group n", 80, 0, MEMORY, wait_group},
-    {"cp.async.wait_all", 80, 0, MEMORY, wait_all},
-    {"ldmatrix.sync.aligned.m8n8.x1.shared.b16 {r},[r]", 75, 1, MEMORY, together<ldmatrix<1, false>>},
-    {"ldmatrix.sync.aligned.m8n8.x2.shared.b16 {rr},[r]", 75, 2, MEMORY, together<ldmatrix<2, false>>},
-    {"ldmatrix.sync.aligned.m8n8.x4.shared.b16 {rrrr},[r]", 75, 4, MEMORY, together<ldmatrix<4, false>>},
-    {"ldmatrix.sync.aligned.m8n8.x1.trans.shared.b16 {r},[r]", 75, 1, MEMORY, together<ldmatrix<1, true>>},
-    {"ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {rr},[r]", 75, 2, MEMORY, together<ldmatrix<2, true>>},
-    {"ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {rrrr},[r]", 75, 4, MEMORY, together<ldmatrix<4, true>>},
-    {"movmatrix.sync.aligned.m8n8.trans.b16 r,r", 75, 1, ANYWHERE, together<movmatrix>},
-    {"mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {ffff},{rrrr},{rr},{ffff}", 80, 4, ANYWHERE,
+    {"cvt.rn.bf16.f32 h,f", 800, 1, ANYWHERE, cvt<bfloat16>},
+    {"cvt.rn.bf16x2.f32 r,f,f", 800, 1, ANYWHERE, cvt_x2<bfloat16>},
+    {"cvt.rn.f16.f32 h,f", 750, 1, ANYWHERE, cvt<float16>},
+    {"cvt.rn.f16x2.f32 r,f,f", 800, 1, ANYWHERE, cvt_x2<float16>},
+    {"cvt.f32.f16 f,h", 750, 1, ANYWHERE, cvt_from_float16},
+    {"cvt.rna.tf32.f32 r,f", 800, 1, ANYWHERE, cvt_tf32},
+    {"cvta.to.shared.u64 l,l", 750, 1, ANYWHERE, cvta},
+    {"cp.async.ca.shared.global [r],[l],n", 800, 0, MEMORY, cp_async_all<false>},
+    {"cp.async.cg.shared.global [r],[l],n", 800, 0, MEMORY, cp_async_all<true>},
+    {"cp.async.ca.shared.global [r],[l],n,r", 800, 0, MEMORY, cp_async<false>},
+    {"cp.async.cg.shared.global [r],[l],n,r", 800, 0, MEMORY, cp_async<true>},
+    {"cp.async.commit_group", 800, 0, MEMORY, commit_group},
+    {"cp.async.wait_group n", 800, 0, MEMORY, wait_group},
+    {"cp.async.wait_all", 800, 0, MEMORY, wait_all},
+    {"fence.proxy.async.shared::cta", 900, 0, MEMORY, fence_async},
+    {"ldmatrix.sync.aligned.m8n8.x1.shared.b16 {r},[r]", 750, 1, MEMORY, together<ldmatrix<1, false>>},
+    {"ldmatrix.sync.aligned.m8n8.x2.shared.b16 {rr},[r]", 750, 2, MEMORY, together<ldmatrix<2, false>>},
+    {"ldmatrix.sync.aligned.m8n8.x4.shared.b16 {rrrr},[r]", 750, 4, MEMORY, together<ldmatrix<4, false>>},
+    {"ldmatrix.sync.aligned.m8n8.x1.trans.shared.b16 {r},[r]", 750, 1, MEMORY, together<ldmatrix<1, true>>},
+    {"ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {rr},[r]", 750, 2, MEMORY, together<ldmatrix<2, true>>},
+    {"ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {rrrr},[r]", 750, 4, MEMORY, together<ldmatrix<4, true>>},
+    {"movmatrix.sync.aligned.m8n8.trans.b16 r,r", 750, 1, ANYWHERE, together<movmatrix>},
+    {"mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {ffff},{rrrr},{rr},{ffff}", 800, 4, ANYWHERE,
      together<mma<16, 2, from_bfloat16>>},
-    {"mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {ffff},{rr},{r},{ffff}", 80, 4, ANYWHERE,
+    {"mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {ffff},{rr},{r},{ffff}", 800, 4, ANYWHERE,
      together<mma<8, 2, from_bfloat16>>},
-    {"mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {ffff},{rrrr},{rr},{ffff}", 80, 4, ANYWHERE,
+    {"mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {ffff},{rrrr},{rr},{ffff}", 800, 4, ANYWHERE,
      together<mma<16, 2, from_float16>>},
-    {"mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {ffff},{rr},{r},{ffff}", 75, 4, ANYWHERE,
+    {"mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {ffff},{rr},{r},{ffff}", 750, 4, ANYWHERE,
      together<mma<8, 2, from_float16>>},
-    {"mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {ffff},{rrrr},{rr},{ffff}", 80, 4, ANYWHERE,
+    {"mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 {ffff},{rrrr},{rr},{ffff}", 800, 4, ANYWHERE,
      together<mma<8, 1, from_tf32>>},
-    {"mma.sync.aligned.m16n8k4.row.col.f32.tf32.tf32.f32 {ffff},{rr},{r},{ffff}", 80, 4, ANYWHERE,
+    {"mma.sync.aligned.m16n8k4.row.col.f32.tf32.tf32.f32 {ffff},{rr},{r},{ffff}", 800, 4, ANYWHERE,
      together<mma<4, 1, from_tf32>>},
+    {"wgmma.fence.sync.aligned", SM_90A, 0, MEMORY, of_warpgroup<wgmma_fence>},
+    {"wgmma.commit_group.sync.aligned", SM_90A, 0, MEMORY, of_warpgroup<wgmma_commit>},
+    {"wgmma.wait_group.sync.aligned n", SM_90A, 0, MEMORY, of_warpgroup<wgmma_wait>},
+    WGMMA(16, F8, "bf16", from_bfloat16),
+    WGMMA(32, F8 F8, "bf16", from_bfloat16),
+    WGMMA(64, F32, "bf16", from_bfloat16),
+    WGMMA(128, F32 F32, "bf16", from_bfloat16),
+    WGMMA(16, F8, "f16", from_float16),
+    WGMMA(32, F8 F8, "f16", from_float16),
+    WGMMA(64, F32, "f16", from_float16),
+    WGMMA(128, F32 F32, "f16", from_float16),
 };
+#undef F8
+#undef F32
+#undef WGMMA
 
 // -- a statement's text -------------------------------------------------------------------------------------------------
 
@@ -189,12 +281,14 @@ constexpr bool fits(char letter) {
     return letter == 'n' ? std::is_integral_v<Bare> : size == (letter == 'h' ? 2 : letter == 'r' ? 4 : letter == 'l' ? 8 : 0);
 }
 
+constexpr int MOST = 64 + 7;  // operands of a statement: those of wgmma
+
 struct Statement {
-    char text[160] = {};   // as in TABLE, without separators
-    int names[20] = {};    // for each operand of the text, which of the statement's it is, or -1
-    int numbers[20] = {};  // or, if -1, the number that stands there
-    char letters[20] = {}; // of the statement's operands
-    bool written[20] = {}, read[20] = {};
+    char text[160] = {};     // as in TABLE, without separators
+    int names[MOST] = {};    // for each operand of the text, which of the statement's it is, or -1
+    int numbers[MOST] = {};  // or, if -1, the number that stands there
+    char letters[MOST] = {}; // of the statement's operands
+    bool written[MOST] = {}, read[MOST] = {};
     int named = 0, operands = 0, size = 0;
 
     constexpr Statement(const char* source, const char* constraints) {
@@ -247,12 +341,13 @@ struct Statement {
         return (fits<T>(letters[i++]) && ...);
     }
 
-    // Whether exactly the results are written, and all others are read.
-    constexpr bool results_are(int count) const {
-        bool used[20] = {};
+    // Whether exactly the results are written, and all others are read, and the results if they are `in_place`.
+    constexpr bool results_are(int count, bool in_place) const {
+        bool used[MOST] = {};
         for (int i = 0; i < named; i++) {
             if (names[i] < 0) continue;
             if (i < count ? !written[names[i]] || used[names[i]] : !read[names[i]]) return false;
+            if (in_place && !read[names[i]]) return false;
             used[names[i]] = true;
         }
         for (int i = 0; i < operands; i++)
@@ -279,12 +374,12 @@ inline __attribute__((always_inline)) void instruction(int line, T&&... operands
                               "tests/fake_gpu/instructions.hpp");
     if constexpr (index >= 0) {
         constexpr Instruction known = TABLE[index];
-        static_assert(known.architecture * 10 <= ARCHITECTURE, "__CUDA_ARCH__ does not have this instruction");
-        static_assert(statement.results_are(known.results), "results need \"=\" or \"+\", the other operands none");
+        static_assert(known.architecture <= ARCHITECTURE, "__CUDA_ARCH__ does not have this instruction, or -arch=sm_90a is missing");
+        static_assert(statement.results_are(known.results, known.in_place), "results need \"=\" or \"+\", the other operands none");
         static_assert(known.order == ANYWHERE || CLOBBERS.letters[0] == 'm', "it must be volatile and clobber \"memory\"");
         static_assert(sizeof...(T) == statement.operands, "expected an operand for each constraint");
         static_assert(statement.operands_fit<T...>(), "an operand has another type than its letter says");
-        Bits given[] = {bits_of(operands)..., 0}, values[20];
+        Bits given[] = {bits_of(operands)..., 0}, values[MOST];
         for (int i = 0; i < statement.named; i++)
             values[i] = statement.names[i] < 0 ? statement.numbers[i] : given[statement.names[i]];
         known.run(line, values);

@@ -51,6 +51,19 @@ struct Copies {  // of a thread
     int groups;  // so many have been committed
 };
 
+struct Read {  // by a wgmma, of shared memory
+    const char* place;
+    char bytes[16];
+    int group;
+};
+
+struct Products {  // of a warp: wgmma that have been issued and not been waited for
+    std::vector<Read> reads;
+    int groups;                  // so many have been committed
+    bool fenced;                 // registers, by wgmma.fence
+    unsigned long long history;  // a hash of the descriptors of all wgmma of the block
+};
+
 struct Region {
     char* start;
     long long bytes;
@@ -59,6 +72,8 @@ struct Region {
 std::vector<Fiber*> unused, waiting[32];  // waiting: in each warp
 std::vector<Triple> coordinates;          // of each thread of a block
 Copies copies[1024];
+bool unfenced[1024];    // of a thread: whether copies have landed since it last executed fence.proxy.async
+Products products[32];  // of each warp
 Region fixed, dynamic;  // shared memory: what the kernel declares, and what the launch gives
 Fiber* current;         // nullptr in the scheduler
 jmp_buf scheduler;
@@ -98,6 +113,8 @@ void work() {
             if (copies[current->thread].pending.size())
                 fake_gpu_fail("%d asynchronous copies of thread %u are not waited for",
                               (int)copies[current->thread].pending.size(), current->thread);
+            if (products[current->thread / 32].reads.size())
+                fake_gpu_fail("wgmma of warp %u are not waited for", current->thread / 32);
         }
         back_to_scheduler();
     }
@@ -150,6 +167,7 @@ bool release(std::vector<Fiber*>& warp) {
         auto stays = [&](Fiber* fiber) { return !wait_together(fiber, first); };
         std::vector<Fiber*> released(std::stable_partition(warp.begin(), warp.end(), stays), warp.end());
         warp.resize(warp.size() - released.size());
+        threadIdx = coordinates[first->thread];  // `act` asks for the warp
         if (first->act) first->act(operands);
         for (Fiber* fiber : released) resume(fiber);
         return true;
@@ -179,8 +197,25 @@ void in_order(unsigned long long count, Step step) {
     for (unsigned long long i = 0; i < count && !*message; i++) step(descending ? count - 1 - i : i);
 }
 
+// Before a block, as the one before it may have failed.
+void forget_products() {
+    memset(unfenced, 0, sizeof unfenced);
+    for (Products& of_warp : products) {
+        of_warp.reads.clear();
+        of_warp.groups = of_warp.fenced = of_warp.history = 0;
+    }
+}
+
+// The four warps of a warpgroup execute each wgmma together, with the same descriptors.
+void compare_warpgroups() {
+    for (unsigned int warp = 0; warp < threads / 32; warp++)
+        if (products[warp].history != products[warp / 4 * 4].history)
+            fake_gpu_fail("warps %u and %u of a warpgroup did not execute the same wgmma", warp / 4 * 4, warp);
+}
+
 void run_block() {
     next = end = 0;
+    forget_products();
     unsigned int warps = (threads + 31) / 32;
     in_order(warps, [&](int warp) {  // thread number `next` from the end, if descending
         end = descending ? threads - 32 * warp : std::min(threads, 32u * (warp + 1));
@@ -194,6 +229,7 @@ void run_block() {
             for (Fiber* fiber : released) resume(fiber);
             while (!*message && release(waiting[warp])) {}
         });
+    compare_warpgroups();
 }
 
 // After an error: the threads that still wait are given up.
@@ -289,9 +325,55 @@ void fake_gpu_wait_for_copies(int groups_left) {  // -1: all, those of no group 
         if (copy.group >= mine.groups - groups_left) return false;
         memcpy(copy.to, copy.from, copy.from_bytes);
         memset(copy.to + copy.from_bytes, 0, copy.bytes - copy.from_bytes);
+        unfenced[current->thread] = true;
         return true;
     };
     mine.pending.erase(std::remove_if(mine.pending.begin(), mine.pending.end(), lands), mine.pending.end());
+}
+
+void fake_gpu_fence_async() { unfenced[current->thread] = false; }
+
+void fake_gpu_wgmma_fence(int warp) { products[warp].fenced = true; }
+
+void fake_gpu_wgmma_commit(int warp) { products[warp].groups++; }
+
+// A wgmma computes when it is issued, which is as early as possible, and remembers what it read. So a kernel that reads
+// the sums before it waits goes unnoticed.
+void fake_gpu_wgmma_wait(int warp, int groups_left) {
+    Products& mine = products[warp];
+    auto done = [&](const Read& read) {
+        if (read.group >= mine.groups - groups_left) return false;
+        if (memcmp(read.place, read.bytes, sizeof read.bytes))
+            fake_gpu_fail("shared memory that wgmma reads was written before it was waited for");
+        return true;
+    };
+    mine.reads.erase(std::remove_if(mine.reads.begin(), mine.reads.end(), done), mine.reads.end());
+    mine.fenced = false;
+}
+
+// Whether a warp may issue a wgmma with these descriptors. Copies are all that is known here to need fence.proxy.async:
+// plain stores to shared memory need it, too, but nothing sees them.
+bool fake_gpu_wgmma_begins(int warp, unsigned long long a, unsigned long long b) {
+    Products& mine = products[warp];
+    if (!mine.fenced)
+        return fake_gpu_fail("warp %d: no wgmma.fence before the first wgmma, or since wgmma.wait_group", warp), false;
+    auto found = std::find(unfenced, unfenced + threads, true);
+    if (found != unfenced + threads) {
+        fake_gpu_fail("wgmma: thread %d copied to shared memory without fence.proxy.async", (int)(found - unfenced));
+        return false;
+    }
+    for (unsigned long long descriptor : {a, b}) mine.history = (mine.history + 1) * 0x9E3779B97F4A7C15 + descriptor;
+    return true;
+}
+
+// 16 bytes of shared memory, or nullptr after an error.
+const char* fake_gpu_wgmma_read(int warp, unsigned int address) {
+    const char* place = fake_gpu_shared_pointer(address, 16, "wgmma");
+    if (!place) return nullptr;
+    Products& mine = products[warp];
+    mine.reads.push_back({.place = place, .bytes = {}, .group = mine.groups});
+    memcpy(mine.reads.back().bytes, place, 16);
+    return place;
 }
 }  // extern "C"
 
