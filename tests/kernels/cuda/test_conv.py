@@ -145,6 +145,37 @@ def test_tiles_of_128_and_of_64_rows_give_the_plain_loops_result(
         assert_agrees(LARGE, np.dtype(dtype), 2**-8 if dtype == ml_dtypes.bfloat16 else 2**-10)
 
 
+@pytest.mark.parametrize("enough_blocks", [0, 1000])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("geometry", [LARGE, ((1, 7, 5, 136), (3, 3, 72), (2, 1), (1, 0))], ids=str)
+def test_wgmma_computes_what_mma_computes(
+    geometry, dtype, enough_blocks, conv, product, to_device, to_host, rng, monkeypatch
+):
+    """For 128 and 64 columns of each product, and 128 and 64 rows."""
+    import cupy
+
+    if int(cupy.cuda.Device().compute_capability) != 90:
+        pytest.skip("needs a GPU of compute capability 9.0")
+    monkeypatch.setattr(product, "ENOUGH_BLOCKS", enough_blocks)
+    (x, weight, _, grad), (stride, padding) = Case(*geometry).draw(rng), geometry[2:]
+    x, weight, grad = (array.astype(dtype) for array in (x, weight, grad))
+    run = Runner(conv, to_device, to_host)
+
+    def results():
+        conv.CudaKernel.compiled.cache_clear()
+        y = run("conv2d_forward", x, weight, None, stride, padding)
+        return y, *run("conv2d_backward", grad, x, weight, stride, padding, True, True)
+
+    by_wgmma = results()
+    for kernels in (conv.FORWARD, conv.BACKWARD_X, conv.BACKWARD_WEIGHT):
+        monkeypatch.setattr(kernels[dtype], "for_hopper", False)
+    by_mma = results()
+    conv.CudaKernel.compiled.cache_clear()
+    rounding = {"bfloat16": 2**-7, "float16": 2**-10}[dtype]  # a sum in another order may round up, or down
+    for ours, twin in zip(by_wgmma, by_mma, strict=True):
+        assert_close(ours.astype(np.float64), twin.astype(np.float64), rounding)
+
+
 @pytest.fixture
 def launched(conv, monkeypatch):
     """(name, constants) of each kernel that has been launched."""
