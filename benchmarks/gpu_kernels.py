@@ -198,8 +198,34 @@ def flops_of(kernel, arguments: tuple) -> int:
 # -- one convolution ---------------------------------------------------------------------------------------------------
 
 
+@contextlib.contextmanager
+def without_wgmma() -> Iterator[None]:
+    """Within this context products are compiled as for GPUs before Hopper."""
+    from minidl.kernels.cuda._launch import CudaKernel
+
+    with contextlib.ExitStack() as patches:
+        for kernel in CudaKernel.every:
+            patches.enter_context(mock.patch.object(kernel, "for_hopper", False))
+        CudaKernel.compiled.cache_clear()
+        yield
+    CudaKernel.compiled.cache_clear()
+
+
+def ways_to_multiply() -> dict[str, tuple[str, Callable]]:
+    """{name: (dtype, context)} on this GPU."""
+    import cupy
+
+    capability, half = int(cupy.cuda.Device().compute_capability), half_dtype()
+    ways = {half: (half, contextlib.nullcontext), "float32": ("float32", contextlib.nullcontext)}
+    if capability >= 80:
+        ways["tf32"] = "float32", tf32
+    if capability == 90:
+        ways[f"{half} by mma"] = half, without_wgmma
+    return ways
+
+
 def measure_convolution(shape: tuple[int, ...]) -> list[dict]:
-    """TFLOP/s of a 3x3 convolution that keeps its shape, in each dtype; and of cuBLAS, given the columns of im2col."""
+    """TFLOP/s of a 3x3 convolution that keeps its shape, in each way; and of cuBLAS, given the columns of im2col."""
     import cupy
 
     from minidl.kernels.cuda.conv import backward_weight, backward_x, conv2d_forward
@@ -208,21 +234,18 @@ def measure_convolution(shape: tuple[int, ...]) -> list[dict]:
     flops = 2 * math.prod(shape) * 9 * channels
     numbers = [np.random.default_rng(0).standard_normal(size) for size in (shape, (3, 3, channels, channels))]
     lines = []
-    ways = {half_dtype(): half_dtype(), "tf32": "float32", "float32": "float32"}
-    if int(cupy.cuda.Device().compute_capability) < 80:
-        del ways["tf32"]  # it has no instructions for it
-    for way, dtype in ways.items():
+    for way, (dtype, context) in ways_to_multiply().items():
         x, weight = (Tensor(array, "float32", "cuda").to(dtype).data for array in numbers)
         passes = {
             "forward": functools.partial(conv2d_forward, x, weight, None, *geometry),
             "backward_x": functools.partial(backward_x, x, weight, x.shape, *geometry),
             "backward_weight": functools.partial(backward_weight, x, x, weight.shape, *geometry),
         }
-        with tf32() if way == "tf32" else contextlib.nullcontext():
+        with context():
             seconds = {name: seconds_of([work]) for name, work in passes.items()}
         lines.append({"way": way} | {name: flops / time / 1e12 for name, time in seconds.items()})
     columns = cupy.ones((math.prod(shape[:3]), 9 * channels), "float32")
-    matrix = weight.reshape(9 * channels, channels)
+    matrix = cupy.ones((9 * channels, channels), "float32")
     seconds = seconds_between_events(lambda: [columns @ matrix for _ in range(LAUNCHES)]) / LAUNCHES
     lines.append({"way": "float32, cuBLAS, columns given", "forward": flops / seconds / 1e12})
     return lines

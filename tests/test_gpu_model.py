@@ -100,6 +100,13 @@ def test_tf32_takes_twice_as_long():
     assert (loop.tensor_macs, loop.tensor_work, loop.hmma) == (2048, 3072, 2)
 
 
+def test_a_wgmma_is_multiplied_by_four_warps_which_read_both_matrices():
+    loop = sass.count(["HGMMA.64x128x16.F32.BF16 R24, gdesc[UR4].tnspB, R24, gsb0", "WARPGROUP.DEPBAR.LE gsb0, 0x0"])
+    assert loop.tensor_macs == loop.wgmma_macs == 64 * 128 * 16 / 4
+    assert loop.shared == (64 + 128) * 16 * 2 / 128 / 4  # rows of 128 bytes
+    assert (loop.wgmma_waits, loop.tensor_work, loop.hmma) == (1, 0, 0)
+
+
 # -- the model ---------------------------------------------------------------------------------------------------------
 
 
@@ -184,6 +191,22 @@ def test_a_large_addition_is_bound_by_memory_and_a_product_by_its_instructions()
     assert limits["tensor"] == pytest.approx(2 * large.macs / (H200.tflops * 1e12), rel=0.01)
 
 
+def test_a_block_that_waits_for_its_products_leaves_the_multiprocessor_to_the_others():
+    """One block of a multiprocessor is bound by its waits, several by the tensor cores."""
+    loop = sass.Loop(instructions=60, tensor_macs=65536, wgmma_macs=65536, wgmma_waits=1, shared=30, global_bytes=64)
+    launch = launch_of("conv_forward", [loop], numbers=product().numbers | {"TILE_ROWS": 128}, block=(128,))
+    launch.grid = (H200.multiprocessors,)
+    alone, together = gpu_model.times(launch, H200), H200.clock / launch.turns()[0]
+    assert max(alone, key=alone.get) == "latency"
+    tensor = 4 * 65536 * 2 / (0.9 * 989e12) * H200.multiprocessors * H200.clock
+    assert alone["tensor"] * together == pytest.approx(tensor, rel=0.01)
+    assert alone["latency"] * together == pytest.approx(max(60 / 0.23, tensor) + gpu_model.WGMMA_WAIT, rel=0.3)
+    launch.grid = (8 * H200.multiprocessors,)
+    eight = gpu_model.times(launch, H200)
+    assert max(eight, key=eight.get) == "tensor"
+    assert eight["latency"] == pytest.approx(alone["latency"])
+
+
 def test_lines_add_up_and_small_launches_cost_the_gap():
     lines = gpu_model.lines_of([launch_of(), launch_of(), {"kernel": "cupy: fill", "bytes": 0}], H200)
     assert {line["kernel"]: line["launches"] for line in lines} == {"add": 2, "cupy's own": 1}
@@ -208,7 +231,9 @@ def test_the_real_kernels_are_understood(recorded, nvrtc, tmp_path, monkeypatch)
     monkeypatch.setattr(sass, "CACHE", tmp_path)
     for name in ("conv_forward", "conv_backward_x", "conv_backward_weight"):
         (launch, *_) = launches_of(recorded, name)
-        assert launch.count(lambda loop: loop.hmma) > 0
+        columns = launch.tile()[1]
+        assert (launch.count(lambda loop: loop.wgmma_macs) > 0) == (columns >= 64)
+        assert (launch.count(lambda loop: loop.hmma) > 0) == (columns < 64)
         padded = launch.count(lambda loop: loop.tensor_macs) * launch.warps / math.prod(launch.tile())
         assert launch.depth() <= padded < launch.depth() + 32, name
     (elementwise, *_) = launches_of(recorded, "relu_backward")
