@@ -194,9 +194,9 @@ def test_importing_minidl_loads_nothing_that_it_may_not_need():
 
 
 def test_importing_minidl_is_quick():
-    """In seconds of the CPU, which a busy machine does not change much, NumPy included."""
+    """In seconds of the CPU, NumPy included: the fastest of seven times, as a busy machine only adds to them."""
     code = "import time; start = time.process_time(); import minidl; print(time.process_time() - start)"
-    assert statistics.median(float(python(code)) for _ in range(5)) < MOST_SECONDS_OF_IMPORT
+    assert min(float(python(code)) for _ in range(7)) < MOST_SECONDS_OF_IMPORT
 
 
 # -- length ------------------------------------------------------------------------------------------------------------
