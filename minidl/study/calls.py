@@ -12,7 +12,9 @@ import numpy as np
 
 from minidl import ops as ops_package
 from minidl.kernels import reference
+from minidl.ops.arithmetic import sum_to_shape
 from minidl.ops.function import Context, Function
+from minidl.study import residual
 
 # The arguments that a kernel writes into. All other kernels return new arrays.
 WRITTEN = {
@@ -20,6 +22,8 @@ WRITTEN = {
     "sgd_update": ("parameters", "velocities"),
     "adam_update": ("parameters", "means", "squares", "steps"),
 }
+
+BESIDE_THE_KERNELS = (sum_to_shape, residual.residual_end_forward, residual.residual_end_backward)
 
 
 class Call:
@@ -42,9 +46,11 @@ class Call:
         return self.function(**{**self.arguments, **changed})
 
 
-def kernel_names() -> list[str]:
-    """The names of all kernels, in the order of `kernels/reference.py`."""
-    return [name for name, value in vars(reference).items() if inspect.isfunction(value) and name[0] != "_"]
+@functools.cache
+def kernels() -> dict[str, Callable]:
+    """Each kernel of `kernels/reference.py` by its name, and what the course has beside them."""
+    found = {name: value for name, value in vars(reference).items() if inspect.isfunction(value) and name[0] != "_"}
+    return found | {function.__name__: function for function in BESIDE_THE_KERNELS}
 
 
 @functools.cache
@@ -64,11 +70,11 @@ def result_names(name: str) -> tuple[str, ...]:
     """What a kernel returns, as its docstring names it: ("dL/dx", "dL/dweight"). Of updates: what they write."""
     if name in WRITTEN:
         return WRITTEN[name]
-    several = re.match(r"\(([\w, ]+)\)[:,.]", inspect.getdoc(getattr(reference, name, None)) or "")
-    if several and "," in several[1]:
+    several = re.match(r"\((\w+(?:, \w+)+)\)[:,. ]", inspect.getdoc(kernels().get(name)) or "")
+    if several:
         return tuple(part.replace("grad_", "dL/d") for part in several[1].split(", "))
     endings = {"_weight": "dL/dweight", "bias_backward": "dL/dbias", "entropy_backward": "dL/dlogits"}
-    endings |= {"_backward": "dL/dx", "_backward_x": "dL/dx", "": "y"}
+    endings |= {"_backward": "dL/dx", "_backward_x": "dL/dx", "sum_to_shape": "the gradient", "": "y"}
     return (next(result for ending, result in endings.items() if name.endswith(ending)),)
 
 

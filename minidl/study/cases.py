@@ -10,6 +10,7 @@ from collections.abc import Callable
 import numpy as np
 
 from minidl.kernels import reference
+from minidl.study.residual import residual_end_forward
 
 Arguments = dict[str, object]
 
@@ -310,7 +311,7 @@ def _dropout_backward(rng):
 
 def _pad_channels_forward(rng):
     for axes in (2, 4):
-        before, after = sizes(rng, 2, 1, 4)
+        before, after = rng.permutation([1, 3]).tolist()
         yield {"x": rng.standard_normal(sizes(rng, axes)), "before": before, "after": after}
 
 
@@ -375,6 +376,31 @@ def _adam_update(rng):
         yield {**lists, "squares": squares, "steps": steps, **options, "decoupled": decoupled}
 
 
+# -- beside the kernels ------------------------------------------------------------------------------------------------
+
+
+def _residual_end_forward(rng):
+    for axes in (4, 4):
+        shape = sizes(rng, axes, 3, 7)
+        z = rng.standard_normal(shape) + rng.standard_normal(shape[-1])
+        call = {"z": z, "shortcut": rng.standard_normal(shape), **_channels(rng, shape)}
+        call["mean"], call["variance"] = reference.batch_statistics(z)
+        yield call
+
+
+def _residual_end_backward(rng):
+    for call in _residual_end_forward(rng):
+        y = residual_end_forward(**call)
+        del call["shortcut"], call["bias"]
+        yield {"grad": rng.standard_normal(y.shape), "y": y, **call}
+
+
+def _sum_to_shape(rng):
+    a, b, c = sizes(rng, 3)
+    for shape in ((b, c), (1, c), (a, 1, c), (b, 1), (c,), (a, b, c), ()):
+        yield {"grad": rng.standard_normal((a, b, c)), "shape": shape}
+
+
 KERNEL_CASES: dict[str, Callable] = {
     "conv2d_forward": _conv2d_forward,
     "conv2d_backward": _conv2d_backward,
@@ -418,6 +444,9 @@ KERNEL_CASES: dict[str, Callable] = {
     "update_running_statistics": _update_running_statistics,
     "sgd_update": _sgd_update,
     "adam_update": _adam_update,
+    "sum_to_shape": _sum_to_shape,
+    "residual_end_forward": _residual_end_forward,
+    "residual_end_backward": _residual_end_backward,
 }
 
 

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from minidl.kernels import cpu
-from minidl.study.calls import WRITTEN, Call, arrays_in, backward_of, kernel_names, map_arrays, ops, result_names
-from minidl.study.slips import arrays, convolution, elementwise, normalisation, pooling, updates
+from minidl.study.calls import WRITTEN, Call, arrays_in, backward_of, kernels, map_arrays, ops, result_names
+from minidl.study.slips import arrays, convolution, elementwise, normalisation, pooling, residual, updates
 from minidl.study.slips import ops as slips_of_ops
 from minidl.study.slips.tools import Wrong, changed, only, scaled
 
@@ -53,7 +53,7 @@ def _general(target: str, results: tuple[str, ...]) -> dict[str, Wrong]:
 
 def _has_images(target: str, result: str) -> bool:
     """True if the first axis of a result is the batch."""
-    return result in ("y", "dL/dx", "dL/dlogits", "probabilities") and target not in (
+    return result in ("y", "dL/dx", "dL/dlogits", "probabilities", "dL/dz", "dL/dshortcut") and target not in (
         "mse_loss_forward",
         "mse_loss_backward",
         "add",
@@ -65,12 +65,14 @@ def _has_images(target: str, result: str) -> bool:
 
 def _collected() -> Iterator[Mistake]:
     tables: dict[str, dict[str, Wrong]] = {}
-    for file in (convolution, arrays, pooling, normalisation, elementwise, updates):
+    for file in (convolution, arrays, pooling, normalisation, elementwise, residual, updates):
         tables |= file.MISTAKES
-    for target in kernel_names():
+    for target in kernels():
         results = result_names(target)
+        table = tables.get(target, {})
         general = {} if target in WRITTEN else _general(target, results)
-        for name, wrong in (tables.get(target, {}) | general).items():
+        general = {name: wrong for name, wrong in general.items() if not any(t.startswith(name) for t in table)}
+        for name, wrong in (table | general).items():
             yield Mistake(target, name, wrong)
     for target, table in slips_of_ops.MISTAKES.items():
         for name, wrong in table.items():
