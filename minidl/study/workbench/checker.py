@@ -12,6 +12,8 @@ from minidl.study.workbench.recognise import Results, recognise
 from minidl.study.workbench.tasks import Task, Trial
 from minidl.study.workbench.where import where
 
+NOT_SO_FAR = "It did not get so far."
+
 
 class Rung(NamedTuple):
     """One step of the ladder. `problem` says what is wrong; '' if nothing is. `share` of the trials passed."""
@@ -59,7 +61,7 @@ class Runs(NamedTuple):
 
 def judge(runs: Runs) -> Report:
     """Climb the ladder. The mistake is named if a step about the results fails."""
-    rungs = [Rung(title, *_first_problem(question, runs)) for title, question in _ladder(runs.task)]
+    rungs = [Rung(title, *_first_problem(question, runs)) for title, question in ladder(runs.task)]
     failed = {rung.title for rung in rungs if rung.problem}
     if not failed or _is_not_written(runs):
         return Report(runs.task.name, rungs, [], "")
@@ -83,15 +85,15 @@ def _first_problem(question: Callable, runs: Runs) -> tuple[str, float]:
     return f"{problems[bad[0]]}\nThe case: {trial.shapes()}", 1 - len(bad) / len(problems)
 
 
-# -- the steps: each returns for each trial what is wrong, or '' ----------------------------------------------------------
+# -- the steps: each returns for each trial what is wrong, or '' -------------------------------------------------------
 
 
-def _ladder(task: Task) -> list[tuple[str, Callable]]:
+def ladder(task: Task) -> list[tuple[str, Callable]]:
     """(what a step is about, its question), from the bottom to the top."""
     steps = [
         ("it runs without an error", _runs),
         ("it writes into its arguments" if task.written else "it returns what it should", _returns),
-        ("the shapes are right", _shapes),
+        ("the shapes and dtypes are right", _shapes),
         ("the arguments are left as they were", _leaves_arguments),
         ("it needs nothing but its arguments", _needs_nothing_else),
         ("there is no NaN and no infinity", _finite),
@@ -131,7 +133,7 @@ def _returns(runs: Runs) -> list[str]:
 
 def _return_in_words(seen: Observation, names: list[str], expected: str, task: Task) -> str:
     if seen.error:
-        return "It did not get so far."
+        return NOT_SO_FAR
     if task.written and seen.returned != "nothing":
         return f"It returned {seen.returned}; it should write into {', '.join(task.written)} and return nothing."
     if seen.returned == "None":
@@ -148,18 +150,26 @@ def _shapes(runs: Runs) -> list[str]:
 
 def _shape(name: str, actual: np.ndarray, expected: np.ndarray, trial: Trial) -> str:
     if actual.shape == expected.shape:
-        return ""
+        return _dtype(name, actual, expected)
     like = [other for other, value in trial.arguments.items() if getattr(value, "shape", None) == expected.shape]
     hint = f", the shape of {like[0]}" if like else ""
     return f"{name} has the shape {actual.shape}, expected {expected.shape}{hint}."
 
 
+def _dtype(name: str, actual: np.ndarray, expected: np.ndarray) -> str:
+    """Integers of any length are right where integers are expected."""
+    kinds = "iu" if expected.dtype.kind in "iu" else expected.dtype.kind
+    if actual.dtype.kind in kinds and (actual.dtype == expected.dtype or kinds == "iu"):
+        return ""
+    return f"{name} is {actual.dtype}, expected {expected.dtype}: results have the dtype of the arguments."
+
+
 def _each_result(runs: Runs, seen: Observation, trial: Trial, question: Callable) -> str:
     """The first problem that a question finds in the results of one trial."""
     if seen.error or len(seen.arrays) != len(trial.right):
-        return "It did not get so far."
+        return NOT_SO_FAR
     for name, actual, expected in zip(runs.names(), seen.arrays, trial.right, strict=True):
-        problem = "It did not get so far." if actual is None else question(name, actual, expected, trial)
+        problem = NOT_SO_FAR if actual is None else question(name, actual, expected, trial)
         if problem:
             return problem
     return ""
@@ -169,22 +179,27 @@ def _leaves_arguments(runs: Runs) -> list[str]:
     return [
         f"It wrote into {' and '.join(seen.written)}, which others still need. Work on a copy, or on a new array."
         if seen.written
-        else ""
+        else _if_it_failed(seen)
         for seen in runs.double + runs.single
     ]
 
 
+def _if_it_failed(seen: Observation) -> str:
+    """What ended in an error has shown nothing."""
+    return NOT_SO_FAR if seen.error else ""
+
+
 def _needs_nothing_else(runs: Runs) -> list[str]:
     return [
-        f"It opened the file {seen.opened[0]}. All that it needs are its arguments." if seen.opened else ""
+        f"It opened the file {seen.opened[0]}. All that it needs are its arguments."
+        if seen.opened
+        else _if_it_failed(seen)
         for seen in runs.double + runs.single
     ]
 
 
 def _finite(runs: Runs) -> list[str]:
-    return [
-        _each_result(runs, seen, trial, _no_nan) for seen, trial in zip(runs.double, runs.trials, strict=True)
-    ]
+    return [_each_result(runs, seen, trial, _no_nan) for seen, trial in zip(runs.double, runs.trials, strict=True)]
 
 
 def _no_nan(name: str, actual: np.ndarray, expected: np.ndarray, trial: Trial) -> str:
@@ -201,9 +216,12 @@ def _adjoint(runs: Runs) -> list[str]:
     forward, gradient = ADJOINTS[runs.task.target, runs.task.part]
     rng = np.random.default_rng(0)
     return [
-        _each_result(runs, seen, trial, lambda name, actual, expected, trial: _identity(
-            name, actual, expected, trial, forward, gradient, rng
-        ))
+        _each_result(
+            runs,
+            seen,
+            trial,
+            lambda name, actual, expected, trial: _identity(name, actual, expected, trial, forward, gradient, rng),
+        )
         for seen, trial in zip(runs.double, runs.trials, strict=True)
     ]
 
@@ -244,7 +262,7 @@ def _agrees32(name: str, actual: np.ndarray, expected: np.ndarray, trial: Trial)
     return _agrees(name, actual, expected, trial, TOLERANCE["float32"])
 
 
-# -- where it is wrong ---------------------------------------------------------------------------------------------------
+# -- where it is wrong -------------------------------------------------------------------------------------------------
 
 
 def _place(runs: Runs) -> str:
@@ -256,7 +274,7 @@ def _place(runs: Runs) -> str:
     return ""
 
 
-# -- linear ops: (kernel, which of its results): (the forward that it transposes, the argument that is dL/dy) ---------------
+# -- linear ops: (kernel, which of its results): (the forward that it transposes, the argument that is dL/dy) ----------
 
 ADJOINTS: dict[tuple[str, int | None], tuple[Callable, str]] = {
     ("conv2d_backward", 0): (

@@ -145,7 +145,7 @@ class OpTask(Task):
 
     def _op_trial(self, inputs, options, rng):
         y, ctx = forward(self.op, inputs, options)
-        grad = rng.standard_normal(y.shape).astype(y.dtype)
+        grad = rng.standard_normal(y.shape).astype(np.float32).astype(y.dtype)
         call = Call(backward_of(self.op), {"grad": grad, "saved": ctx.saved, "needs_grad": ctx.needs_grad})
         right = [np.asarray(y), *self.results(call())]
         return Trial({"inputs": inputs, "options": options, "grad": grad}, right, call)
