@@ -1,6 +1,5 @@
 """Check a student's file: read it, run it in a process of its own, judge what it did."""
 
-import ast
 import contextlib
 import json
 import os
@@ -8,12 +7,14 @@ import signal
 import subprocess
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 import minidl.study
+from minidl.study.cases import has_cases
 from minidl.study.workbench.checker import Report, Runs, judge
 from minidl.study.workbench.exercises import Exercise
 from minidl.study.workbench.observe import Observation
@@ -43,7 +44,7 @@ class FileReport(NamedTuple):
 
 def check_file(path: Path, exercise: Exercise, seed: int = 0, limits: Limits | None = None) -> FileReport:
     """Judge the functions of a file. It never raises an error for anything that is in the file."""
-    problem = problem_of_file(path)
+    problem = problem_of_file(path) or _without_cases(exercise)
     if problem:
         return FileReport(problem, [], {}, "")
     limits = limits or Limits()
@@ -59,6 +60,12 @@ def check_file(path: Path, exercise: Exercise, seed: int = 0, limits: Limits | N
             )
 
 
+def _without_cases(exercise: Exercise) -> str:
+    """A kernel that is new has an exercise, but nobody has said yet with which arguments to try it."""
+    missing = [task.target for task in exercise.tasks if not has_cases(task.target)]
+    return f"{missing[0]} cannot be checked yet: minidl/study/cases.py has no cases of it." if missing else ""
+
+
 def problem_of_file(path: Path) -> str:
     """Why the file is no Python, in words; '' if it is."""
     try:
@@ -70,7 +77,9 @@ def problem_of_file(path: Path) -> str:
     except OSError as error:
         return f"{path} cannot be read: {error.strerror}."
     try:
-        ast.parse(source, filename=str(path))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of "\d" in a string, for example
+            compile(source, str(path), "exec", dont_inherit=True)
     except SyntaxError as error:
         return _syntax_error(error, path)
     except (ValueError, RecursionError, MemoryError) as error:
@@ -80,6 +89,8 @@ def problem_of_file(path: Path) -> str:
 
 def _syntax_error(error: SyntaxError, path: Path) -> str:
     """The line, and a caret below the place."""
+    if error.lineno is None:
+        return f"{path.name} is not valid Python: {error.msg}."
     text = (error.text or "").rstrip("\n")
     caret = "".join("\t" if letter == "\t" else " " for letter in text[: max((error.offset or 1) - 1, 0)]) + "^"
     return f"{path.name}, line {error.lineno}, is not valid Python: {error.msg}.\n\n    {text}\n    {caret}"
@@ -138,9 +149,7 @@ def _read(exercise: Exercise, seed: int, folder: Path) -> FileReport:
     notes = json.loads((folder / "notes.json").read_text(encoding="utf-8"))
     printed = str(notes["printed"])
     if "import_error" in notes:
-        kind, message, line = notes["import_error"]
-        place = f"line {line} of the file" if line else "the file"
-        return FileReport(f"{place[0].upper()}{place[1:]} raised {kind}: {message}", [], {}, printed)
+        return FileReport(_import_error(*notes["import_error"]), [], {}, printed)
     reports, problems = [], {}
     for task in exercise.tasks:
         about = notes["functions"][task.name]
@@ -149,6 +158,16 @@ def _read(exercise: Exercise, seed: int, folder: Path) -> FileReport:
         else:
             reports.append(_judge(task, seed, about["observations"], folder))
     return FileReport("", reports, problems, printed)
+
+
+def _import_error(kind: str, message: str, line: int) -> str:
+    """An error outside of the functions, in words."""
+    place = f" in line {line}" if line else ""
+    if kind == "SystemExit":
+        return f"The file ends Python by exit(){place}. It should define its functions and no more."
+    if kind == "EOFError":
+        return f"The file asks for keyboard input{place}. All that its functions need are their arguments."
+    return f"The file cannot be imported: {kind}{place}: {message}"
 
 
 def _judge(task: Task, seed: int, observed: list, folder: Path) -> Report:

@@ -3,6 +3,7 @@
 import ast
 import functools
 import inspect
+import textwrap
 import types
 from collections.abc import Callable
 from typing import NamedTuple
@@ -75,7 +76,11 @@ class Task:
 
     def imports(self) -> list[str]:
         """The import statements for what the right function uses."""
-        return _imports(inspect.getsource(self.right), vars(inspect.getmodule(self.right)), {self.name, self.target})
+        return _imports(
+            textwrap.dedent(inspect.getsource(self.right)),
+            vars(inspect.getmodule(self.right)),
+            {self.name, self.target},
+        )
 
     def _trial(self, arguments) -> Trial:
         call = Call(returning(self.name, self.right), arguments)
@@ -190,7 +195,7 @@ def numbers_in(arguments: dict) -> dict[str, list[np.ndarray]]:
 @functools.cache
 def _tree(function: Callable) -> tuple[ast.AST, list[str]]:
     """The syntax tree of a function or class, and its lines."""
-    source = inspect.getsource(function)
+    source = textwrap.dedent(inspect.getsource(function))
     return ast.parse(source).body[0], source.splitlines()
 
 

@@ -33,7 +33,7 @@ def _places(wrong: np.ndarray, names: tuple[str, ...]) -> list[str]:
     for axis, name in enumerate(names):
         others = tuple(other for other in range(wrong.ndim) if other != axis)
         place = _along(wrong.any(axis=others), name)
-        places += [place] if place and not (places and name in ("row", "column")) else []
+        places += [place] if place else []
     return places
 
 

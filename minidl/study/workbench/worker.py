@@ -57,7 +57,7 @@ def _limit(seconds: int, megabytes: int) -> None:
 
 
 def _run_file(file: Path, tasks: tuple[Task, ...], trials: dict, folder: Path) -> dict:
-    _say(folder, "the file is read")
+    _say(folder, "the file was read")
     try:
         module = _load(file)
     except BaseException as raised:
@@ -104,7 +104,7 @@ def _run_task(module: ModuleType, task: Task, arguments: list[dict], folder: Pat
     seen = []
     for dtype, convert in (("float64", dict), ("float32", in_float32)):
         for number, some in enumerate(arguments):
-            _say(folder, f"{task.name} runs in case {number + 1} of {len(arguments)}, in {dtype}")
+            _say(folder, f"{task.name} ran in case {number + 1} of {len(arguments)}, in {dtype}")
             seen.append(observe(function, convert(some), task.kind, task.written))
     _save(folder / f"{task.name}.npz", seen)
     return {"observations": [observation._replace(arrays=_kept(observation)) for observation in seen]}
