@@ -390,8 +390,8 @@ def test_a_file_that_is_no_text_is_answered_by_a_sentence(folder):
     assert "relu.py is not a text file in UTF-8" in check_file(path, exercises()["relu"]).problem
     path.write_bytes(b"x = 1\x00")
     assert (
-        "relu.py is not valid Python: source code string cannot contain null bytes."
-        == check_file(path, exercises()["relu"]).problem
+        check_file(path, exercises()["relu"]).problem
+        == "relu.py is not valid Python: source code string cannot contain null bytes."
     )
 
 

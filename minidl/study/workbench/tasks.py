@@ -97,12 +97,15 @@ class PartTask(Task):
         self.parameters = [parameter for parameter in self.parameters if parameter not in fixed]
 
     def result_names(self) -> tuple[str, ...]:
+        """The name of the one result."""
         return (result_names(self.target)[self.part],)
 
     def results(self, returned):
+        """That one of the kernel's results, as a list of one array."""
         return super().results(returned[self.part])
 
     def source(self) -> str:
+        """The kernel's docstring, with a first line and a signature of its own."""
         lines = _without_body(self.right).split("\n")
         quotes = lines[1].index('"""') + 3
         lines[0] = f"def {self.name}({', '.join(self.parameters)}):"
@@ -130,22 +133,24 @@ class OpTask(Task):
         self.parameters = []
 
     def trials(self, seed):
+        """The trials of a seed, with random numbers for dL/dy."""
         rng = np.random.default_rng(seed)
         return [self._op_trial(case["inputs"], case["options"], rng) for case in op_cases(self.name, seed)]
 
     def result_names(self):
+        """y, and the gradient of each input."""
         return "y", *(f"dL/d(input {number})" for number in range(8))
 
-    def results(self, returned):
-        return super().results(returned)
-
     def source(self):
+        """The class without the bodies of forward and backward."""
         return _class_without_bodies(self.op)
 
     def solution(self):
+        """The source of the class."""
         return inspect.getsource(self.op)
 
     def imports(self):
+        """What the class uses."""
         return _imports(self.solution(), vars(inspect.getmodule(self.op)), {self.name})
 
     def _op_trial(self, inputs, options, rng):
