@@ -1,0 +1,1 @@
+"""See what a network does: a training step as a table (`trace`). `import minidl` does not load this package."""
