@@ -35,7 +35,7 @@ class Input:
     name: str  # of a parameter or buffer as in named_parameters(), of an input as in model.forward; a number's value
     kind: str  # "parameter", "buffer", "input" (passed to the model) or "constant" (all others)
     shape: tuple[int, ...]
-    value: np.ndarray | None  # None with keep=False
+    value: np.ndarray | None = dataclasses.field(repr=False)  # None with keep=False
 
 
 @dataclasses.dataclass(eq=False)
@@ -43,8 +43,8 @@ class Call:
     """One call of a module. Times are in seconds since the recording began, without the time of recording itself."""
 
     layer: str  # as in named_modules(); "" is the model itself
-    module: Module
-    parent: "Call | None"  # the call that this one is part of
+    module: Module = dataclasses.field(repr=False)
+    parent: "Call | None" = dataclasses.field(repr=False)  # the call that this one is part of
     start: float
     seconds: float = 0.0
 
@@ -58,7 +58,7 @@ class Memory:
     kept_by: "list[Op]" = dataclasses.field(default_factory=list)  # the operations that saved it for backward
 
 
-@dataclasses.dataclass(eq=False)
+@dataclasses.dataclass(eq=False, repr=False)
 class Op:
     """One application of an operation, y = forward(inputs), and its dL/d(inputs) = backward(dL/dy).
 
@@ -88,6 +88,9 @@ class Op:
     input_grads: tuple | None = None  # the contributions that it makes to the gradients of its inputs
     backward_start: float | None = None
     backward_seconds: float | None = None
+
+    def __repr__(self) -> str:
+        return f"Op({self.number}, {self.function.__name__}, layer={self.layer!r}, shape={self.shape})"
 
 
 class Recording:

@@ -18,7 +18,6 @@ HEADINGS = (
     ("layer", "operation", "shape", "param-", "mult-", "ms for-", "back-", "|y|", "|dL/dy|", "keeps", "who else"),
     ("", "", "", "eters", "adds", "ward", "ward", "", "", "", "keeps it"),
 )
-AT_THE_LEFT = 0, 1, 2, 10  # numbers of the columns of text
 LEAST_FOR_NAMES = 10  # characters for the last column; if there are fewer, the shapes of the inputs are left out
 
 
@@ -315,20 +314,19 @@ def _widths(rows: list[tuple[str, ...] | None]) -> list[int]:
 def _aligned(rows: list[tuple[str, ...] | None], width: int) -> Iterator[str]:
     """The rows as lines, which the last column does not make longer than the width."""
     widths = _widths(rows)
-    names = max(width - sum(widths), len("keeps it"))
+    left, room = sum(widths[:3]), max(width - sum(widths), len("keeps it"))
     for row in rows:
         if row is None:
-            yield "-" * (sum(widths) + names)
+            yield "-" * (sum(widths) + room)
             continue
-        *cells, last = row
-        line = "".join(
-            cell.ljust(size) if number in AT_THE_LEFT else cell.rjust(size - 1) + " "
-            for number, (cell, size) in enumerate(zip(cells, widths, strict=True))
-        )
-        if not row[1]:  # a title may go on to the right
-            first = sum(widths[:3])
-            line = f"{f'{row[0]} '.ljust(widths[0] + widths[1])}{row[2]}".ljust(first)[: first - 1] + line[first - 1 :]
-        yield (line + (last if len(last) <= names else f"{last[: names - 3]}...")).rstrip()
+        texts, numbers, names = row[:3], row[3:-1], row[-1]
+        if row[1]:
+            line = "".join(text.ljust(size) for text, size in zip(texts, widths, strict=False))
+        else:  # a title may go on to the right
+            line = f"{row[0]} ".ljust(widths[0] + widths[1]) + row[2]
+        line = line[: left - 1].ljust(left)
+        line += "".join(number.rjust(size - 1) + " " for number, size in zip(numbers, widths[3:], strict=True))
+        yield (line + (names if len(names) <= room else f"{names[: room - 3]}...")).rstrip()
 
 
 # -- events of the file ------------------------------------------------------------------------------------------------
