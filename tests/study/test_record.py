@@ -1,5 +1,7 @@
 """What a recording holds, and that it changes nothing."""
 
+import itertools
+import sys
 import threading
 import weakref
 
@@ -13,6 +15,7 @@ from minidl.functional import cross_entropy, mse_loss, relu
 from minidl.ops.activation import ReLU
 from minidl.ops.arithmetic import Add, Mul
 from minidl.ops.conv import Conv2d
+from minidl.ops.convert import Cast
 from minidl.study.record import Input, norm, record
 from minidl.training import nvtx
 
@@ -107,6 +110,33 @@ def test_afterwards_every_function_is_the_same_object(images):
     assert after.keys() == before.keys()
     assert all(after[key] is before[key] for key in before)
     assert {name: dict(vars(module)) for name, module in model.named_modules()} == dicts
+
+
+def calls(program):
+    """How many functions a program enters, in Python and in C."""
+    events = []
+    sys.setprofile(lambda frame, event, argument: events.append(event))
+    try:
+        program()
+    finally:
+        sys.setprofile(None)
+    return events.count("call"), events.count("c_call")
+
+
+def test_a_step_outside_of_a_recording_costs_what_it_did_before():
+    """Times differ from run to run; the calls do not."""
+    model, images = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.GlobalAvgPool()), minidl.ones(2, 8, 8, 3)
+
+    def train():
+        model.zero_grad()
+        step(model, images)
+
+    train()
+    before = calls(train)
+    with record(model):
+        during = calls(train)
+    assert calls(train) == before
+    assert during[0] > before[0]
 
 
 def test_after_an_exception_too(x):
@@ -507,13 +537,19 @@ def test_an_array_is_not_taken_for_one_that_died_at_the_same_address(x):
 # -- on a device -------------------------------------------------------------------------------------------------------
 
 
-def test_a_step_is_recorded_on_any_device(device, rng):
+@pytest.mark.parametrize("other", [False, True])
+def test_a_step_is_recorded_on_any_device(other, device, rng):
+    """In float32, and in the other dtype of the device."""
+    dtype = ("bfloat16" if device == "cuda" else "float64") if other else "float32"
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 2)).to(device)
+    model = model.to("float64") if dtype == "float64" else model
     with record(model) as recording:
-        step(model, Tensor(rng.standard_normal((2, 8, 8, 3), np.float32), device=device))
-    assert names(recording.ops) == ["Conv2d", "BatchNorm", "ReLU", "Reshape", "Linear", "CrossEntropy"]
-    assert [op.layer for op in recording.ops] == ["0", "1", "2", "3", "4", None]
-    for below, op in zip(recording.ops, recording.ops[1:], strict=False):
+        step(model, Tensor(rng.standard_normal((2, 8, 8, 3)), device=device).to(dtype))
+    ops = [op for op in recording.ops if op.function is not Cast]
+    assert names(ops) == ["Conv2d", "BatchNorm", "ReLU", "Reshape", "Linear", "CrossEntropy"]
+    assert [op.layer for op in ops] == ["0", "1", "2", "3", "4", None]
+    for below, op in itertools.pairwise(ops[:5]):
         assert op.inputs[0] is below
-    assert all(op.backward_seconds > 0 and op.grad_norm >= 0 and op.forward_seconds > 0 for op in recording.ops)
-    assert recording.ops[2].keeps[0].kept_by == [recording.ops[2], recording.ops[4]]
+    assert all(op.backward_seconds > 0 and op.grad_norm >= 0 and op.forward_seconds > 0 for op in ops)
+    assert ops[2].keeps[0].kept_by == [ops[2], ops[4]]
+    assert str(ops[0].dtype) == dtype

@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import subprocess
+import sys
 import tracemalloc
 
 import numpy as np
@@ -368,6 +370,11 @@ def test_infinity_and_nan_are_shown_and_saved(tmp_path):
 
 
 # -- the package -------------------------------------------------------------------------------------------------------
+
+
+def test_minidl_does_not_load_it():
+    code = "import minidl, sys; assert 'minidl.study' not in sys.modules; import minidl.study; minidl.study.trace"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_a_trace_holds_no_array(resnet):
