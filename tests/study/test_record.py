@@ -416,15 +416,15 @@ class Fails(nn.Module):
 class Catches(nn.Module):
     """Goes on without the part that fails."""
 
-    def __init__(self):
-        self.part = Fails()
+    def __init__(self, other):
+        self.part, self.other = Fails(), other
 
     def forward(self, x):
         """(...) -> (...)."""
         try:
             return self.part(x)
         except ZeroDivisionError:
-            return x
+            return self.other(x)
 
 
 def test_the_layer_that_failed_has_a_name(x):
@@ -436,10 +436,18 @@ def test_the_layer_that_failed_has_a_name(x):
 
 
 def test_a_failure_that_was_caught_is_none(x):
-    model = Catches()
-    with record(model) as recording:
-        model(x)
+    with record(Catches(nn.ReLU())) as recording:
+        recording.model(x)
     assert recording.failed_layer is None
+    with pytest.raises(ZeroDivisionError), record(Catches(Fails())) as recording:
+        recording.model(x)
+    assert recording.failed_layer == "other"
+
+
+def test_a_captured_step_says_how_it_can_be_recorded(x, monkeypatch):
+    monkeypatch.setattr("minidl.study.record.is_capturing", lambda array: True)
+    with pytest.raises(RuntimeError, match=r"captured step.*step\.function"), record(nn.ReLU()):
+        relu(x)
 
 
 def test_wrong_arguments_are_the_errors_that_they_always_are(x):
@@ -474,6 +482,7 @@ def test_what_two_operations_save_is_one_array(images):
     assert activation.keeps[0] is conv.keeps[0]
     assert activation.keeps[0].kept_by == [activation, conv]
     assert activation.keeps[0].nbytes == activation.value.nbytes
+    assert activation.keeps[0].source is activation
 
 
 @pytest.mark.usefixtures("no_garbage_collector")
