@@ -248,6 +248,21 @@ def test_without_backward_it_says_so():
     assert "12 multiply-adds, 6 for each of 2 inputs" in str(t)
 
 
+def test_a_number_alone_is_an_input_too():
+    with trace(nn.ReLU()) as t:
+        t.recording.model(Tensor(2.0))
+    assert "() -> ()" in str(t)
+    assert "0 multiply-adds\n" in str(t)
+
+
+def test_parentheses_are_explained_where_there_are_some(resnet):
+    words = "a number in parentheses is counted at the operation that the last column names"
+    assert words in str(resnet)
+    with trace(nn.ReLU()) as t:
+        t.recording.model(Tensor([2.0], requires_grad=True))
+    assert words not in str(t)
+
+
 def test_without_an_operation_it_says_so():
     with trace(nn.ReLU()) as t:
         pass
