@@ -194,7 +194,7 @@ class Trace:
         besides = f"; it also uses {' and '.join(named)}, which exist anyway" if named else ""
         yield f"backward needs {_size(self.kept_bytes) or '0 B'} that forward keeps, each array counted once{besides}"
         if any(len(memory.kept_by) > 1 for memory in self._memories() if not _exists_anyway(memory)):
-            yield "a number in parentheses is counted at the operation that the last column names"
+            yield "a number in parentheses is counted at the operation that the last column names first"
         unused = sum(parameter.numel() for parameter in self.recording.model.parameters()) - self.parameters
         if unused:
             yield f"{unused:,} parameters of the model were used by no operation"
