@@ -7,13 +7,15 @@ import os
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 import minidl
 from minidl.study.__main__ import COMMANDS, main
 from minidl.study.calls import kernels, ops
-from minidl.study.workbench.check import Limits, check_file
+from minidl.study.workbench.check import STATED_ACCURACY, Limits, check_file
 from minidl.study.workbench.course import COURSE
 from minidl.study.workbench.exercises import PARTS, exercises
 from minidl.study.workbench.observe import observe
@@ -150,8 +152,7 @@ def test_the_file_can_be_imported_as_it_is(name, tmp_path):
 def test_the_solution_in_the_file_would_be_right(name, tmp_path):
     """What the solution uses is imported, so that a student can write it."""
     exercise = exercises()[name]
-    imports = [line for task in exercise.tasks for line in task.imports()]
-    source = "\n".join([*imports, *(task.solution() for task in exercise.tasks)])
+    source = "\n".join([*exercise.imports(), *(task.solution() for task in exercise.tasks)])
     module = {}
     exec(compile(source, str(tmp_path / "solution.py"), "exec"), module)
     for task in exercise.tasks:
@@ -393,6 +394,61 @@ def test_a_file_that_is_no_text_is_answered_by_a_sentence(folder):
         check_file(path, exercises()["relu"]).problem
         == "relu.py is not valid Python: source code string cannot contain null bytes."
     )
+
+
+# -- in use ------------------------------------------------------------------------------------------------------------
+
+
+def im2col_file(body_of_im2col=None):
+    """The solution of the last exercise, or with another im2col."""
+    exercise = exercises()["im2col"]
+    solution = exercise.solution()
+    if body_of_im2col:
+        solution = body_of_im2col + solution[solution.index("def conv2d_forward_by_im2col") :]
+    return "\n".join([*exercise.imports(), "", solution])
+
+
+IN_LOOPS = """
+def im2col(x, kernel_size, stride, padding):
+    (n, *size, c), (kh, kw) = x.shape, kernel_size
+    oh, ow = _output_size(size, kernel_size, stride, padding)
+    padded = np.pad(x, ((0, 0), (padding[0],) * 2, (padding[1],) * 2, (0, 0)))
+    patches = np.empty((n, oh, ow, kh, kw, c), x.dtype)
+    for m, i, j, u, v in np.ndindex(n, oh, ow, kh, kw):
+        patches[m, i, j, u, v] = padded[m, i * stride[0] + u, j * stride[1] + v]
+    return patches.reshape(n * oh * ow, kh * kw * c)
+
+
+"""
+
+
+def test_an_im2col_of_ones_own_is_fast_and_a_network_learns_with_it(command, folder):
+    written(folder, im2col_file(), "im2col")
+    code, text = command("im2col")
+    assert code == 0, text
+    assert "ok     its convolution is faster than the loops, at least 5 times: " in text
+    assert "ok     a network trained on it recognises four shapes, at least 80%: " in text
+
+
+def test_an_im2col_in_loops_is_right_but_not_fast_enough(folder):
+    report = check_file(written(folder, im2col_file(IN_LOOPS), "im2col"), exercises()["im2col"])
+    *functions, in_use = report.reports
+    assert all(one.is_right for one in functions) and not report.is_right
+    assert "Copy a tap of all windows at once" in in_use.rungs[0].problem and not in_use.rungs[1].problem
+
+
+def test_a_network_does_not_learn_by_another_convolution():
+    """The accuracy is that of the functions of the file: with a wrong gradient of the weight it stays a guess."""
+    from minidl.kernels import reference
+    from minidl.study.workbench.practice import accuracy
+
+    def backward(grad, x, weight, stride, padding):
+        return np.zeros_like(x), -np.ones_like(weight)
+
+    wrong = SimpleNamespace(
+        conv2d_forward_by_im2col=reference.conv2d_forward_by_im2col, conv2d_backward_by_im2col=backward
+    )
+    assert accuracy(wrong) < STATED_ACCURACY
 
 
 # -- grades ------------------------------------------------------------------------------------------------------------

@@ -15,10 +15,19 @@ import numpy as np
 
 import minidl.study
 from minidl.study.cases import has_cases
-from minidl.study.workbench.checker import Report, Runs, judge
+from minidl.study.workbench.checker import Report, Rung, Runs, judge
 from minidl.study.workbench.exercises import Exercise
 from minidl.study.workbench.observe import Observation
 from minidl.study.workbench.tasks import Task
+
+NOTES = {"check": "notes.json", "practise": "practice.json"}  # what the process writes last
+IN_USE = "in use"  # the name of the report on functions that are right
+PRACTICE_SECONDS = 120
+LEAST_SPEEDUP, STATED_ACCURACY = 5, 0.8  # of four shapes, of which a guess gets a quarter right
+PRACTICE_STEPS = (
+    "its convolution is faster than the loops, at least",
+    "a network trained on it recognises four shapes, at least",
+)
 
 
 class Limits(NamedTuple):
@@ -49,11 +58,12 @@ def check_file(path: Path, exercise: Exercise, seed: int = 0, limits: Limits | N
         return FileReport(problem, [], {}, "")
     limits = limits or Limits()
     with tempfile.TemporaryDirectory() as folder:
-        problem = _run(path, exercise, seed, Path(folder), limits)
+        problem = _run("check", path, exercise, seed, Path(folder), limits)
         if problem:
             return FileReport(problem, [], {}, "")
         try:
-            return _read(exercise, seed, Path(folder))
+            report = _read(exercise, seed, Path(folder))
+            return _put_to_use(report, path, exercise, Path(folder), limits)
         except (OSError, ValueError, KeyError, TypeError):
             return FileReport(
                 "Its process left no results that can be read. Does the file write to other files?", [], {}, ""
@@ -96,12 +106,44 @@ def _syntax_error(error: SyntaxError, path: Path) -> str:
     return f"{path.name}, line {error.lineno}, is not valid Python: {error.msg}.\n\n    {text}\n    {caret}"
 
 
+# -- in use ------------------------------------------------------------------------------------------------------------
+
+
+def _put_to_use(report: FileReport, path: Path, exercise: Exercise, folder: Path, limits: Limits) -> FileReport:
+    """With a report on how the functions do in use, if the exercise asks for it and they are right."""
+    if not exercise.is_practised or not report.is_right:
+        return report
+    limits = limits._replace(seconds=max(limits.seconds, PRACTICE_SECONDS))
+    problem = _run("practise", path, exercise, 0, folder, limits)
+    notes = {} if problem else json.loads((folder / NOTES["practise"]).read_text(encoding="utf-8"))
+    rungs = _practice_rungs(notes, problem or notes.get("error", ""))
+    return report._replace(reports=[*report.reports, Report(IN_USE, rungs, [], "")])
+
+
+def _practice_rungs(notes: dict, problem: str) -> list[Rung]:
+    speedup, accuracy = notes.get("speedup", 0.0), notes.get("accuracy", 0.0)
+    slow = f"It is {speedup:.1f} times as fast. Copy a tap of all windows at once instead of window by window."
+    low = f"It recognises {accuracy:.0%} of new images. Does it keep float32, and the order of the axes?"
+    return [
+        Rung(
+            f"{PRACTICE_STEPS[0]} {LEAST_SPEEDUP} times" + (f": {speedup:.0f} times" if speedup else ""),
+            problem or (slow if speedup < LEAST_SPEEDUP else ""),
+            float(speedup >= LEAST_SPEEDUP),
+        ),
+        Rung(
+            f"{PRACTICE_STEPS[1]} {STATED_ACCURACY:.0%}" + (f": {accuracy:.0%}" if accuracy else ""),
+            problem or (low if accuracy < STATED_ACCURACY else ""),
+            float(accuracy >= STATED_ACCURACY),
+        ),
+    ]
+
+
 # -- its process -------------------------------------------------------------------------------------------------------
 
 
-def _run(path: Path, exercise: Exercise, seed: int, folder: Path, limits: Limits) -> str:
+def _run(what: str, path: Path, exercise: Exercise, seed: int, folder: Path, limits: Limits) -> str:
     """Run the worker. Returns why it did not come to its end; '' if it did."""
-    command = [sys.executable, "-m", "minidl.study.workbench.worker", str(path.resolve()), exercise.name]
+    command = [sys.executable, "-m", "minidl.study.workbench.worker", what, str(path.resolve()), exercise.name]
     command += [str(seed), str(folder), str(limits.seconds), str(limits.megabytes)]
     quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
     process = subprocess.Popen(command, cwd=folder, env=_environment(), start_new_session=True, **quiet)
@@ -111,7 +153,7 @@ def _run(path: Path, exercise: Exercise, seed: int, folder: Path, limits: Limits
         code = None
     finally:
         _end(process)
-    if (folder / "notes.json").exists():
+    if (folder / NOTES[what]).exists():
         return ""
     if code is None or code in (-signal.SIGXCPU, -signal.SIGKILL):
         return f"It was stopped after {limits.seconds} s, while {_doing(folder)}. Is there an endless loop?"

@@ -11,6 +11,7 @@ class Lesson(NamedTuple):
     functions: tuple[str, ...]
     minutes: int
     hints: tuple[str, ...]
+    is_practised: bool = False  # its functions are put to use when they are right: see practice.py
 
 
 COURSE = (
@@ -167,9 +168,9 @@ COURSE = (
     ),
     Lesson(
         "im2col",
-        "An im2col of your own, and a convolution by one matrix product",
-        ("im2col", "conv2d_forward_by_im2col"),
-        30,
+        "An im2col of your own, a convolution by one matrix product, and a network trained on it",
+        ("im2col", "conv2d_forward_by_im2col", "conv2d_backward_by_im2col"),
+        40,
         (
             "Each row of the matrix is what one window sees: KH*KW*C numbers. There are N*OH*OW windows.",
             "Loop over the taps (u, v) alone, which are few: one slice of the padded image holds what all windows see "
@@ -177,6 +178,9 @@ COURSE = (
             "padded[:, u : u + SH*OH : SH, v : v + SW*OW : SW] has the shape (N, OH, OW, C).",
             "Put it into patches (N, OH, OW, KH, KW, C) at [:, :, :, u, v], and reshape at the end. The weight as a "
             "(KH*KW*C, O) matrix has its rows in the same order.",
+            "Y = columns @ W is a linear layer: dL/dW = columns.T @ dL/dY and dL/dcolumns = dL/dY @ W.T. `col2im` is "
+            "the transpose of im2col, so it turns dL/dcolumns into dL/dx.",
         ),
+        is_practised=True,
     ),
 )

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from minidl.study.calls import kernels, ops
 from minidl.study.workbench.course import COURSE
-from minidl.study.workbench.tasks import OpTask, PartTask, Task
+from minidl.study.workbench.tasks import OpTask, PartTask, Task, import_lines
 
 # One gradient alone, of a kernel that returns two.
 PARTS = {
@@ -25,15 +25,17 @@ class Exercise(NamedTuple):
     hints: tuple[str, ...]
     minutes: int = 0  # of the course; 0 for the others
     number: int = 0  # its place in the course
+    is_practised: bool = False  # right functions are put to use: see practice.py
 
     def text(self) -> str:
         """The file that a student gets."""
-        imports = dict.fromkeys(line for task in self.tasks for line in task.imports() if line)
-        modules = [line for line in imports if line.startswith("import")]
-        names = [line for line in imports if not line.startswith("import")]
-        blocks = ["\n".join(modules), *(["\n".join(names)] if names else [])]
-        head = f'"""{self.title}.\n\n{_how_to(self.name)}"""\n\n' + "\n\n".join(blocks)
+        head = f'"""{self.title}.\n\n{_how_to(self.name)}"""\n\n' + "\n".join(self.imports())
         return "\n\n\n".join([head, *(task.source() for task in self.tasks)]) + "\n"
+
+    def imports(self) -> list[str]:
+        """The import statements for what the solution uses, but for what the file itself defines."""
+        own = {task.name for task in self.tasks} | {task.target for task in self.tasks}
+        return import_lines({use for task in self.tasks for use in task.uses() if use[1] not in own})
 
     def solution(self) -> str:
         """The source of the right functions."""
@@ -66,7 +68,9 @@ def exercises() -> dict[str, Exercise]:
     found = {}
     for number, lesson in enumerate(COURSE, start=1):
         tasks = tuple(task(name) for name in lesson.functions)
-        found[lesson.name] = Exercise(lesson.name, lesson.title, tasks, lesson.hints, lesson.minutes, number)
+        found[lesson.name] = Exercise(
+            lesson.name, lesson.title, tasks, lesson.hints, lesson.minutes, number, lesson.is_practised
+        )
     for name in [*kernels(), *PARTS, *ops()]:
         one = _alone(name)
         found.setdefault(one.name, one)

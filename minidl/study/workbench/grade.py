@@ -5,7 +5,7 @@ import secrets
 from pathlib import Path
 from typing import NamedTuple
 
-from minidl.study.workbench.check import FileReport, Limits, check_file
+from minidl.study.workbench.check import IN_USE, PRACTICE_STEPS, FileReport, Limits, check_file
 from minidl.study.workbench.checker import Report, Rung, ladder
 from minidl.study.workbench.exercises import Exercise, exercises
 from minidl.study.workbench.tasks import Task
@@ -62,8 +62,10 @@ def _student(folder: Path, names: list[str], seed: int, limits: Limits) -> dict:
 def grade_file(path: Path, exercise: Exercise, seed: int, limits: Limits) -> Grade:
     """The grade of one file."""
     report = check_file(path, exercise, seed, limits)
-    steps = [_function(task.name, report) for task in exercise.tasks]
+    names = [task.name for task in exercise.tasks] + [IN_USE] * exercise.is_practised
+    steps = [_function(name, report) for name in names]
     out_of = sum(_points_of(title) for task in exercise.tasks for title in _titles(task))
+    out_of += len(PRACTICE_STEPS) * exercise.is_practised
     points = round(sum(step["points"] for step in steps), 2)
     problem = report.problem or "; ".join(f"{name}: {words}" for name, words in report.problems.items())
     return Grade(exercise.name, points, out_of, steps, problem)

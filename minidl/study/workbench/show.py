@@ -3,7 +3,7 @@
 import shutil
 import textwrap
 
-from minidl.study.workbench.check import FileReport
+from minidl.study.workbench.check import IN_USE, FileReport
 from minidl.study.workbench.checker import Report
 from minidl.study.workbench.exercises import Exercise
 
@@ -35,6 +35,7 @@ def report_text(report: FileReport, exercise: Exercise) -> str:
         if task.name in report.problems:
             parts.append(f"{task.name}\n\n{wrapped(report.problems[task.name])}")
         parts += [_function(one) for one in report.reports if one.name == task.name]
+    parts += [_in_use(one) for one in report.reports if one.name == IN_USE]
     if report.printed.strip():
         lines = report.printed.strip().split("\n")
         more = [f"... and {len(lines) - 5} lines more"] if len(lines) > 5 else []
@@ -42,6 +43,15 @@ def report_text(report: FileReport, exercise: Exercise) -> str:
     if report.is_right:
         parts.append(f"All of {exercise.name} is right.")
     return "\n\n".join(parts)
+
+
+def _in_use(report: Report) -> str:
+    """What right functions do in use: all steps, as they have figures."""
+    lines = ["In use", ""]
+    for rung in report.rungs:
+        lines.append(f"  {'WRONG' if rung.problem else 'ok   '}  {rung.title}")
+        lines += [wrapped(rung.problem, " " * 9)] if rung.problem else []
+    return "\n".join(lines)
 
 
 def _function(report: Report) -> str:

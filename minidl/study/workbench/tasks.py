@@ -74,13 +74,9 @@ class Task:
         """The source of the right function."""
         return inspect.getsource(self.right)
 
-    def imports(self) -> list[str]:
-        """The import statements for what the right function uses."""
-        return _imports(
-            textwrap.dedent(inspect.getsource(self.right)),
-            vars(inspect.getmodule(self.right)),
-            {self.name, self.target},
-        )
+    def uses(self) -> set[tuple[str, str]]:
+        """(module, name) of what the right function uses; of a module itself, ("", its import statement)."""
+        return _used(self.solution(), vars(inspect.getmodule(self.right)))
 
     def _trial(self, arguments) -> Trial:
         call = Call(returning(self.name, self.right), arguments)
@@ -148,10 +144,6 @@ class OpTask(Task):
     def solution(self):
         """The source of the class."""
         return inspect.getsource(self.op)
-
-    def imports(self):
-        """What the class uses."""
-        return _imports(self.solution(), vars(inspect.getmodule(self.op)), {self.name})
 
     def _op_trial(self, inputs, options, rng):
         y, ctx = forward(self.op, inputs, options)
@@ -229,15 +221,22 @@ def _class_without_bodies(op: type) -> str:
     return "\n".join(text)
 
 
-def _imports(source: str, module: dict, own: set[str]) -> list[str]:
-    """The lines that import each global name that the source uses, but for its own names."""
-    used = {node.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)} - own
-    modules, names = {"import numpy as np"}, {}
-    for name in sorted(used & module.keys()):
+def _used(source: str, module: dict) -> set[tuple[str, str]]:
+    """See `Task.uses`."""
+    found = {("", "import numpy as np")}
+    names = {node.id for node in ast.walk(ast.parse(textwrap.dedent(source))) if isinstance(node, ast.Name)}
+    for name in names & module.keys():
         value = module[name]
         if isinstance(value, types.ModuleType):
-            modules.add(f"import {value.__name__}" + ("" if value.__name__ == name else f" as {name}"))
+            found.add(("", f"import {value.__name__}" + ("" if value.__name__ == name else f" as {name}")))
         else:
-            names.setdefault(getattr(value, "__module__", module["__name__"]), []).append(name)
-    lines = [f"from {place} import {', '.join(some)}" for place, some in sorted(names.items())]
-    return [*sorted(modules), *([""] if lines else []), *lines]
+            found.add((getattr(value, "__module__", module["__name__"]), name))
+    return found
+
+
+def import_lines(used: set[tuple[str, str]]) -> list[str]:
+    """The import statements of what tasks use: modules, a blank line, then names by their module."""
+    modules = sorted(statement for place, statement in used if not place)
+    places = sorted({place for place, _ in used if place})
+    lines = [f"from {place} import {', '.join(sorted(name for at, name in used if at == place))}" for place in places]
+    return [*modules, *([""] if lines else []), *lines]

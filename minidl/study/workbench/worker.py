@@ -1,4 +1,4 @@
-"""The process that a student's file runs in: `python -m minidl.study.workbench.worker FILE EXERCISE SEED FOLDER ...`.
+"""The process that a student's file runs in: `python -m minidl.study.workbench.worker check FILE EXERCISE ...`.
 
 It runs each function on the trials of the seed, and writes what it observed to FOLDER, as JSON and arrays. It compares
 nothing: the right results are not in this process. The limits protect from accidents (an endless loop, too much memory
@@ -34,9 +34,12 @@ class FirstCharacters(io.StringIO):
 
 def main(arguments: list[str]) -> None:
     """Run a student's file under limits of CPU time (seconds) and memory (megabytes), and write what it did."""
-    file, name, seed, folder, seconds, megabytes = arguments
+    what, file, name, seed, folder, seconds, megabytes = arguments
     _limit(int(seconds), int(megabytes))
     tasks = exercises()[name].tasks
+    if what == "practise":
+        Path(folder, "practice.json").write_text(json.dumps(_practise(Path(file), Path(folder))), encoding="utf-8")
+        return
     trials = {task.name: [trial.arguments for trial in task.trials(int(seed))] for task in tasks}
     printed = FirstCharacters()
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
@@ -64,6 +67,19 @@ def _run_file(file: Path, tasks: tuple[Task, ...], trials: dict, folder: Path) -
         return {"import_error": _import_error(raised, file)}
     _hide_solutions(tasks)
     return {"functions": {task.name: _run_task(module, task, trials[task.name], folder) for task in tasks}}
+
+
+def _practise(file: Path, folder: Path) -> dict:
+    """What the functions do in use; or the error that they raise there."""
+    from minidl.study.workbench.practice import practise  # only here, as it imports all of minidl
+
+    with contextlib.redirect_stdout(FirstCharacters()), contextlib.redirect_stderr(FirstCharacters()):
+        module = _load(file)
+        _say(folder, "its convolution was in use: timed, and training a network")
+        try:
+            return practise(module)
+        except Exception as raised:
+            return {"error": f"{type(raised).__name__}: {raised}"}
 
 
 def _load(file: Path) -> ModuleType:
