@@ -10,7 +10,8 @@ import minidl
 from minidl import Function, Tensor, functional, gradcheck
 from minidl import tensor as tensor_module
 from minidl.autograd import Leaf
-from minidl.study.mistakes import Mistake, find, planted
+from minidl.study.calls import ops
+from minidl.study.mistakes import MISTAKES, Mistake, find, mistakes_of, planted
 from minidl.testing import GradientError
 from tests.ops import (
     test_activation,
@@ -147,6 +148,62 @@ def test_what_was_planted_is_taken_out_again(case, mistake):
     with contextlib.suppress(GradientError), planted(mistake):
         gradcheck(case.ours, case.tensors("cpu"))
     gradcheck(case.ours, case.tensors("cpu"))
+
+
+# The file of tests/ops that has the cases of a kernel; those of an op are in the file of its own name.
+CASES_OF_KERNELS = {
+    "conv2d_backward": test_conv,
+    "bias_backward": test_conv,
+    "linear_backward_x": test_linear,
+    "linear_backward_weight": test_linear,
+    "max_pool2d_backward": test_pool,
+    "avg_pool2d_backward": test_pool,
+    "global_avg_pool_backward": test_pool,
+    "batch_norm_backward": test_batch_norm,
+    "relu_backward": test_activation,
+    "softmax_backward": test_softmax,
+    "log_softmax_backward": test_softmax,
+    "cross_entropy_backward": test_loss,
+    "mse_loss_backward": test_loss,
+    "dropout_backward": test_dropout,
+    "local_response_norm_backward": test_local_response_norm,
+    "pad_channels_backward": test_pad,
+}
+FILES_OF_OPS = {module.__name__.split(".test_")[1]: module for module in CASES_OF_KERNELS.values()} | {
+    "arithmetic": test_arithmetic,
+    "reduce": test_reduce,
+    "shape": test_shape,
+}
+# At equal numbers there is no derivative to compare with; tests/ops/test_reduce.py has what is right there.
+AT_A_KINK = {"Max: dL/dx to each of equal elements in full: not shared"}
+BACKWARDS = {name for name in dict.fromkeys(m.target for m in MISTAKES) if name in CASES_OF_KERNELS or name in ops()}
+
+
+def cases_of(target):
+    if target in CASES_OF_KERNELS:
+        return CASES_OF_KERNELS[target].CASES
+    return FILES_OF_OPS[ops()[target].__module__.split(".")[-1]].CASES
+
+
+def is_found(mistake):
+    for case in cases_of(mistake.target):
+        try:
+            with planted(mistake):
+                gradcheck(case.ours, case.tensors("cpu"), max_elements=0)
+        except GradientError:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("target", sorted(BACKWARDS))
+def test_every_known_wrong_backward_is_found_by_the_case_of_some_test(target):
+    missed = [str(mistake) for mistake in mistakes_of(target) if not is_found(mistake)]
+    assert set(missed) <= AT_A_KINK
+
+
+def test_that_is_every_backward_of_the_list_that_a_network_can_run():
+    others = {mistake.target for mistake in MISTAKES if "backward" in mistake.target} - BACKWARDS
+    assert others == {"conv2d_backward_by_im2col", "residual_end_backward"}  # they stand beside the kernels
 
 
 @pytest.mark.parametrize("name", ["of 0", "with the other sign", "ten times too large"])

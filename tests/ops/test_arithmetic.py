@@ -23,6 +23,7 @@ def where_theirs(torch, a, b):
 CASES = [
     same_in_both("a + b", lambda a, b: a + b, (2, 3), (2, 3), is_linear=False),
     same_in_both("a + b, b broadcast", lambda a, b: a + b, (4, 2, 3), (2, 1)),
+    same_in_both("a + b, a broadcast", lambda a, b: a + b, (1, 3), (4, 2, 3)),
     same_in_both("1 + a", lambda a: 1 + a, (2, 3)),
     same_in_both("a - b", lambda a, b: a - b, (2, 3), (2, 3)),
     same_in_both("a - b, a broadcast", lambda a, b: a - b, (3,), (2, 3)),

@@ -29,6 +29,8 @@ PRACTICE_STEPS = (
     "a network trained on it recognises four shapes, at least",
 )
 
+STOPPED = {-getattr(signal, name, 0) for name in ("SIGXCPU", "SIGKILL")} - {0}  # exit codes
+
 
 class Limits(NamedTuple):
     """Of a student's process: seconds, and megabytes of memory."""
@@ -155,7 +157,7 @@ def _run(what: str, path: Path, exercise: Exercise, seed: int, folder: Path, lim
         _end(process)
     if (folder / NOTES[what]).exists():
         return ""
-    if code is None or code in (-signal.SIGXCPU, -signal.SIGKILL):
+    if code is None or code in STOPPED:
         return f"It was stopped after {limits.seconds} s, while {_doing(folder)}. Is there an endless loop?"
     if code < 0:
         limit = f"The limit of memory is {limits.megabytes} MB."

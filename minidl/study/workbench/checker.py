@@ -82,7 +82,8 @@ def _first_problem(question: Callable, runs: Runs) -> tuple[str, float]:
     if not bad:
         return "", 1.0
     trial = runs.trials[bad[0] % len(runs.trials)]
-    return f"{problems[bad[0]]}\nThe case: {trial.shapes()}", 1 - len(bad) / len(problems)
+    which = f"The case, the first of {len(bad)} of {len(problems)} that are wrong" if len(problems) > 1 else "The case"
+    return f"{problems[bad[0]]}\n{which}: {trial.shapes()}", 1 - len(bad) / len(problems)
 
 
 # -- the steps: each returns for each trial what is wrong, or '' -------------------------------------------------------

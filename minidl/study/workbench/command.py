@@ -117,7 +117,7 @@ def _write(path: Path, exercise: Exercise) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(exercise.text(), encoding="utf-8")
     functions = ", ".join(task.name for task in exercise.tasks)
-    print(f"{path} has the signature, the formula and an empty body of {functions}. Write it.")
+    print(wrapped(f"{path} has the signature, the formula and an empty body of {functions}. Write it."))
 
 
 def _check(path: Path, exercise: Exercise, args: argparse.Namespace) -> int:

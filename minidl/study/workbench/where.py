@@ -67,11 +67,9 @@ def _map(wrong: np.ndarray, names: tuple[str, ...]) -> str:
         grid = wrong.reshape(-1, wrong.shape[-1])
     else:
         return ""
-    if names == WEIGHT_AXES:
-        return _drawn(wrong.any(axis=(2, 3)), "taps")
     if grid.all() or not grid.size:
         return ""
-    return _drawn(grid, "rows and columns")
+    return _drawn(grid, "taps" if names == WEIGHT_AXES else "rows and columns")
 
 
 def _drawn(grid: np.ndarray, what: str) -> str:
