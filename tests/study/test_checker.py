@@ -252,10 +252,7 @@ def weight_permuted(grad, x, weight, stride, padding):
         (
             "global_avg_pool_forward",
             global_times_n,
-            [
-                "This is y, but N, the first axis of x times too large: it is not divided by N, the first axis of x, "
-                "or added up too often."
-            ],
+            ["This is y, but times N (the first axis of x): a division is missing."],
         ),
         (
             "conv2d_backward_weight",

@@ -15,10 +15,11 @@ import pytest
 import minidl
 from minidl.study.__main__ import COMMANDS, main
 from minidl.study.calls import kernels, ops
-from minidl.study.workbench.check import STATED_ACCURACY, Limits, check_file
+from minidl.study.workbench.check import STATED_ACCURACY, check_file
 from minidl.study.workbench.course import COURSE
 from minidl.study.workbench.exercises import PARTS, exercises
 from minidl.study.workbench.observe import observe
+from minidl.study.workbench.process import Limits
 from minidl.study.workbench.show import report_text
 
 RELU = """
@@ -352,6 +353,10 @@ SENTENCES = {
     "printing without end": (
         with_backward("print('much ' * 10**6); return np.where(y > 0, grad, 0)"),
         "All of relu is right.",
+    ),
+    "too much to store": (
+        with_backward("return np.broadcast_to(np.float64(0), (2**26,))"),
+        "Its process failed, while relu_backward ran in case 2 of 2, in float32",
     ),
     "empty": ("", "The file has no function relu_forward."),
 }

@@ -1,11 +1,6 @@
 """Check a student's file: read it, run it in a process of its own, judge what it did."""
 
-import contextlib
 import json
-import os
-import signal
-import subprocess
-import sys
 import tempfile
 import warnings
 from pathlib import Path
@@ -13,14 +8,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-import minidl.study
 from minidl.study.cases import has_cases
 from minidl.study.workbench.checker import Report, Rung, Runs, judge
 from minidl.study.workbench.exercises import Exercise
 from minidl.study.workbench.observe import Observation
-from minidl.study.workbench.tasks import Task
+from minidl.study.workbench.process import NOTES, Limits, run_worker
 
-NOTES = {"check": "notes.json", "practise": "practice.json"}  # what the process writes last
 IN_USE = "in use"  # the name of the report on functions that are right
 PRACTICE_SECONDS = 120
 LEAST_SPEEDUP, STATED_ACCURACY = 5, 0.8  # of four shapes, of which a guess gets a quarter right
@@ -28,15 +21,6 @@ PRACTICE_STEPS = (
     "its convolution is faster than the loops, at least",
     "a network trained on it recognises four shapes, at least",
 )
-
-STOPPED = {-getattr(signal, name, 0) for name in ("SIGXCPU", "SIGKILL")} - {0}  # exit codes
-
-
-class Limits(NamedTuple):
-    """Of a student's process: seconds, and megabytes of memory."""
-
-    seconds: int = 20
-    megabytes: int = 2048
 
 
 class FileReport(NamedTuple):
@@ -60,16 +44,11 @@ def check_file(path: Path, exercise: Exercise, seed: int = 0, limits: Limits | N
         return FileReport(problem, [], {}, "")
     limits = limits or Limits()
     with tempfile.TemporaryDirectory() as folder:
-        problem = _run("check", path, exercise, seed, Path(folder), limits)
+        problem = run_worker("check", path, exercise, seed, Path(folder), limits)
         if problem:
             return FileReport(problem, [], {}, "")
-        try:
-            report = _read(exercise, seed, Path(folder))
-            return _put_to_use(report, path, exercise, Path(folder), limits)
-        except (OSError, ValueError, KeyError, TypeError):
-            return FileReport(
-                "Its process left no results that can be read. Does the file write to other files?", [], {}, ""
-            )
+        report = _read(exercise, seed, Path(folder))
+        return _put_to_use(report, path, exercise, Path(folder), limits)
 
 
 def _without_cases(exercise: Exercise) -> str:
@@ -116,7 +95,7 @@ def _put_to_use(report: FileReport, path: Path, exercise: Exercise, folder: Path
     if not exercise.is_practised or not report.is_right:
         return report
     limits = limits._replace(seconds=max(limits.seconds, PRACTICE_SECONDS))
-    problem = _run("practise", path, exercise, 0, folder, limits)
+    problem = run_worker("practise", path, exercise, 0, folder, limits)
     notes = {} if problem else json.loads((folder / NOTES["practise"]).read_text(encoding="utf-8"))
     rungs = _practice_rungs(notes, problem or notes.get("error", ""))
     return report._replace(reports=[*report.reports, Report(IN_USE, rungs, [], "")])
@@ -140,57 +119,11 @@ def _practice_rungs(notes: dict, problem: str) -> list[Rung]:
     ]
 
 
-# -- its process -------------------------------------------------------------------------------------------------------
-
-
-def _run(what: str, path: Path, exercise: Exercise, seed: int, folder: Path, limits: Limits) -> str:
-    """Run the worker. Returns why it did not come to its end; '' if it did."""
-    command = [sys.executable, "-m", "minidl.study.workbench.worker", what, str(path.resolve()), exercise.name]
-    command += [str(seed), str(folder), str(limits.seconds), str(limits.megabytes)]
-    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(command, cwd=folder, env=_environment(), start_new_session=True, **quiet)
-    try:
-        code = process.wait(limits.seconds)
-    except subprocess.TimeoutExpired:
-        code = None
-    finally:
-        _end(process)
-    if (folder / NOTES[what]).exists():
-        return ""
-    if code is None or code in STOPPED:
-        return f"It was stopped after {limits.seconds} s, while {_doing(folder)}. Is there an endless loop?"
-    if code < 0:
-        limit = f"The limit of memory is {limits.megabytes} MB."
-        return f"Its process was ended by signal {-code}, while {_doing(folder)}. {limit}"
-    return f"It ended Python itself (exit code {code}), while {_doing(folder)}. A function returns its result instead."
-
-
-def _environment() -> dict[str, str]:
-    """minidl is importable, and NumPy uses one thread: its threads count as memory."""
-    package = str(Path(minidl.study.__file__).parents[2])
-    paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-
-
-def _end(process: subprocess.Popen) -> None:
-    """End the process and all that it started."""
-    if hasattr(os, "killpg"):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
-    else:
-        process.kill()
-    process.wait()
-
-
-def _doing(folder: Path) -> str:
-    try:
-        return (folder / "doing").read_text(encoding="utf-8")
-    except OSError:
-        return "it started"
+# -- what its process left ---------------------------------------------------------------------------------------------
 
 
 def _read(exercise: Exercise, seed: int, folder: Path) -> FileReport:
-    notes = json.loads((folder / "notes.json").read_text(encoding="utf-8"))
+    notes = json.loads((folder / NOTES["check"]).read_text(encoding="utf-8"))
     printed = str(notes["printed"])
     if "import_error" in notes:
         return FileReport(_import_error(*notes["import_error"]), [], {}, printed)
@@ -200,7 +133,9 @@ def _read(exercise: Exercise, seed: int, folder: Path) -> FileReport:
         if "problem" in about:
             problems[task.name] = about["problem"]
         else:
-            reports.append(_judge(task, seed, about["observations"], folder))
+            seen = _observations(about["observations"], folder / f"{task.name}.npz")
+            trials = task.trials(seed)
+            reports.append(judge(Runs(task, trials, seen[: len(trials)], seen[len(trials) :])))
     return FileReport("", reports, problems, printed)
 
 
@@ -214,16 +149,11 @@ def _import_error(kind: str, message: str, line: int) -> str:
     return f"The file cannot be imported: {kind}{place}: {message}"
 
 
-def _judge(task: Task, seed: int, observed: list, folder: Path) -> Report:
-    trials = task.trials(seed)
-    with np.load(folder / f"{task.name}.npz", allow_pickle=False) as arrays:
-        seen = [_observation(number, fields, arrays) for number, fields in enumerate(observed)]
-    if len(seen) != 2 * len(trials):
-        raise ValueError("not all trials were observed")
-    return judge(Runs(task, trials, seen[: len(trials)], seen[len(trials) :]))
-
-
-def _observation(number: int, fields: list, arrays) -> Observation:
-    error, returned, kept, written, opened = fields
-    results = [arrays[f"{number}_{part}"] if is_array else None for part, is_array in enumerate(kept)]
-    return Observation(tuple(error) if error else None, returned, results, written, opened)
+def _observations(fields: list, path: Path) -> list[Observation]:
+    """Those of the worker, with the arrays of its file in their places."""
+    observations = []
+    with np.load(path, allow_pickle=False) as arrays:
+        for number, (error, returned, kept, written, opened) in enumerate(fields):
+            results = [arrays[f"{number}_{part}"] if is_array else None for part, is_array in enumerate(kept)]
+            observations.append(Observation(tuple(error) if error else None, returned, results, written, opened))
+    return observations

@@ -5,10 +5,11 @@ import difflib
 import time
 from pathlib import Path
 
-from minidl.study.workbench.check import Limits, check_file
+from minidl.study.workbench.check import check_file
 from minidl.study.workbench.exercises import Exercise, exercises
 from minidl.study.workbench.grade import grade_folder, grades_text
 from minidl.study.workbench.hints import next_hint
+from minidl.study.workbench.process import Limits
 from minidl.study.workbench.show import report_text, wrapped
 
 NAME, HELP = "exercise", "write a kernel or an op yourself, and be told which mistake it has"

@@ -5,9 +5,10 @@ import secrets
 from pathlib import Path
 from typing import NamedTuple
 
-from minidl.study.workbench.check import IN_USE, PRACTICE_STEPS, FileReport, Limits, check_file
+from minidl.study.workbench.check import IN_USE, PRACTICE_STEPS, FileReport, check_file
 from minidl.study.workbench.checker import Report, Rung, ladder
 from minidl.study.workbench.exercises import Exercise, exercises
+from minidl.study.workbench.process import Limits
 from minidl.study.workbench.tasks import Task
 
 # A step of the ladder is worth a point, the numbers themselves four, in proportion to the trials that are right.

@@ -131,9 +131,9 @@ def _factor_in_words(part: int, student, results, trials: list[Trial]) -> str | 
     sizes = [_sizes(trial) for trial in trials]
     for size in sizes[0]:
         if np.allclose(ratios, [each.get(size, np.nan) for each in sizes], rtol=1e-4):
-            return f"{size} times too large: it is not divided by {size}, or added up too often"
+            return f"times {size}: a division is missing"
         if np.allclose(ratios, [1 / each.get(size, np.nan) for each in sizes], rtol=1e-4):
-            return f"divided by {size}, which it should not be"
+            return f"divided by {size}"
     return None
 
 
@@ -149,13 +149,13 @@ def _sizes(trial: Trial) -> dict[str, float]:
     sizes: dict[str, float] = {}
     for name, value in trial.arguments.items():
         if isinstance(value, np.ndarray) and value.ndim:
-            sizes[f"N, the first axis of {name}"] = len(value)
+            sizes[f"N (the first axis of {name})"] = len(value)
             sizes[f"the number of elements of {name}"] = value.size
             sizes[f"the last axis of {name}"] = value.shape[-1]
-            sizes[f"the elements of {name} in a channel"] = value.size / value.shape[-1]
+            sizes[f"the number of elements of {name} in each channel"] = value.size / value.shape[-1]
             if value.ndim == 4:
-                sizes[f"H*W of {name}"] = value.shape[1] * value.shape[2]
-                sizes[f"KH*KW of {name}"] = value.shape[0] * value.shape[1]
+                sizes[f"H*W (of {name})"] = value.shape[1] * value.shape[2]
+                sizes[f"KH*KW (of {name})"] = value.shape[0] * value.shape[1]
         elif isinstance(value, tuple) and len(value) == 2 and all(isinstance(number, int) for number in value):
             sizes[f"the product of {name}"] = value[0] * value[1]
         elif isinstance(value, float) and value:

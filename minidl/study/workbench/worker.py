@@ -19,6 +19,7 @@ import numpy as np
 from minidl.kernels import cpu, reference
 from minidl.study.workbench.exercises import exercises
 from minidl.study.workbench.observe import Observation, observe
+from minidl.study.workbench.process import NOTES
 from minidl.study.workbench.tasks import Task, in_float32
 
 MOST_PRINTED = 2000  # characters
@@ -38,14 +39,21 @@ def main(arguments: list[str]) -> None:
     _limit(int(seconds), int(megabytes))
     tasks = exercises()[name].tasks
     if what == "practise":
-        Path(folder, "practice.json").write_text(json.dumps(_practise(Path(file), Path(folder))), encoding="utf-8")
+        _write_notes(Path(folder, NOTES[what]), _practise(Path(file), Path(folder)))
         return
     trials = {task.name: [trial.arguments for trial in task.trials(int(seed))] for task in tasks}
     printed = FirstCharacters()
     with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
         notes = _run_file(Path(file), tasks, trials, Path(folder))
     notes["printed"] = printed.getvalue()
-    Path(folder, "notes.json").write_text(json.dumps(notes), encoding="utf-8")
+    _write_notes(Path(folder, NOTES[what]), notes)
+
+
+def _write_notes(path: Path, notes: dict) -> None:
+    """All at once: the process may be stopped at any time."""
+    half = path.with_suffix(".half")
+    half.write_text(json.dumps(notes), encoding="utf-8")
+    half.replace(path)
 
 
 def _limit(seconds: int, megabytes: int) -> None:
