@@ -5,6 +5,7 @@ import pytest
 
 from minidl.kernels import reference
 from minidl.study.calls import kernels, ops
+from minidl.study.cases import has_cases
 from minidl.study.mistakes import MISTAKES, find, mistakes_of
 from minidl.study.workbench.checker import Runs, judge
 from minidl.study.workbench.exercises import PARTS, task
@@ -83,6 +84,11 @@ def test_the_known_mistakes_are_recognised_uniquely(seed):
     assert len(found) == len(MISTAKES) > 800
     missed = [str(mistake) for mistake, is_recognised in found.items() if not is_recognised]
     assert len(missed) <= 0.05 * len(found), missed
+
+
+@pytest.mark.parametrize("name", [*kernels(), *ops()])
+def test_there_are_cases_of_each_kernel_and_op(name):
+    assert has_cases(name), f"add cases of {name} to minidl/study/cases.py, so that its exercise can be checked"
 
 
 @pytest.mark.parametrize("name", kernels())
@@ -183,6 +189,22 @@ def residual_end_backward_unmasked_shortcut(grad, y, z, mean, variance, weight, 
     return grad_z, grad, grad_weight, grad_bias
 
 
+def conv2d_forward_without_a_lower_bound(x, weight, bias, stride, padding):
+    """Python takes a negative index for one from the end."""
+    kh, kw, _, o = weight.shape
+    oh, ow = ((x.shape[1 + i] + 2 * padding[i] - weight.shape[i]) // stride[i] + 1 for i in (0, 1))
+    y = np.zeros((len(x), oh, ow, o), x.dtype)
+    for i, j, u, v in np.ndindex(oh, ow, kh, kw):
+        h, w = i * stride[0] + u - padding[0], j * stride[1] + v - padding[1]
+        if h < x.shape[1] and w < x.shape[2]:
+            y[:, i, j] += x[:, h, w] @ weight[u, v]
+    return y if bias is None else y + bias
+
+
+def sum_to_shape_of_the_first_axes(grad, shape):
+    return grad.sum(axis=tuple(range(grad.ndim - len(shape))))
+
+
 def sgd_update_without_decay(parameters, grads, velocities, lr, momentum, weight_decay, nesterov):
     reference.sgd_update(parameters, grads, velocities, lr, momentum, 0.0, nesterov)
 
@@ -202,6 +224,8 @@ WRITTEN_BY_PEOPLE = [
     ("softmax_forward", softmax_forward_naive, "exp overflows"),
     ("global_avg_pool_backward", global_avg_pool_backward_not_divided, "dL/dx not divided"),
     ("residual_end_backward", residual_end_backward_unmasked_shortcut, "dL/dshortcut of dL/dy: not masked"),
+    ("conv2d_forward", conv2d_forward_without_a_lower_bound, "a negative index counts from there"),
+    ("sum_to_shape", sum_to_shape_of_the_first_axes, "those of length 1 are not summed"),
     ("sgd_update", sgd_update_without_decay, "weight decay left out"),
 ]
 
@@ -271,7 +295,20 @@ def test_two_mistakes_are_both_named():
     assert "dL/dweight ten times too large" in mistakes and "dL/dbias with the other sign" in mistakes
 
 
-def test_what_nobody_knows_has_no_name(rng):
+def test_two_mistakes_in_one_result_are_both_named_if_they_show_in_different_cases():
+    """One shows where labels are smoothed, the other where a probability is rounded to 0."""
+
+    def loss(logits, labels, label_smoothing):
+        probabilities = reference.softmax_forward(logits)
+        with np.errstate(divide="ignore"):
+            return -np.log(probabilities[np.arange(len(labels)), labels]).mean(), probabilities
+
+    (words,) = report_of("cross_entropy_forward", loss).mistakes
+    assert words.startswith("This looks like two mistakes. It is the loss by log(probabilities)")
+    assert words.endswith("It is also the loss with the labels not smoothed.")
+
+
+def test_what_nobody_knows_has_no_name():
     report = report_of("relu_backward", lambda grad, y: np.where(y > 0, grad, 0) + np.sin(grad) * y**3)
     assert not report.is_right and report.mistakes == []
     assert report.place.startswith(("1", "2", "3", "4", "5", "6", "7", "8", "9"))

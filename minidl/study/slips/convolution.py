@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from minidl.study.slips.tools import called_with, changed, only, pad_image, scaled, taps, without
+from minidl.study.slips.tools import called_with, changed, only, pad_image, scaled, taps, without, wrapped_image
 
 # -- the weight, the stride, the padding: slips that forward and backward share ----------------------------------------
 
@@ -38,6 +38,27 @@ GEOMETRY = {
     "with the padding ignored": {"padding": lambda call: (0, 0)},
     "with the two paddings exchanged": {"padding": lambda call: call.padding[::-1]},
 }
+
+
+WRAPPED = "with the padding read from the other end: a negative index counts from there"
+STRICT = "without the first row and column of x: 0 < h in the place of 0 <= h"
+
+
+def wrapped(call):
+    """x padded by its other end."""
+    return wrapped_image(call.x, call.padding)
+
+
+def without_the_first(call):
+    """x without its first row and column."""
+    x = call.x.copy()
+    x[:, 0], x[:, :, 0] = 0, 0
+    return x
+
+
+def no_padding(call):
+    """That of an image which is padded already."""
+    return 0, 0
 
 
 def geometry(result: str, part: int | None = None) -> dict:
@@ -97,6 +118,8 @@ FORWARD = {
     "y with a padding that repeats the edge instead of zeros": called_with(
         x=lambda call: pad_image(call.x, call.padding, mode="edge"), padding=lambda call: (0, 0)
     ),
+    f"y {WRAPPED}": called_with(x=wrapped, padding=no_padding),
+    f"y {STRICT}": called_with(x=without_the_first),
     "y with a padding of ones": called_with(
         x=lambda call: pad_image(call.x, call.padding, constant_values=1), padding=lambda call: (0, 0)
     ),
@@ -120,6 +143,17 @@ def _assigned(part: int):
     return wrong
 
 
+def _added_at_the_other_end(call):
+    """What belongs to the padding is added to the pixel that a negative index names."""
+    (ph, pw), (height, width) = call.padding, call.x.shape[1:3]
+    padded, right = call(x=pad_image(call.x, call.padding), padding=(0, 0))[0], call()
+    if padded is None:
+        return right
+    padded[:, height : height + ph] += padded[:, :ph]
+    padded[:, :, width : width + pw] += padded[:, :, :pw]
+    return padded[:, ph : ph + height, pw : pw + width], right[1]
+
+
 def _border_left_on(call):
     """dL/d(padded x): the padding is not cut off again."""
     return call(x=pad_image(call.x, call.padding), padding=(0, 0))[0], call()[1]
@@ -137,6 +171,10 @@ BACKWARD = {
     "dL/dx of the first channel of y alone: not summed over them": called_with(
         0, grad=lambda call: only((..., 0), call.grad)
     ),
+    f"dL/dx {WRAPPED}": _added_at_the_other_end,
+    f"dL/dx {STRICT}": changed(lambda right, call: np.where(without_the_first(call) == call.x, right, 0), 0),
+    f"dL/dweight {WRAPPED}": called_with(1, x=wrapped, padding=no_padding),
+    f"dL/dweight {STRICT}": called_with(1, x=without_the_first),
     "dL/dweight without the upper left tap": changed(lambda right, call: without((0, 0), right), 1),
     "dL/dweight of the first image alone": called_with(1, grad=lambda call: only(0, call.grad)),
     "dL/dweight of the last image alone": called_with(1, grad=lambda call: only(-1, call.grad)),

@@ -115,6 +115,9 @@ NORM_BACKWARD = {
     "dL/dx with the term of the variance added instead of subtracted": with_terms(variance=-1),
     "dL/dx with twice the term of the variance": with_terms(variance=2),
     "dL/dx with half the term of the variance": with_terms(variance=0.5),
+    "dL/dx with x_hat missing in the term of the variance": changed(
+        lambda grad_x, call: grad_x + _terms(call)["variance"] * (1 - 1 / _x_hat(call)), 0
+    ),
     "dL/dx with M the number of images instead of the elements of a channel": with_terms(
         mean=lambda call: _rows(call) / len(call.x), variance=lambda call: _rows(call) / len(call.x)
     ),

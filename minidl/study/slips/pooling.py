@@ -2,14 +2,14 @@
 
 import numpy as np
 
-from minidl.study.slips.convolution import geometry
+from minidl.study.slips.convolution import WRAPPED, geometry
 from minidl.study.slips.tools import called_with, changed, pad_image, scaled, taps
 
 
-def _visits(call, output_size):
-    """(i, j, u, v, h, w) of the windows of a pooling."""
+def _visits(call, output_size, least=0):
+    """(i, j, u, v, h, w) of the windows of a pooling, with h and w of at least `least`."""
     size = (call.x.shape if "x" in call.arguments else call.x_shape)[1:3]
-    return taps(size, output_size, call.kernel_size, call.stride, call.padding)
+    return taps(size, output_size, call.kernel_size, call.stride, call.padding, least)
 
 
 def _taps_of_a_window(call):
@@ -61,6 +61,17 @@ def _mean(y, call):
     return total / count
 
 
+def _wrapped(call):
+    """Negative positions count from the end, as in Python."""
+    y, best_tap = (np.zeros_like(result) for result in call())
+    best_tap -= 1
+    for i, j, u, v, h, w in _visits(call, y.shape[1:3], least=-max(call.padding)):
+        wins = (best_tap[:, i, j] == -1) | (call.x[:, h, w] > y[:, i, j])
+        y[:, i, j] = np.where(wins, call.x[:, h, w], y[:, i, j])
+        best_tap[:, i, j] = np.where(wins, u * call.kernel_size[1] + v, best_tap[:, i, j])
+    return y, best_tap
+
+
 def _of_any_channel(call):
     y, best_tap = call()
     return np.broadcast_to(y.max(axis=-1, keepdims=True), y.shape), best_tap
@@ -70,6 +81,7 @@ MAX_FORWARD = {
     "best_tap of the last of equal values: >= in the place of >": _last_of_equals,
     "y with a padding that takes part as 0: it is -infinity here": _padding_of_zeros,
     "y never below 0: the maximum starts from 0": changed(lambda y, call: np.maximum(y, 0), 0),
+    f"y {WRAPPED}": _wrapped,
     "best_tap counted by columns, v*KH + u instead of u*KW + v": changed(_by_columns, 1),
     "best_tap as the position in the image, h*W + w instead of u*KW + v": changed(_pixel_of_the_image, 1),
     "best_tap counted from 1": changed(lambda best_tap, call: best_tap + 1, 1),

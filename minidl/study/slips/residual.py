@@ -111,6 +111,12 @@ BROADCAST = {
     "the sum with keepdims: the axes added in front are left on": lambda call: call.grad.sum(
         axis=_all_axes(call), keepdims=True
     ),
+    "the sum over the axes added in front alone: those of length 1 are not summed": lambda call: call.grad.sum(
+        axis=tuple(_repeated(call)[0])
+    ),
+    "the sum over the axes of length 1 alone: those added in front are not summed": lambda call: call.grad.sum(
+        axis=tuple(_repeated(call)[1]), keepdims=True
+    ),
     "the maximum instead of the sum": lambda call: call.grad.max(axis=_all_axes(call), keepdims=True).reshape(
         call.shape
     ),

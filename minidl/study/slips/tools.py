@@ -69,12 +69,21 @@ def without(index, array: np.ndarray) -> np.ndarray:
     return array - only(index, array)
 
 
-def taps(size, output_size, kernel_size, stride, padding) -> Iterator[tuple[int, ...]]:
-    """(i, j, u, v, h, w): window (i, j) sees pixel (h, w) through tap (u, v). Each pair may be a tuple or an array."""
+def taps(size, output_size, kernel_size, stride, padding, least=0) -> Iterator[tuple[int, ...]]:
+    """(i, j, u, v, h, w): window (i, j) sees pixel (h, w) through tap (u, v), with h and w of at least `least`."""
     for i, j, u, v in np.ndindex(*output_size, *kernel_size):
         h, w = i * stride[0] + u - padding[0], j * stride[1] + v - padding[1]
-        if 0 <= h < size[0] and 0 <= w < size[1]:
+        if least <= h < size[0] and least <= w < size[1]:
             yield i, j, u, v, h, w
+
+
+def wrapped_image(x: np.ndarray, padding) -> np.ndarray:
+    """Padded so that a negative index counts from the end, as in Python; beyond the other end are zeros."""
+    (ph, pw), padded = padding, pad_image(x, padding)
+    height, width = x.shape[1:3]
+    padded[:, :ph] = padded[:, height : height + ph]
+    padded[:, :, :pw] = padded[:, :, width : width + pw]
+    return padded
 
 
 def pad_image(x: np.ndarray, padding, **options) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Which mistake it is: the wrong results are compared with what each known mistake would have given.
 
-First exactly, then up to a factor, then as the right result in another arrangement. Each comparison has to hold in all
-trials, so a coincidence in one of them names nothing.
+First exactly, then up to a factor, then as the right result in another arrangement, then as two mistakes that show in
+different trials. What is said has to hold in all trials, so a coincidence in one of them names nothing.
 """
 
 import itertools
@@ -59,7 +59,11 @@ def recognise(
     for part in wrong:
         if part not in explained:
             name = names[part] if part < len(names) else f"result {part}"
-            verdict = _scaled(part, name, trials, student, known) or _arranged(part, name, trials, student)
+            verdict = (
+                _scaled(part, name, trials, student, known)
+                or _arranged(part, name, trials, student)
+                or _two(part, trials, student, known)
+            )
             verdicts += [verdict] if verdict else []
     return verdicts
 
@@ -99,6 +103,33 @@ def _agree(suspect: Suspect, one: Results, theirs: Results) -> bool:
     if one is None or theirs is None:
         return one is theirs
     return all(part < min(len(one), len(theirs)) and same(theirs[part], one[part]) for part in suspect.parts)
+
+
+def _two(part: int, trials: list[Trial], student: list[Results], known: list[Suspect]) -> Verdict | None:
+    """Two mistakes, of which each shows in other trials: together they account for all that is wrong."""
+    wrong = {
+        number
+        for number, (one, trial) in enumerate(zip(student, trials, strict=True))
+        if one is None or part >= len(one) or not same(one[part], trial.right[part])
+    }
+    covers = [(suspect, _agreeing(suspect, part, student) & wrong) for suspect in known if part in suspect.parts]
+    for (first, some), (second, others) in itertools.combinations(covers, 2):
+        if some and others and some | others == wrong and not (some <= others or others <= some):
+            names = f"{first.mistake.name}. It is also {second.mistake.name}"
+            return Verdict(f"This looks like two mistakes. It is {names}.", [first.mistake, second.mistake])
+    return None
+
+
+def _agreeing(suspect: Suspect, part: int, student: list[Results]) -> set[int]:
+    """The trials in which one result is what the mistake computes."""
+    return {
+        number
+        for number, (one, theirs) in enumerate(zip(suspect.results, student, strict=True))
+        if one is not None
+        and theirs is not None
+        and part < min(len(one), len(theirs))
+        and same(theirs[part], one[part])
+    }
 
 
 # -- up to a factor ----------------------------------------------------------------------------------------------------
