@@ -214,17 +214,12 @@ def _no_nan(name: str, actual: np.ndarray, expected: np.ndarray, trial: Trial) -
 
 
 def _adjoint(runs: Runs) -> list[str]:
-    forward, gradient = ADJOINTS[runs.task.target, runs.task.part]
     rng = np.random.default_rng(0)
-    return [
-        _each_result(
-            runs,
-            seen,
-            trial,
-            lambda name, actual, expected, trial: _identity(name, actual, expected, trial, forward, gradient, rng),
-        )
-        for seen, trial in zip(runs.double, runs.trials, strict=True)
-    ]
+
+    def question(name, actual, expected, trial):
+        return _identity(name, actual, expected, trial, *ADJOINTS[runs.task.target, runs.task.part], rng)
+
+    return [_each_result(runs, seen, trial, question) for seen, trial in zip(runs.double, runs.trials, strict=True)]
 
 
 def _identity(name, actual, expected, trial: Trial, forward: Callable, gradient: str, rng) -> str:

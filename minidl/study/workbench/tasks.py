@@ -103,12 +103,11 @@ class PartTask(Task):
     def source(self) -> str:
         """The kernel's docstring, with a first line and a signature of its own."""
         lines = _without_body(self.right).split("\n")
-        quotes = lines[1].index('"""') + 3
-        lines[0] = f"def {self.name}({', '.join(self.parameters)}):"
+        indent, docstring = lines[1].split('"""', 1)
         result = self.result_names()[0].replace("dL/d", "grad_")
+        lines[0] = f"def {self.name}({', '.join(self.parameters)}):"
         lines[1] = (
-            f"{lines[1][:quotes]}{result} alone, of the two gradients of `{self.target}`, which is:\n\n    "
-            + (lines[1][quotes:])
+            f'{indent}"""{result} alone, of the two gradients of `{self.target}`, which is:\n\n{indent}{docstring}'
         )
         return "\n".join(lines)
 
