@@ -9,14 +9,14 @@ from typing import NamedTuple
 import numpy as np
 
 from minidl.study.cases import has_cases
-from minidl.study.workbench.checker import Report, Rung, Runs, judge
+from minidl.study.workbench.checker import NOT_SO_FAR, Report, Rung, Runs, judge
+from minidl.study.workbench.course import LEAST_SPEEDUP, STATED_ACCURACY
 from minidl.study.workbench.exercises import Exercise
 from minidl.study.workbench.observe import Observation
 from minidl.study.workbench.process import NOTES, Limits, run_worker
 
 IN_USE = "in use"  # the name of the report on functions that are right
 PRACTICE_SECONDS = 120
-LEAST_SPEEDUP, STATED_ACCURACY = 5, 0.8  # of four shapes, of which a guess gets a quarter right
 PRACTICE_STEPS = (
     "its convolution is faster than the loops, at least",
     "a network trained on it recognises four shapes, at least",
@@ -105,18 +105,17 @@ def _practice_rungs(notes: dict, problem: str) -> list[Rung]:
     speedup, accuracy = notes.get("speedup", 0.0), notes.get("accuracy", 0.0)
     slow = f"It is {speedup:.1f} times as fast. Copy a tap of all windows at once instead of window by window."
     low = f"It recognises {accuracy:.0%} of new images. Does it keep float32, and the order of the axes?"
+    if speedup < LEAST_SPEEDUP:
+        slow, low = problem or slow, NOT_SO_FAR
     return [
-        Rung(
-            f"{PRACTICE_STEPS[0]} {LEAST_SPEEDUP} times" + (f": {speedup:.0f} times" if speedup else ""),
-            problem or (slow if speedup < LEAST_SPEEDUP else ""),
-            float(speedup >= LEAST_SPEEDUP),
-        ),
-        Rung(
-            f"{PRACTICE_STEPS[1]} {STATED_ACCURACY:.0%}" + (f": {accuracy:.0%}" if accuracy else ""),
-            problem or (low if accuracy < STATED_ACCURACY else ""),
-            float(accuracy >= STATED_ACCURACY),
-        ),
+        _figure(f"{PRACTICE_STEPS[0]} {LEAST_SPEEDUP} times", f"{speedup:.0f} times", speedup / LEAST_SPEEDUP, slow),
+        _figure(f"{PRACTICE_STEPS[1]} {STATED_ACCURACY:.0%}", f"{accuracy:.0%}", accuracy / STATED_ACCURACY, low),
     ]
+
+
+def _figure(title: str, figure: str, share: float, problem: str) -> Rung:
+    """A step that is passed by a figure: with the figure if it is, else with the problem."""
+    return Rung(f"{title}: {figure}", "", 1.0) if share >= 1 else Rung(title, problem, 0.0)
 
 
 # -- what its process left ---------------------------------------------------------------------------------------------
