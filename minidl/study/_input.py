@@ -68,8 +68,8 @@ def make_example(path: str | None, shape: Shape, weights: Weights) -> Example:
     takes_images = len(shape) == 3 and shape[2] in (1, 3)
     if path is not None and not takes_images:
         raise BadInputError(
-            f"--image: the network takes inputs of shape {shape}, not images (H, W, 3) or (H, W, 1); leave --image out, or "
-            "pass --input-shape"
+            f"--image: the network takes inputs of shape {shape}, not images (H, W, 3) or (H, W, 1); leave --image "
+            "out, or pass --input-shape"
         )
     if not takes_images:
         numbers = np.random.default_rng(0).standard_normal((1, *shape), np.float32)
@@ -79,7 +79,8 @@ def make_example(path: str | None, shape: Shape, weights: Weights) -> Example:
         return Example(words, normalize(pixels[None], weights.mean, weights.std), pixels)
     except ValueError as error:
         raise BadInputError(
-            f"--weights: the mean image in the file does not fit inputs of shape {shape} ({error}); leave --input-shape out"
+            f"--weights: the mean image in the file does not fit inputs of shape {shape} ({error}); leave "
+            "--input-shape out"
         ) from error
 
 

@@ -62,16 +62,16 @@ def find_network(name: str, input_shape: Shape | None = None) -> Network:
 def _known_network(name: str, input_shape: Shape | None) -> Network:
     if name not in NETWORKS:
         raise BadInputError(
-            f"there is no network {name!r}; known are {', '.join(NETWORKS)}; for one of your own write MODULE:FUNCTION, "
-            "such as mynet:make, or path/to/mynet.py:make"
+            f"there is no network {name!r}; known are {', '.join(NETWORKS)}; for one of your own write MODULE:FUNCTION "
+            "(mynet:make) or FILE:FUNCTION (path/to/mynet.py:make)"
         )
     module, function, arguments, known_shape = NETWORKS[name]
     folders = [Path(minidl.__file__).parents[1] / "examples", Path.cwd() / "examples"]
     found = [folder for folder in folders if (folder / "models").is_dir()]
     if not found:
         raise BadInputError(
-            f"{name} is one of the repository's examples, which are not installed with minidl; run this in a clone of the "
-            "repository, or name a network of your own as MODULE:FUNCTION"
+            f"{name} is one of the repository's examples, which are not installed with minidl; run this in a clone of "
+            "the repository, or name a network of your own as MODULE:FUNCTION"
         )
     if str(found[0]) not in sys.path:
         sys.path.insert(0, str(found[0]))
@@ -118,8 +118,8 @@ def _function(module: ModuleType, place: str, name: str) -> Callable:
         inspect.signature(function).bind()
     except TypeError:
         raise BadInputError(
-            f"expected a function that needs no arguments, got {name}{inspect.signature(function)} of {place}; write one, "
-            f"such as: def make(): return {name}(...)"
+            f"expected a function that needs no arguments, got {name}{inspect.signature(function)} of {place}; write "
+            f"one, such as: def make(): return {name}(...)"
         ) from None
     except ValueError:
         pass  # some built-in functions have no signature

@@ -14,6 +14,7 @@ The file needs no server and loads nothing.
 import argparse
 import math
 import sys
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,9 @@ import numpy as np
 from minidl.functional import cross_entropy
 from minidl.study._input import Example, Weights, load_weights, make_example
 from minidl.study._network import BadInputError, Network, Shape, find_network
-from minidl.study.page.document import make_document
+from minidl.study.page.document import make_document, shape_text
 from minidl.study.page.render import render
-from minidl.study.record import Recording, record
+from minidl.study.record import Op, Recording, record
 from minidl.system.files import write_whole
 from minidl.tensor import Tensor
 
@@ -128,16 +129,23 @@ def _failed(direction: str, network: Network, recording: Recording, error: BaseE
     """An error in the user's network, with the name of the layer."""
     what = f"{type(error).__name__}: {error}"
     if direction == "backward":
-        waiting = [op for op in recording.ops if op.keeps is not None and op.needs_grad and op.grad_norm is None]
-        place = (
-            f"the backward of {waiting[-1].function.__name__} in layer {waiting[-1].layer!r}" if waiting else "backward"
+        op = _op_that_failed(recording, error)
+        return BadInputError(
+            f"{network.name} fails in the backward of {op.function.__name__}, layer {op.layer!r}: {what}"
         )
-        return BadInputError(f"{network.name} fails in {place}: {what}")
     name = recording.failed_layer
     layer = dict(network.model.named_modules()).get(name)
     place = f"layer {name!r} ({type(layer).__name__})" if name else "its own forward"
     shape = "x".join(map(str, network.input_shape))
     return BadInputError(f"{network.name} fails in {place}: {what}; the input was {shape}, set by --input-shape")
+
+
+def _op_that_failed(recording: Recording, error: BaseException) -> Op:
+    """The operation whose backward raised the error, or returned the gradients that the engine then refused."""
+    frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+    raised = [frame.f_locals["op"] for frame in frames if isinstance(frame.f_locals.get("op"), Op)]
+    finished = [op for op in recording.ops if op.backward_start is not None]
+    return raised[-1] if raised else max(finished, key=lambda op: op.backward_start)
 
 
 def _loss(y: Tensor, weights: Weights, label: int | None) -> tuple[Tensor, dict]:
@@ -188,7 +196,7 @@ def _head(network: Network, weights: Weights, example: Example, mode: str, recor
         ],
         "facts": [
             ["network", f"{type(network.model).__name__}, {network.call}"],
-            ["input", f"{example.words}, {' × '.join(map(str, network.input_shape))}"],
+            ["input", f"{example.words}, {shape_text(network.input_shape)}"],
             ["loss", facts["loss"]],
             ["prediction", facts.get("prediction")],
             ["weights", weights.words],

@@ -25,7 +25,8 @@ FILES = {  # of minidl.ops -> the colour of its boxes
     "arithmetic": "arithmetic",
     "reduce": "arithmetic",
 }
-SIGNS = {"Add": "+", "Sub": "−", "Mul": "×", "Div": "÷", "MatMul": "@"}
+TIMES = "\N{MULTIPLICATION SIGN}"
+SIGNS = {"Add": "+", "Sub": "-", "Mul": TIMES, "Div": "/", "MatMul": "@"}
 
 
 def make_document(recording: Recording, head: dict, pixels: np.ndarray | None = None) -> dict:
@@ -93,8 +94,10 @@ class _Writer:
         for edge in graph.edges:
             ends = number[edge.start], number[edge.end]
             edges.append({"ends": ends, "wire": graph.layout.wires.get(ends), **edge_facts(edge)})
-        for box, row, span in zip(boxes, graph.layout.rows, graph.layout.spans, strict=True):
-            box |= {"row": row, "span": span}
+        for box, first, last, span in zip(
+            boxes, graph.layout.rows, graph.layout.lasts, graph.layout.spans, strict=True
+        ):
+            box |= {"rows": (first, last), "span": span}
         wired = set(graph.layout.wires.values())
         used = {column for first, last in graph.layout.spans for column in [first]}
         return {
@@ -158,7 +161,7 @@ class _Writer:
 
     def folded(self, folded: Folded, group: Group) -> dict:
         """Repetitions that are not shown one by one."""
-        first, last = (relative_name(name_of(child), group) for child in (folded.children[0], folded.children[-1]))
+        first, last = (heading(name_of(child), group) for child in (folded.children[0], folded.children[-1]))
         norms = [ops[-1].grad_norm for ops in (list(ops_of(child)) for child in folded.children)]
         return {
             "id": self._id(),
@@ -238,7 +241,7 @@ class _Writer:
         }
         return facts | {"same": same[0] if same else None}
 
-    # -- functions and their source --------------------------------------------------------------------------------------
+    # -- functions and their source ------------------------------------------------------------------------------------
 
     def function(self, function: type) -> str:
         """Add an operation to the functions of the page, and return its key."""
@@ -294,8 +297,9 @@ def edge_facts(edge: Edge) -> dict:
     """The labels of an edge."""
     grad = None if isinstance(edge.end, Port) and not edge.uses else edge.grad()
     shape = edge.source.shape
+    unchanged = isinstance(edge.start, Fork) and edge.unchanged_from() is not None
     shown_shape = shape[1:] if len(shape) > 1 and shape[0] == 1 else shape  # of one image
-    return {"shape": shape_text(shown_shape), **norm_facts(grad), "unchanged": edge.unchanged_from() is not None}
+    return {"shape": shape_text(shown_shape), **norm_facts(grad), "unchanged": unchanged}
 
 
 def norm_facts(grad: np.ndarray | None) -> dict:
@@ -323,9 +327,9 @@ def relative_name(name: str | None, group: Group | None) -> str:
 
 
 def heading(name: str, group: Group | None) -> str:
-    """The relative name, or the whole name if the relative one is a number: 'layer1.0' says more than '0'."""
+    """The relative name, with one part more if it is a number: 'layer1.0' says more than '0'."""
     relative = relative_name(name, group)
-    return name if relative.isdigit() else relative
+    return ".".join(name.split(".")[-2:]) if relative.isdigit() else relative
 
 
 def name_of(child: Group | Op) -> str:
@@ -355,13 +359,13 @@ def path_title(path: Edge) -> str:
 
 
 def shape_text(shape: tuple[int, ...] | None) -> str:
-    """(1, 32, 32, 16) as '1 × 32 × 32 × 16'."""
-    return " × ".join(map(str, shape)) if shape else "scalar"
+    """(32, 32, 16) with signs of multiplication between the lengths."""
+    return f" {TIMES} ".join(map(str, shape)) if shape else "scalar"
 
 
 def number_text(value: float | None) -> str:
-    """A number with three digits; '–' for none."""
-    return "–" if value is None else f"{value:.3g}"
+    """A number with three digits, or 'none'."""
+    return "none" if value is None else f"{value:.3g}"
 
 
 def finite(value: float | None) -> float | None:
@@ -376,7 +380,7 @@ def count_of(value: int) -> str:
 
 def milliseconds(seconds: float | None) -> str:
     """Seconds as milliseconds."""
-    return "–" if seconds is None else f"{1000 * seconds:.2f} ms"
+    return "none" if seconds is None else f"{1000 * seconds:.2f} ms"
 
 
 def short(value) -> str:

@@ -50,7 +50,7 @@ class Edge:
         """The operation at the end, if it hands its dL/dy on unchanged, element by element: the + of a block does."""
         if len(self.uses) != 1:
             return None
-        (op, number), grad = self.uses[0], self.grad()
+        (op, _), grad = self.uses[0], self.grad()
         joins = sum(isinstance(source, Op) for source in op.inputs) > 1
         same = joins and grad is not None and op.grad is not None and np.array_equal(grad, op.grad)
         return op if same else None
@@ -95,10 +95,7 @@ def _flows(group: Group, recording: Recording) -> tuple[list[Port], dict, Port]:
     leave = Port(None)
     flows: dict[Box, dict[Source, dict[Box, list[Use]]]] = {}
     for source, (op, number) in _uses(child_of, recording):
-        if source not in child_of:
-            start = ports.setdefault(source, Port(source))
-        else:
-            start = child_of[source]
+        start = child_of[source] if source in child_of else ports.setdefault(source, Port(source))
         end = child_of.get(op, leave)
         if end is not start:
             flows.setdefault(start, {}).setdefault(source, {}).setdefault(end, []).append((op, number))

@@ -1,8 +1,8 @@
 """Where the boxes of a graph go: rows from top to bottom in the order of the computation, columns for its branches.
 
 A box is one row below the lowest of the boxes that it reads from (longest-path layering, the first step of Sugiyama,
-Tagawa, Toda 1981). An edge that passes rows gets a cell in each of them, its wire, so that no box covers it. The longest
-branch stays in the column of the box at which the branches begin; the others go to the right.
+Tagawa, Toda 1981). An edge that passes rows gets a cell in each of them, its wire, so that no box covers it. The
+longest branch stays in the column of the box at which the branches begin; the others go to the right.
 """
 
 import dataclasses
@@ -16,6 +16,7 @@ class Layout:
     """The place of every box and wire. Boxes are numbered from 0."""
 
     rows: list[int]
+    lasts: list[int]  # the last row that a box may fill: those of the only wire below it are free when it is unfolded
     spans: list[tuple[int, int]]  # first and last column of each box
     wires: dict[Edge, int]  # the column of each edge that passes rows
 
@@ -30,7 +31,8 @@ def lay_out(boxes: int, edges: Iterable[Edge]) -> Layout:
     placement = _Placement(boxes, sorted(set(edges)))
     for box in sorted(range(boxes), key=lambda box: (placement.rows[box], box)):
         placement.place(box)
-    return Layout(placement.rows, [placement.span(box) for box in range(boxes)], placement.wires)
+    spans = [placement.span(box) for box in range(boxes)]
+    return Layout(placement.rows, [placement.last(box, spans[box]) for box in range(boxes)], spans, placement.wires)
 
 
 class _Placement:
@@ -85,6 +87,13 @@ class _Placement:
             last += 1
         self.taken.update((row, column) for column in range(first, last + 1))
         return first, last
+
+    def last(self, box: int, span: tuple[int, int]) -> int:
+        """The last row that a box may fill."""
+        after = self.after[box]
+        if len(after) == 1 and span == (self.wires.get((box, after[0])),) * 2:
+            return self.rows[after[0]] - 1
+        return self.rows[box]
 
 
 def _longest_paths(before: list[list[int]], order: Iterable[int]) -> list[int]:

@@ -32,7 +32,7 @@ function buildGraph(graph, parent) {
   const element = make("div", { class: "graph", role: "group", style: `grid-template-columns: ${widths.join(" ")}` }, svg);
   graph.places = graph.boxes.map((box) => {
     const place = buildBox(box, parent);
-    place.style.gridRow = box.row + 1;
+    place.style.gridRow = `${box.rows[0] + 1} / ${box.rows[1] + 2}`;
     place.style.gridColumn = `${box.span[0] + 1} / ${box.span[1] + 2}`;
     element.append(place);
     return place;
@@ -75,7 +75,7 @@ function headOf(box) {
     return [make("div", { class: "muted" }, make("b", {}, `x is ${box.title}`), ": ∂L/∂x is a sum"), sumOf(box)];
   }
   const picture = box.photograph ? make("img", { src: box.photograph.src, alt: "" }) : null;
-  const right = { group: `${box.ops} operations`, input: box.shape, op: box.scalar || "" }[box.kind] || "";
+  const right = { group: `${(box.ops || 0).toLocaleString("en")} operations`, input: box.shape, op: box.scalar || "" }[box.kind] || "";
   return [picture, make("b", {}, box.title), make("span", { class: "detail" }, box.detail), make("span", { class: "right" }, right)];
 }
 
@@ -184,7 +184,7 @@ function drawEdge(svg, edge, { x0, y0, x, x1, y1, first }) {
   svg.append(draw("path", { class: "forward", "stroke-width": 1.5, d: path(0, 0, 6) }), tip("forward", x1, y1, 1, 4));
   const middle = y0 + bend + (y1 - bend - y0 - bend) / 2 + 4;
   if (first) svg.append(draw("text", { x: x - 8, y: middle, "text-anchor": "end" }, edge.shape));
-  if (edge.norm_text === "–") return;
+  if (edge.norm_text === "none") return;
   const width = arrowWidth(edge.norm);
   svg.append(
     draw("path", { class: "gradient", "stroke-width": width, d: path(APART, 6, 0) }),
@@ -457,8 +457,8 @@ function drawChart(chart) {
     draw("text", { x: width - right, y: height - 6, "text-anchor": "end", class: "gradient" }, "← the gradient; its norm upwards, logarithmic"));
   const line = (points, kind, stroke) => svg.append(draw("path", { class: kind, "stroke-width": stroke, d: points.map(([a, b], i) => `${i ? "L" : "M"} ${a.toFixed(1)} ${b.toFixed(1)}`).join(" ") }));
   const all = chart.norms.map((norm, number) => [number, norm]).filter(([, norm]) => norm > 0).map(([number, norm]) => [x(number), y(norm)]);
-  line(all, "all", chart.skips.length ? 1 : 1.8);
   const small = chart.skips.length > 60;
+  line(all, "all", small ? 0.3 : chart.skips.length ? 1 : 1.8);
   if (chart.skips.length) {
     line(chart.skips.filter((skip) => skip.sum > 0).map((skip) => [x(skip.at), y(skip.sum)]), "sum", 1.8);
     for (const skip of chart.skips) for (const kind of ["near", "far"]) {

@@ -102,7 +102,7 @@ def saved_names(function: type[Function]) -> list[str]:
 
 
 def input_names(function: type[Function]) -> list[str]:
-    """Return the names of forward's array arguments, such as ['x', 'weight', 'bias']; '*arrays' for a variable number."""
+    """Return the names of forward's arrays, such as ['x', 'weight', 'bias']; '*arrays' for a variable number."""
     parameters = list(inspect.signature(function.forward).parameters.values())[1:]
     positional = inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD
     names = [parameter.name for parameter in parameters if parameter.kind in positional]
