@@ -9,7 +9,6 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
-import minidl
 from minidl.nn import Conv2d, Linear, Module
 
 Shape = tuple[int, ...]  # of one input, without the batch
@@ -66,7 +65,7 @@ def _known_network(name: str, input_shape: Shape | None) -> Network:
             "(mynet:make) or FILE:FUNCTION (path/to/mynet.py:make)"
         )
     module, function, arguments, known_shape = NETWORKS[name]
-    folders = [Path(minidl.__file__).parents[1] / "examples", Path.cwd() / "examples"]
+    folders = [Path(inspect.getfile(Module)).parents[2] / "examples", Path.cwd() / "examples"]
     found = [folder for folder in folders if (folder / "models").is_dir()]
     if not found:
         raise BadInputError(

@@ -13,11 +13,10 @@ from minidl.study.record import Input, Op, Recording, norm
 
 # With more operations than this, repeated parts are folded. With more than the second, even so, there is no page.
 MOST_BEFORE_FOLDING, MOST_OPS = 250, 1000
-FILES = {  # of minidl.ops -> the colour of its boxes
+KINDS = {  # a part of the name of a file in minidl/ops -> the colour of its boxes
     "conv": "product",
     "linear": "product",
-    "batch_norm": "norm",
-    "local_response_norm": "norm",
+    "norm": "norm",
     "activation": "activation",
     "softmax": "activation",
     "pool": "pool",
@@ -114,7 +113,7 @@ class _Writer:
             return self.op(box, group)
         if isinstance(box, Folded):
             return self.folded(box, group)
-        return self.fork(box) if isinstance(box, Fork) else self.port(box, group)
+        return self.fork(box, group) if isinstance(box, Fork) else self.port(box, group)
 
     def port(self, port: Port, group: Group) -> dict:
         """An end of an edge that leads out of the group; in the whole network, the input."""
@@ -133,20 +132,21 @@ class _Writer:
             "grad_norm": None if grads is None else number_text(norm(grads)),
         }
 
-    def fork(self, fork: Fork) -> dict:
+    def fork(self, fork: Fork, group: Group) -> dict:
         """A value that several boxes use, with the gradients that come back from them."""
         grads = [path.grad() for path in fork.paths]
         known = [grad for grad in grads if grad is not None]
         total = sum(known[1:], known[0]) if known else None
         largest = max((float(np.abs(grad).max(initial=0)) for grad in [*known, total]), default=0) if known else 0
+        titles = [path_title(path, group) for path in fork.paths]
         paths = [
             {
-                "to": path_title(path),
+                "to": title if titles.count(title) == 1 else f"{title}, operation {path.uses[0][0].number}",
                 "unchanged": path.unchanged_from() is not None,
                 **norm_facts(grad),
                 "picture": maybe_picture(grad, largest),
             }
-            for path, grad in zip(fork.paths, grads, strict=True)
+            for path, title, grad in zip(fork.paths, titles, grads, strict=True)
         ]
         return {
             "id": self._id(),
@@ -175,14 +175,14 @@ class _Writer:
 
     def op(self, op: Op, group: Group) -> dict:
         """An operation."""
-        is_layer = op.layer is not None and op.layer != group.name
         sign = SIGNS.get(op.function.__name__)
         box = {
             "id": self._id(),
             "kind": "op",
             "op": op.number,
-            "title": heading(op.layer, group) if is_layer else sign or op.function.__name__,
-            "detail": op.function.__name__ if is_layer or sign else "",
+            "title": op_title(op, group) if is_layer(op, group) else sign or op.function.__name__,
+            "detail": op.function.__name__ if is_layer(op, group) or sign else "",
+            "is_layer": is_layer(op, group),
             "layer": op.layer,
             "category": category(op.function),
             "function": self.function(op.function),
@@ -318,7 +318,8 @@ def cosine(grads: list[np.ndarray]) -> str | None:
 def category(function: type) -> str:
     """The kind of an operation, which gives its box a colour."""
     package, _, file = function.__module__.rpartition(".")
-    return FILES.get(file, "shape") if package == "minidl.ops" else "own"
+    kinds = [kind for part, kind in KINDS.items() if part in file]
+    return (kinds or ["shape"])[0] if package == "minidl.ops" else "own"
 
 
 def relative_name(name: str | None, group: Group | None) -> str:
@@ -346,16 +347,24 @@ def source_title(source: Op | Input) -> str:
     return f"{source.layer} ({source.function.__name__})" if source.layer else source.function.__name__
 
 
-def path_title(path: Edge) -> str:
+def path_title(path: Edge, group: Group) -> str:
     """Where a path leads: the box at its end."""
     if isinstance(path.end, Port):
         return "the rest of the network"
-    op = path.uses[0][0]
     if isinstance(path.end, Op):
-        last = (op.layer or "").split(".")[-1]
-        joins = sum(source is not None for source in op.inputs) > 1 and op.function.__name__ in SIGNS
-        return f"the {SIGNS[op.function.__name__]}" if joins else last or op.function.__name__
-    return name_of(path.end).split(".")[-1] if isinstance(path.end, Group) else "repeated parts"
+        sign = SIGNS.get(path.end.function.__name__)
+        return f"the {sign}" if sign and not is_layer(path.end, group) else op_title(path.end, group)
+    return heading(path.end.name, group) if isinstance(path.end, Group) else "repeated parts"
+
+
+def is_layer(op: Op, group: Group) -> bool:
+    """True if the operation is all that a module inside the group does."""
+    return op.layer is not None and op.layer != group.name
+
+
+def op_title(op: Op, group: Group) -> str:
+    """The name of the layer, or of the operation if it is called by the group itself."""
+    return heading(op.layer, group) if is_layer(op, group) else op.function.__name__
 
 
 def shape_text(shape: tuple[int, ...] | None) -> str:

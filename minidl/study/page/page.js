@@ -28,7 +28,7 @@ function draw(tag, attributes = {}, ...children) {
 
 function buildGraph(graph, parent) {
   const svg = draw("svg", { "aria-hidden": "true" });
-  const widths = graph.columns.map((kind, number) => (number === 0 ? "minmax(0, 1fr)" : columnWidth(graph, kind)));
+  const widths = graph.columns.map((kind, number) => (number === 0 ? `minmax(${many(graph) ? "190px" : "0"}, 1fr)` : columnWidth(graph, kind)));
   const element = make("div", { class: "graph", role: "group", style: `grid-template-columns: ${widths.join(" ")}` }, svg);
   graph.places = graph.boxes.map((box) => {
     const place = buildBox(box, parent);
@@ -41,9 +41,14 @@ function buildGraph(graph, parent) {
   return element;
 }
 
+/** With many columns, as where all layers are joined, wires are narrow and have no labels: the forks have the numbers. */
+function many(graph) {
+  return graph.columns.length > 3;
+}
+
 function columnWidth(graph, kind) {
-  if (kind === "box") return "minmax(0, 0.75fr)";
-  return graph.columns.length > 3 ? "56px" : "112px";
+  if (kind === "box") return many(graph) ? "130px" : "minmax(0, 0.75fr)";
+  return many(graph) ? "26px" : "112px";
 }
 
 function buildBox(box, parent) {
@@ -163,7 +168,7 @@ function drawEdges({ element, svg, graph }) {
   const gap = parseFloat(style.columnGap);
   const lefts = widths.map((_, number) => parseFloat(style.paddingLeft) + widths.slice(0, number).reduce((sum, width) => sum + width + gap, 0));
   // The arrows of a column run this far from its left edge: labels go to both sides of them.
-  const spine = (column) => lefts[column] + (column === 0 ? Math.min(104, 0.38 * widths[0]) : graph.columns[column] === "wire" ? 16 : Math.min(84, 0.45 * widths[column]));
+  const spine = (column) => lefts[column] + (column === 0 ? Math.min(104, 0.38 * widths[0]) : graph.columns[column] === "wire" ? (many(graph) ? 6 : 16) : Math.min(84, 0.45 * widths[column]));
   for (const edge of graph.edges) {
     const [from, to] = edge.ends.map((number) => graph.boxes[number]);
     const [top, bottom] = edge.ends.map((number) => graph.places[number].getBoundingClientRect());
@@ -171,12 +176,12 @@ function drawEdges({ element, svg, graph }) {
     const within = (box) => (box.span[0] <= own && own <= box.span[1] ? spine(own) : spine(Math.min(Math.max(own, box.span[0]), box.span[1])));
     drawEdge(svg, edge, {
       x0: within(from), y0: top.bottom - frame.top, x: spine(own), x1: within(to), y1: bottom.top - frame.top,
-      first: own === 0 && edge.wire === null && widths[0] > 220,
+      narrow: many(graph) && edge.wire !== null, first: own === 0 && edge.wire === null && widths[0] > 220,
     });
   }
 }
 
-function drawEdge(svg, edge, { x0, y0, x, x1, y1, first }) {
+function drawEdge(svg, edge, { x0, y0, x, x1, y1, first, narrow }) {
   const bend = Math.min(28, (y1 - y0) / 2);
   const path = (shift, tail, tip) =>
     `M ${x0 + shift} ${y0 + tail} C ${x0 + shift} ${y0 + bend}, ${x + shift} ${y0}, ${x + shift} ${y0 + bend} ` +
@@ -189,8 +194,9 @@ function drawEdge(svg, edge, { x0, y0, x, x1, y1, first }) {
   svg.append(
     draw("path", { class: "gradient", "stroke-width": width, d: path(APART, 6, 0) }),
     tip("gradient", x0 + APART, y0, -1, 3 + width / 2),
-    draw("text", { class: "gradient", x: x + APART + 7, y: middle }, edge.norm_text),
   );
+  if (narrow) return;
+  svg.append(draw("text", { class: "gradient", x: x + APART + 7, y: middle }, edge.norm_text));
   if (edge.unchanged) svg.append(draw("text", { x: x + APART + 7, y: middle + 14 }, "unchanged"));
 }
 
@@ -266,7 +272,7 @@ function mapsOf(box) {
 function opPanel(box) {
   const op = page.functions[box.function];
   return [
-    titleOf(box.layer || op.name, box.layer ? op.name : box.layer === "" ? "of the network itself" : "of the loss"),
+    titleOf(box.is_layer ? box.layer : op.name, box.is_layer ? op.name : whereOf(box)),
     factsOf([
       ["result", `${box.shape}, ${box.dtype}`], ...box.hyperparameters, ["norm of y", box.value_norm],
       ["norm of ∂L/∂y", box.grad_norm], ["multiply-adds", box.macs], ["forward", box.forward], ["backward", box.backward],
@@ -280,6 +286,11 @@ function opPanel(box) {
     box.saved.length ? make("h3", {}, "Saved for backward") : null,
     box.saved.length ? savedTable(box) : null,
   ].filter(Boolean);
+}
+
+function whereOf(box) {
+  if (box.layer === null) return "the loss";
+  return box.layer ? `in ${box.layer}` : "in the network's own forward";
 }
 
 /** Tabs, one for each level of the source: forward and backward side by side. */
