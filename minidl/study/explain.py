@@ -20,6 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from minidl.functional import cross_entropy
+from minidl.nn import BatchNorm2d, Dropout, Module
 from minidl.study._input import Example, Weights, load_weights, make_example
 from minidl.study._network import BadInputError, Network, Shape, find_network
 from minidl.study.page.document import make_document, shape_text
@@ -169,10 +170,17 @@ def _loss(y: Tensor, weights: Weights, label: int | None) -> tuple[Tensor, dict]
 
 # -- what the page says of itself --------------------------------------------------------------------------------------
 
-MODES = {
-    "train": "training: batch-norm takes its statistics of this image alone, dropout is active",
-    "eval": "evaluation: batch-norm uses its running statistics, dropout does nothing",
+MODES = {  # what a layer does in each mode
+    "train": {BatchNorm2d: "batch-norm takes its statistics of this image alone", Dropout: "dropout is active"},
+    "eval": {BatchNorm2d: "batch-norm uses its running statistics", Dropout: "dropout does nothing"},
 }
+
+
+def _mode_words(model: Module, mode: str) -> str:
+    """The mode, and what it means for the layers that the network has."""
+    kinds = {type(module) for _, module in model.named_modules()}
+    words = [text for kind, text in MODES[mode].items() if any(issubclass(other, kind) for other in kinds)]
+    return ": ".join(filter(None, ["training" if mode == "train" else "evaluation", ", ".join(words)]))
 
 
 def _head(network: Network, weights: Weights, example: Example, mode: str, recording: Recording, facts: dict) -> dict:
@@ -200,7 +208,7 @@ def _head(network: Network, weights: Weights, example: Example, mode: str, recor
             ["loss", facts["loss"]],
             ["prediction", facts.get("prediction")],
             ["weights", weights.words],
-            ["mode", MODES[mode]],
+            ["mode", _mode_words(network.model, mode)],
         ],
         "notes": notes,
     }

@@ -81,6 +81,7 @@ class _Writer:
             "macs": count_of(sum(op.macs for op in ops)),
             "parameters": count_of(sum(parameter.numel() for parameter in group.module.parameters())),
             "shape": shape_text(ops[-1].shape),
+            "last": ops[-1].number,
             "quote": self.quote(type(group.module).forward),
         }
         return box | {"graph": self.graph(graph_of(group, self.recording), group)}
@@ -312,7 +313,7 @@ def cosine(grads: list[np.ndarray]) -> str | None:
     """The cosine of the angle between two gradients."""
     a, b = (np.asarray(grad, np.float64) for grad in grads)
     length = norm(a) * norm(b)
-    return f"{float((a * b).sum()) / length:.2f}" if math.isfinite(length) and length > 0 else None
+    return f"{float((a * b).sum()) / length:z.2f}" if math.isfinite(length) and length > 0 else None
 
 
 def category(function: type) -> str:
@@ -374,7 +375,9 @@ def shape_text(shape: tuple[int, ...] | None) -> str:
 
 def number_text(value: float | None) -> str:
     """A number with three digits, or 'none'."""
-    return "none" if value is None else f"{value:.3g}"
+    if value is None:
+        return "none"
+    return f"{float(f'{value:.3g}'):,.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
 
 
 def finite(value: float | None) -> float | None:

@@ -369,6 +369,7 @@ function groupPanel(box) {
     titleOf(box.name, box.detail), factsOf([["operations", String(box.ops)], ["parameters", box.parameters], ["multiply-adds", box.macs], ["result", box.shape]]),
     make("p", { class: "prose" }, inside),
     make("h3", {}, "How it calls its parts"), quote(box.quote),
+    ...(box.last in page.chart.boxes ? mapsOf(boxes.get(page.chart.boxes[box.last]).box) : []),
   ];
 }
 
@@ -387,7 +388,7 @@ function forkPanel(box) {
 }
 
 function forkWords(box) {
-  const words = [make("p", { class: "prose" }, `The value x goes into ${box.paths.length} paths, so by the chain rule its gradient is the sum of what comes back along each of them.`)];
+  const words = [make("p", { class: "prose" }, `The value x goes into ${box.paths.length === 2 ? "two" : box.paths.length} paths, so by the chain rule its gradient is the sum of what comes back along each of them.`)];
   const skip = box.paths.find((path) => path.unchanged);
   if (skip && box.paths.length === 2) {
     const other = box.paths.find((path) => path !== skip);
@@ -429,6 +430,8 @@ function overviewPanel() {
     make("h3", {}, "This page"),
     factsOf(page.facts),
     ...page.notes.map((note) => make("p", { class: "prose" }, note)),
+    make("h3", {}, "How the network calls its parts"),
+    quote(page.network.quote),
     make("h3", {}, "Keys"),
     make("p", { class: "prose" }, "↑ ↓ go from box to box, → unfolds, ← folds, Enter unfolds a module or goes to the panel, Escape comes back."),
   ];
