@@ -23,7 +23,7 @@ from minidl.functional import cross_entropy
 from minidl.nn import BatchNorm2d, Dropout, Module
 from minidl.study._input import Example, Weights, load_weights, make_example
 from minidl.study._network import BadInputError, Network, Shape, find_network
-from minidl.study.page.document import make_document, shape_text
+from minidl.study.page.document import TooLargeError, make_document, shape_text
 from minidl.study.page.render import render
 from minidl.study.record import Op, Recording, record
 from minidl.system.files import write_whole
@@ -103,7 +103,7 @@ def explain(
     head = _head(found, loaded, example, mode, recording, facts)
     try:
         return render(make_document(recording, head, example.pixels))
-    except ValueError as error:
+    except TooLargeError as error:
         raise BadInputError(f"{network}: {error}") from error
 
 

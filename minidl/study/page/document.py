@@ -28,17 +28,21 @@ TIMES = "\N{MULTIPLICATION SIGN}"
 SIGNS = {"Add": "+", "Sub": "-", "Mul": TIMES, "Div": "/", "MatMul": "@"}
 
 
+class TooLargeError(ValueError):
+    """The network runs more operations than a page can hold."""
+
+
 def make_document(recording: Recording, head: dict, pixels: np.ndarray | None = None) -> dict:
     """Return the document of a recorded training step. `head` has its title, facts and notes.
 
-    Raises ValueError if the network runs more operations than a page can hold.
+    Raises TooLargeError if the network runs more operations than a page can hold.
     """
     root = grow(recording)
     if len(recording.ops) > MOST_BEFORE_FOLDING:
         fold(root)
     count = sum(1 for _ in shown(root))
     if count > MOST_OPS:
-        raise ValueError(
+        raise TooLargeError(
             f"the network runs {len(recording.ops):,} operations, of which {count:,} are not repetitions; a page holds "
             f"{MOST_OPS:,}: explain a part of the network, by a function that returns one block of it"
         )
@@ -397,7 +401,7 @@ def milliseconds(seconds: float | None) -> str:
 
 def short(value) -> str:
     """A hyper-parameter in at most 60 characters; an array by its shape."""
-    text = f"array {shape_text(value.shape)}" if isinstance(value, np.ndarray) and value.size > 4 else repr(value)
+    text = f"array of shape {value.shape}" if isinstance(value, np.ndarray) and value.size > 4 else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 

@@ -543,6 +543,9 @@ panel.addEventListener("keydown", (event) => {
 document.getElementById("unfold").addEventListener("click", () => toggleAll(true));
 document.getElementById("fold").addEventListener("click", () => toggleAll(false));
 document.getElementById("overview").addEventListener("click", overview);
+// On paper the network keeps its width, as the arrows are drawn for it.
+window.addEventListener("beforeprint", () => { tree.style.width = `${tree.offsetWidth}px`; });
+window.addEventListener("afterprint", () => { tree.style.width = ""; });
 new ResizeObserver(redraw).observe(tree);
 window.addEventListener("hashchange", followHash);
 overview();

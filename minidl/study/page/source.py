@@ -74,7 +74,7 @@ def helpers_of(functions: list[Callable]) -> list[Callable]:
 
 
 def _called(function: Callable) -> Iterator[Callable]:
-    """Yield the functions and classes of the function's own package that its source names."""
+    """Yield the functions of the function's own file and package that its source names."""
     function = inspect.unwrap(function)
     package = function.__module__.rpartition(".")[0] if hasattr(function, "__module__") else ""
     names = getattr(function, "__globals__", {})
@@ -84,8 +84,10 @@ def _called(function: Callable) -> Iterator[Callable]:
             value = names.get(node.id)
         elif isinstance(node, ast.Attribute) and isinstance(names.get(getattr(node.value, "id", None)), ModuleType):
             value = getattr(names[node.value.id], node.attr, None)
-        if inspect.isfunction(value) and value.__module__.rpartition(".")[0] == package and package:
-            yield inspect.unwrap(value)
+        if inspect.isfunction(value):
+            near = value.__module__ == function.__module__ or (package and value.__module__.startswith(f"{package}."))
+            if near:
+                yield inspect.unwrap(value)
 
 
 def saved_names(function: type[Function]) -> list[str]:
