@@ -8,7 +8,6 @@ import numpy as np
 from minidl.data import BrokenImageError, read_image
 from minidl.data.augment import normalize
 from minidl.data.shapes import SHAPES, draw_shape
-from minidl.data.views import centre_box
 from minidl.nn import Module
 from minidl.study._network import BadInputError, Shape
 from minidl.training.checkpoint import load_checkpoint, read_checkpoint
@@ -98,12 +97,11 @@ def _read(path: str, shape: Shape) -> tuple[str, np.ndarray]:
         raise BadInputError(f"--image: cannot read {path} ({error.strerror or error})") from error
     except BrokenImageError as error:
         raise BadInputError(f"--image: {path} is not an image that can be decoded ({error.__cause__})") from error
-    image = image.crop(centre_box(image.size, max(height, width)))
     return Path(path).name, _cut(np.asarray(image), height, width, channels)
 
 
 def _cut(pixels: np.ndarray, height: int, width: int, channels: int) -> np.ndarray:
-    """The middle of a square image; grey if there is one channel."""
+    """The middle of an image; grey if there is one channel."""
     top, left = (pixels.shape[0] - height) // 2, (pixels.shape[1] - width) // 2
     pixels = pixels[top : top + height, left : left + width]
     grey = pixels.mean(axis=2, keepdims=True).round().astype(np.uint8)

@@ -167,6 +167,24 @@ def test_the_two_contributions_at_a_skip_connection_add_up_and_the_shortcut_chan
     np.testing.assert_array_equal(through.grad() + shortcut.grad(), fork.source.grad)
 
 
+def test_the_gradient_on_the_edge_behind_a_box_is_the_whole_one():
+    recording = recorded(small())
+    for group in groups_of(grow(recording)):
+        for edge in graph_of(group, recording).edges:
+            if not isinstance(edge.start, Fork | Port):
+                np.testing.assert_allclose(edge.grad(), edge.source.grad, rtol=1e-6)
+
+
+def test_a_product_is_no_shortcut_that_changes_nothing():
+    class Gate(nn.Module):
+        def forward(self, x):
+            return x * x.sigmoid()
+
+    recording = recorded(Gate())
+    [fork] = [box for box in graph_of(grow(recording), recording).boxes if isinstance(box, Fork)]
+    assert [path.unchanged_from() for path in fork.paths] == [None, None]
+
+
 def test_the_contribution_through_the_layers_is_that_of_a_block_whose_shortcut_is_cut():
     model = Block(3)
     x = Tensor(np.random.default_rng(1).standard_normal((1, 6, 6, 3), np.float32), requires_grad=True)
@@ -401,6 +419,19 @@ def test_braces_in_the_data_are_no_places_of_the_template(tmp_path):
     assert document["title"].endswith("{script}.py:make: one training step")
 
 
+def test_norms_in_the_page_are_those_of_the_gradients():
+    model = small()
+    document = make_document(recorded(model), {})
+    boxes = list(boxes_of(document["network"]))
+    conv = next(box for box in boxes if box.get("layer") == "1.0.conv1")
+    weight, bias = (np.linalg.norm(p.grad.numpy()) for p in (model[1][0].conv1.weight, model[1][0].conv1.bias))
+    assert [entry["norm"] for entry in conv["inputs"][1:]] == pytest.approx([weight, bias], rel=1e-3)
+    fork = next(box for box in boxes if box["kind"] == "fork")
+    assert fork["paths"][0]["to"] == "conv1" and fork["paths"][0]["norm"] == conv["inputs"][0]["norm"]
+    add = next(box for box in boxes if box["kind"] == "op" and box["detail"] == "Add")
+    assert fork["paths"][1]["norm"] == pytest.approx(float(add["grad_norm"]), rel=5e-3)
+
+
 # -- networks of the user's own ----------------------------------------------------------------------------------------
 
 HEAD = "import minidl\nfrom minidl import nn\n"
@@ -478,6 +509,21 @@ def test_a_grey_photograph_is_scaled_and_cut(tmp_path):
     assert dict(document["facts"])["input"].startswith("photo.png")
 
 
+def test_of_a_wide_photograph_the_middle_is_taken(tmp_path):
+    pixels = np.zeros((30, 90, 3), np.uint8)
+    pixels[:, 28:62] = (0, 250, 0)
+    Image.fromarray(pixels).save(tmp_path / "wide.png")
+    document = document_of(explain("resnet20", image=str(tmp_path / "wide.png")))
+    seen = pixels_of(document["network"]["graph"]["boxes"][0]["photograph"])
+    assert (seen[:, 1:-1, :3] == (0, 250, 0)).all()
+
+
+@pytest.mark.parametrize(("mode", "function"), [("train", "BatchNorm"), ("eval", "BatchNormEval")])
+def test_the_mode_is_that_of_the_network(mode, function):
+    functions = {entry["name"] for entry in document_of(explain("resnet20", mode=mode))["functions"].values()}
+    assert {name for name in functions if name.startswith("BatchNorm")} == {function}
+
+
 def test_weights_are_loaded_and_evaluated(tmp_path):
     write(tmp_path, "net_saved.py", MAKE)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.GlobalAvgPool(), nn.Linear(4, 3))
@@ -493,7 +539,10 @@ def test_weights_are_loaded_and_evaluated(tmp_path):
 
 
 def test_the_label_that_is_given_is_the_class_of_the_loss():
-    facts = dict(document_of(explain("resnet20", label=7))["facts"])
+    document = document_of(explain("resnet20", label=7))
+    loss = document["network"]["graph"]["boxes"][-1]
+    assert dict(loss["hyperparameters"])["labels"] == "array([7])"
+    facts = dict(document["facts"])
     assert facts["loss"] == "cross-entropy with class 7, as given"
     assert facts["mode"] == "training: batch-norm takes its statistics of this image alone"
 
