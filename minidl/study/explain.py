@@ -29,6 +29,9 @@ from minidl.study.record import Op, Recording, record
 from minidl.system.files import write_whole
 from minidl.tensor import Tensor
 
+NAME = "explain"
+HELP = "write one training step of a network as a page to walk through in a browser"
+
 
 def shape_of(text: str) -> Shape:
     """An argparse type: the shape of one input, such as 32x32x3 or 784."""

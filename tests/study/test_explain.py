@@ -509,13 +509,14 @@ def test_a_grey_photograph_is_scaled_and_cut(tmp_path):
     assert dict(document["facts"])["input"].startswith("photo.png")
 
 
-def test_of_a_wide_photograph_the_middle_is_taken(tmp_path):
+@pytest.mark.parametrize("axes", [(0, 1, 2), (1, 0, 2)], ids=["wide", "tall"])
+def test_of_a_photograph_the_middle_is_taken(tmp_path, axes):
     pixels = np.zeros((30, 90, 3), np.uint8)
     pixels[:, 28:62] = (0, 250, 0)
-    Image.fromarray(pixels).save(tmp_path / "wide.png")
-    document = document_of(explain("resnet20", image=str(tmp_path / "wide.png")))
+    Image.fromarray(pixels.transpose(axes)).save(tmp_path / "long.png")
+    document = document_of(explain("resnet20", image=str(tmp_path / "long.png")))
     seen = pixels_of(document["network"]["graph"]["boxes"][0]["photograph"])
-    assert (seen[:, 1:-1, :3] == (0, 250, 0)).all()
+    assert (seen[1:-1, 1:-1, :3] == (0, 250, 0)).all()
 
 
 @pytest.mark.parametrize(("mode", "function"), [("train", "BatchNorm"), ("eval", "BatchNormEval")])
