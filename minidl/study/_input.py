@@ -9,7 +9,7 @@ from minidl.data import BrokenImageError, read_image
 from minidl.data.augment import normalize
 from minidl.data.shapes import SHAPES, draw_shape
 from minidl.nn import Module
-from minidl.study._network import BadInputError, Shape
+from minidl.study._network import BadInputError, Shape, Statistics
 from minidl.training.checkpoint import load_checkpoint, read_checkpoint
 
 # Without the statistics of a data set, pixels in 0..255 are brought to about mean 0 and variance 1.
@@ -21,6 +21,7 @@ class Weights:
     """Where the weights come from, and what the file says beside them."""
 
     words: str
+    scaling: str = f"(pixel - {PIXEL_MEAN:g}) / {PIXEL_STD:g}"  # how pixels in 0..255 are scaled, in words
     mean: np.ndarray | float = PIXEL_MEAN
     std: np.ndarray | float = PIXEL_STD
     names: tuple[str, ...] = ()  # of the classes
@@ -39,8 +40,10 @@ class Example:
     pixels: np.ndarray | None  # (H, W, C), uint8
 
 
-def load_weights(model: Module, path: str | None) -> Weights:
+def load_weights(model: Module, path: str | None, statistics: Statistics | None = None) -> Weights:
     """Load a checkpoint or a safetensors file into the model; None leaves the weights as they are.
+
+    Pixels are scaled by the mean and std in the file, or else by `statistics`, those of the network's data set.
 
     Raises BadInputError if the file cannot be read or does not fit.
     """
@@ -55,8 +58,14 @@ def load_weights(model: Module, path: str | None) -> Weights:
         raise BadInputError(f"--weights: {error}") from error
     network = counters.get("network")
     names = network.get("names", ()) if isinstance(network, dict) else ()
-    mean, std = extra.get("extra/mean", PIXEL_MEAN), extra.get("extra/std", PIXEL_STD)
-    return Weights(f"from {Path(path).name}", mean, std, tuple(map(str, names)))
+    loaded = Weights(f"from {Path(path).name}", names=tuple(map(str, names)))
+    if {"extra/mean", "extra/std"} <= extra.keys():
+        scaling = "by the mean and the standard deviation in the file of the weights"
+        return dataclasses.replace(loaded, scaling=scaling, mean=extra["extra/mean"], std=extra["extra/std"])
+    if statistics is not None:
+        scaling = "by torchvision's mean and standard deviation of ImageNet"
+        return dataclasses.replace(loaded, scaling=scaling, mean=statistics[0], std=statistics[1])
+    return loaded
 
 
 def make_example(path: str | None, shape: Shape, weights: Weights) -> Example:

@@ -24,6 +24,8 @@ from minidl.kernels import cpu, reference
 from minidl.ops.batch_norm import BatchNormEval
 from minidl.ops.conv import Conv2d
 from minidl.ops.pool import MaxPool2d
+from minidl.study._input import load_weights
+from minidl.study._network import find_network
 from minidl.study.explain import BadInputError, add_arguments, explain, run
 from minidl.study.page.document import TooLargeError, make_document, shape_text
 from minidl.study.page.graph import Fork, Port, graph_of
@@ -410,13 +412,13 @@ def test_markup_in_a_name_is_no_markup(tmp_path, monkeypatch):
     write(tmp_path, "net</script><b>.py", MAKE)
     page = explain(f"{tmp_path}/net</script><b>.py:make")
     assert page.count("</script>") == 2 and "<b>" not in page.replace("<body>", "")
-    assert document_of(page)["title"].endswith("net</script><b>.py:make: one training step")
+    assert document_of(page)["title"].endswith("net</script><b>.py:make: forward and backward")
 
 
 def test_braces_in_the_data_are_no_places_of_the_template(tmp_path):
     write(tmp_path, "{script}.py", MAKE)
     document = document_of(explain(f"{tmp_path}/{{script}}.py:make"))
-    assert document["title"].endswith("{script}.py:make: one training step")
+    assert document["title"].endswith("{script}.py:make: forward and backward")
 
 
 def test_norms_in_the_page_are_those_of_the_gradients():
@@ -536,7 +538,16 @@ def test_weights_are_loaded_and_evaluated(tmp_path):
     facts = dict(document["facts"])
     assert facts["prediction"] == "class 1 (dog), 100.0%" and facts["mode"].startswith("evaluation")
     given = np.float64(document["network"]["graph"]["boxes"][0]["value"]["largest"])
-    assert 0 < given <= 1  # normalised by the mean and std of the file
+    assert 0 < given <= 1  # scaled by the mean and std of the file
+    assert facts["pixels scaled"].endswith("in the file of the weights")
+
+
+def test_published_weights_of_imagenet_networks_get_torchvisions_pixels(tmp_path):
+    found = find_network("resnet18")
+    minidl.save_checkpoint(tmp_path / "w.safetensors", found.model)
+    loaded = load_weights(found.model, str(tmp_path / "w.safetensors"), found.statistics)
+    assert loaded.mean == pytest.approx([123.675, 116.28, 103.53]) and "torchvision" in loaded.scaling
+    assert "127.5" in load_weights(found.model, None, found.statistics).scaling
 
 
 def test_the_label_that_is_given_is_the_class_of_the_loss():
@@ -674,7 +685,8 @@ def test_the_command_writes_the_page_and_says_where(tmp_path, monkeypatch, capsy
     assert command("tiny.py:make") == 0
     assert capsys.readouterr().out.startswith("wrote make.html (0.")
     assert (
-        document_of((tmp_path / "make.html").read_text(encoding="utf-8"))["title"] == "tiny.py:make: one training step"
+        document_of((tmp_path / "make.html").read_text(encoding="utf-8"))["title"]
+        == "tiny.py:make: forward and backward"
     )
 
 
