@@ -23,8 +23,9 @@ from minidl.functional import cross_entropy
 from minidl.nn import BatchNorm2d, Dropout, Module
 from minidl.study._input import Example, Weights, load_weights, make_example
 from minidl.study._network import BadInputError, Network, Shape, find_network
-from minidl.study.page.document import TooLargeError, make_document, shape_text
+from minidl.study.page.document import TooLargeError, make_document
 from minidl.study.page.render import render
+from minidl.study.page.words import shape_text
 from minidl.study.record import Op, Recording, record
 from minidl.system.files import write_whole
 from minidl.tensor import Tensor

@@ -27,12 +27,13 @@ from minidl.ops.pool import MaxPool2d
 from minidl.study._input import load_weights
 from minidl.study._network import find_network
 from minidl.study.explain import BadInputError, add_arguments, explain, run
-from minidl.study.page.document import TooLargeError, make_document, shape_text
+from minidl.study.page.document import TooLargeError, make_document
 from minidl.study.page.graph import Fork, Port, graph_of
 from minidl.study.page.layout import lay_out
 from minidl.study.page.pictures import picture
 from minidl.study.page.source import coloured, helpers_of, kernels_called, quoted, saved_names, source_of
 from minidl.study.page.tree import Folded, Group, fold, grow, ops_of
+from minidl.study.page.words import shape_text
 from minidl.study.record import Op, record
 
 

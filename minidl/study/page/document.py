@@ -1,31 +1,36 @@
 """What the page shows, as one JSON document: the boxes of all graphs, and for each the contents of its panel."""
 
-import math
-
 import numpy as np
 
 from minidl.study.page import quotes
+from minidl.study.page.chart import chart_of
 from minidl.study.page.graph import Box, Edge, Fork, Graph, Port, graph_of
-from minidl.study.page.pictures import photograph, picture
+from minidl.study.page.pictures import photograph
 from minidl.study.page.source import input_names, quoted, saved_names
 from minidl.study.page.tree import Folded, Group, fold, grow, ops_of, shown
+from minidl.study.page.words import (
+    SIGNS,
+    category,
+    cosine,
+    count_of,
+    edge_facts,
+    heading,
+    is_layer,
+    maybe_picture,
+    milliseconds,
+    name_of,
+    norm_facts,
+    number_text,
+    op_title,
+    path_title,
+    shape_text,
+    short,
+    source_title,
+)
 from minidl.study.record import Input, Op, Recording, norm
 
 # With more operations than this, repeated parts are folded. With more than the second, even so, there is no page.
 MOST_BEFORE_FOLDING, MOST_OPS = 250, 1000
-KINDS = {  # a part of the name of a file in minidl/ops -> the colour of its boxes
-    "conv": "product",
-    "linear": "product",
-    "norm": "norm",
-    "activation": "activation",
-    "softmax": "activation",
-    "pool": "pool",
-    "loss": "loss",
-    "arithmetic": "arithmetic",
-    "reduce": "arithmetic",
-}
-TIMES = "\N{MULTIPLICATION SIGN}"
-SIGNS = {"Add": "+", "Sub": "-", "Mul": TIMES, "Div": "/", "MatMul": "@"}
 
 
 class TooLargeError(ValueError):
@@ -52,7 +57,7 @@ def make_document(recording: Recording, head: dict, pixels: np.ndarray | None = 
         "network": network,
         "functions": writer.functions,
         "quotes": writer.quotes,
-        "chart": chart(recording, {box["op"]: box["id"] for box in writer.op_boxes}),
+        "chart": chart_of(recording, {box["op"]: box["id"] for box in writer.op_boxes}),
     }
 
 
@@ -167,7 +172,6 @@ class _Writer:
     def folded(self, folded: Folded, group: Group) -> dict:
         """Repetitions that are not shown one by one."""
         first, last = (heading(name_of(child), group) for child in (folded.children[0], folded.children[-1]))
-        norms = [ops[-1].grad_norm for ops in (list(ops_of(child)) for child in folded.children)]
         return {
             "id": self._id(),
             "kind": "folded",
@@ -175,7 +179,6 @@ class _Writer:
             "detail": f"{first} ... {last}, each like the one above",
             "ops": sum(1 for _ in ops_of(folded)),
             "names": [first, last],
-            "norms": [finite(value) for value in norms],
         }
 
     def op(self, op: Op, group: Group) -> dict:
@@ -216,8 +219,7 @@ class _Writer:
         if source is None:
             return {"name": name, "what": "absent"}
         grad = op.input_grads[number] if op.input_grads is not None and op.needs_grad[number] else None
-        what = source_title(source) if isinstance(source, Op) else f"{source.kind} {source.name}"
-        facts = {"name": name, "what": what, "shape": shape_text(source.shape), **norm_facts(grad)}
+        facts = {"name": name, "what": source_title(source), "shape": shape_text(source.shape), **norm_facts(grad)}
         return facts | ({"op": source.number} if isinstance(source, Op) else {})
 
     def saved(self, op: Op) -> list[dict]:
@@ -231,20 +233,15 @@ class _Writer:
         """One saved value."""
         if not isinstance(value, np.ndarray):
             return {"name": name, "value": short(value)}
-        inputs = [source for source in op.inputs if source is not None]
         same = ["y, its own result"] if value is op.value else []
-        same += [
-            source_title(source) if isinstance(source, Op) else f"{source.kind} {source.name}"
-            for source in inputs
-            if source.value is value
-        ]
-        facts = {
+        same += [source_title(source) for source in op.inputs if source is not None and source.value is value]
+        return {
             "name": name,
             "shape": shape_text(value.shape),
             "dtype": str(value.dtype),
             "bytes": f"{value.nbytes:,}",
+            "same": same[0] if same else None,
         }
-        return facts | {"same": same[0] if same else None}
 
     # -- functions and their source ------------------------------------------------------------------------------------
 
@@ -261,150 +258,3 @@ class _Writer:
         if key not in self.quotes:
             self.quotes[key] = quoted(function)
         return key
-
-
-# -- the chart ---------------------------------------------------------------------------------------------------------
-
-
-def chart(recording: Recording, boxes: dict[int, str]) -> dict:
-    """The norms of all gradients from the image to the loss, and at each skip connection those of its two parts."""
-    skips = []
-    for op in recording.ops:
-        uses = recording.consumers(op)
-        parts = [norm_of_use(use) for use in uses]
-        if len(parts) == 2 and None not in parts and op.grad_norm:
-            skips.append(
-                {"at": op.number, "near": finite(parts[0]), "far": finite(parts[1]), "sum": finite(op.grad_norm)}
-            )
-    stages: dict[str, int] = {}
-    for op in recording.ops:
-        stages.setdefault("loss" if op.layer is None else op.layer.split(".")[0], op.number)
-    return {
-        "norms": [finite(op.grad_norm) for op in recording.ops],
-        "names": [source_title(op) for op in recording.ops],
-        "skips": skips,
-        "stages": [[name, number] for name, number in stages.items() if name],
-        "boxes": boxes,
-    }
-
-
-def norm_of_use(use: tuple[Op, int]) -> float | None:
-    """The norm of the gradient that an operation sends back to one of its inputs."""
-    op, number = use
-    grad = None if op.input_grads is None else op.input_grads[number]
-    return None if grad is None else norm(grad)
-
-
-# -- facts as text -----------------------------------------------------------------------------------------------------
-
-
-def edge_facts(edge: Edge) -> dict:
-    """The labels of an edge."""
-    grad = None if isinstance(edge.end, Port) and not edge.uses else edge.grad()
-    shape = edge.source.shape
-    unchanged = isinstance(edge.start, Fork) and edge.unchanged_from() is not None
-    shown_shape = shape[1:] if len(shape) > 1 and shape[0] == 1 else shape  # of one image
-    return {"shape": shape_text(shown_shape), **norm_facts(grad), "unchanged": unchanged}
-
-
-def norm_facts(grad: np.ndarray | None) -> dict:
-    """The norm of a gradient as a number, for bars, and as text."""
-    value = None if grad is None else norm(grad)
-    return {"norm": finite(value), "norm_text": number_text(value)}
-
-
-def cosine(grads: list[np.ndarray]) -> str | None:
-    """The cosine of the angle between two gradients."""
-    a, b = (np.asarray(grad, np.float64) for grad in grads)
-    length = norm(a) * norm(b)
-    return f"{float((a * b).sum()) / length:z.2f}" if math.isfinite(length) and length > 0 else None
-
-
-def category(function: type) -> str:
-    """The kind of an operation, which gives its box a colour."""
-    package, _, file = function.__module__.rpartition(".")
-    kinds = [kind for part, kind in KINDS.items() if part in file]
-    return (kinds or ["shape"])[0] if package == "minidl.ops" else "own"
-
-
-def relative_name(name: str | None, group: Group | None) -> str:
-    """The name of a module inside a group: 'conv1' for 'layer1.0.conv1' in 'layer1.0'."""
-    return (name or "").removeprefix(f"{group.name}." if group is not None and group.name else "")
-
-
-def heading(name: str, group: Group | None) -> str:
-    """The relative name, with one part more if it is a number: 'layer1.0' says more than '0'."""
-    relative = relative_name(name, group)
-    return ".".join(name.split(".")[-2:]) if relative.isdigit() else relative
-
-
-def name_of(child: Group | Op) -> str:
-    """The name of a group, or of the layer of an operation."""
-    return child.name if isinstance(child, Group) else child.layer or child.function.__name__
-
-
-def source_title(source: Op | Input) -> str:
-    """What a value is, in a few words: 'ReLU of layer1.0', 'layer1.0.conv1', 'input x'."""
-    if isinstance(source, Input):
-        return f"{source.kind} {source.name}"
-    if source.layer is None:
-        return source.function.__name__
-    return f"{source.layer} ({source.function.__name__})" if source.layer else source.function.__name__
-
-
-def path_title(path: Edge, group: Group) -> str:
-    """Where a path leads: the box at its end."""
-    if isinstance(path.end, Port):
-        return "the rest of the network"
-    if isinstance(path.end, Op):
-        sign = SIGNS.get(path.end.function.__name__)
-        return f"the {sign}" if sign and not is_layer(path.end, group) else op_title(path.end, group)
-    return heading(path.end.name, group) if isinstance(path.end, Group) else "repeated parts"
-
-
-def is_layer(op: Op, group: Group) -> bool:
-    """True if the operation is all that a module inside the group does."""
-    return op.layer is not None and op.layer != group.name
-
-
-def op_title(op: Op, group: Group) -> str:
-    """The name of the layer, or of the operation if it is called by the group itself."""
-    return heading(op.layer, group) if is_layer(op, group) else op.function.__name__
-
-
-def shape_text(shape: tuple[int, ...] | None) -> str:
-    """(32, 32, 16) with signs of multiplication between the lengths."""
-    return f" {TIMES} ".join(map(str, shape)) if shape else "scalar"
-
-
-def number_text(value: float | None) -> str:
-    """A number with three digits, or 'none'."""
-    if value is None:
-        return "none"
-    return f"{float(f'{value:.3g}'):,.0f}" if 1000 <= abs(value) < 1e6 else f"{value:.3g}"
-
-
-def finite(value: float | None) -> float | None:
-    """The number with four digits, or None: JSON has no NaN and no infinity."""
-    return float(f"{value:.4g}") if value is not None and math.isfinite(value) else None
-
-
-def count_of(value: int) -> str:
-    """A count with separators, '' for 0."""
-    return f"{value:,}" if value else ""
-
-
-def milliseconds(seconds: float | None) -> str:
-    """Seconds as milliseconds."""
-    return "none" if seconds is None else f"{1000 * seconds:.2f} ms"
-
-
-def short(value) -> str:
-    """A hyper-parameter in at most 60 characters; an array by its shape."""
-    text = f"array of shape {value.shape}" if isinstance(value, np.ndarray) and value.size > 4 else repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def maybe_picture(array: np.ndarray | None, largest: float | None = None) -> dict | None:
-    """A picture of an array, if there is one."""
-    return None if array is None else picture(array, largest)

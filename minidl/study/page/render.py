@@ -5,6 +5,7 @@ import json
 from importlib.resources import files
 
 PARTS = files(__package__)
+SCRIPTS = "elements", "network", "arrows", "panel", "overview", "keys"  # in this order: each uses those before it
 
 
 def render(document: dict) -> str:
@@ -15,7 +16,7 @@ def render(document: dict) -> str:
     parts = {
         "title": html.escape(document["title"]),
         "style": _read("page.css"),
-        "script": _read("page.js"),
+        "script": "\n".join(_read(f"{name}.js") for name in SCRIPTS),
         "document": data,
     }
     before, *rest = page.split("{")
