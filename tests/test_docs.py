@@ -210,7 +210,7 @@ def test_a_docstring_becomes_text_as_it_stands(tools):
     assert "\n".join(to_rst(DOCSTRING.splitlines())).splitlines() == [
         r"y = x \* w\_ + \|b\|: see ``relu``.",
         "",
-        "::",
+        ".. code-block:: none",
         "",
         "    dL/dx = w * g",
         "",

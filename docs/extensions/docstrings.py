@@ -21,7 +21,7 @@ def to_rst(lines: list[str]) -> list[str]:
         if kind != previous and previous != "blank" and not (previous == "bullet" and kind == "text"):
             result.append("")
         if kind == "literal" and previous != "literal":
-            result += ["::", ""]
+            result += [".. code-block:: none", ""]
         result.append(convert(kind, line))
         previous = kind
     return result
@@ -64,7 +64,7 @@ def convert(kind: str, line: str) -> str:
 
 def escaped(text: str) -> str:
     """Text in which only the parts in backticks are markup."""
-    parts = CODE.split(text)  # text, code, text, code, ..., text
+    parts = CODE.split(re.sub("::$", ":", text))  # text, code, text, code, ..., text
     return "".join(f"``{part}``" if i % 2 else SPECIAL.sub(r"\\\1", part) for i, part in enumerate(parts))
 
 

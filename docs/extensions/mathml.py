@@ -13,6 +13,9 @@ from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
 from sphinx.util.math import get_node_equation_number
 
+# As operators, a slash, a partial derivative and a name such as relu would stand in wide spaces.
+TIGHT_SLASH = '<mo lspace="0" rspace="0">/</mo>'
+
 
 def to_mathml(latex: str, display: str) -> str:
     """The formula as a <math> element. An error if a command is unknown: latex2mathml would print it as text."""
@@ -20,7 +23,7 @@ def to_mathml(latex: str, display: str) -> str:
     shown = unescape(re.sub(r"<[^>]*>", " ", mathml))
     if re.search(r"\\|(?<!\S)&(?!\S)", shown):
         raise ExtensionError(f"latex2mathml does not know a command in the formula: {latex}")
-    return mathml
+    return re.sub(r"<mo>(∂|&#x02202;|[A-Za-z]{2,})</mo>", r"<mi>\1</mi>", mathml).replace("<mo>/</mo>", TIGHT_SLASH)
 
 
 def visit_math(translator, node: nodes.math) -> None:

@@ -119,6 +119,7 @@ def of_the_kernel_tests(names: Iterable[str]) -> list[Place]:
 def quote(place: Place) -> str:
     """A literalinclude of the place: by its name if it is a function or a class, else by its lines."""
     which = f":pyobject: {place.name}" if place.is_code else f":lines: {place.first}-{place.last}"
+    which += "\n:dedent: 4" if "." in place.name else ""  # a method
     return f"```{{literalinclude}} /../{place.file}\n{which}\n:caption: {place.file}\n:lineno-match:\n```\n"
 
 
@@ -200,7 +201,8 @@ def index(all_of_them: list[Operation]) -> Iterator[str]:
     yield "Each page has the derivation beside the code: forward and backward as the operation, as plain loops, and as"
     yield "the kernels of the CPU and of the GPU. `minidl/ops/function.py` explains what an operation is.\n"
     for path in dict.fromkeys(operation.path for operation in all_of_them):
-        yield f"\n## {ast.get_docstring(tree_of(path)).split('. ')[0].rstrip('.')}\n"
+        title = ast.get_docstring(tree_of(path)).split("\n")[0].rstrip(".")
+        yield f"\n## {title}\n"
         yield "| | |\n|---|---|"
         for operation in all_of_them:
             if operation.path == path:
