@@ -18,7 +18,7 @@ def to_rst(lines: list[str]) -> list[str]:
     """A docstring, cleaned of its indentation, as reStructuredText."""
     result, previous = [], "blank"
     for kind, line in zip(kinds(lines), lines, strict=True):
-        if kind != previous and previous != "blank" and not (previous == "bullet" and kind == "text"):
+        if kind != previous and result and result[-1] and line.strip():
             result.append("")
         if kind == "literal" and previous != "literal":
             result += [".. code-block:: none", ""]
