@@ -7,6 +7,7 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE / "extensions"), str(HERE.parent / "examples"), str(HERE.parent)]
 
 project = "minidl"
+language = "en"
 author = "the authors of minidl"
 copyright = author
 extensions = ["myst_parser", "sphinx_design", "sphinx.ext.autodoc", "mathml", "docstrings", "figures", "operations"]

@@ -78,7 +78,7 @@ def of_the_loops(kernel: str) -> list[Place]:
     """A kernel as plain loops, and the private functions that it uses."""
     path = KERNELS / "reference.py"
     private = used_with(path, kernel, lambda node: getattr(node, "name", "").startswith("_"))
-    return [find(path, name) for name in (*private, kernel)]
+    return [find(path, name) for name in (kernel, *private)]
 
 
 def of_a_device(folder: Path, kernel: str) -> list[Place]:
@@ -116,18 +116,25 @@ def of_the_kernel_tests(names: Iterable[str]) -> list[Place]:
 # -- the text of a page ------------------------------------------------------------------------------------------------
 
 
-def quote(place: Place) -> str:
+def quote(place: Place, with_caption: bool) -> str:
     """A literalinclude of the place: by its name if it is a function or a class, else by its lines."""
     which = f":pyobject: {place.name}" if place.is_code else f":lines: {place.first}-{place.last}"
     which += "\n:dedent: 4" if "." in place.name else ""  # a method
-    return f"```{{literalinclude}} /../{place.file}\n{which}\n:caption: {place.file}\n:lineno-match:\n```\n"
+    which += f"\n:caption: {place.file}" if with_caption else ""
+    return f"```{{literalinclude}} /../{place.file}\n{which}\n:lineno-match:\n```\n"
+
+
+def quotes(places: list[Place]) -> str:
+    """All places, with the name of the file where it changes."""
+    before = [None, *(place.path for place in places)]
+    return "\n".join(quote(place, place.path != last) for place, last in zip(places, before, strict=False))
 
 
 def tab(title: str, sync: str, places: list[Place]) -> str:
     """A tab with quotes, or nothing if there are none."""
     if not places:
         return ""
-    return f":::{{tab-item}} {title}\n:sync: {sync}\n\n" + "\n".join(map(quote, places)) + "\n:::\n"
+    return f":::{{tab-item}} {title}\n:sync: {sync}\n\n{quotes(places)}\n:::\n"
 
 
 def tabs(operation: Operation, which: str) -> str:
