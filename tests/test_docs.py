@@ -70,6 +70,35 @@ def test_every_operation_has_a_derivation_and_every_derivation_an_operation():
     assert len(operations()) >= 35
 
 
+QUOTES = [
+    (path, *quote)
+    for path in CHAPTERS
+    for quote in re.findall(
+        r"^```\{literalinclude\} /\.\./(\S+)\n((?::.*\n)+)```$", path.read_text(encoding="utf-8"), re.MULTILINE
+    )
+]
+
+
+@pytest.mark.parametrize(("chapter", "file", "options"), QUOTES, ids=lambda value: getattr(value, "stem", None))
+def test_a_chapter_quotes_code_by_a_name_that_exists(chapter, file, options):
+    """Sphinx checks this too; here it takes no Sphinx. The quote of a function that has gone fails."""
+    source = (ROOT / file).read_text(encoding="utf-8")
+    options = dict(re.findall(r"^:([\w-]+): (.*)$", options, re.MULTILINE))
+    assert options["caption"] == file
+    if "pyobject" in options:
+        body = ast.parse(source).body
+        for name in options["pyobject"].split("."):
+            (found,) = (node for node in body if getattr(node, "name", None) == name)
+            body = getattr(found, "body", [])
+    else:
+        assert source.count(options["start-at"].strip("'\"")) == 1
+
+
+def test_the_chapters_quote_the_code():
+    assert len(QUOTES) > 40
+    assert len(QUOTES) == sum(path.read_text(encoding="utf-8").count("{literalinclude}") for path in CHAPTERS)
+
+
 # -- the built site ----------------------------------------------------------------------------------------------------
 
 
