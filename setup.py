@@ -28,6 +28,15 @@ setup(
         # To compile the CUDA kernels in tests without a GPU, and to read their machine code; 240 MB.
         "nvrtc": ["nvidia-cuda-nvrtc==13.0.88", "nvidia-cuda-nvrtc-cu12==12.9.86", "nvidia-cuda-nvdisasm==13.5.37"],
         "bench": ["torch==2.13.0"],
+        # To build the site: sphinx-build -W docs build/site. latex2mathml turns formulas into MathML; no JavaScript.
+        "docs": [
+            "sphinx>=8.2",
+            "myst-parser>=4",
+            "furo>=2025.9.25",
+            "sphinx-design>=0.6",
+            "latex2mathml>=3.78",
+            "matplotlib>=3.8",
+        ],
     },
     classifiers=[
         "Programming Language :: Python :: 3",
