@@ -17,11 +17,11 @@ from minidl.kernels import add
 class Leaf:
     """A leaf of the graph, for a tensor that requires grad and was not computed from others. It holds the gradient."""
 
-    __slots__ = ("__weakref__", "grad", "hooks")
+    __slots__ = ("__weakref__", "grad", "hooks", "retains_grad")
     inputs = ()
 
     def __init__(self):
-        self.grad = None
+        self.grad, self.retains_grad = None, True
         self.hooks: list[Callable[[], None]] = []  # called when a backward pass has completed `grad`
 
 
@@ -30,13 +30,14 @@ class Node:
 
     `inputs` holds the edges: the Node or Leaf of each input, or None if that input needs no gradient. `kinds` holds the
     shape and dtype of each input, which its gradient must have too. After its use `backward` is set to None, which
-    frees the values that the op saved.
+    frees the values that the op saved. A node keeps its gradient, as leaves do, only if `retains_grad` is set.
     """
 
-    __slots__ = ("__weakref__", "backward", "inputs", "kinds", "name")
+    __slots__ = ("__weakref__", "backward", "grad", "inputs", "kinds", "name", "retains_grad")
+    hooks = ()
 
     def __init__(self, name: str, backward: Callable, inputs: Sequence, kinds: Sequence = ()):
-        self.name = name
+        self.name, self.grad, self.retains_grad = name, None, False
         self.backward: Callable | None = backward
         self.inputs, self.kinds = inputs, kinds or (None,) * len(inputs)
 
@@ -59,27 +60,31 @@ class Node:
 
 
 def backward(root: Node | Leaf, grad) -> None:
-    """Add dL/d(leaf) to `leaf.grad` for every leaf that root was computed from; `grad` is dL/d(root)."""
-    for leaf, grad_leaf in gradients(root, grad):
-        if grad_leaf is not None:
+    """Add dL/d(leaf) to `leaf.grad` for every leaf that root was computed from; `grad` is dL/d(root).
+
+    Nodes that retain their gradient, root among them, receive theirs in the same way.
+    """
+    for node, grad_node in gradients(root, grad):
+        if grad_node is not None:
             # Never in place: another leaf may hold the same array.
-            leaf.grad = grad_leaf if leaf.grad is None else add(leaf.grad, grad_leaf)
-            for hook in leaf.hooks:
+            node.grad = grad_node if node.grad is None else add(node.grad, grad_node)
+            for hook in node.hooks:
                 hook()
 
 
-def gradients(root: Node | Leaf, grad) -> Iterator[tuple[Leaf, object]]:
+def gradients(root: Node | Leaf, grad) -> Iterator[tuple[Node | Leaf, object]]:
     """Yield (leaf, dL/d(leaf)) for every leaf that root was computed from, each as soon as it is complete.
 
-    By the chain rule, the gradient of a node is the sum of the contributions of its consumers; each sum is a new array.
-    A contribution of None counts as zero. If a leaf receives nothing else, its gradient is None.
+    Also yield those nodes that retain their gradient. By the chain rule, the gradient of a node is the sum of the
+    contributions of its consumers; each sum is a new array. A contribution of None counts as zero. If a leaf receives
+    nothing else, its gradient is None.
     """
     pending = {root: grad}
     for node in in_order(root):
         grad = pending.pop(node, None)
-        if isinstance(node, Leaf):
+        if node.retains_grad:
             yield node, grad
-        elif grad is not None:
+        if isinstance(node, Node) and grad is not None:
             for source, contribution in zip(node.inputs, node.input_grads(grad), strict=True):
                 if source is not None and contribution is not None:
                     pending[source] = add(pending[source], contribution) if source in pending else contribution
@@ -128,11 +133,9 @@ def is_grad_enabled() -> bool:
     return getattr(_thread, "grad_enabled", True)
 
 
-@contextlib.contextmanager
-def no_grad() -> Iterator[None]:
+def no_grad() -> contextlib.AbstractContextManager[None]:
     """Record no operations inside the `with` block (or the decorated function), in this thread only."""
-    with set_grad_enabled(False):
-        yield
+    return set_grad_enabled(False)
 
 
 @contextlib.contextmanager

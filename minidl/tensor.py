@@ -2,6 +2,7 @@
 
 import functools
 import reprlib
+import warnings
 
 import numpy as np
 
@@ -114,9 +115,7 @@ class Tensor:
     @requires_grad.setter
     def requires_grad(self, wanted: bool) -> None:
         if isinstance(self._node, Node):
-            raise RuntimeError(
-                f"requires_grad: cannot be set on a tensor computed by {self._node.name}; set it on t.detach() instead"
-            )
+            raise RuntimeError(f"requires_grad: this tensor was computed by {self._node.name}; set it on its detach()")
         if wanted and not self.is_floating_point():
             raise TypeError(
                 f"requires_grad: expected a floating-point tensor, got {self.dtype}; convert it with .to('float32')"
@@ -126,20 +125,39 @@ class Tensor:
 
     @property
     def grad(self) -> "Tensor | None":
-        """dL/d(this tensor), added up over backward passes until it is set to None. Only leaves keep a gradient."""
-        if not isinstance(self._node, Leaf) or self._node.grad is None:
-            return None
-        return Tensor(self._node.grad)
+        """dL/d(this tensor), added up over backward passes until it is set to None.
+
+        Leaves keep their gradient. A tensor that was computed from others keeps it after `retain_grad()`; otherwise its
+        grad is None, and the first reading in a program warns of that.
+        """
+        if isinstance(self._node, Node) and not self._node.retains_grad:
+            _warn_that_no_grad_is_kept()
+        grad = getattr(self._node, "grad", None)
+        return None if grad is None else Tensor(grad)
 
     @grad.setter
     def grad(self, value: "Tensor | None") -> None:
-        if not isinstance(self._node, Leaf):
-            raise RuntimeError(
-                "grad: only a tensor made with requires_grad=True, not one computed from others, keeps a gradient"
-            )
+        if self._node is None or not self._node.retains_grad:
+            raise RuntimeError("grad: this tensor keeps none; make it with requires_grad=True, or call retain_grad()")
         if value is not None:
             self._check_grad("grad", value)
         self._node.grad = None if value is None else value.data
+
+    def retain_grad(self) -> None:
+        """Keep dL/d(this tensor) in `grad`, though it was computed from others. Call it before `backward()`.
+
+        A leaf keeps its gradient anyway: then this does nothing.
+
+        >>> x = Tensor([1.0, 2.0], requires_grad=True)
+        >>> y = x * 3
+        >>> y.retain_grad()
+        >>> (y * y).sum().backward()
+        >>> y.grad
+        Tensor([ 6., 12.], shape=(2,), float32)
+        """
+        if self._node is None:
+            raise RuntimeError("retain_grad: this tensor requires no grad, or was computed inside no_grad()")
+        self._node.retains_grad = True
 
     def backward(self, grad: "Tensor | None" = None) -> None:
         """Add dL/dt to `t.grad` for every leaf t that this tensor, L, was computed from.
@@ -147,9 +165,7 @@ class Tensor:
         If L is not a scalar, pass `grad`, of L's shape: t.grad then receives the sum over i of grad_i dL_i/dt.
         """
         if self._node is None:
-            raise RuntimeError(
-                "backward: this tensor was computed from nothing that requires grad, or inside no_grad()"
-            )
+            raise RuntimeError("backward: computed from nothing that requires grad, or inside no_grad()")
         if grad is not None:
             self._check_grad("backward", grad)
         elif self.data.size != 1:
@@ -474,6 +490,12 @@ def _as_array(data, dtype, device):
     elif dtype is not None:
         data = data.astype(dtype, copy=False)
     return data if device is None else to_device(data, device)
+
+
+@functools.cache
+def _warn_that_no_grad_is_kept() -> None:
+    """Warn of it once in a program, at the line that reads `grad`."""
+    warnings.warn("grad: a computed tensor keeps none; call its retain_grad() before backward()", stacklevel=3)
 
 
 def _raw(value):

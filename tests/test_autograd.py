@@ -145,6 +145,109 @@ def test_a_leaf_that_nothing_depends_on_gets_no_gradient():
     assert x.grad is None
 
 
+# -- gradients on the way ----------------------------------------------------------------------------------------------
+
+
+def chain(tensor):
+    """A tensor on the way, used twice, and a scalar behind it: in minidl and in PyTorch."""
+    y = tensor * 3
+    return y, (y * y + y * 5).sum()
+
+
+def test_retain_grad_keeps_the_sum_of_all_contributions_as_in_pytorch(x, torch):
+    their_x = torch.tensor(x.numpy(), requires_grad=True)
+    (y, loss), (their_y, their_loss) = chain(x), chain(their_x)
+    for tensor, end in ((y, loss), (their_y, their_loss)):
+        tensor.retain_grad()
+        tensor.retain_grad()  # changes nothing
+        assert tensor.grad is None
+        end.backward()
+    np.testing.assert_array_equal(y.grad.numpy(), their_y.grad.numpy())
+    np.testing.assert_array_equal(x.grad.numpy(), their_x.grad.numpy())
+    assert (y.grad.shape, y.grad.dtype, y.grad.requires_grad) == (y.shape, y.dtype, False)
+
+
+def test_what_backward_starts_from_can_retain_its_gradient_too(x, torch):
+    for tensor in (x, torch.tensor(x.numpy(), requires_grad=True)):
+        _, loss = chain(tensor)
+        loss.retain_grad()
+        loss.backward()
+        assert loss.grad.item() == 1
+
+
+def test_on_a_leaf_retain_grad_does_nothing(x, torch):
+    for tensor in (x, torch.tensor(x.numpy(), requires_grad=True)):
+        tensor.retain_grad()
+        assert tensor.grad is None
+        tensor.sum().backward()
+        assert tensor.grad.numpy().tolist() == [1, 1, 1]
+
+
+def test_a_tensor_without_grad_cannot_retain_one(x, torch):
+    with no_grad():
+        unrecorded = x * 2
+    for tensor in (unrecorded, x.detach(), torch.ones(3)):
+        with pytest.raises(RuntimeError, match=r"retain_grad"):
+            tensor.retain_grad()
+
+
+def test_a_retained_gradient_is_added_to_the_one_that_is_there(x, torch):
+    """Over backward passes; PyTorch's goes twice through one graph, here the first gradient is set."""
+    their_y, their_loss = chain(torch.tensor(x.numpy(), requires_grad=True))
+    their_y.retain_grad()
+    their_loss.backward(retain_graph=True)
+    first = their_y.grad.numpy().copy()
+    their_loss.backward()
+    y, loss = chain(x)
+    y.retain_grad()
+    given = Tensor(first, device=x.device)
+    y.grad = given
+    loss.backward()
+    np.testing.assert_array_equal(y.grad.numpy(), their_y.grad.numpy())
+    np.testing.assert_array_equal(given.numpy(), first)  # and not in place
+
+
+def test_a_tensor_that_gets_no_gradient_retains_none(x):
+    y = x * 2
+    y.retain_grad()
+    dead = Node("dead", lambda grad: None, (y._node,))
+    backward(dead, np.float64(1))
+    assert y.grad is None
+
+
+def test_retaining_gradients_changes_no_other_gradient_and_frees_the_graph_as_ever(x):
+    y, loss = chain(x)
+    loss.backward()
+    expected = x.grad.numpy().copy()
+    x.grad = None
+    y, loss = chain(x)
+    for tensor in (y, loss):
+        tensor.retain_grad()
+    loss.backward()
+    np.testing.assert_array_equal(x.grad.numpy(), expected)
+    with pytest.raises(RuntimeError, match="freed"):
+        loss.backward()
+
+
+def test_what_recompute_returns_and_what_it_takes_can_retain_gradients(x):
+    inside = []
+
+    def square(x):
+        y = x * x
+        inside.append(y.requires_grad and y.retain_grad())
+        return y
+
+    taken = x * 1
+    returned = minidl.recompute(square, taken)
+    for tensor in (taken, returned):
+        tensor.retain_grad()
+    (returned * 2).sum().backward()
+    assert len(inside) == 2
+    np.testing.assert_array_equal(returned.grad.numpy(), [2, 2, 2])
+    np.testing.assert_array_equal(taken.grad.numpy(), x.grad.numpy())
+    np.testing.assert_array_equal(x.grad.numpy(), [4, 8, 12])
+
+
 # -- twice -------------------------------------------------------------------------------------------------------------
 
 

@@ -323,11 +323,35 @@ def test_a_gradient_unlike_the_tensor_is_refused(grad, message, device):
     assert x.grad is None
 
 
-def test_results_have_no_gradient_of_their_own(device):
+def test_a_computed_tensor_keeps_no_gradient_unless_it_is_asked_to(device):
     y = Tensor([1.0], device=device, requires_grad=True) * 2
-    assert y.grad is None
-    with pytest.raises(RuntimeError, match=r"grad: only a tensor made with requires_grad=True"):
+    with pytest.raises(RuntimeError, match=r"grad: this tensor keeps none.*requires_grad=True.*retain_grad\(\)"):
         y.grad = y.detach()
+    y.retain_grad()
+    y.grad = y.detach()
+    assert y.grad.item() == 2
+    y.grad = None
+    assert y.grad is None
+
+
+READS = """
+import minidl
+y = minidl.Tensor([1.0], requires_grad=True) * 2
+z = y * 3
+z.retain_grad()
+z.sum().backward()
+assert y.grad is None  # line 7
+assert y.grad is None
+assert z.grad.item() == 1
+assert minidl.Tensor([1.0]).grad is None
+"""
+
+
+def test_reading_the_gradient_of_a_computed_tensor_warns_once_in_a_program():
+    result = subprocess.run([sys.executable, "-c", READS], capture_output=True, text=True, check=True)
+    warning = "UserWarning: grad: a computed tensor keeps none; call its retain_grad() before backward()"
+    assert result.stderr.count("Warning") == 1
+    assert f"<string>:7: {warning}" in result.stderr
 
 
 def test_a_frozen_parameter_is_still_a_parameter():

@@ -90,7 +90,7 @@ def _backward(function: Callable, inputs: list[Tensor], values: list, leaves: li
     remaining = iter(values)
     with set_grad_enabled(True), once_through(partial(_replay, remaining)):
         root = _root(function(*inputs), grad.shape)
-    found = dict(gradients(root, grad))
+    found = {leaf: grad for leaf, grad in gradients(root, grad) if isinstance(leaf, Leaf)}
     if next(remaining, _NOTHING) is not _NOTHING or found.keys() != set(leaves):
         raise _changed()
     return tuple(found[leaf] for leaf in leaves)
