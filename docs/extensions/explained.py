@@ -6,6 +6,7 @@ They are written when the site is built, into docs/explained, which git ignores.
 from models.resnet import BasicBlock
 from sources import PACKAGE, ROOT
 from sphinx.application import Sphinx
+from sphinx.config import Config
 
 from minidl import manual_seed
 from minidl.nn import Module
@@ -26,7 +27,7 @@ def residual_block() -> Module:
     return BasicBlock(16, 16, stride=1, shortcut="A")
 
 
-def write_pages(app: Sphinx) -> None:
+def write_pages(app: Sphinx, config: Config) -> None:
     """Write what is missing or older than the package."""
     PAGES.mkdir(parents=True, exist_ok=True)
     newest = max(path.stat().st_mtime for path in PACKAGE.rglob("*.*") if path.is_file())
@@ -37,6 +38,6 @@ def write_pages(app: Sphinx) -> None:
 
 
 def setup(app: Sphinx) -> dict:
-    """Write them before Sphinx looks for the folder."""
-    app.connect("builder-inited", write_pages)
+    """Write them before Sphinx looks for the folder of html_extra_path (with priority 800)."""
+    app.connect("config-inited", write_pages, priority=500)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
