@@ -133,9 +133,11 @@ def is_grad_enabled() -> bool:
     return getattr(_thread, "grad_enabled", True)
 
 
-def no_grad() -> contextlib.AbstractContextManager[None]:
+@contextlib.contextmanager
+def no_grad() -> Iterator[None]:
     """Record no operations inside the `with` block (or the decorated function), in this thread only."""
-    return set_grad_enabled(False)
+    with set_grad_enabled(False):
+        yield
 
 
 @contextlib.contextmanager

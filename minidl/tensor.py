@@ -169,9 +169,7 @@ class Tensor:
         if grad is not None:
             self._check_grad("backward", grad)
         elif self.data.size != 1:
-            raise ValueError(
-                f"backward: expected a scalar loss, got shape {self.shape}; reduce it with .mean(), or pass grad"
-            )
+            raise ValueError(f"backward: expected a scalar loss, got shape {self.shape}; take .mean(), or pass grad")
         backward(self._node, np.ones_like(self.data) if grad is None else grad.data)
 
     def _check_grad(self, operation: str, grad: "Tensor") -> None:

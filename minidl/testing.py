@@ -1,12 +1,15 @@
-"""gradcheck: compare backward with finite differences, for minidl's operations and for your own."""
+"""For tests: `gradcheck` compares backward with finite differences, `check_layer` checks a whole layer."""
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator, Sequence
+from copy import deepcopy
 from typing import NamedTuple
 
 import numpy as np
 
 from minidl.autograd import Node, count_consumers, no_grad
+from minidl.nn.module import Module
 from minidl.tensor import Tensor, check_tensors
 
 # Five-point central differences: (f(-2h) - 8 f(-h) + 8 f(h) - f(2h)) / 12h, with an error of order h^4.
@@ -76,6 +79,100 @@ def gradcheck(
     for number, grad in enumerate(grads):
         if grad is not None:
             _check_alone(function, inputs, cotangent, number, grad, rng)
+
+
+def check_layer(layer: Module, input_shape: tuple[int, ...], device: str = "cpu", seed: int = 0) -> None:
+    """Raise GradientError unless a layer or block computes right gradients and behaves as layers must.
+
+        @pytest.mark.parametrize("shape", [(2, 8, 8, 3), (1, 7, 5, 3)])  # (N, H, W, C), also odd sizes
+        def test_my_block(shape):
+            minidl.testing.check_layer(MyBlock(3, 8), shape)
+
+    On a copy of the layer, for a random input of that shape, in training and in evaluation mode:
+
+    - the gradients of the input and of each parameter agree with finite differences, in float64 (`gradcheck`),
+    - a float32 input gives a float32 output;
+
+    in evaluation mode also:
+
+    - the same input gives the same output again, and no buffer changes,
+    - the output for an image does not depend on the other images of the batch;
+
+    and a copy of the layer that loads its `state_dict()` computes the same.
+    """
+    rng = np.random.default_rng([seed, *b"check_layer"])
+    numbers = rng.standard_normal(input_shape)
+    layer = deepcopy(layer).to(device)
+    for training in (True, False):
+        mode = "training" if training else "evaluation"
+        layer.train(training)
+        _check_layer_gradients(layer, numbers, mode, device, seed)
+        _check_layer_dtype(layer, numbers, mode, device)
+    _check_evaluation(layer, Tensor(numbers, "float32", device))
+    _check_state_dict(layer, Tensor(numbers, "float32", device))
+
+
+def _check_layer_gradients(layer: Module, numbers: np.ndarray, mode: str, device: str, seed: int) -> None:
+    layer = deepcopy(layer).to("float64")
+    learned = {name: parameter for name, parameter in layer.named_parameters() if parameter.requires_grad}
+    restore = _buffers_of(layer)
+
+    def function(x, *_):
+        restore()  # every call starts with the same running statistics, and draws the same dropout mask
+        return layer(x)
+
+    x = Tensor(numbers, device=device, requires_grad=True)
+    try:
+        gradcheck(function, [x, *learned.values()], seed=seed)
+    except (GradientError, TypeError) as error:
+        names = ["the input", *learned]
+        message = re.sub(r"\binput (\d+)", lambda found: names[int(found[1])], str(error).removeprefix("gradcheck: "))
+        raise GradientError(f"check_layer: in {mode}: {message}") from error
+
+
+def _buffers_of(layer: Module) -> Callable[[], None]:
+    """Return a function that gives the layer's buffers the numbers that they have now."""
+    before = [(buffer, buffer.data.copy()) for _, buffer in layer.named_buffers()]
+
+    def restore() -> None:
+        for buffer, numbers in before:
+            buffer.data[...] = numbers
+
+    return restore
+
+
+def _check_layer_dtype(layer: Module, numbers: np.ndarray, mode: str, device: str) -> None:
+    restore = _buffers_of(layer)
+    output = layer(Tensor(numbers, "float32", device))
+    restore()
+    if output.dtype != np.float32:
+        raise GradientError(f"check_layer: in {mode}: a float32 input gives an output of {output.dtype}, not float32")
+
+
+@no_grad()
+def _check_evaluation(layer: Module, x: Tensor) -> None:
+    before = [(name, buffer, buffer.numpy().copy()) for name, buffer in layer.named_buffers()]
+    output = layer(x).numpy()
+    if not _same(output, layer(x).numpy()):
+        raise GradientError("check_layer: in evaluation: a second call with the same input gives another output")
+    for name, buffer, numbers in before:
+        if not _same(buffer.numpy(), numbers):
+            raise GradientError(f"check_layer: in evaluation: the forward pass changes the buffer {name}")
+    if len(output) != len(x):
+        raise GradientError(f"check_layer: expected an output for each of {len(x)} images, got {len(output)}")
+    alone = layer(Tensor(x.data[:1].copy())).numpy()
+    if not np.allclose(alone[0], output[0], rtol=1e-4, atol=1e-5 * np.abs(output).max(initial=0)):
+        raise GradientError("check_layer: in evaluation: the output for an image depends on the others of its batch")
+
+
+@no_grad()
+def _check_state_dict(layer: Module, x: Tensor) -> None:
+    state, other = layer.state_dict(), deepcopy(layer)
+    for _, tensor in [*other.named_parameters(), *other.named_buffers()]:
+        tensor.data[...] = 1
+    other.load_state_dict(state)
+    if not _same(layer(x).numpy(), other(x).numpy()):
+        raise GradientError("check_layer: a copy that loads state_dict() computes something else: it lacks a tensor")
 
 
 def _check_inputs(inputs: Sequence[Tensor]) -> None:

@@ -1,5 +1,6 @@
 """Tensor: what it holds, how it is written, and its operators for any shapes."""
 
+import doctest
 import operator
 import subprocess
 import sys
@@ -332,6 +333,11 @@ def test_a_computed_tensor_keeps_no_gradient_unless_it_is_asked_to(device):
     assert y.grad.item() == 2
     y.grad = None
     assert y.grad is None
+
+
+def test_the_examples_in_the_docstrings_are_right():
+    results = doctest.testmod(minidl.tensor)
+    assert results.attempted > 0 and results.failed == 0
 
 
 READS = """

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from minidl.kernels import device_of
+from minidl.kernels import device_of, is_capturing
 from minidl.nn.module import Module
 from minidl.ops.arithmetic import MatMul
 from minidl.ops.conv import Conv2d
@@ -35,7 +35,7 @@ class Input:
     name: str  # of a parameter or buffer as in named_parameters(), of an input as in model.forward; a number's value
     kind: str  # "parameter", "buffer", "input" (passed to the model) or "constant" (all others)
     shape: tuple[int, ...]
-    value: np.ndarray | None  # None with keep=False
+    value: np.ndarray | None = dataclasses.field(repr=False)  # None with keep=False
 
 
 @dataclasses.dataclass(eq=False)
@@ -43,8 +43,8 @@ class Call:
     """One call of a module. Times are in seconds since the recording began, without the time of recording itself."""
 
     layer: str  # as in named_modules(); "" is the model itself
-    module: Module
-    parent: "Call | None"  # the call that this one is part of
+    module: Module = dataclasses.field(repr=False)
+    parent: "Call | None" = dataclasses.field(repr=False)  # the call that this one is part of
     start: float
     seconds: float = 0.0
 
@@ -58,7 +58,7 @@ class Memory:
     kept_by: "list[Op]" = dataclasses.field(default_factory=list)  # the operations that saved it for backward
 
 
-@dataclasses.dataclass(eq=False)
+@dataclasses.dataclass(eq=False, repr=False)
 class Op:
     """One application of an operation, y = forward(inputs), and its dL/d(inputs) = backward(dL/dy).
 
@@ -88,6 +88,9 @@ class Op:
     input_grads: tuple | None = None  # the contributions that it makes to the gradients of its inputs
     backward_start: float | None = None
     backward_seconds: float | None = None
+
+    def __repr__(self) -> str:
+        return f"Op({self.number}, {self.function.__name__}, layer={self.layer!r}, shape={self.shape})"
 
 
 class Recording:
@@ -128,7 +131,8 @@ def record(model: Module, keep: bool = True) -> Iterator[Recording]:
     all values and gradients, so memory grows as if nothing were ever freed; with keep=False it holds no array.
 
     Results are the same bits as without. Inside the block `recompute` saves everything, as in `watch`. On a GPU the
-    host waits after each operation. Raises TypeError if `model` is not a Module, RuntimeError if a recording is open.
+    host waits after each operation; of a captured step (`cuda_graph`), record `step.function`. Raises TypeError if
+    `model` is not a Module, RuntimeError if a recording is open.
     """
     if not isinstance(model, Module):
         raise TypeError(f"record: expected a Module, got {type(model).__name__}; pass the model, then call it inside")
@@ -214,6 +218,7 @@ class _Recorder:
     def _call(self, name: str, module: Module) -> Iterator[None]:
         call = Call(name, module, self._open[-1] if self._open else None, self._clock.now())
         self.recording.calls.append(call)
+        self.recording.failed_layer = None  # whatever failed before was caught
         self._open.append(call)
         try:
             yield
@@ -221,19 +226,20 @@ class _Recorder:
             self.recording.failed_layer = name if self.recording.failed_layer is None else self.recording.failed_layer
             raise
         else:
-            self.recording.failed_layer = None  # a part that failed was caught
+            self.recording.failed_layer = None
         finally:
             self._open.pop()
             call.seconds = self._clock.now() - call.start
 
     def _note_inputs(self, forward: Callable, inputs: tuple, options: dict) -> None:
         """Give the tensors that are passed to the model the names of its forward's arguments."""
-        try:
-            arguments = inspect.signature(forward).bind(*inputs, **options).arguments
-        except TypeError:
-            return  # the call will say what is wrong
-        for name, tensor in _tensors("", arguments):
-            self._source(tensor.data, name)
+        with self._clock.stopped():
+            try:
+                arguments = inspect.signature(forward).bind(*inputs, **options).arguments
+            except (TypeError, ValueError):
+                return  # the call will say what is wrong
+            for name, tensor in _tensors("", arguments):
+                self._source(tensor.data, name)
 
     def _forward(self, function: type[Function], forward: Callable, ctx: Context, arrays: tuple, hyperparameters: dict):
         self._waiting.pop(id(ctx), None)  # of a context that is gone
@@ -246,11 +252,13 @@ class _Recorder:
             self.recording.add(op)
             self._sources.set(y, op)
             self._memory(y, op)
+            if any(ctx.needs_grad) and y.dtype.kind not in "biu":  # then `apply` makes a node
+                self._wait_for_backward(op, ctx)
         return y
 
     def _op(self, function, ctx: Context, arrays, hyperparameters, y, start: float, seconds: float) -> Op:
         shapes = tuple(None if array is None else array.shape for array in arrays)
-        op = Op(
+        return Op(
             number=len(self.recording.ops),
             function=function,
             layer=self._open[-1].layer if self._open else None,
@@ -269,12 +277,12 @@ class _Recorder:
             value_norm=norm(y),
             macs=_multiply_adds(function, shapes, y.shape),
         )
-        if any(ctx.needs_grad) and y.dtype.kind not in "biu":  # then `apply` makes a node
-            self._waiting[id(ctx)] = op
-            op.keeps = tuple(dict.fromkeys(self._memory(array) for array in _arrays(ctx.saved)))
-            for memory in op.keeps:
-                memory.kept_by.append(op)
-        return op
+
+    def _wait_for_backward(self, op: Op, ctx: Context) -> None:
+        self._waiting[id(ctx)] = op
+        op.keeps = tuple(dict.fromkeys(self._memory(array) for array in _arrays(ctx.saved)))
+        for memory in op.keeps:
+            memory.kept_by.append(op)
 
     def _backward(self, op: Op, backward: Callable, ctx: Context, grad):
         op.backward_start, grads = self._timed(grad, lambda: backward(ctx, grad))
@@ -374,7 +382,8 @@ class _Clock:
 def norm(array) -> float:
     """Return the L2 norm, sqrt(sum of x^2), computed in float64."""
     wide = array.astype(np.float64)
-    return math.sqrt(float((wide * wide).sum()))
+    with np.errstate(over="ignore"):
+        return math.sqrt(float((wide * wide).sum()))
 
 
 # Products that are added up for one element of the result, from the shapes of the inputs.
@@ -434,5 +443,7 @@ def _is_array(value) -> bool:
 
 def _wait_for_gpu(array) -> None:
     """Wait until the GPU has computed everything that it was asked for."""
+    if is_capturing(array):
+        raise RuntimeError("record: a captured step runs without Python; record step.function(...) instead")
     if device_of(array) == "cuda":
         require_cupy().cuda.get_current_stream().synchronize()

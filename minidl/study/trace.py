@@ -18,7 +18,6 @@ HEADINGS = (
     ("layer", "operation", "shape", "param-", "mult-", "ms for-", "back-", "|y|", "|dL/dy|", "keeps", "who else"),
     ("", "", "", "eters", "adds", "ward", "ward", "", "", "", "keeps it"),
 )
-AT_THE_LEFT = 0, 1, 2, 10  # numbers of the columns of text
 LEAST_FOR_NAMES = 10  # characters for the last column; if there are fewer, the shapes of the inputs are left out
 
 
@@ -32,9 +31,9 @@ def trace(model: Module) -> Iterator["Trace"]:
         print(t)
         t.save("trace.json")  # for https://ui.perfetto.dev or chrome://tracing
 
-    Call `backward()` inside the block, too. The results are the same bits as without a trace. Outside of the
-    block a trace costs nothing; inside, the times are those of the operations alone. Run a step before the traced one,
-    as the first step of a program fills caches. `recompute` saves everything inside the block.
+    Call `backward()` inside the block, too. The results are the same bits as without a trace. Outside of the block a
+    trace costs nothing. Inside, the times are those of the operations alone; run a step before the traced one, as the
+    first step of a program fills caches. `recompute` saves everything inside the block.
 
     Raises TypeError if `model` is not a Module, RuntimeError if another trace or recording is open.
     """
@@ -194,6 +193,8 @@ class Trace:
         named = [f"{_size(nbytes)} of {kind}s" for kind, nbytes in others.items() if nbytes]
         besides = f"; it also uses {' and '.join(named)}, which exist anyway" if named else ""
         yield f"backward needs {_size(self.kept_bytes) or '0 B'} that forward keeps, each array counted once{besides}"
+        if any(len(memory.kept_by) > 1 for memory in self._memories() if not _exists_anyway(memory)):
+            yield "a number in parentheses is counted at the operation that the last column names first"
         unused = sum(parameter.numel() for parameter in self.recording.model.parameters()) - self.parameters
         if unused:
             yield f"{unused:,} parameters of the model were used by no operation"
@@ -201,7 +202,8 @@ class Trace:
             yield "no backward ran inside the block"
 
     def _for_each_image(self) -> str:
-        batches = {source.shape[0] for op in self.ops for source in op.inputs if _is_kind(source, "input")}
+        shapes = {source.shape for op in self.ops for source in op.inputs if _is_kind(source, "input")}
+        batches = {shape[0] if shape else 1 for shape in shapes}
         size = batches.pop() if len(batches) == 1 else 0
         return f", {self.macs // size:,} for each of {size} inputs" if size > 1 and self.macs % size == 0 else ""
 
@@ -299,11 +301,15 @@ def _scaled(number: int, base: int, units: Sequence[str]) -> str:
 
 def _norm(norm: float | None) -> str:
     """Three digits, or as many as an integer below a million has."""
-    return "" if norm is None else f"{norm:,.0f}" if 1000 <= norm < 999_999.5 else f"{norm:.3g}"
+    if norm is None:
+        return ""
+    return f"{norm:,.0f}" if 1000 <= norm < 999_999.5 else f"{norm:.3g}"
 
 
 def _milliseconds(seconds: float | None) -> str:
-    return "" if seconds is None else f"{seconds * 1e3:.2f}" if seconds < 1 else f"{seconds * 1e3:,.0f}"
+    if seconds is None:
+        return ""
+    return f"{seconds * 1e3:.2f}" if seconds < 1 else f"{seconds * 1e3:,.0f}"
 
 
 def _widths(rows: list[tuple[str, ...] | None]) -> list[int]:
@@ -315,20 +321,19 @@ def _widths(rows: list[tuple[str, ...] | None]) -> list[int]:
 def _aligned(rows: list[tuple[str, ...] | None], width: int) -> Iterator[str]:
     """The rows as lines, which the last column does not make longer than the width."""
     widths = _widths(rows)
-    names = max(width - sum(widths), len("keeps it"))
+    left, room = sum(widths[:3]), max(width - sum(widths), len("keeps it"))
     for row in rows:
         if row is None:
-            yield "-" * (sum(widths) + names)
+            yield "-" * (sum(widths) + room)
             continue
-        *cells, last = row
-        line = "".join(
-            cell.ljust(size) if number in AT_THE_LEFT else cell.rjust(size - 1) + " "
-            for number, (cell, size) in enumerate(zip(cells, widths, strict=True))
-        )
-        if not row[1]:  # a title may go on to the right
-            first = sum(widths[:3])
-            line = f"{f'{row[0]} '.ljust(widths[0] + widths[1])}{row[2]}".ljust(first)[: first - 1] + line[first - 1 :]
-        yield (line + (last if len(last) <= names else f"{last[: names - 3]}...")).rstrip()
+        texts, numbers, names = row[:3], row[3:-1], row[-1]
+        if row[1]:
+            line = "".join(text.ljust(size) for text, size in zip(texts, widths, strict=False))
+        else:  # a title may go on to the right
+            line = f"{row[0]} ".ljust(widths[0] + widths[1]) + row[2]
+        line = line[: left - 1].ljust(left)
+        line += "".join(number.rjust(size - 1) + " " for number, size in zip(numbers, widths[3:], strict=True))
+        yield (line + (names if len(names) <= room else f"{names[: room - 3]}...")).rstrip()
 
 
 # -- events of the file ------------------------------------------------------------------------------------------------
