@@ -54,7 +54,7 @@ def test_an_example_that_prints_something_else_is_found():
 
 def test_no_example_is_outside_of_the_blocks_that_are_run():
     for path in DOCS.rglob("*.md"):
-        text = path.read_text(encoding="utf-8")
+        text = re.sub(r"^```console\n.*?^```$", "", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
         assert text.count(">>> ") == examples(path).count(">>> "), path
 
 
@@ -92,6 +92,12 @@ def test_a_chapter_quotes_code_by_a_name_that_exists(chapter, file, options):
             body = getattr(found, "body", [])
     else:
         assert source.count(options["start-at"].strip("'\"")) == 1
+
+
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+def test_a_chapter_has_a_derivation_the_code_and_something_to_try(path):
+    text = path.read_text(encoding="utf-8")
+    assert text.count("$$") >= 2 and text.count("```{literalinclude}") >= 3 and text.count("```pycon") >= 2
 
 
 def test_the_chapters_quote_the_code():
