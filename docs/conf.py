@@ -10,8 +10,17 @@ project = "minidl"
 language = "en"
 author = "the authors of minidl"
 copyright = author
-extensions = ["myst_parser", "sphinx_design", "sphinx.ext.autodoc", "mathml", "docstrings", "figures", "operations"]
-exclude_patterns = ["derivations"]  # parts of the pages of the operations
+extensions = [
+    "myst_parser",
+    "sphinx_design",
+    "sphinx.ext.autodoc",
+    "mathml",
+    "docstrings",
+    "figures",
+    "operations",
+    "explained",
+]
+exclude_patterns = ["derivations", "explained"]  # parts of the pages of the operations
 nitpicky = False  # the docstrings name types in plain words
 
 myst_enable_extensions = ["dollarmath", "colon_fence", "attrs_inline"]
@@ -28,6 +37,7 @@ html_theme = "furo"
 html_title = "minidl"
 html_static_path = ["static"]
 html_css_files = ["site.css"]
+html_extra_path = ["explained"]  # pages of `python -m minidl.study explain`
 html_show_sphinx = False
 html_copy_source = False
 html_show_sourcelink = False
