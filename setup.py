@@ -15,7 +15,7 @@ setup(
     license="MIT",
     python_requires=">=3.11",
     packages=find_packages(include=["minidl", "minidl.*"]),
-    package_data={"minidl": ["py.typed"]},
+    package_data={"minidl": ["py.typed"], "minidl.study.page": ["*.html", "*.css", "*.js"]},
     install_requires=["numpy>=2.1", "pillow>=10.3", "threadpoolctl>=3.5", "tqdm>=4.66", "safetensors>=0.4.3"],
     extras_require={
         "examples": ["matplotlib>=3.8"],
@@ -28,6 +28,17 @@ setup(
         # To compile the CUDA kernels in tests without a GPU, and to read their machine code; 240 MB.
         "nvrtc": ["nvidia-cuda-nvrtc==13.0.88", "nvidia-cuda-nvrtc-cu12==12.9.86", "nvidia-cuda-nvdisasm==13.5.37"],
         "bench": ["torch==2.13.0"],
+        # To build the site: sphinx-build -W docs build/site. latex2mathml turns formulas into MathML; no JavaScript.
+        # Selenium tests the pages in Debian's chromium, if that is there.
+        "docs": [
+            "sphinx>=8.2",
+            "myst-parser>=4",
+            "furo>=2025.9.25",
+            "sphinx-design>=0.6",
+            "latex2mathml>=3.78",
+            "matplotlib>=3.8",
+            "selenium>=4.30",
+        ],
     },
     classifiers=[
         "Programming Language :: Python :: 3",

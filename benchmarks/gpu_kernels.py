@@ -216,12 +216,12 @@ def ways_to_multiply() -> dict[str, tuple[str, Callable]]:
     import cupy
 
     capability, half = int(cupy.cuda.Device().compute_capability), half_dtype()
-    ways = {half: (half, contextlib.nullcontext), "float32": ("float32", contextlib.nullcontext)}
-    if capability >= 80:
-        ways["tf32"] = "float32", tf32
+    ways = {half: (half, contextlib.nullcontext)}
     if capability == 90:
         ways[f"{half} by mma"] = half, without_wgmma
-    return ways
+    if capability >= 80:
+        ways["tf32"] = "float32", tf32
+    return ways | {"float32": ("float32", contextlib.nullcontext)}
 
 
 def measure_convolution(shape: tuple[int, ...]) -> list[dict]:

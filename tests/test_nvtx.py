@@ -37,6 +37,15 @@ def test_forward_and_backward_of_each_layer_have_its_name(ranges):
     assert ranges == ["2.1 backward", "1 backward", "0 backward"]  # dropout in eval mode returns its input
 
 
+def test_a_layer_with_two_names_runs_in_one_range(ranges):
+    layer = nn.Linear(3, 3)
+    model = nn.Sequential(layer, nn.ReLU(), layer)
+    with minidl.emit_nvtx(model):
+        model(Tensor(np.ones((2, 3), np.float32)))
+    assert ranges == ["Sequential/0", "Sequential/1", "Sequential/0", "Sequential"]
+    assert "forward" not in vars(layer)
+
+
 def test_the_numbers_are_the_same_and_nothing_stays_behind(ranges):
     model, x = nn.Linear(3, 2), Tensor(np.ones((2, 3), np.float32))
     model(x).sum().backward()

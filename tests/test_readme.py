@@ -1,5 +1,7 @@
 """What README shows is what happens."""
 
+import json
+import os
 import re
 import subprocess
 import sys
@@ -9,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PROGRAMS = re.findall(r"```python\n(.*?)```(?:\n\n```text\n(.*?)```)?", README, re.DOTALL)
+*PROGRAMS, (TRACE, _) = re.findall(r"```python\n(.*?)```(?:\n\n```text\n(.*?)```)?", README, re.DOTALL)
 
 
 @pytest.mark.parametrize(("program", "expected"), PROGRAMS, ids=["example", "own operation"])
@@ -20,6 +22,16 @@ def test_the_programs_run_and_print_what_readme_says(program, expected, tmp_path
     expected_numbers, expected_words = split(expected)
     assert words == expected_words
     assert numbers == pytest.approx(expected_numbers, abs=5)  # per cent; another CPU adds in another order
+
+
+def test_a_step_of_the_example_is_traced(tmp_path):
+    program = PROGRAMS[0][0].replace("range(6)", "range(1)") + TRACE
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-W", "error", "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "CrossEntropy" in done.stdout
+    assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
 
 
 def split(text):

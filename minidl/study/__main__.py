@@ -6,10 +6,10 @@ Each command is a module with NAME, HELP, `add_arguments(parser)` and `run(args)
 import argparse
 import sys
 
-from minidl.study import list_mistakes
+from minidl.study import explain, list_mistakes
 from minidl.study.workbench import command as exercise
 
-COMMANDS = (exercise, list_mistakes)
+COMMANDS = (explain, exercise, list_mistakes)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -25,13 +25,15 @@ def emit_nvtx(model: Module) -> Iterator[None]:
     Outside the block nothing is recorded, and it costs nothing. Raises RuntimeError without device 'cuda'.
     """
     time_range = _time_range()
-    modules = dict(model.named_modules())
-    for name, module in modules.items():
-        module.forward = _named(module, name or type(module).__name__, time_range)
+    names: dict[Module, str] = {}
+    for name, module in model.named_modules():
+        names.setdefault(module, name or type(module).__name__)  # a shared layer has the first of its names
+    for module, name in names.items():
+        module.forward = _named(module, name, time_range)
     try:
         yield
     finally:
-        for module in modules.values():
+        for module in names:
             del module.forward  # the class has the method
 
 

@@ -52,7 +52,7 @@ def test_our_steps_and_kernels_are_measured(run, capsys):
     assert launches["conv_backward_x"] == 7  # the images need no gradient
     assert list(launches)[-1] == "cupy's own"
     ways = [line["way"] for line in found[CONVOLUTION]["lines"]]
-    assert ways == ["bfloat16", "tf32", "float32", "float32, cuBLAS, columns given"]
+    assert ways == ["bfloat16", "bfloat16 by mma", "tf32", "float32", "float32, cuBLAS, columns given"]
     assert set(record["device"]) >= {"gpu", "capability", "numpy", "torch"}
     assert "the step as a graph" in capsys.readouterr().out
 
