@@ -151,10 +151,19 @@ POOLINGS = [
 
 
 def _pooling(rng, geometry) -> Arguments:
-    kernel_size, stride, padding, ceil_mode = geometry
     n, c = sizes(rng, 2, 2, 5)
-    x = rng.standard_normal((n, *(int(length) for length in rng.permutation([5, 6, 7, 8])[:2]), c))
-    return {"x": x, "kernel_size": kernel_size, "stride": stride, "padding": padding, "ceil_mode": ceil_mode}
+    call = dict(zip(("kernel_size", "stride", "padding", "ceil_mode"), geometry, strict=True))
+    while True:
+        size = tuple(int(length) for length in rng.permutation([5, 6, 7, 8])[:2])
+        if not call["ceil_mode"] or _has_incomplete_windows(size, call):
+            return {"x": rng.standard_normal((n, *size, c)), **call}
+
+
+def _has_incomplete_windows(size, call: Arguments) -> bool:
+    """True if ceil_mode makes a difference for images of this size."""
+    x = np.zeros((1, *size, 1))
+    outputs = [reference.max_pool2d_forward(x, **{**call, "ceil_mode": mode})[0] for mode in (False, True)]
+    return outputs[0].shape != outputs[1].shape
 
 
 def _max_pool2d_forward(rng):
