@@ -1,7 +1,8 @@
-"""`python -m minidl.study mistakes`: the known mistakes by name."""
+"""`python -m minidl.study mistakes`: the known mistakes by name; with --train, what training makes of them."""
 
 import argparse
 
+from minidl.study import train_mistakes
 from minidl.study.mistakes import MISTAKES
 
 NAME, HELP = "mistakes", "the wrong results that the workbench recognises, by name"
@@ -10,6 +11,7 @@ NAME, HELP = "mistakes", "the wrong results that the workbench recognises, by na
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
     parser.add_argument("targets", nargs="*", metavar="NAME", help="a kernel, or the class of an op; without one, all")
+    train_mistakes.add_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -19,6 +21,8 @@ def run(args: argparse.Namespace) -> int:
     if unknown:
         print(f"mistakes: none are known of {unknown[0]!r}; there are some of {', '.join(targets)}")
         return 2
+    if args.train:
+        return train_mistakes.run(args)
     for target in args.targets or targets:
         names = [mistake.name for mistake in MISTAKES if mistake.target == target]
         print("\n".join([target, *(f"    {name}" for name in names), ""]))
