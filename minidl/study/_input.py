@@ -8,9 +8,8 @@ import numpy as np
 from minidl.data import BrokenImageError, read_image
 from minidl.data.augment import normalize
 from minidl.data.shapes import SHAPES, draw_shape
-from minidl.data.views import centre_box
 from minidl.nn import Module
-from minidl.study._network import BadInputError, Shape
+from minidl.study._network import BadInputError, Shape, Statistics
 from minidl.training.checkpoint import load_checkpoint, read_checkpoint
 
 # Without the statistics of a data set, pixels in 0..255 are brought to about mean 0 and variance 1.
@@ -22,6 +21,7 @@ class Weights:
     """Where the weights come from, and what the file says beside them."""
 
     words: str
+    scaling: str = f"(pixel - {PIXEL_MEAN:g}) / {PIXEL_STD:g}"  # how pixels in 0..255 are scaled, in words
     mean: np.ndarray | float = PIXEL_MEAN
     std: np.ndarray | float = PIXEL_STD
     names: tuple[str, ...] = ()  # of the classes
@@ -40,8 +40,10 @@ class Example:
     pixels: np.ndarray | None  # (H, W, C), uint8
 
 
-def load_weights(model: Module, path: str | None) -> Weights:
+def load_weights(model: Module, path: str | None, statistics: Statistics | None = None) -> Weights:
     """Load a checkpoint or a safetensors file into the model; None leaves the weights as they are.
+
+    Pixels are scaled by the mean and std in the file, or else by `statistics`, those of the network's data set.
 
     Raises BadInputError if the file cannot be read or does not fit.
     """
@@ -56,8 +58,14 @@ def load_weights(model: Module, path: str | None) -> Weights:
         raise BadInputError(f"--weights: {error}") from error
     network = counters.get("network")
     names = network.get("names", ()) if isinstance(network, dict) else ()
-    mean, std = extra.get("extra/mean", PIXEL_MEAN), extra.get("extra/std", PIXEL_STD)
-    return Weights(f"from {Path(path).name}", mean, std, tuple(map(str, names)))
+    loaded = Weights(f"from {Path(path).name}", names=tuple(map(str, names)))
+    if {"extra/mean", "extra/std"} <= extra.keys():
+        scaling = "by the mean and the standard deviation in the file of the weights"
+        return dataclasses.replace(loaded, scaling=scaling, mean=extra["extra/mean"], std=extra["extra/std"])
+    if statistics is not None:
+        scaling = "by torchvision's mean and standard deviation of ImageNet"
+        return dataclasses.replace(loaded, scaling=scaling, mean=statistics[0], std=statistics[1])
+    return loaded
 
 
 def make_example(path: str | None, shape: Shape, weights: Weights) -> Example:
@@ -98,12 +106,11 @@ def _read(path: str, shape: Shape) -> tuple[str, np.ndarray]:
         raise BadInputError(f"--image: cannot read {path} ({error.strerror or error})") from error
     except BrokenImageError as error:
         raise BadInputError(f"--image: {path} is not an image that can be decoded ({error.__cause__})") from error
-    image = image.crop(centre_box(image.size, max(height, width)))
     return Path(path).name, _cut(np.asarray(image), height, width, channels)
 
 
 def _cut(pixels: np.ndarray, height: int, width: int, channels: int) -> np.ndarray:
-    """The middle of a square image; grey if there is one channel."""
+    """The middle of an image; grey if there is one channel."""
     top, left = (pixels.shape[0] - height) // 2, (pixels.shape[1] - width) // 2
     pixels = pixels[top : top + height, left : left + width]
     grey = pixels.mean(axis=2, keepdims=True).round().astype(np.uint8)

@@ -9,9 +9,12 @@ from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
+
 from minidl.nn import Conv2d, Linear, Module
 
 Shape = tuple[int, ...]  # of one input, without the batch
+Statistics = tuple[np.ndarray, np.ndarray]  # mean and standard deviation of pixels in 0..255
 
 # The networks of the two papers: name -> (module, function, arguments, input). They are in the repository's examples.
 CIFAR, IMAGENET = (32, 32, 3), (224, 224, 3)
@@ -43,6 +46,7 @@ class Network:
     model: Module
     input_shape: Shape
     call: str  # the Python that built it
+    statistics: Statistics | None = None  # of the images that published weights were trained on
 
 
 def find_network(name: str, input_shape: Shape | None = None) -> Network:
@@ -76,7 +80,9 @@ def _known_network(name: str, input_shape: Shape | None) -> Network:
         sys.path.insert(0, str(found[0]))
     build = getattr(importlib.import_module(module), function)
     call = f"{function}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})"
-    return Network(name, build(**arguments), input_shape or known_shape, call)
+    config = importlib.import_module("models.config")
+    statistics = (config.TORCHVISION_MEAN, config.TORCHVISION_STD) if known_shape == IMAGENET else None
+    return Network(name, build(**arguments), input_shape or known_shape, call, statistics)
 
 
 # -- MODULE:FUNCTION ---------------------------------------------------------------------------------------------------

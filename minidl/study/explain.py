@@ -1,4 +1,4 @@
-"""`python -m minidl.study explain NETWORK`: one training step of a network as a page to walk through in a browser.
+"""`python -m minidl.study explain NETWORK`: forward and backward of a network as a page to walk through.
 
     python -m minidl.study explain resnet20                                 writes resnet20.html
     python -m minidl.study explain vgg16 --image cat.jpg --out vgg.html
@@ -28,6 +28,9 @@ from minidl.study.page.render import render
 from minidl.study.record import Op, Recording, record
 from minidl.system.files import write_whole
 from minidl.tensor import Tensor
+
+NAME = "explain"
+HELP = "write forward and backward of a network as a page to walk through in a browser"
 
 
 def shape_of(text: str) -> Shape:
@@ -95,7 +98,7 @@ def explain(
     Raises BadInputError with a message that says what to do.
     """
     found = find_network(network, input_shape)
-    loaded = load_weights(found.model, weights)
+    loaded = load_weights(found.model, weights, found.statistics)
     example = make_example(image, found.input_shape, loaded)
     mode = mode or ("train" if weights is None else "eval")
     found.model.train(mode == "train")
@@ -194,7 +197,7 @@ def _head(network: Network, weights: Weights, example: Example, mode: str, recor
     if all(op.grad_norm in (None, 0) for op in recording.ops[:-1]):
         notes.append("No gradient came back from the loss, or all are 0.")
     return {
-        "title": f"{network.name}: one training step",
+        "title": f"{network.name}: forward and backward",
         "head": [
             f"{parameters:,} parameters",
             f"{macs:,} multiply-adds",
@@ -205,6 +208,7 @@ def _head(network: Network, weights: Weights, example: Example, mode: str, recor
         "facts": [
             ["network", f"{type(network.model).__name__}, {network.call}"],
             ["input", f"{example.words}, {shape_text(network.input_shape)}"],
+            ["pixels scaled", None if example.pixels is None else weights.scaling],
             ["loss", facts["loss"]],
             ["prediction", facts.get("prediction")],
             ["weights", weights.words],

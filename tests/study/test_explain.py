@@ -24,6 +24,8 @@ from minidl.kernels import cpu, reference
 from minidl.ops.batch_norm import BatchNormEval
 from minidl.ops.conv import Conv2d
 from minidl.ops.pool import MaxPool2d
+from minidl.study._input import load_weights
+from minidl.study._network import find_network
 from minidl.study.explain import BadInputError, add_arguments, explain, run
 from minidl.study.page.document import TooLargeError, make_document, shape_text
 from minidl.study.page.graph import Fork, Port, graph_of
@@ -165,6 +167,24 @@ def test_the_two_contributions_at_a_skip_connection_add_up_and_the_shortcut_chan
     assert through.unchanged_from() is None and shortcut.unchanged_from() is add
     np.testing.assert_array_equal(shortcut.grad(), add.grad)
     np.testing.assert_array_equal(through.grad() + shortcut.grad(), fork.source.grad)
+
+
+def test_the_gradient_on_the_edge_behind_a_box_is_the_whole_one():
+    recording = recorded(small())
+    for group in groups_of(grow(recording)):
+        for edge in graph_of(group, recording).edges:
+            if not isinstance(edge.start, Fork | Port):
+                np.testing.assert_allclose(edge.grad(), edge.source.grad, rtol=1e-6)
+
+
+def test_a_product_is_no_shortcut_that_changes_nothing():
+    class Gate(nn.Module):
+        def forward(self, x):
+            return x * x.sigmoid()
+
+    recording = recorded(Gate())
+    [fork] = [box for box in graph_of(grow(recording), recording).boxes if isinstance(box, Fork)]
+    assert [path.unchanged_from() for path in fork.paths] == [None, None]
 
 
 def test_the_contribution_through_the_layers_is_that_of_a_block_whose_shortcut_is_cut():
@@ -392,13 +412,26 @@ def test_markup_in_a_name_is_no_markup(tmp_path, monkeypatch):
     write(tmp_path, "net</script><b>.py", MAKE)
     page = explain(f"{tmp_path}/net</script><b>.py:make")
     assert page.count("</script>") == 2 and "<b>" not in page.replace("<body>", "")
-    assert document_of(page)["title"].endswith("net</script><b>.py:make: one training step")
+    assert document_of(page)["title"].endswith("net</script><b>.py:make: forward and backward")
 
 
 def test_braces_in_the_data_are_no_places_of_the_template(tmp_path):
     write(tmp_path, "{script}.py", MAKE)
     document = document_of(explain(f"{tmp_path}/{{script}}.py:make"))
-    assert document["title"].endswith("{script}.py:make: one training step")
+    assert document["title"].endswith("{script}.py:make: forward and backward")
+
+
+def test_norms_in_the_page_are_those_of_the_gradients():
+    model = small()
+    document = make_document(recorded(model), {})
+    boxes = list(boxes_of(document["network"]))
+    conv = next(box for box in boxes if box.get("layer") == "1.0.conv1")
+    weight, bias = (np.linalg.norm(p.grad.numpy()) for p in (model[1][0].conv1.weight, model[1][0].conv1.bias))
+    assert [entry["norm"] for entry in conv["inputs"][1:]] == pytest.approx([weight, bias], rel=1e-3)
+    fork = next(box for box in boxes if box["kind"] == "fork")
+    assert fork["paths"][0]["to"] == "conv1" and fork["paths"][0]["norm"] == conv["inputs"][0]["norm"]
+    add = next(box for box in boxes if box["kind"] == "op" and box["detail"] == "Add")
+    assert fork["paths"][1]["norm"] == pytest.approx(float(add["grad_norm"]), rel=5e-3)
 
 
 # -- networks of the user's own ----------------------------------------------------------------------------------------
@@ -478,6 +511,22 @@ def test_a_grey_photograph_is_scaled_and_cut(tmp_path):
     assert dict(document["facts"])["input"].startswith("photo.png")
 
 
+@pytest.mark.parametrize("axes", [(0, 1, 2), (1, 0, 2)], ids=["wide", "tall"])
+def test_of_a_photograph_the_middle_is_taken(tmp_path, axes):
+    pixels = np.zeros((30, 90, 3), np.uint8)
+    pixels[:, 28:62] = (0, 250, 0)
+    Image.fromarray(pixels.transpose(axes)).save(tmp_path / "long.png")
+    document = document_of(explain("resnet20", image=str(tmp_path / "long.png")))
+    seen = pixels_of(document["network"]["graph"]["boxes"][0]["photograph"])
+    assert (seen[1:-1, 1:-1, :3] == (0, 250, 0)).all()
+
+
+@pytest.mark.parametrize(("mode", "function"), [("train", "BatchNorm"), ("eval", "BatchNormEval")])
+def test_the_mode_is_that_of_the_network(mode, function):
+    functions = {entry["name"] for entry in document_of(explain("resnet20", mode=mode))["functions"].values()}
+    assert {name for name in functions if name.startswith("BatchNorm")} == {function}
+
+
 def test_weights_are_loaded_and_evaluated(tmp_path):
     write(tmp_path, "net_saved.py", MAKE)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.GlobalAvgPool(), nn.Linear(4, 3))
@@ -489,11 +538,23 @@ def test_weights_are_loaded_and_evaluated(tmp_path):
     facts = dict(document["facts"])
     assert facts["prediction"] == "class 1 (dog), 100.0%" and facts["mode"].startswith("evaluation")
     given = np.float64(document["network"]["graph"]["boxes"][0]["value"]["largest"])
-    assert 0 < given <= 1  # normalised by the mean and std of the file
+    assert 0 < given <= 1  # scaled by the mean and std of the file
+    assert facts["pixels scaled"].endswith("in the file of the weights")
+
+
+def test_published_weights_of_imagenet_networks_get_torchvisions_pixels(tmp_path):
+    found = find_network("resnet18")
+    minidl.save_checkpoint(tmp_path / "w.safetensors", found.model)
+    loaded = load_weights(found.model, str(tmp_path / "w.safetensors"), found.statistics)
+    assert loaded.mean == pytest.approx([123.675, 116.28, 103.53]) and "torchvision" in loaded.scaling
+    assert "127.5" in load_weights(found.model, None, found.statistics).scaling
 
 
 def test_the_label_that_is_given_is_the_class_of_the_loss():
-    facts = dict(document_of(explain("resnet20", label=7))["facts"])
+    document = document_of(explain("resnet20", label=7))
+    loss = document["network"]["graph"]["boxes"][-1]
+    assert dict(loss["hyperparameters"])["labels"] == "array([7])"
+    facts = dict(document["facts"])
     assert facts["loss"] == "cross-entropy with class 7, as given"
     assert facts["mode"] == "training: batch-norm takes its statistics of this image alone"
 
@@ -624,7 +685,8 @@ def test_the_command_writes_the_page_and_says_where(tmp_path, monkeypatch, capsy
     assert command("tiny.py:make") == 0
     assert capsys.readouterr().out.startswith("wrote make.html (0.")
     assert (
-        document_of((tmp_path / "make.html").read_text(encoding="utf-8"))["title"] == "tiny.py:make: one training step"
+        document_of((tmp_path / "make.html").read_text(encoding="utf-8"))["title"]
+        == "tiny.py:make: forward and backward"
     )
 
 

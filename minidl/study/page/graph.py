@@ -51,7 +51,7 @@ class Edge:
         if len(self.uses) != 1:
             return None
         (op, _), grad = self.uses[0], self.grad()
-        joins = sum(isinstance(source, Op) for source in op.inputs) > 1
+        joins = sum(isinstance(source, Op) or getattr(source, "kind", "") == "input" for source in op.inputs) > 1
         same = joins and grad is not None and op.grad is not None and np.array_equal(grad, op.grad)
         return op if same else None
 
