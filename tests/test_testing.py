@@ -1,5 +1,6 @@
-"""The gradient check has to fail: each wrong backward below is one that somebody has written, or could."""
+"""The gradient check has to fail: each wrong backward is one that somebody has written, or could."""
 
+import contextlib
 import re
 
 import numpy as np
@@ -9,7 +10,7 @@ import minidl
 from minidl import Function, Tensor, functional, gradcheck
 from minidl import tensor as tensor_module
 from minidl.autograd import Leaf
-from minidl.ops.batch_norm import BatchNorm
+from minidl.study.mistakes import Mistake, find, planted
 from minidl.testing import GradientError
 from tests.ops import (
     test_activation,
@@ -27,194 +28,13 @@ from tests.ops import (
     test_softmax,
 )
 
-# -- wrong backwards ---------------------------------------------------------------------------------------------------
-# Each takes (ctx, grad, right): what forward saved, dL/dy, and the right gradients; it returns wrong ones.
-
-
-def scaled(factor, which=0):
-    """One of the gradients is so many times as large."""
-    return lambda ctx, grad, right: tuple(g * factor if i == which else g for i, g in enumerate(right))
-
-
-def swapped(ctx, grad, right):
-    """The gradients of the first two inputs go to each other."""
-    return right[1], right[0], *right[2:]
-
-
-def conv_gradients_of(change_weight):
-    """dL/dx of a convolution with another weight."""
-
-    def wrong(ctx, grad, right):
-        x, weight, stride, padding = ctx.saved
-        backward = minidl.kernels.cpu.conv2d_backward
-        return backward(grad, x, change_weight(weight), stride, padding, True, False)[0], *right[1:]
-
-    return wrong
-
-
-def without_a_tap(weight):
-    weight = weight.copy()
-    weight[0, 0] = 0
-    return weight
-
-
-def weight_gradient_without_a_tap(ctx, grad, right):
-    return right[0], without_a_tap(right[1]), *right[2:]
-
-
-def weight_gradient_of_one_image(ctx, grad, right):
-    x, weight, stride, padding = ctx.saved
-    backward = minidl.kernels.cpu.conv2d_backward
-    return right[0], backward(grad[:1], x[:1], weight, stride, padding, False, True)[1], right[2]
-
-
-def bias_gradient_over_fewer_axes(ctx, grad, right):
-    return *right[:2], grad[0].reshape(-1, grad.shape[-1]).sum(axis=0)
-
-
-def bias_gradient_of_a_wrong_shape(ctx, grad, right):
-    return *right[:2], grad.sum(axis=0, keepdims=True)
-
-
-def weight_gradient_transposed(ctx, grad, right):
-    return right[0], right[1].T.copy(), *right[2:]
-
-
-def batch_norm_without(*terms):
-    """dL/dx without what x does through the mean, or the variance."""
-
-    def mutated(ctx, grad, right):
-        x, mean, variance, weight, eps = ctx.saved
-        grad_x, grad_weight, grad_bias = right
-        std, count = np.sqrt(variance + eps), x.size // x.shape[-1]
-        left_out = {"mean": grad_bias / count, "variance": (x - mean) / std * grad_weight / count}
-        return grad_x + weight / std * sum(left_out[term] for term in terms), grad_weight, grad_bias
-
-    return mutated
-
-
-def softmax_without_the_sum(ctx, grad, right):
-    (y,) = ctx.saved
-    return (grad * y,)
-
-
-def log_softmax_without_the_sum(ctx, grad, right):
-    return (grad,)
-
-
-def softmax_jacobian_for_log_softmax(ctx, grad, right):
-    (y,) = ctx.saved
-    return (grad - y * grad.sum(axis=-1, keepdims=True),)
-
-
-def max_pool_to_the_last(ctx, grad, right):
-    best_tap, x_shape, kernel_size, *others = ctx.saved
-    last = np.full_like(best_tap, kernel_size[0] * kernel_size[1] - 1)
-    return (minidl.kernels.cpu.max_pool2d_backward(grad, last, x_shape, kernel_size, *others),)
-
-
-def max_pool_to_all(ctx, grad, right):
-    best_tap, x_shape, kernel_size, *others = ctx.saved
-    taps = range(kernel_size[0] * kernel_size[1])
-    pass_on = minidl.kernels.cpu.max_pool2d_backward
-    return (sum(pass_on(grad, np.full_like(best_tap, tap), x_shape, kernel_size, *others) for tap in taps),)
-
-
-def cross_entropy_without_the_mean(ctx, grad, right):
-    return (right[0] * len(right[0]),)
-
-
-def cross_entropy_without_the_smoothing(ctx, grad, right):
-    probabilities, labels, _ = ctx.saved
-    return (minidl.kernels.cpu.cross_entropy_backward(grad, probabilities, labels, 0.0),)
-
-
-def cross_entropy_without_the_labels(ctx, grad, right):
-    probabilities, _, _ = ctx.saved
-    return (grad * probabilities / len(probabilities),)
-
-
-def local_response_norm_directly_only(ctx, grad, right):
-    _, _, scale, _, _, beta = ctx.saved
-    return (grad * scale**-beta,)
-
-
-def local_response_norm_with_the_window_not_mirrored(ctx, grad, right):
-    """Right for windows of an odd size only."""
-    x, y, scale, size, alpha, beta = ctx.saved
-    before, after = size // 2, (size - 1) // 2
-    terms = np.pad(grad * y / scale, [(0, 0)] * (x.ndim - 1) + [(before, after)])
-    windows = sum(terms[..., i : i + x.shape[-1]] for i in range(size))
-    return (grad * scale**-beta - 2 * alpha * beta * x * windows,)
-
-
-def dropout_with_another_mask(ctx, grad, right):
-    probability, key = ctx.saved
-    return (minidl.kernels.cpu.dropout_backward(grad, probability, key + np.uint32([0, 0, 1, 0])),)
-
-
-def dropout_without_the_scale(ctx, grad, right):
-    return (right[0] * (1 - ctx.saved[0]),)
-
-
-def relu_everywhere(ctx, grad, right):
-    return (grad,)
-
-
-def relu_mirrored(ctx, grad, right):
-    return (grad - right[0],)
-
-
-def sum_not_spread(ctx, grad, right):
-    return (grad,)
-
-
-def maximum_to_all(ctx, grad, right):
-    (x, _, dim) = ctx.saved
-    return (np.broadcast_to(np.expand_dims(grad, dim), x.shape).copy(),)
-
-
-def assigned_instead_of_added(ctx, grad, right):
-    shape, index = ctx.saved
-    grad_x = np.zeros(shape)
-    grad_x[index] = grad
-    return (grad_x,)
-
-
-def permuted_again(ctx, grad, right):
-    """Right for permutations that are their own inverse only."""
-    (dims,) = ctx.saved
-    return (grad.transpose(dims).copy().reshape(right[0].shape),)
-
-
-def one_further(ctx, grad, right):
-    return (np.roll(right[0], 1, axis=-1),)
-
-
-def quotient_without_the_sign(ctx, grad, right):
-    return right[0], -right[1]
-
-
-def power_without_the_exponent(ctx, grad, right):
-    return (right[0] / ctx.saved[1],)
-
-
-def not_summed_over_the_broadcast(ctx, grad, right):
-    return right[0], grad[0]
-
-
-def tanh_of_x_for_y(ctx, grad, right):
-    (y,) = ctx.saved
-    return (grad * (1 - np.arctanh(y) ** 2),)
-
-
-def factors_not_transposed(ctx, grad, right):
-    a, b = ctx.saved
-    return grad @ b, a @ grad
-
 
 def case(module, name):
     return next(case for case in module.CASES if case.name == name)
+
+
+def arithmetic(name):
+    return case(test_arithmetic, name)
 
 
 CONV, BATCH_NORM = case(test_conv, "3x3, padding"), case(test_batch_norm, "images")
@@ -223,146 +43,121 @@ SMOOTHED = case(test_loss, "cross-entropy, smoothed")
 DROPOUT = case(test_dropout, "probability 0.5 on (3, 4, 5)")
 WINDOW_OF_4 = case(test_local_response_norm, "4 of 6 channels, {'alpha': 0.5}")
 SQUARE = case(test_linear, "a square weight")
+SOFTMAX = case(test_softmax, "softmax along -1 of (3, 4)")
+LOG_SOFTMAX = case(test_softmax, "log_softmax along -1 of (3, 4)")
 
-# what is wrong: (the case that shows it, the operation, the wrong backward)
-MUTATIONS = {
-    "conv2d, dL/dx: a missing tap": (CONV, "Conv2d", conv_gradients_of(without_a_tap)),
-    "conv2d, dL/dx: the kernel not turned": (CONV, "Conv2d", conv_gradients_of(lambda w: w[::-1, ::-1].copy())),
-    "conv2d, dL/dx: the kernel turned upside down": (CONV, "Conv2d", conv_gradients_of(lambda w: w[::-1].copy())),
-    "conv2d, dL/dx: 0.1 % too large": (CONV, "Conv2d", scaled(1.001)),
-    "conv2d, dL/dweight: a missing tap": (CONV, "Conv2d", weight_gradient_without_a_tap),
-    "conv2d, dL/dweight: of the first image alone": (CONV, "Conv2d", weight_gradient_of_one_image),
-    "conv2d, dL/dweight: 0.1 % too small": (CONV, "Conv2d", scaled(0.999, which=1)),
-    "conv2d, dL/dbias: not summed over the batch": (CONV, "Conv2d", bias_gradient_over_fewer_axes),
-    "conv2d, dL/dbias: of a wrong shape": (CONV, "Conv2d", bias_gradient_of_a_wrong_shape),
-    "linear, dL/dweight: transposed": (SQUARE, "Linear", weight_gradient_transposed),
-    "linear, dL/dbias: of a wrong shape": (SQUARE, "Linear", bias_gradient_of_a_wrong_shape),
-    "batch_norm, dL/dx: without the term of the mean": (BATCH_NORM, "BatchNorm", batch_norm_without("mean")),
-    "batch_norm, dL/dx: without the term of the variance": (BATCH_NORM, "BatchNorm", batch_norm_without("variance")),
-    "batch_norm, dL/dx: with neither": (BATCH_NORM, "BatchNorm", batch_norm_without("mean", "variance")),
-    "batch_norm, dL/dx: 0": (BATCH_NORM, "BatchNorm", scaled(0)),
-    "batch_norm, dL/dx: the negative": (BATCH_NORM, "BatchNorm", scaled(-1)),
-    "batch_norm, dL/dx: ten times": (BATCH_NORM, "BatchNorm", scaled(10)),
-    "batch_norm, dL/dx: 0.1 % too large": (BATCH_NORM, "BatchNorm", scaled(1.001)),
-    "batch_norm, dL/dweight and dL/dbias: swapped": (
-        BATCH_NORM,
-        "BatchNorm",
-        lambda ctx, grad, right: (right[0], right[2], right[1]),
-    ),
-    "batch_norm in evaluation: as in training": (
+# Which case of an operation shows which of the known mistakes of `minidl.study`.
+SHOWN_BY = [
+    (CONV, "conv2d_backward", "dL/dx without the upper left tap"),
+    (CONV, "conv2d_backward", "dL/dx with the kernel not turned by 180 degrees"),
+    (CONV, "conv2d_backward", "dL/dx with the kernel turned upside down only"),
+    (CONV, "conv2d_backward", "dL/dx 0.1 % too large"),
+    (CONV, "conv2d_backward", "dL/dweight without the upper left tap"),
+    (CONV, "conv2d_backward", "dL/dweight of the first image alone"),
+    (CONV, "conv2d_backward", "dL/dweight 0.1 % too small"),
+    (CONV, "bias_backward", "dL/dbias of the first image alone: not summed over the batch"),
+    (CONV, "bias_backward", "dL/dbias of a wrong shape: summed over the batch with keepdims"),
+    (SQUARE, "linear_backward_weight", "dL/dweight transposed: (O, C) instead of (C, O)"),
+    (SQUARE, "bias_backward", "dL/dbias of a wrong shape: summed over the batch with keepdims"),
+    (BATCH_NORM, "batch_norm_backward", "dL/dx without the term of the mean"),
+    (BATCH_NORM, "batch_norm_backward", "dL/dx without the term of the variance"),
+    (BATCH_NORM, "batch_norm_backward", "dL/dx without the terms of mean and variance: as in evaluation"),
+    (BATCH_NORM, "batch_norm_backward", "dL/dx of 0"),
+    (BATCH_NORM, "batch_norm_backward", "dL/dx with the other sign"),
+    (BATCH_NORM, "batch_norm_backward", "dL/dx ten times too large"),
+    (BATCH_NORM, "batch_norm_backward", "dL/dx 0.1 % too large"),
+    (BATCH_NORM, "batch_norm_backward", "dL/dweight and dL/dbias in each other's place"),
+    (
         case(test_batch_norm, "evaluation"),
-        "BatchNormEval",
-        lambda ctx, grad, right: BatchNorm.backward(ctx, grad),
+        "batch_norm_backward",
+        "dL/dx in evaluation with the terms of the mean and the variance: as in training",
     ),
-    "softmax: without the sum": (case(test_softmax, "softmax along -1 of (3, 4)"), "Softmax", softmax_without_the_sum),
-    "log_softmax: without the sum": (
-        case(test_softmax, "log_softmax along -1 of (3, 4)"),
-        "LogSoftmax",
-        log_softmax_without_the_sum,
-    ),
-    "log_softmax: y for exp(y)": (
-        case(test_softmax, "log_softmax along -1 of (3, 4)"),
-        "LogSoftmax",
-        softmax_jacobian_for_log_softmax,
-    ),
-    "max_pool2d: to the last number of the window": (POOL, "MaxPool2d", max_pool_to_the_last),
-    "max_pool2d: to all numbers of the window": (POOL, "MaxPool2d", max_pool_to_all),
-    "avg_pool2d: not divided": (case(test_pool, "average, 2"), "AvgPool2d", scaled(4)),
-    "global_avg_pool: not divided": (case(test_pool, "global"), "GlobalAvgPool", scaled(12)),
-    "cross_entropy: not divided by N": (SMOOTHED, "CrossEntropy", cross_entropy_without_the_mean),
-    "cross_entropy: labels not smoothed": (SMOOTHED, "CrossEntropy", cross_entropy_without_the_smoothing),
-    "cross_entropy: p for p - t": (SMOOTHED, "CrossEntropy", cross_entropy_without_the_labels),
-    "mse_loss: without the 2": (case(test_loss, "mse"), "MSELoss", scaled(0.5)),
-    "mse_loss: one sign for both": (case(test_loss, "mse"), "MSELoss", scaled(-1, which=1)),
-    "local_response_norm: directly only": (WINDOW_OF_4, "LocalResponseNorm", local_response_norm_directly_only),
-    "local_response_norm: the window not mirrored": (
+    (SOFTMAX, "softmax_backward", "dL/dx without the sum: y * dL/dy"),
+    (LOG_SOFTMAX, "log_softmax_backward", "dL/dx without the sum: dL/dy"),
+    (LOG_SOFTMAX, "log_softmax_backward", "dL/dx with y in the place of softmax: exp(y) is missing"),
+    (POOL, "max_pool2d_backward", "dL/dx to the last pixel of the window"),
+    (POOL, "max_pool2d_backward", "dL/dx to all pixels of the window"),
+    (case(test_pool, "average, 2"), "avg_pool2d_backward", "dL/dx as a sum: not divided"),
+    (case(test_pool, "global"), "global_avg_pool_backward", "dL/dx not divided"),
+    (SMOOTHED, "cross_entropy_backward", "dL/dlogits not divided by N"),
+    (SMOOTHED, "cross_entropy_backward", "dL/dlogits with the labels not smoothed"),
+    (SMOOTHED, "cross_entropy_backward", "dL/dlogits of p instead of p - t: the targets are missing"),
+    (case(test_loss, "mse"), "mse_loss_backward", "dL/dx without the 2"),
+    (case(test_loss, "mse"), "MSELoss", "dL/dtarget with the sign of dL/dx"),
+    (
         WINDOW_OF_4,
-        "LocalResponseNorm",
-        local_response_norm_with_the_window_not_mirrored,
+        "local_response_norm_backward",
+        "dL/dx by the direct path alone: without the sum over the neighbours",
     ),
-    "dropout: the mask of the next step": (DROPOUT, "Dropout", dropout_with_another_mask),
-    "dropout: not scaled": (DROPOUT, "Dropout", dropout_without_the_scale),
-    "pad_channels: one channel further": (test_pad.CASES[0], "PadChannels", one_further),
-    "relu: everywhere": (test_activation.CASES[0], "ReLU", relu_everywhere),
-    "relu: where x < 0": (test_activation.CASES[0], "ReLU", relu_mirrored),
-    "add: not summed over what was broadcast": (
-        case(test_arithmetic, "a + b, b broadcast"),
-        "Add",
-        not_summed_over_the_broadcast,
+    (WINDOW_OF_4, "local_response_norm_backward", "dL/dx with the window not mirrored: right for odd sizes alone"),
+    (DROPOUT, "dropout_backward", "dL/dx with the mask of the next step"),
+    (DROPOUT, "dropout_backward", "dL/dx not divided by 1 - p"),
+    (test_pad.CASES[0], "pad_channels_backward", "dL/dx one channel further"),
+    (
+        test_activation.CASES[0],
+        "relu_backward",
+        "dL/dx everywhere: no mask, or one of y >= 0, which is always true",
     ),
-    "sub: one sign for both": (case(test_arithmetic, "a - b"), "Sub", scaled(-1, which=1)),
-    "mul: swapped": (case(test_arithmetic, "a * b"), "Mul", swapped),
-    "matmul: factors not transposed": (case(test_arithmetic, "a @ b of squares"), "MatMul", factors_not_transposed),
-    "div: without the sign": (case(test_arithmetic, "a / b"), "Div", quotient_without_the_sign),
-    "pow: without the exponent": (case(test_arithmetic, "a ** 3"), "Pow", power_without_the_exponent),
-    "tanh: of x": (case(test_arithmetic, "tanh"), "Tanh", tanh_of_x_for_y),
-    "maximum: swapped": (case(test_arithmetic, "maximum"), "Maximum", swapped),
-    "where: swapped": (case(test_arithmetic, "where"), "Where", swapped),
-    "sum: not spread": (case(test_reduce, "sum over -1 and 0"), "Sum", sum_not_spread),
-    "sum: not spread, but of a shape that would broadcast": (
-        case(test_reduce, "sum over 2 and 1, kept"),
-        "Sum",
-        sum_not_spread,
-    ),
-    "max: to all": (case(test_reduce, "max over 1, keepdim=False"), "Max", maximum_to_all),
-    "indexing: repeats assigned, not added": (
-        case(test_shape, "x[a list with repeats]"),
-        "GetItem",
-        assigned_instead_of_added,
-    ),
-    "permute: once more for the inverse": (case(test_shape, "permute"), "Permute", permuted_again),
-    "cat: one number further": (
-        case(test_shape, "cat along 1"),
-        "Cat",
-        one_further,
-    ),
-}
+    (test_activation.CASES[0], "relu_backward", "dL/dx where y = 0 instead of where y > 0"),
+    (arithmetic("a + b, b broadcast"), "Add", "not summed over what was broadcast: dL/db of its first place"),
+    (arithmetic("a - b"), "Sub", "dL/db with the sign of dL/da"),
+    (arithmetic("a * b"), "Mul", "dL/da and dL/db in each other's place"),
+    (arithmetic("a @ b of squares"), "MatMul", "dL/da and dL/db with the factors not transposed"),
+    (arithmetic("a / b"), "Div", "dL/db without the sign"),
+    (arithmetic("a ** 3"), "Pow", "dL/dx without the factor p"),
+    (arithmetic("tanh"), "Tanh", "dL/dx with x in the place of y"),
+    (arithmetic("maximum"), "Maximum", "dL/da and dL/db in each other's place"),
+    (arithmetic("where"), "Where", "dL/da and dL/db in each other's place"),
+    (case(test_reduce, "sum over -1 and 0"), "Sum", "dL/dx not spread: dL/dy as it is"),
+    # of a shape that would broadcast
+    (case(test_reduce, "sum over 2 and 1, kept"), "Sum", "dL/dx not spread: dL/dy as it is"),
+    (case(test_reduce, "max over 1, keepdim=False"), "Max", "dL/dx to all elements instead of the largest"),
+    (case(test_shape, "x[a list with repeats]"), "GetItem", "dL/dx with repeats assigned instead of added"),
+    (case(test_shape, "permute"), "Permute", "dL/dx permuted once more instead of back"),
+    (case(test_shape, "cat along 1"), "Cat", "the gradients one element further along the last axis"),
+]
+mistakes = pytest.mark.parametrize(
+    ("case", "mistake"),
+    [(case, find(target, name)) for case, target, name in SHOWN_BY],
+    ids=[f"{case}-{target}-{name}" for case, target, name in SHOWN_BY],
+)
 
 
-def put_in_place(monkeypatch, operation, wrong):
-    """Let the operation of that name have another backward."""
-    module = functional if hasattr(functional, operation) else tensor_module
-    right = getattr(module, operation)
-
-    class Mutant(right):
-        @staticmethod
-        def backward(ctx, grad):
-            grads = right.backward(ctx, grad)
-            return wrong(ctx, grad, grads if isinstance(grads, tuple) else (grads,))
-
-    monkeypatch.setattr(module, operation, Mutant)
-
-
-@pytest.mark.parametrize(("case", "operation", "wrong"), MUTATIONS.values(), ids=MUTATIONS)
-def test_a_wrong_backward_is_found(case, operation, wrong, monkeypatch):
-    put_in_place(monkeypatch, operation, wrong)
-    with pytest.raises(GradientError):
+@mistakes
+def test_a_wrong_backward_is_found(case, mistake):
+    with planted(mistake), pytest.raises(GradientError):
         gradcheck(case.ours, case.tensors("cpu"))
 
 
-@pytest.mark.parametrize(("case", "operation", "wrong"), MUTATIONS.values(), ids=MUTATIONS)
-def test_the_right_backward_in_its_place_is_accepted(case, operation, wrong, monkeypatch):
-    put_in_place(monkeypatch, operation, lambda ctx, grad, right: right)
-    gradcheck(case.ours, case.tensors("cpu"))
+@mistakes
+def test_the_right_backward_in_its_place_is_accepted(case, mistake):
+    with planted(mistake._replace(wrong=lambda call: call())):
+        gradcheck(case.ours, case.tensors("cpu"))
 
 
-@pytest.mark.parametrize(("case", "operation", "wrong"), MUTATIONS.values(), ids=MUTATIONS)
-def test_a_few_directions_are_enough_to_find_it(case, operation, wrong, monkeypatch):
+@mistakes
+def test_a_few_directions_are_enough_to_find_it(case, mistake):
     """Of tensors too large for an element by element check."""
-    put_in_place(monkeypatch, operation, wrong)
-    with pytest.raises(GradientError, match=r"along a random direction|expected a gradient of"):
+    with planted(mistake), pytest.raises(GradientError, match=r"along a random direction|expected a gradient of"):
         gradcheck(case.ours, case.tensors("cpu"), max_elements=0)
 
 
-@pytest.mark.parametrize("factor", [0, -1, 10])
-def test_ones_for_dl_dy_would_let_a_wrong_batch_norm_pass(factor, monkeypatch):
+@mistakes
+def test_what_was_planted_is_taken_out_again(case, mistake):
+    with contextlib.suppress(GradientError), planted(mistake):
+        gradcheck(case.ours, case.tensors("cpu"))
+    gradcheck(case.ours, case.tensors("cpu"))
+
+
+@pytest.mark.parametrize("name", ["of 0", "with the other sign", "ten times too large"])
+def test_ones_for_dl_dy_would_let_a_wrong_batch_norm_pass(name):
     """Why the check weighs the outputs with random numbers: their plain sum is constant, so its slope is 0."""
-    put_in_place(monkeypatch, "BatchNorm", scaled(factor))
     x, weight, bias = BATCH_NORM.tensors("cpu")
     weight.requires_grad = bias.requires_grad = False
-    gradcheck(lambda x: BATCH_NORM.ours(x, weight, bias).sum(), [x])
-    with pytest.raises(GradientError):
-        gradcheck(lambda x: BATCH_NORM.ours(x, weight, bias), [x])
+    with planted(find("batch_norm_backward", f"dL/dx {name}")):
+        gradcheck(lambda x: BATCH_NORM.ours(x, weight, bias).sum(), [x])
+        with pytest.raises(GradientError):
+            gradcheck(lambda x: BATCH_NORM.ours(x, weight, bias), [x])
 
 
 def overwriting_walk(place, grad, add=None):
@@ -796,12 +591,12 @@ def test_inputs_of_any_dtype_may_stand_by_that_are_not_checked(x):
     gradcheck(lambda x, index, scale: x[index] * scale.to("float64"), [x, index, scale])
 
 
-def test_it_does_not_weigh_with_the_numbers_that_a_test_draws_first(monkeypatch):
+def test_it_does_not_weigh_with_the_numbers_that_a_test_draws_first():
     """With dL/dy = x, x^T dL/dy is symmetric, and a transposed gradient passes."""
     x = Tensor(np.random.default_rng(0).standard_normal((2, 3)), requires_grad=True)
     weights = []
-    put_in_place(monkeypatch, "Mul", lambda ctx, grad, right: weights.append(grad) or right)
-    gradcheck(lambda x: x * 1, [x])
+    with planted(Mistake("Mul", "none: it keeps dL/dy", lambda call: weights.append(call.grad) or call())):
+        gradcheck(lambda x: x * 1, [x])
     assert abs(weights[0] - x.numpy()).min() > 1e-3
 
 

@@ -1,0 +1,123 @@
+"""What a student's function did in each trial: what it returned, raised, wrote into, opened. It judges nothing."""
+
+import contextlib
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from minidl.ops.function import Context
+from minidl.study.calls import arrays_in
+from minidl.study.workbench.tasks import copied, numbers_in
+
+
+class Observation(NamedTuple):
+    """One call. `error` is (type, message, line, text of the line) or None; `returned` says in words what came back.
+
+    `arrays` has None in the place of what is no array of numbers. `written` are the arguments that were changed,
+    `opened` the files that were opened during the call.
+    """
+
+    error: tuple[str, str, int, str] | None
+    returned: str
+    arrays: list[np.ndarray | None]
+    written: list[str]
+    opened: list[str]
+
+
+def observe(function: Callable, arguments: dict, kind: str = "function", written: tuple[str, ...] = ()) -> Observation:
+    """Call a function, or run an op, on a copy of the arguments. `written` are those that it has to write into."""
+    given = copied(arguments)
+    error, returned = None, None
+    with _opened_files() as opened, np.errstate(all="ignore"):
+        try:
+            returned = _run_op(function, **given) if kind == "op" else function(*given.values())
+        except BaseException as raised:  # SystemExit too
+            if isinstance(raised, KeyboardInterrupt):
+                raise
+            error = _error(raised, function)
+    changed = [name for name in given if not _same(numbers_in(given)[name], numbers_in(arguments)[name])]
+    if written:
+        words = "nothing" if returned is None else _in_words(returned)
+        results = arrays_in([given[name] for name in written])
+    else:
+        words, results = _in_words(returned), _arrays(returned)
+    return Observation(error, words, results, [name for name in changed if name not in written], list(opened))
+
+
+def _run_op(op: type, inputs: tuple, options: dict, grad: np.ndarray) -> tuple:
+    """(y, a gradient for each input)."""
+    ctx = Context((True,) * len(inputs))
+    y = op.forward(ctx, *inputs, **options)
+    grads = op.backward(ctx, grad)
+    return (y, *(grads if isinstance(grads, tuple) else (grads,)))
+
+
+def _same(some: list, others: list) -> bool:
+    return all(np.array_equal(a, b, equal_nan=a.dtype.kind == "f") for a, b in zip(some, others, strict=True))
+
+
+def _in_words(value) -> str:
+    if isinstance(value, tuple | list):
+        kind = "tuple" if isinstance(value, tuple) else "list"
+        return f"a {kind} of {len(value)}"
+    if isinstance(value, np.ndarray):
+        return f"an array of {value.dtype}" if value.dtype.kind not in "fiub" else "an array"
+    return "None" if value is None else f"a {type(value).__name__}"
+
+
+def _arrays(value) -> list[np.ndarray | None]:
+    parts = value if isinstance(value, tuple) else (value,)
+    return [_array(part) for part in parts]
+
+
+def _array(value) -> np.ndarray | None:
+    """A copy of an array of numbers, or of a number; None for anything else. A list is no array."""
+    if isinstance(value, np.ndarray | np.generic | float | int) and np.asarray(value).dtype.kind in "fiub":
+        return np.array(value)
+    return None
+
+
+def _error(raised: BaseException, function: Callable) -> tuple[str, str, int, str]:
+    """The error, and the last line of the student's file that it went through."""
+    own = _file_of(function)
+    frames = [frame for frame in traceback.extract_tb(raised.__traceback__) if frame.filename == own]
+    line, text = (frames[-1].lineno, frames[-1].line) if frames else (0, "")
+    return type(raised).__name__, str(raised), line or 0, text or ""
+
+
+def _file_of(function: Callable) -> str:
+    code = getattr(function, "__code__", None) or getattr(getattr(function, "backward", None), "__code__", None)
+    return code.co_filename if code else ""
+
+
+# -- files that are opened ---------------------------------------------------------------------------------------------
+
+_listeners: list[list[str]] = []
+
+
+def _hear(event: str, args: tuple) -> None:
+    if event == "open" and _listeners and isinstance(args[0], str | bytes) and not _is_pythons_own(str(args[0])):
+        _listeners[-1].append(str(args[0]))
+
+
+def _is_pythons_own(path: str) -> bool:
+    """True for what an import, or the display of an error, opens."""
+    package = str(Path(__file__).parents[2])
+    return path.endswith((".py", ".pyc", ".so")) or path.startswith((sys.prefix, sys.base_prefix, package))
+
+
+@contextlib.contextmanager
+def _opened_files() -> Iterator[list[str]]:
+    """The files that are opened in the `with` block, as a list that grows."""
+    if not getattr(_hear, "is_hooked", False):
+        sys.addaudithook(_hear)  # there is no way to take a hook off again
+        _hear.is_hooked = True
+    _listeners.append([])
+    try:
+        yield _listeners[-1]
+    finally:
+        _listeners.pop()

@@ -1,0 +1,169 @@
+"""The process that a student's file runs in: `python -m minidl.study.workbench.worker FILE EXERCISE SEED FOLDER ...`.
+
+It runs each function on the trials of the seed, and writes what it observed to FOLDER, as JSON and arrays. It compares
+nothing: the right results are not in this process. The limits protect from accidents (an endless loop, too much memory
+or output), not from a program that means harm.
+"""
+
+import contextlib
+import importlib.util
+import inspect
+import io
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+
+from minidl.kernels import cpu, reference
+from minidl.study.workbench.exercises import exercises
+from minidl.study.workbench.observe import Observation, observe
+from minidl.study.workbench.tasks import Task, in_float32
+
+MOST_PRINTED = 2000  # characters
+
+
+class FirstCharacters(io.StringIO):
+    """What was printed, up to so many characters; the rest is dropped."""
+
+    def write(self, text: str) -> int:
+        """Keep what still fits."""
+        return super().write(text[: max(0, MOST_PRINTED - self.tell())])
+
+
+def main(arguments: list[str]) -> None:
+    """Run a student's file under limits of CPU time (seconds) and memory (megabytes), and write what it did."""
+    file, name, seed, folder, seconds, megabytes = arguments
+    _limit(int(seconds), int(megabytes))
+    tasks = exercises()[name].tasks
+    trials = {task.name: [trial.arguments for trial in task.trials(int(seed))] for task in tasks}
+    printed = FirstCharacters()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+        notes = _run_file(Path(file), tasks, trials, Path(folder))
+    notes["printed"] = printed.getvalue()
+    Path(folder, "notes.json").write_text(json.dumps(notes), encoding="utf-8")
+
+
+def _limit(seconds: int, megabytes: int) -> None:
+    """Limits of the process, where the system has them."""
+    with contextlib.suppress(ImportError):
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
+        resource.setrlimit(resource.RLIMIT_AS, (megabytes * 2**20,) * 2)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (2**28,) * 2)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+
+
+def _run_file(file: Path, tasks: tuple[Task, ...], trials: dict, folder: Path) -> dict:
+    _say(folder, "the file was read")
+    try:
+        module = _load(file)
+    except BaseException as raised:
+        return {"import_error": _import_error(raised, file)}
+    _hide_solutions(tasks)
+    return {"functions": {task.name: _run_task(module, task, trials[task.name], folder) for task in tasks}}
+
+
+def _load(file: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location("workbench_file", file)
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(file.parent))  # a file may use another one of the same folder
+    sys.dont_write_bytecode = True
+    spec.loader.exec_module(module)
+    return module
+
+
+def _import_error(raised: BaseException, file: Path) -> list:
+    """(type, message, line) of an error outside of the functions."""
+    lines = [frame.lineno for frame in inspect.getinnerframes(raised.__traceback__) if frame.filename == str(file)]
+    return [type(raised).__name__, str(raised), lines[-1] if lines else 0]
+
+
+def _hide_solutions(tasks: tuple[Task, ...]) -> None:
+    """The solutions of the exercise raise an error if a student's function calls them."""
+
+    def refusing(name):
+        def refuse(*args, **kwargs):
+            raise RuntimeError(f"minidl's {name} is the solution of this exercise: write it yourself")
+
+        return refuse
+
+    for task in tasks:
+        for place in (reference, cpu):
+            if hasattr(place, task.target):
+                setattr(place, task.target, refusing(task.target))
+
+
+def _run_task(module: ModuleType, task: Task, arguments: list[dict], folder: Path) -> dict:
+    function = getattr(module, task.name, None)
+    problem = _problem_of(function, task)
+    if problem:
+        return {"problem": problem}
+    seen = []
+    for dtype, convert in (("float64", dict), ("float32", in_float32)):
+        for number, some in enumerate(arguments):
+            _say(folder, f"{task.name} ran in case {number + 1} of {len(arguments)}, in {dtype}")
+            seen.append(observe(function, convert(some), task.kind, task.written))
+    _save(folder / f"{task.name}.npz", seen)
+    return {"observations": [observation._replace(arrays=_kept(observation)) for observation in seen]}
+
+
+def _problem_of(function, task: Task) -> str:
+    """Why the function cannot be tried, in a sentence; '' if it can."""
+    kind = "class" if task.kind == "op" else "function"
+    if function is None:
+        return f"The file has no {kind} {task.name}. Was it renamed?"
+    if not callable(function):
+        return f"{task.name} is a {type(function).__name__}, expected a {kind}."
+    if str(getattr(function, "__module__", "")).startswith("minidl."):
+        return f"{task.name} is minidl's own. Write yours."
+    if task.kind == "op":
+        missing = [method for method in ("forward", "backward") if not callable(getattr(function, method, None))]
+        return f"The class {task.name} has no {missing[0]}." if missing else ""
+    return _problem_of_signature(function, task)
+
+
+def _problem_of_signature(function, task: Task) -> str:
+    expected = f"{task.name}({', '.join(task.parameters)})"
+    try:
+        signature = inspect.signature(function)
+        signature.bind(*task.parameters)
+    except (TypeError, ValueError):
+        return f"It is called as {expected}, but it is written as {task.name}{_signature(function)}."
+    names = list(signature.parameters)
+    if names != task.parameters and sorted(names) == sorted(task.parameters):
+        return f"Its arguments are in another order: it is called as {expected}."
+    return ""
+
+
+def _signature(function) -> str:
+    try:
+        return str(inspect.signature(function))
+    except (TypeError, ValueError):
+        return "(...)"
+
+
+def _kept(observation: Observation) -> list[bool]:
+    """Which of the results are arrays: these are in the file of arrays."""
+    return [array is not None for array in observation.arrays]
+
+
+def _save(path: Path, seen: list[Observation]) -> None:
+    arrays = {
+        f"{number}_{part}": array
+        for number, observation in enumerate(seen)
+        for part, array in enumerate(observation.arrays)
+        if array is not None
+    }
+    np.savez(path, **arrays)
+
+
+def _say(folder: Path, what: str) -> None:
+    """What the process is doing, for the case that it does not come to its end."""
+    (folder / "doing").write_text(what, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,391 @@
+"""The checker never calls a right answer wrong, and names the mistake of a wrong one."""
+
+import numpy as np
+import pytest
+
+from minidl.kernels import reference
+from minidl.study.calls import kernels, ops
+from minidl.study.mistakes import MISTAKES, find, mistakes_of
+from minidl.study.workbench.checker import Runs, judge
+from minidl.study.workbench.exercises import PARTS, task
+from minidl.study.workbench.observe import observe
+from minidl.study.workbench.recognise import recognise, suspects
+from minidl.study.workbench.tasks import in_float32
+from tests.study.right_answers import RIGHT_ANSWERS
+
+# The tables of mistakes, their names and the recogniser were made with the shapes and numbers of seed 0.
+OTHER_SEEDS = (2024, 2025, 2026)
+
+
+def report_of(name, function, seed=0):
+    """What the checker says of a function, or of the class of an op."""
+    one = task(name)
+    trials = one.trials(seed)
+
+    def seen(convert):
+        return [observe(function, convert(trial.arguments), one.kind, one.written) for trial in trials]
+
+    return judge(Runs(one, trials, seen(dict), seen(in_float32)))
+
+
+def first_problem(name, function):
+    return next(rung for rung in report_of(name, function).rungs if rung.problem)
+
+
+# -- right answers -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", [0, *OTHER_SEEDS])
+@pytest.mark.parametrize(("name", "function"), RIGHT_ANSWERS, ids=lambda value: getattr(value, "__name__", value))
+def test_a_right_answer_written_in_another_way_is_right(name, function, seed):
+    report = report_of(name, function, seed)
+    assert report.is_right, [rung for rung in report.rungs if rung.problem]
+    assert report.mistakes == [] and report.place == ""
+
+
+def test_there_are_twenty_of_them_and_more():
+    assert len({function for _, function in RIGHT_ANSWERS}) >= 20
+
+
+@pytest.mark.parametrize("seed", [0, *OTHER_SEEDS])
+@pytest.mark.parametrize("name", kernels())
+def test_the_plain_loops_are_right(name, seed):
+    report = report_of(name, kernels()[name], seed)
+    assert report.is_right, [rung for rung in report.rungs if rung.problem]
+
+
+@pytest.mark.parametrize("seed", [0, *OTHER_SEEDS])
+@pytest.mark.parametrize("name", ops())
+def test_each_op_is_right(name, seed):
+    report = report_of(name, ops()[name], seed)
+    assert report.is_right, [rung for rung in report.rungs if rung.problem]
+
+
+# -- the known mistakes ------------------------------------------------------------------------------------------------
+
+
+def recognised(seed):
+    """(mistake, whether it is recognised as itself and as nothing else) of all of the list, with a seed's trials."""
+    for name in dict.fromkeys(mistake.target for mistake in MISTAKES):
+        one = task(name)
+        trials = one.trials(seed)
+        known = suspects(one, trials)
+        shown = {suspect.mistake.name: suspect for suspect in known}
+        for mistake in mistakes_of(name):
+            verdicts = recognise(one, trials, shown[mistake.name].results, known) if mistake.name in shown else []
+            yield mistake, len(verdicts) == 1 and verdicts[0].mistakes == [mistake]
+
+
+@pytest.mark.parametrize("seed", OTHER_SEEDS)
+def test_the_known_mistakes_are_recognised_uniquely(seed):
+    """On other shapes and numbers than those that the list was made with: at least 95 of 100."""
+    found = dict(recognised(seed))
+    assert len(found) == len(MISTAKES) > 800
+    missed = [str(mistake) for mistake, is_recognised in found.items() if not is_recognised]
+    assert len(missed) <= 0.05 * len(found), missed
+
+
+@pytest.mark.parametrize("name", kernels())
+def test_each_kernel_has_mistakes_to_recognise(name):
+    assert len(mistakes_of(name)) >= 5
+
+
+def test_no_two_mistakes_of_a_kernel_have_the_same_name():
+    names = [str(mistake) for mistake in MISTAKES]
+    assert len(set(names)) == len(names)
+
+
+def test_an_unknown_mistake_is_an_error_that_lists_the_known_ones():
+    with pytest.raises(KeyError, match=r"no mistake 'x' of 'add' is known; it has .*a - b"):
+        find("add", "x")
+
+
+# -- mistakes as people write them -------------------------------------------------------------------------------------
+
+
+def conv2d_backward_x_not_turned(grad, x, weight, stride, padding):
+    result = np.zeros_like(x)
+    kh, kw = weight.shape[:2]
+    for i, j, u, v in np.ndindex(*grad.shape[1:3], kh, kw):
+        h, w = i * stride[0] + u - padding[0], j * stride[1] + v - padding[1]
+        if 0 <= h < x.shape[1] and 0 <= w < x.shape[2]:
+            result[:, h, w] += grad[:, i, j] @ weight[kh - 1 - u, kw - 1 - v].T
+    return result
+
+
+def conv2d_backward_x_assigned(grad, x, weight, stride, padding):
+    result = np.zeros_like(x)
+    for i, j, u, v in np.ndindex(*grad.shape[1:3], *weight.shape[:2]):
+        h, w = i * stride[0] + u - padding[0], j * stride[1] + v - padding[1]
+        if 0 <= h < x.shape[1] and 0 <= w < x.shape[2]:
+            result[:, h, w] = grad[:, i, j] @ weight[u, v].T
+    return result
+
+
+def conv2d_backward_weight_of_a_mean(grad, x, weight, stride, padding):
+    return reference.conv2d_backward(grad, x, weight, stride, padding, False, True)[1] / len(x)
+
+
+def conv2d_forward_with_stride_1(x, weight, bias, stride, padding):
+    return reference.conv2d_forward(x, weight, bias, (1, 1), padding)
+
+
+def relu_backward_with_ge(grad, y):
+    return grad * (y >= 0)
+
+
+def linear_backward_x_without_t(grad, weight):
+    return grad @ weight
+
+
+def softmax_backward_diagonal(grad, y):
+    return grad * y * (1 - y)
+
+
+def cross_entropy_backward_summed(grad, probabilities, labels, label_smoothing):
+    onehot = np.eye(probabilities.shape[1])[labels]
+    targets = onehot * (1 - label_smoothing) + label_smoothing / probabilities.shape[1]
+    return (grad * (probabilities - targets)).astype(probabilities.dtype)
+
+
+def batch_norm_backward_as_constants(grad, x, mean, variance, weight, eps, through_statistics):
+    axes = tuple(range(x.ndim - 1))
+    std = np.sqrt(variance + eps)
+    return grad * weight / std, (grad * (x - mean) / std).sum(axis=axes), grad.sum(axis=axes)
+
+
+def max_pool2d_backward_to_all(grad, best_tap, x_shape, kernel_size, stride, padding):
+    result = np.zeros(x_shape, grad.dtype)
+    for i, j, u, v in np.ndindex(*grad.shape[1:3], *kernel_size):
+        h, w = i * stride[0] + u - padding[0], j * stride[1] + v - padding[1]
+        if 0 <= h < x_shape[1] and 0 <= w < x_shape[2]:
+            result[:, h, w] += grad[:, i, j]
+    return result
+
+
+def max_pool2d_forward_padded_with_zeros(x, kernel_size, stride, padding, ceil_mode):
+    padded = np.pad(x, ((0, 0), (padding[0],) * 2, (padding[1],) * 2, (0, 0)))
+    return reference.max_pool2d_forward(padded, kernel_size, stride, (0, 0), ceil_mode)
+
+
+def softmax_forward_naive(x):
+    e = np.exp(x)
+    return e / e.sum(axis=1, keepdims=True)
+
+
+def global_avg_pool_backward_not_divided(grad, x_shape):
+    return np.ones(x_shape, grad.dtype) * grad[:, None, None]
+
+
+def residual_end_backward_unmasked_shortcut(grad, y, z, mean, variance, weight, eps):
+    masked = grad * (y > 0)
+    grad_z, grad_weight, grad_bias = reference.batch_norm_backward(masked, z, mean, variance, weight, eps, True)
+    return grad_z, grad, grad_weight, grad_bias
+
+
+def sgd_update_without_decay(parameters, grads, velocities, lr, momentum, weight_decay, nesterov):
+    reference.sgd_update(parameters, grads, velocities, lr, momentum, 0.0, nesterov)
+
+
+WRITTEN_BY_PEOPLE = [
+    ("conv2d_backward_x", conv2d_backward_x_not_turned, "dL/dx with the kernel not turned by 180 degrees"),
+    ("conv2d_backward_x", conv2d_backward_x_assigned, "it is assigned where it should be added"),
+    ("conv2d_backward_weight", conv2d_backward_weight_of_a_mean, "dL/dweight divided by N"),
+    ("conv2d_forward", conv2d_forward_with_stride_1, "y with a stride of 1, whatever the stride"),
+    ("relu_backward", relu_backward_with_ge, "one of y >= 0, which is always true"),
+    ("linear_backward_x", linear_backward_x_without_t, "dL/dx with the weight not transposed"),
+    ("softmax_backward", softmax_backward_diagonal, "the diagonal of the Jacobian alone"),
+    ("cross_entropy_backward", cross_entropy_backward_summed, "dL/dlogits not divided by N"),
+    ("batch_norm_backward", batch_norm_backward_as_constants, "without the terms of mean and variance"),
+    ("max_pool2d_backward", max_pool2d_backward_to_all, "dL/dx to all pixels of the window"),
+    ("max_pool2d_forward", max_pool2d_forward_padded_with_zeros, "a padding that takes part as 0"),
+    ("softmax_forward", softmax_forward_naive, "exp overflows"),
+    ("global_avg_pool_backward", global_avg_pool_backward_not_divided, "dL/dx not divided"),
+    ("residual_end_backward", residual_end_backward_unmasked_shortcut, "dL/dshortcut of dL/dy: not masked"),
+    ("sgd_update", sgd_update_without_decay, "weight decay left out"),
+]
+
+
+@pytest.mark.parametrize(("name", "function", "words"), WRITTEN_BY_PEOPLE, ids=lambda v: getattr(v, "__name__", ""))
+def test_a_mistake_in_a_students_code_is_named(name, function, words):
+    report = report_of(name, function)
+    assert not report.is_right
+    assert len(report.mistakes) == 1 and words in report.mistakes[0], report.mistakes
+
+
+# -- up to a factor, in another arrangement, two at once ---------------------------------------------------------------
+
+
+def relu_times_three(grad, y):
+    return 3 * np.where(y > 0, grad, 0)
+
+
+def relu_negative_everywhere(grad, y):
+    return -2 * grad
+
+
+def global_times_n(x):
+    return x.mean(axis=(1, 2)) * len(x)
+
+
+def linear_two_mistakes(grad, x, mean, variance, weight, eps, through_statistics):
+    grad_x, grad_weight, grad_bias = reference.batch_norm_backward(grad, x, mean, variance, weight, eps, True)
+    return grad_x, 10 * grad_weight, -grad_bias
+
+
+def weight_permuted(grad, x, weight, stride, padding):
+    return reference.conv2d_backward(grad, x, weight, stride, padding, False, True)[1].transpose(3, 2, 0, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "function", "expected"),
+    [
+        ("relu_backward", relu_times_three, ["This is dL/dx, but 3 times as large."]),
+        (
+            "relu_backward",
+            relu_negative_everywhere,
+            [
+                "This is dL/dx everywhere: no mask, or one of y >= 0, which is always true, "
+                "and 2 times as large and with the other sign."
+            ],
+        ),
+        (
+            "global_avg_pool_forward",
+            global_times_n,
+            [
+                "This is y, but N, the first axis of x times too large: it is not divided by N, the first axis of x, "
+                "or added up too often."
+            ],
+        ),
+        (
+            "conv2d_backward_weight",
+            weight_permuted,
+            ["This is dL/dweight with its axes in the order (3, 2, 0, 1)."],
+        ),
+    ],
+    ids=["factor", "factor of a mistake", "factor of N", "axes"],
+)
+def test_what_is_no_known_mistake_is_recognised_by_its_relation_to_one(name, function, expected):
+    assert report_of(name, function).mistakes == expected
+
+
+def test_two_mistakes_are_both_named():
+    mistakes = " ".join(report_of("batch_norm_backward", linear_two_mistakes).mistakes)
+    assert "dL/dweight ten times too large" in mistakes and "dL/dbias with the other sign" in mistakes
+
+
+def test_what_nobody_knows_has_no_name(rng):
+    report = report_of("relu_backward", lambda grad, y: np.where(y > 0, grad, 0) + np.sin(grad) * y**3)
+    assert not report.is_right and report.mistakes == []
+    assert report.place.startswith(("1", "2", "3", "4", "5", "6", "7", "8", "9"))
+
+
+# -- where -------------------------------------------------------------------------------------------------------------
+
+
+def wrong_at(index):
+    def function(grad, y):
+        result = np.where(y > 0, grad, 0)
+        if result.ndim == 4:
+            result[index] += 1 + np.arange(result[index].size).reshape(result[index].shape)
+        return result
+
+    return function
+
+
+@pytest.mark.parametrize(
+    ("index", "words"),
+    [
+        ((slice(None), 0), "at the borders only, which is where the padding counts"),
+        ((slice(None), slice(1, None, 2)), "in every second row, from 1 on"),
+        ((1,), "in image 1 alone"),
+        ((..., 1), "in channel 1 alone"),
+    ],
+    ids=["border", "stride", "image", "channel"],
+)
+def test_the_checker_says_where_it_is_wrong(index, words):
+    assert words in report_of("relu_backward", wrong_at(index)).place
+
+
+def test_one_tap_is_shown_on_the_map():
+    def without_the_middle(grad, x, weight, stride, padding):
+        result = reference.conv2d_backward(grad, x, weight, stride, padding, False, True)[1]
+        result[1, 1] = np.sin(result[1, 1])
+        return result
+
+    place = report_of("conv2d_backward_weight", without_the_middle).place
+    assert "in tap row 1 alone, in tap column 1 alone" in place
+    assert "  ...\n  .#.\n  ..." in place
+
+
+# -- the steps of the ladder -------------------------------------------------------------------------------------------
+
+
+def into_its_arguments(grad, y):
+    grad[y <= 0] = 0
+    return grad
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (lambda grad, y: None, "It returned None, expected one array, dL/dx. Is the `return` missing?"),
+        (lambda grad, y: (grad, y), "It returned a tuple of 2, expected one array, dL/dx."),
+        (lambda grad, y: grad.tolist(), "It returned a list of"),
+        (lambda grad, y: "grad", "dL/dx is no array of numbers"),
+        (lambda grad, y: grad.T, "dL/dx has the shape"),
+        (lambda grad, y: np.where(y > 0, grad, 0).astype(np.float16), "dL/dx is float16, expected float64"),
+        (lambda grad, y: grad / y, "numbers of"),
+        (lambda grad, y: grad @ y.T @ y.T, "ValueError in line"),
+        (into_its_arguments, "It wrote into grad, which others still need."),
+        (lambda grad, y: np.where(y > 0, grad, 0).astype(np.float64), "dL/dx is float64 for float32 arguments"),
+        (lambda grad, y: exit(), "It ends Python by exit()"),
+        (lambda grad, y: np.load("grad.npy"), "FileNotFoundError"),
+    ],
+    ids=["None", "tuple", "list", "str", "shape", "dtype", "NaN", "raises", "writes", "float32", "exit", "no file"],
+)
+def test_each_step_says_what_is_wrong(function, words):
+    assert words in first_problem("relu_backward", function).problem
+
+
+def test_a_file_that_it_reads_is_named(tmp_path):
+    path = tmp_path / "answer.npy"
+    np.save(path, np.zeros(3))
+
+    def reads(grad, y):
+        np.load(path)
+        return np.where(y > 0, grad, 0)
+
+    assert f"It opened the file {path}" in first_problem("relu_backward", reads).problem
+
+
+def test_a_wrong_transpose_is_said_in_words():
+    rung = first_problem("conv2d_backward_x", conv2d_backward_x_not_turned)
+    assert rung.title.startswith("it is the transpose of forward")
+    assert "For a random v, <forward(v), grad> is" in rung.problem
+
+
+def test_an_update_has_to_write_into_its_arguments():
+    report = report_of("sgd_update", lambda *arguments: None)
+    assert report.mistakes == ["This is new arrays instead of the given ones: nothing is written."]
+    returning = first_problem("sgd_update", lambda *arguments: arguments[0])
+    assert "it should write into parameters, velocities and return nothing" in returning.problem
+
+
+def test_an_update_may_write_into_nothing_else():
+    def eager(parameters, grads, *others):
+        reference.sgd_update(parameters, grads, *others)
+        for grad in grads:
+            grad *= 0
+
+    assert "It wrote into grads" in first_problem("sgd_update", eager).problem
+
+
+@pytest.mark.parametrize("name", [*kernels(), *PARTS, *ops()])
+def test_what_is_not_written_yet_is_no_mistake(name):
+    def nothing(*arguments, **options):
+        raise NotImplementedError
+
+    function = type(name, (), {"forward": staticmethod(nothing)}) if name in ops() else nothing
+    report = report_of(name, function)
+    assert report.mistakes == [] and f"{name} is not written yet." in report.rungs[0].problem
