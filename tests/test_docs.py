@@ -94,6 +94,12 @@ def test_a_chapter_quotes_code_by_a_name_that_exists(chapter, file, options):
         assert source.count(options["start-at"].strip("'\"")) == 1
 
 
+@pytest.mark.parametrize("path", CHAPTERS, ids=lambda path: path.stem)
+def test_a_chapter_has_a_derivation_the_code_and_something_to_try(path):
+    text = path.read_text(encoding="utf-8")
+    assert text.count("$$") >= 2 and text.count("```{literalinclude}") >= 3 and text.count("```pycon") >= 2
+
+
 def test_the_chapters_quote_the_code():
     assert len(QUOTES) > 40
     assert len(QUOTES) == sum(path.read_text(encoding="utf-8").count("{literalinclude}") for path in CHAPTERS)

@@ -6,6 +6,7 @@ the code as it is. A figure is drawn again if its script or any file of the pack
 
 import importlib.util
 from pathlib import Path
+from types import ModuleType
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -28,7 +29,7 @@ STYLE = {
 }
 
 
-def load(script: Path):
+def load(script: Path) -> ModuleType:
     """The script as a module."""
     spec = importlib.util.spec_from_file_location(f"figure_{script.stem}", script)
     module = importlib.util.module_from_spec(spec)

@@ -2,7 +2,7 @@
 
 import ast
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -69,7 +69,7 @@ def used_names(node: ast.AST) -> set[str]:
     return {getattr(part, "id", getattr(part, "attr", None)) for part in ast.walk(node)} - {None}
 
 
-def used_with(path: Path, name: str, keep) -> list[str]:
+def used_with(path: Path, name: str, keep: Callable[[ast.stmt], bool]) -> list[str]:
     """The names of the same file that `name` uses, and those that these use, for which keep(statement) is true."""
     defined = definitions(tree_of(path).body)
     found, waiting = {name}, [name]
