@@ -14,13 +14,13 @@ from pathlib import Path
 
 import numpy as np
 
-import minidl
 from minidl.autograd import no_grad
 from minidl.data.dataset import ArrayDataset
 from minidl.data.shapes import make_shapes
 from minidl.functional import cross_entropy, relu
 from minidl.nn import BatchNorm2d, Conv2d, GlobalAvgPool, Linear, Module
 from minidl.optim import SGD
+from minidl.random import manual_seed
 from minidl.study.mistakes import Mistake, mistakes_of, planted
 from minidl.tensor import Tensor
 
@@ -88,7 +88,7 @@ def train(train_set: ArrayDataset, test_set: ArrayDataset, epochs: int = EPOCHS,
 
     The same seed gives the same weights and batches. Training ends where the loss is NaN or infinite.
     """
-    minidl.manual_seed(seed)
+    manual_seed(seed)
     model, rng = ResNet8(), np.random.default_rng(seed)
     optimizer = SGD(model.parameters(), lr=RATE, momentum=0.9, weight_decay=1e-4)
     images, batches = normalised(train_set), list(batches_of(len(train_set), epochs, rng))
