@@ -290,6 +290,21 @@ def test_what_is_no_known_mistake_is_recognised_by_its_relation_to_one(name, fun
     assert report_of(name, function).mistakes == expected
 
 
+def batch_norm_backward_without_variance(grad, x, mean, variance, weight, eps, through_statistics):
+    """In evaluation, where the term of the mean should be left out too, this is no mistake of the list."""
+    std, axes = np.sqrt(variance + eps), tuple(range(x.ndim - 1))
+    grad_weight = (grad * (x - mean) / std).sum(axis=axes)
+    return weight * (grad - grad.mean(axis=axes)) / std, grad_weight, grad.sum(axis=axes)
+
+
+def test_a_mistake_in_some_of_the_wrong_cases_is_named_with_these():
+    (mistake,) = report_of("batch_norm_backward", batch_norm_backward_without_variance).mistakes
+    assert mistake == (
+        "In 2 of the 3 wrong cases, those with through_statistics=True, this is dL/dx without the term of the "
+        "variance. The others are wrong in another way."
+    )
+
+
 def test_two_mistakes_are_both_named():
     mistakes = " ".join(report_of("batch_norm_backward", linear_two_mistakes).mistakes)
     assert "dL/dweight ten times too large" in mistakes and "dL/dbias with the other sign" in mistakes

@@ -1,7 +1,8 @@
 """Which mistake it is: the wrong results are compared with what each known mistake would have given.
 
 First exactly, then up to a factor, then as the right result in another arrangement, then as two mistakes that show in
-different trials. What is said has to hold in all trials, so a coincidence in one of them names nothing.
+different trials. What is said has to hold in all trials, so a coincidence in one of them names nothing. Only if nothing
+does, a mistake is named that accounts for at least two of them.
 """
 
 import itertools
@@ -63,6 +64,7 @@ def recognise(
                 _scaled(part, name, trials, student, known)
                 or _arranged(part, name, trials, student)
                 or _two(part, trials, student, known)
+                or _some(part, trials, student, known)
             )
             verdicts += [verdict] if verdict else []
     return verdicts
@@ -107,17 +109,45 @@ def _agree(suspect: Suspect, one: Results, theirs: Results) -> bool:
 
 def _two(part: int, trials: list[Trial], student: list[Results], known: list[Suspect]) -> Verdict | None:
     """Two mistakes, of which each shows in other trials: together they account for all that is wrong."""
-    wrong = {
-        number
-        for number, (one, trial) in enumerate(zip(student, trials, strict=True))
-        if one is None or part >= len(one) or not same(one[part], trial.right[part])
-    }
-    covers = [(suspect, _agreeing(suspect, part, student) & wrong) for suspect in known if part in suspect.parts]
+    wrong, covers = _wrong_trials(part, trials, student), _covers(part, trials, student, known)
     for (first, some), (second, others) in itertools.combinations(covers, 2):
         if some and others and some | others == wrong and not (some <= others or others <= some):
             names = f"{first.mistake.name}. It is also {second.mistake.name}"
             return Verdict(f"This looks like two mistakes. It is {names}.", [first.mistake, second.mistake])
     return None
+
+
+def _some(part: int, trials: list[Trial], student: list[Results], known: list[Suspect]) -> Verdict | None:
+    """The mistake that accounts for most of the wrong trials, but not for all: there is another mistake beside it."""
+    wrong, covers = _wrong_trials(part, trials, student), _covers(part, trials, student, known)
+    suspect, some = max(covers, key=lambda cover: len(cover[1]), default=(None, set()))
+    if suspect is None or len(some) < 2:
+        return None
+    where = f"{len(some)} of the {len(wrong)} wrong cases{_what_they_share(some, wrong, trials)}"
+    words = f"In {where} this is {suspect.mistake.name}. The others are wrong in another way."
+    return Verdict(words, [suspect.mistake])
+
+
+def _what_they_share(some: set[int], wrong: set[int], trials: list[Trial]) -> str:
+    """", those with through_statistics=True", if an argument tells these trials from the other wrong ones."""
+    for name, value in trials[min(some)].arguments.items():
+        if isinstance(value, bool | int | str) and some == {i for i in wrong if trials[i].arguments[name] == value}:
+            return f", those with {name}={value!r},"
+    return ""
+
+
+def _wrong_trials(part: int, trials: list[Trial], student: list[Results]) -> set[int]:
+    return {
+        number
+        for number, (one, trial) in enumerate(zip(student, trials, strict=True))
+        if one is None or part >= len(one) or not same(one[part], trial.right[part])
+    }
+
+
+def _covers(part: int, trials, student, known: list[Suspect]) -> list[tuple[Suspect, set[int]]]:
+    """(suspect, the wrong trials that it accounts for) of each that makes this result wrong."""
+    wrong = _wrong_trials(part, trials, student)
+    return [(suspect, _agreeing(suspect, part, student) & wrong) for suspect in known if part in suspect.parts]
 
 
 def _agreeing(suspect: Suspect, part: int, student: list[Results]) -> set[int]:
