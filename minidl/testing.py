@@ -81,7 +81,13 @@ def gradcheck(
             _check_alone(function, inputs, cotangent, number, grad, rng)
 
 
-def check_layer(layer: Module, input_shape: tuple[int, ...], device: str = "cpu", seed: int = 0) -> None:
+def check_layer(
+    layer: Module,
+    input_shape: tuple[int, ...],
+    device: str = "cpu",
+    dtypes: Sequence[str] = ("float32",),
+    seed: int = 0,
+) -> None:
     """Raise GradientError unless a layer or block computes right gradients and behaves as layers must.
 
         @pytest.mark.parametrize("shape", [(2, 8, 8, 3), (1, 7, 5, 3)])  # (N, H, W, C), also odd sizes
@@ -91,7 +97,8 @@ def check_layer(layer: Module, input_shape: tuple[int, ...], device: str = "cpu"
     On a copy of the layer, for a random input of that shape, in training and in evaluation mode:
 
     - the gradients of the input and of each parameter agree with finite differences, in float64 (`gradcheck`),
-    - a float32 input gives a float32 output;
+    - an input of each of `dtypes` gives an output of that dtype, and near the one in float64: "bfloat16" and "float16"
+      may be among them, in which the network computes while its parameters stay float32;
 
     in evaluation mode also:
 
@@ -107,7 +114,8 @@ def check_layer(layer: Module, input_shape: tuple[int, ...], device: str = "cpu"
         mode = "training" if training else "evaluation"
         layer.train(training)
         _check_layer_gradients(layer, numbers, mode, device, seed)
-        _check_layer_dtype(layer, numbers, mode, device)
+        for dtype in dtypes:
+            _check_layer_dtype(layer, Tensor(numbers, device=device), mode, dtype)
     _check_evaluation(layer, Tensor(numbers, "float32", device))
     _check_state_dict(layer, Tensor(numbers, "float32", device))
 
@@ -141,12 +149,22 @@ def _buffers_of(layer: Module) -> Callable[[], None]:
     return restore
 
 
-def _check_layer_dtype(layer: Module, numbers: np.ndarray, mode: str, device: str) -> None:
-    restore = _buffers_of(layer)
-    output = layer(Tensor(numbers, "float32", device))
-    restore()
-    if output.dtype != np.float32:
-        raise GradientError(f"check_layer: in {mode}: a float32 input gives an output of {output.dtype}, not float32")
+# Norm of the difference to the output in float64, divided by the norm of that: rounding in each of some operations.
+_FAR = {"float32": 1e-4, "float16": 0.02, "bfloat16": 0.1}
+
+
+@no_grad()
+def _check_layer_dtype(layer: Module, x: Tensor, mode: str, dtype: str) -> None:
+    exact = deepcopy(layer).to("float64")(x).numpy()
+    output = deepcopy(layer)(x.to(dtype))
+    if str(output.dtype) != dtype:
+        raise GradientError(f"check_layer: in {mode}: a {dtype} input gives an output of {output.dtype}, not {dtype}")
+    far = np.linalg.norm(output.numpy().astype(np.float64) - exact)
+    if not far <= _FAR.get(dtype, 0.0) * np.linalg.norm(exact):
+        raise GradientError(
+            f"check_layer: in {mode}: the output for a {dtype} input is far from the one in float64: the norm of their "
+            f"difference is {far:.2g}, that of the output {np.linalg.norm(exact):.2g}"
+        )
 
 
 @no_grad()

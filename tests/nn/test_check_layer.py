@@ -116,6 +116,13 @@ class SumsTheBatch(Scaled):
         return super().forward(x).sum(dim=0, keepdim=True)
 
 
+class RoundsTooMuch(Scaled):
+    """In float32 alone."""
+
+    def forward(self, x):
+        return super().forward(x) * (1.0 if x.dtype == np.float64 else 1.001)
+
+
 class HidesState(Scaled):
     def __init__(self):
         super().__init__()
@@ -133,6 +140,7 @@ class HidesState(Scaled):
         (WrongInEvaluation(), r"in evaluation: the input"),
         (Unused(), r"in training: backward returned no gradient for scale of shape \(1,\)"),
         (Widens(), r"in training: a float32 input gives an output of float64"),
+        (RoundsTooMuch(), r"in training: the output for a float32 input is far from the one in float64"),
         (Counts(), r"in evaluation: the forward pass changes the buffer count"),
         (Random(), r"in evaluation: (the input .*: worst at|a second call with the same input gives another output)"),
         (NormalizesByTheBatch(), r"the output for an image depends on the others"),
@@ -148,6 +156,12 @@ def test_what_is_wrong_is_named(layer, message):
 
 def test_the_correct_one_beside_them_passes():
     check_layer(Scaled(), (2, 3))
+
+
+@pytest.mark.parametrize(("make", "shape"), LAYERS, ids=[repr(make()).split("(")[0] + str(s) for make, s in LAYERS])
+def test_the_layers_of_nn_pass_on_each_device(make, shape, device):
+    dtypes = ["float32"] if device == "cpu" else ["float32", "float16", "bfloat16"]
+    check_layer(make(), shape, device, dtypes)
 
 
 def test_a_relu_of_ones_own_is_the_one_that_runs():
