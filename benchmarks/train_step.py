@@ -39,6 +39,7 @@ class Side:
         environment = {name: value for name, value in os.environ.items() if name not in NOT_PASSED_ON}
         environment |= {name: str(args.threads) for name in ("OMP_NUM_THREADS", "MINIDL_NUM_THREADS")}
         self.name, self.turns, self.losses, self.memory = name, [], [], {}
+        self.fastest = float("nan")  # seconds of a step
         self.process = subprocess.Popen(
             list(map(str, command)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
@@ -57,8 +58,9 @@ class Side:
         return self.answer()
 
     def warm_up(self, steps: int) -> None:
-        """Steps that are not counted; the first three losses are kept."""
-        self.losses = self.run(max(3, steps))["losses"][:3]
+        """Steps that are not counted; the first three losses are kept, and the time of the fastest step."""
+        result = self.run(max(3, steps))
+        self.losses, self.fastest = result["losses"][:3], min(result["seconds"])
 
     def take_turn(self, steps: int) -> None:
         """Note the median time of some steps."""
@@ -81,8 +83,8 @@ def check_losses(sides: list[Side]) -> None:
             raise SystemExit(f"error: the first losses differ: {sides[0].losses} and {side.name} {side.losses}")
 
 
-def measure(args: argparse.Namespace) -> list[Side]:
-    """All sides, after their turns."""
+def start(args: argparse.Namespace) -> list[Side]:
+    """All sides, warmed up. They compute the same thing."""
     names = ["ours"] + (MARKED if args.against else []) + (ALSO_PRINTED if args.all else [])
     with tempfile.TemporaryDirectory() as folder:
         weights = Path(folder) / "weights.safetensors"
@@ -91,41 +93,62 @@ def measure(args: argparse.Namespace) -> list[Side]:
     for side in sides:
         side.warm_up(args.warmup)
     check_losses(sides)
-    for _ in range(args.rounds):
-        for side in sides:
-            side.take_turn(args.steps)
-    for side in sides:
-        side.close()
     return sides
 
 
-def report(args: argparse.Namespace, sides: list[Side]) -> dict:
-    """Print a table; return the record."""
-    ours = sides[0]
-    mode = "forward" if args.forward else "train"
-    record = {"model": args.model, "batch": args.batch, "mode": mode, "threads": args.threads, "rounds": args.rounds}
-    record |= {"machine": machine(), "versions": versions(args), "blas": ours.blas}
-    print(f"{args.model}, batch {args.batch}, {mode}, {args.threads} threads, {args.rounds} turns of {args.steps}")
+def take_turns(sides: list[Side], rounds: int, steps: int) -> None:
+    """Measure the sides in turns of some steps each, and end their processes."""
+    for _ in range(rounds):
+        for side in sides:
+            side.take_turn(steps)
+    for side in sides:
+        side.close()
+
+
+def print_table(args: argparse.Namespace, sides: list[Side]) -> None:
+    """A line for each side."""
+    print(
+        f"{args.model}, batch {args.batch}, {mode(args)}, {args.threads} threads, {args.rounds} turns of {args.steps}"
+    )
     print("side             median ms    min    max   images/s   peak MB   of the step   ours / theirs")
     for side in sides:
-        milliseconds = [1000 * seconds for seconds in side.turns]
-        median = statistics.median(milliseconds)
-        ratios = [a / b for a, b in zip(ours.turns, side.turns, strict=True)]
-        row = f"{side.name:15}  {median:9.1f} {min(milliseconds):6.1f} {max(milliseconds):6.1f}"
-        row += f" {args.batch * 1000 / median:10.1f} {side.memory['peak_rss']:9.0f} {side.memory['step_rss']:13.0f}"
-        print(row if side is ours else f"{row} {statistics.median(ratios):15.3f}")
+        median, least, most = milliseconds(side)
+        row = f"{side.name:15}  {median:9.1f} {least:6.1f} {most:6.1f} {args.batch * 1000 / median:10.1f}"
+        row += f" {side.memory['peak_rss']:9.0f} {side.memory['step_rss']:13.0f}"
+        print(row if side is sides[0] else f"{row} {ratio(sides[0], side):15.3f}")
+
+
+def make_record(args: argparse.Namespace, sides: list[Side]) -> dict:
+    """What was measured, for a file."""
+    ours, *others = sides
+    record = {"model": args.model, "batch": args.batch, "mode": mode(args), "threads": args.threads}
+    record |= {"rounds": args.rounds, "machine": machine(), "versions": versions(args), "blas": ours.blas}
+    for side in sides:
         who = "ours" if side is ours else f"torch_{side.name}"
-        record |= {
-            f"{who}_ms": round(median, 2),
-            f"{who}_ms_spread": [round(min(milliseconds), 2), round(max(milliseconds), 2)],
-        }
-        if side is not ours:
-            record[f"ratio_{side.name}"] = round(statistics.median(ratios), 4)
+        median, *spread = (round(number, 2) for number in milliseconds(side))
+        record |= {f"{who}_ms": median, f"{who}_ms_spread": spread}
+    record |= {f"ratio_{side.name}": round(ratio(ours, side), 4) for side in others}
     for kind in ("peak_rss", "step_rss"):
         record[f"{kind}_ours_mb"] = round(ours.memory[kind], 1)
-        if len(sides) > 1:
-            record[f"{kind}_torch_mb"] = round(min(side.memory[kind] for side in sides[1:3]), 1)
+        if others:
+            record[f"{kind}_torch_mb"] = round(min(side.memory[kind] for side in others[:2]), 1)
     return record
+
+
+def mode(args: argparse.Namespace) -> str:
+    """What a step is."""
+    return "forward" if args.forward else "train"
+
+
+def milliseconds(side: Side) -> tuple[float, float, float]:
+    """(median, least, most) of the turns."""
+    turns = [1000 * seconds for seconds in side.turns]
+    return statistics.median(turns), min(turns), max(turns)
+
+
+def ratio(ours: Side, theirs: Side) -> float:
+    """The median, over the turns, of our time divided by theirs."""
+    return statistics.median(a / b for a, b in zip(ours.turns, theirs.turns, strict=True))
 
 
 def machine() -> str:
@@ -158,9 +181,11 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=5, help="steps before, not counted; default: 5")
     parser.add_argument("--json", type=Path, help="where to write the record")
     args = parser.parse_args()
-    record = report(args, measure(args))
+    sides = start(args)
+    take_turns(sides, args.rounds, args.steps)
+    print_table(args, sides)
     if args.json:
-        args.json.write_text(json.dumps(record, indent=2) + "\n")
+        args.json.write_text(json.dumps(make_record(args, sides), indent=2) + "\n")
 
 
 if __name__ == "__main__":

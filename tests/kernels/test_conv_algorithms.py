@@ -11,9 +11,9 @@ import minidl
 from minidl import get_convolution, set_convolution
 from minidl.functional import conv2d
 from minidl.kernels import reference
-from minidl.kernels.cpu import _im2col, _winograd, conv
+from minidl.kernels.cpu import _im2col, _taps, _winograd, conv
 
-ALGORITHMS = ["im2col", "winograd"]
+ALGORITHMS = ["im2col", "winograd", "taps"]
 by_algorithm = pytest.mark.parametrize("algorithm", ALGORITHMS)
 
 # x shape, O, padding: whole tiles of 4x4 and parts of them, one image and many, one channel.
@@ -29,11 +29,12 @@ GEOMETRIES = [
 geometries = pytest.mark.parametrize(("x_shape", "out_channels", "padding"), GEOMETRIES, ids=str)
 
 
-def run(algorithm, x, weight, bias, grad, padding):
+def run(algorithm, x, weight, bias, grad, padding, stride=(1, 1)):
     """y, dL/dx and dL/dweight, and each of the last two once more, computed alone."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(conv, "winograd_pays", lambda *_: algorithm == "winograd")
-        geometry = (1, 1), padding
+        patch.setattr(conv, "taps_pay", lambda *_, **__: algorithm == "taps")
+        geometry = stride, padding
         return [
             conv.conv2d_forward(x, weight, bias, *geometry),
             *conv.conv2d_backward(grad, x, weight, *geometry, True, True),
@@ -63,6 +64,8 @@ def chunks(request, monkeypatch):
         monkeypatch.setattr(_winograd, "BLOCK_COLUMNS", 1)
         for limit in ("BLOCK_TILES", "LEAST_TILES"):
             monkeypatch.setattr(_winograd, limit, 1)
+        monkeypatch.setattr(_taps, "LEAST_MULTIPLICATIONS", 1)
+        monkeypatch.setattr(_taps, "LEAST_PIECES", 20)
 
 
 @by_algorithm
@@ -100,6 +103,45 @@ def test_non_contiguous_arrays_are_welcome(rng):
     for algorithm in ALGORITHMS:
         for ours, theirs in zip(run(algorithm, *strided, padding), run(algorithm, *arrays, padding), strict=True):
             np.testing.assert_allclose(ours, theirs, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("x_shape", "weight_shape", "stride", "padding"),
+    [
+        ((3, 5, 4, 6), (1, 1, 6, 7), (1, 1), (0, 0)),
+        ((2, 7, 8, 3), (1, 1, 3, 4), (2, 2), (0, 0)),
+        ((2, 7, 9, 3), (2, 3, 3, 4), (2, 3), (0, 1)),
+        ((2, 10, 11, 3), (3, 3, 3, 2), (3, 3), (0, 0)),  # no window reaches the last row and the last two columns
+        ((1, 9, 8, 2), (2, 2, 2, 3), (3, 3), (1, 0)),  # the windows leave gaps
+        ((2, 4, 3, 2), (1, 1, 2, 3), (1, 1), (1, 1)),  # the outermost outputs see padding only
+    ],
+    ids=str,
+)
+def test_taps_are_for_any_kernel_and_stride(x_shape, weight_shape, stride, padding, chunks, rng):
+    x, weight, bias = (rng.standard_normal(shape) for shape in (x_shape, weight_shape, weight_shape[3:]))
+    y = reference.conv2d_forward(x, weight, bias, stride, padding)
+    grad = rng.standard_normal(y.shape)
+    gradients = reference.conv2d_backward(grad, x, weight, stride, padding, True, True)
+    results = run("taps", x, weight, bias, grad, padding, stride)
+    for result, expected in zip(results, [y, *gradients, *gradients], strict=True):
+        np.testing.assert_allclose(result, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("x_shape", "weight_shape", "stride", "padding", "expected"),
+    [
+        ((1, 7, 7, 512), (3, 3, 512, 512), (1, 1), (1, 1), (True, True)),
+        ((8, 14, 14, 256), (3, 3, 256, 512), (2, 2), (1, 1), (False, True)),
+        ((4, 7, 7, 2048), (1, 1, 2048, 512), (1, 1), (0, 0), (True, True)),
+        ((16, 7, 7, 2048), (1, 1, 2048, 512), (1, 1), (0, 0), (False, False)),
+        ((8, 14, 14, 256), (3, 3, 256, 256), (1, 1), (1, 1), (False, False)),
+        ((1, 8, 8, 64), (3, 3, 64, 64), (1, 1), (1, 1), (False, False)),
+    ],
+    ids=str,
+)
+def test_the_shapes_say_where_taps_take_over_in_each_direction(x_shape, weight_shape, stride, padding, expected):
+    shapes = x_shape, weight_shape, stride, padding
+    assert tuple(conv.taps_pay(*shapes, backward) for backward in (False, True)) == expected
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ Every patch of x that the kernel sees becomes a row of a matrix called `columns`
 
 dL/dx is a convolution too: dL/dy convolved with the kernel turned by 180 degrees. The output is computed piece by
 piece, so that the columns of a piece stay in the cache. 3x3 kernels with many channels use `_winograd` instead, which
-needs a quarter of the multiplications.
+needs a quarter of the multiplications; large kernels with few pixels use `_taps`, which reads the weights once.
 """
 
 import itertools
@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minidl.kernels.cpu import _winograd
+from minidl.kernels.cpu import _taps, _winograd
 from minidl.kernels.cpu._im2col import Patches
 from minidl.kernels.cpu._pieces import scratch
 from minidl.kernels.cpu._threads import map_pieces, sum_pieces
@@ -26,6 +26,8 @@ def conv2d_forward(x, weight, bias, stride, padding):
     """y = columns weight + bias: (N, H, W, C), (KH, KW, C, O), (O,) or None -> (N, OH, OW, O)."""
     if winograd_pays(x.shape, weight.shape, stride, padding, FORWARD_TILES):
         return _winograd.forward(x, weight, bias, padding)
+    if taps_pay(x.shape, weight.shape, stride, padding, backward=False):
+        return _taps.forward(x, weight, bias, stride, padding)
     kh, kw, c, o = weight.shape
     patches = Patches((kh, kw), stride, padding, output_size(x.shape[1:3], (kh, kw), stride, padding))
     matrix = weight.reshape(kh * kw * c, o)
@@ -49,6 +51,8 @@ def conv2d_backward(grad, x, weight, stride, padding, needs_x, needs_weight):
     if winograd_pays(x.shape, weight.shape, stride, padding, BACKWARD_TILES):
         grad_x = _winograd.backward_x(grad, weight, padding) if needs_x else None
         return grad_x, _winograd.backward_weight(grad, x, padding) if needs_weight else None
+    if taps_pay(x.shape, weight.shape, stride, padding, backward=True):
+        return _taps.backward(grad, x, weight, stride, padding, needs_x, needs_weight)
     if not needs_x:
         return None, _backward_weight(grad, x, weight.shape, stride, padding) if needs_weight else None
     phases_h = _phases_along(x.shape[1], weight.shape[0], stride[0], padding[0])
@@ -199,9 +203,9 @@ ALGORITHMS = "auto", "im2col"
 
 
 def set_convolution(algorithm: str) -> None:
-    """Set how the CPU computes convolutions: "im2col" always, or "auto" (the default), which adds Winograd's algorithm.
+    """Set how the CPU computes convolutions: "im2col" always, or "auto" (the default), the fastest way for the shapes.
 
-    "auto" uses Winograd's F(4x4, 3x3) where it is faster: 3x3 kernels with stride 1 and at least 32 channels. It
+    "auto" uses Winograd's F(4x4, 3x3) for 3x3 kernels with stride 1, at least 32 channels and enough pixels. It
     computes 4x4 outputs together from 6x6 inputs, by sums in which the inputs outside an output's window cancel. In
     float32 they cancel only up to rounding, 5e-6 of max |x| times max |weight| at most: with the initial weights of
     `nn.Conv2d`, an input of 1e6 adds an error of about 0.3 to outputs up to 5 pixels away. One NaN or infinity makes up
@@ -231,3 +235,16 @@ def winograd_pays(x_shape, weight_shape, stride, padding, least_tiles: int) -> b
     fits = (kh, kw) == (3, 3) and stride == (1, 1) and max(padding) <= 2
     pays = min(c, o) >= WINOGRAD_CHANNELS and n * math.ceil(h / 4) * math.ceil(w / 4) >= least_tiles
     return fits and pays and _choice == "auto"
+
+
+# (measured) With few pixels for each channel, im2col spends its time reading the weights, and in backward turning them.
+# Products of fewer channels are too small to be worth a tap each.
+TAP_CHANNELS, TAP_PIXELS, TAP_PIXELS_TURNED = 128, 1, 3
+
+
+def taps_pay(x_shape, weight_shape, stride, padding, backward: bool) -> bool:
+    """True if it is faster to cut the weights than the pixels. Depends on the shapes and the setting alone."""
+    kh, kw, c, o = weight_shape
+    pixels = x_shape[0] * math.prod(output_size(x_shape[1:3], (kh, kw), stride, padding))
+    most = TAP_PIXELS_TURNED if backward and kh * kw > 1 else TAP_PIXELS
+    return min(c, o) >= TAP_CHANNELS and pixels <= most * min(c, o) and _choice == "auto"
