@@ -5,7 +5,8 @@
     python benchmarks/grid.py --out benchmarks/results/cpu_grid --show   the tables and the heat map of what is there
 
 Each cell is a measurement of train_step.py: ours, PyTorch's default layout and channels_last in turns, each in a
-process of its own; the ratio is ours / theirs, lower is better. `cells.jsonl` has a line for each cell; none is measured twice.
+process of its own. The ratio is ours / theirs; lower is better. `cells.jsonl` has a line for each cell, and no cell is
+measured twice.
 """
 
 import argparse

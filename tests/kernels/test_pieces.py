@@ -162,9 +162,9 @@ def test_blas_has_one_thread_inside_and_its_own_number_again_afterwards(two_blas
 
 @pytest.mark.parametrize(
     ("pieces", "multiplications", "expected"),
-    [(1, SMALL_FOR_BLAS, 2), (1, SMALL_FOR_BLAS + 1, 1), (2, SMALL_FOR_BLAS, 1)],
+    [(1, SMALL_FOR_BLAS, 2), (1, SMALL_FOR_BLAS + 1, 1), (2, SMALL_FOR_BLAS, 2), (2, SMALL_FOR_BLAS + 1, 1)],
 )
-def test_blas_is_left_alone_for_a_single_piece_of_a_small_product(pieces, multiplications, expected, two_blas_threads):
+def test_blas_is_left_alone_for_small_products(pieces, multiplications, expected, two_blas_threads):
     inner = []
     for function in (map_pieces, sum_pieces):
         function(lambda piece: inner.append(blas_threads()) or 0, range(pieces), multiplications)

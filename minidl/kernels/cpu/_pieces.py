@@ -51,5 +51,7 @@ def elementwise(function: Callable, *arrays: np.ndarray) -> np.ndarray:
         function(*flat, out=result)
     else:
         pieces = slices(result.size, PIECE_ELEMENTS)
-        map_pieces(lambda piece: function(*(array[piece] for array in flat), out=result[piece]), pieces)
+        map_pieces(
+            lambda piece: function(*(array[piece] for array in flat), out=result[piece]), pieces, multiplications=0
+        )
     return result.reshape(arrays[0].shape)

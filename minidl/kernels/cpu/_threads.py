@@ -51,17 +51,15 @@ def map_pieces(work: Callable, pieces: Sequence, multiplications: float = math.i
     """[work(piece) for piece in pieces], computed by several threads: each one takes the next piece when it is free.
 
     If pieces fail, the error of the first one is raised, and pieces that were not yet started are skipped. BLAS is
-    limited to one thread meanwhile, so that it does not compete with ours. For a single piece whose largest matrix
-    product needs few `multiplications` nothing has to be limited: BLAS uses one thread anyway.
+    limited to one thread meanwhile, so that it does not compete with ours, unless `multiplications`, those of the
+    largest matrix product, are so few that BLAS uses one thread anyway. 0: there is no matrix product.
     """
-    if len(pieces) == 1 and multiplications <= SMALL_FOR_BLAS:
-        return [work(pieces[0])]
+    if multiplications <= SMALL_FOR_BLAS:
+        return _map(work, pieces)
     user = object()
     try:
         _limit_blas(user)
-        if min(_num_threads, len(pieces)) <= 1:
-            return list(map(work, pieces))
-        return _share(work, pieces)
+        return _map(work, pieces)
     finally:
         try:
             _restore_blas(user)
@@ -81,8 +79,10 @@ def sum_pieces(work: Callable[..., np.ndarray], pieces: Sequence, multiplication
 # -- the threads -------------------------------------------------------------------------------------------------------
 
 
-def _share(work: Callable, pieces: Sequence) -> list:
-    """`map_pieces` on the caller's thread and on helper threads."""
+def _map(work: Callable, pieces: Sequence) -> list:
+    """`map_pieces` on the caller's thread, and on helper threads if there are several pieces."""
+    if min(_num_threads, len(pieces)) <= 1:
+        return list(map(work, pieces))
     job = _Job(work, pieces)
     for _ in range(min(_num_threads, len(pieces)) - 1):
         _helpers.invite(job)

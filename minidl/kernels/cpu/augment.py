@@ -20,5 +20,5 @@ def crop_and_flip(images, chosen, tops, lefts, flips, mean, std, padding):
             crop = image[tops[n] : tops[n] + height, lefts[n] : lefts[n] + width]
             y[n] = crop[:, ::-1] if flips[n] else crop
 
-    map_pieces(fill, slices(len(chosen), rows_of(PIECE_ELEMENTS, height * width * channels)))
+    map_pieces(fill, slices(len(chosen), rows_of(PIECE_ELEMENTS, height * width * channels)), multiplications=0)
     return y

@@ -19,7 +19,7 @@ def batch_statistics(x):
     mean + E[d] and E[d^2] - E[d]^2.
     """
     rows, channels, count = as_rows(x), x.shape[-1], x.size // x.shape[-1]
-    mean, squares = sum_pieces(lambda piece: sums_and_dots(rows[piece], rows[piece], channels), pieces_of(rows)) / count
+    mean, squares = _sums(lambda piece: sums_and_dots(rows[piece], rows[piece], channels), rows) / count
     variance = np.maximum(squares - mean**2, 0)  # rounding may make it negative
     if not _is_near_zero(mean, variance):
         shift = mean.astype(x.dtype)
@@ -29,7 +29,7 @@ def batch_statistics(x):
             d = _deviations(rows[piece], centre)
             return sums_and_dots(d, d, channels)
 
-        rest, squares = sum_pieces(sums, pieces_of(rows)) / count
+        rest, squares = _sums(sums, rows) / count
         mean, variance = shift + rest, np.maximum(squares - rest**2, 0)
     return mean.astype(x.dtype), variance.astype(x.dtype)
 
@@ -46,7 +46,7 @@ def batch_norm_apply(x, mean, variance, weight, bias, eps):
         out *= scale
         out += shift
 
-    map_pieces(apply, pieces_of(rows))
+    map_pieces(apply, pieces_of(rows), multiplications=0)
     return y.reshape(x.shape)
 
 
@@ -60,7 +60,7 @@ def batch_norm_backward(grad, x, mean, variance, weight, eps, through_statistics
     def sums(piece):
         return sums_and_dots(g[piece], rows[piece] if near_zero else _deviations(rows[piece], centre), channels)
 
-    grad_bias, dots = sum_pieces(sums, pieces_of(rows))
+    grad_bias, dots = _sums(sums, rows)
     dots = dots - mean * grad_bias if near_zero else dots
     grad_bias, grad_weight = grad_bias.astype(x.dtype), (dots * inverse_std).astype(x.dtype)
 
@@ -78,8 +78,13 @@ def batch_norm_backward(grad, x, mean, variance, weight, eps, through_statistics
             correction += offset  # and through the mean
             out += correction
 
-    map_pieces(add_terms, pieces_of(rows))
+    map_pieces(add_terms, pieces_of(rows), multiplications=0)
     return grad_x.reshape(x.shape), grad_weight, grad_bias
+
+
+def _sums(sums_of, rows):
+    """sums_of(piece) for all pieces of the rows, added."""
+    return sum_pieces(sums_of, pieces_of(rows), multiplications=rows.size)
 
 
 def _deviations(rows, centre):

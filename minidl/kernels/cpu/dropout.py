@@ -16,7 +16,7 @@ def dropout_forward(x, probability, key):
         keep = uniform(piece.start, piece.stop, key) >= probability
         np.multiply(flat[piece], keep * x.dtype.type(1 / (1 - probability)), out=y[piece])
 
-    map_pieces(drop, slices(x.size, PIECE_ELEMENTS))
+    map_pieces(drop, slices(x.size, PIECE_ELEMENTS), multiplications=0)
     return y.reshape(x.shape)
 
 

@@ -16,7 +16,7 @@ def local_response_norm_forward(x, size, alpha, beta, k):
         scale[piece] = k + alpha * _sum_near(part * part, size // 2, (size - 1) // 2)
         np.multiply(part, scale[piece] ** -beta, out=y[piece])
 
-    map_pieces(normalise, slices(len(rows), rows_of(PIECE_ELEMENTS, rows.shape[1])))
+    map_pieces(normalise, slices(len(rows), rows_of(PIECE_ELEMENTS, rows.shape[1])), multiplications=0)
     return y.reshape(x.shape), scale.reshape(x.shape)
 
 
@@ -31,7 +31,7 @@ def local_response_norm_backward(grad, x, y, scale, size, alpha, beta):
         through_scale = _sum_near(g * ys[piece] / s, (size - 1) // 2, size // 2)
         grad_x[piece] = g * s**-beta - (2 * alpha * beta) * xs[piece] * through_scale
 
-    map_pieces(backward, slices(len(xs), rows_of(PIECE_ELEMENTS, xs.shape[1])))
+    map_pieces(backward, slices(len(xs), rows_of(PIECE_ELEMENTS, xs.shape[1])), multiplications=0)
     return grad_x.reshape(x.shape)
 
 

@@ -28,7 +28,7 @@ def max_pool2d_forward(x, kernel_size, stride, padding, ceil_mode):
         # If all values of a window are -inf, the first tap that holds it may be on the padding.
         np.maximum(taps, first_real_tap, out=best_tap[piece])
 
-    map_pieces(pool, windows.pieces)
+    map_pieces(pool, windows.pieces, multiplications=0)
     return y, best_tap
 
 
@@ -61,7 +61,7 @@ def max_pool2d_backward(grad, best_tap, x_shape, kernel_size, stride, padding):
             windows.seen_by(tap, padded)[...] += keep_where(best_tap[piece] == tap, grads, out=from_tap)
         grad_x[piece] = windows.cropped(padded)
 
-    map_pieces(scatter, windows.pieces)
+    map_pieces(scatter, windows.pieces, multiplications=0)
     return grad_x
 
 
@@ -79,7 +79,7 @@ def avg_pool2d_forward(x, kernel_size, stride, padding, ceil_mode, count_include
             total += windows.seen_by(tap, padded)
         total *= share
 
-    map_pieces(pool, windows.pieces)
+    map_pieces(pool, windows.pieces, multiplications=0)
     return y
 
 
@@ -96,7 +96,7 @@ def avg_pool2d_backward(grad, x_shape, kernel_size, stride, padding, ceil_mode, 
             windows.seen_by(tap, padded)[...] += shares
         grad_x[piece] = windows.cropped(padded)
 
-    map_pieces(scatter, windows.pieces)
+    map_pieces(scatter, windows.pieces, multiplications=0)
     return grad_x
 
 

@@ -78,7 +78,7 @@ def _in_pieces(update, parameters, grads, *states):
         for arrays in batch:
             update(*arrays)
 
-    map_pieces(update_all, _batches(flat))
+    map_pieces(update_all, _batches(flat), multiplications=0)
 
 
 def _batches(flat) -> list[list[list]]:
