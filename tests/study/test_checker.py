@@ -421,11 +421,36 @@ def test_an_update_has_to_write_into_its_arguments():
     assert "it should write into parameters, velocities and return nothing" in returning.problem
 
 
-def test_an_update_may_write_into_nothing_else():
+def test_new_arrays_in_the_lists_are_no_update():
+    """Those that the parameters have stay as they were."""
+
+    def rebinds(parameters, grads, velocities, lr, momentum, weight_decay, nesterov):
+        for i, (p, v) in enumerate(zip(*(map(np.copy, some) for some in (parameters, velocities)), strict=True)):
+            reference.sgd_update([p], [grads[i]], [v], lr, momentum, weight_decay, nesterov)
+            parameters[i], velocities[i] = p, v
+
+    report = report_of("sgd_update", rebinds)
+    assert report.mistakes == ["This is new arrays instead of the given ones: nothing is written."]
+
+
+def write_zeros(grads):
+    for grad in grads:
+        grad *= 0
+
+
+def take_one_out(grads):
+    grads.pop()
+
+
+def put_others_in(grads):
+    grads[:] = [grad.copy() for grad in grads]
+
+
+@pytest.mark.parametrize("change", [write_zeros, take_one_out, put_others_in])
+def test_an_update_may_write_into_nothing_else(change):
     def eager(parameters, grads, *others):
         reference.sgd_update(parameters, grads, *others)
-        for grad in grads:
-            grad *= 0
+        change(grads)
 
     assert "It wrote into grads" in first_problem("sgd_update", eager).problem
 

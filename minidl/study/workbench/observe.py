@@ -10,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 
 from minidl.ops.function import Context
-from minidl.study.calls import arrays_in
 from minidl.study.workbench.tasks import copied, numbers_in
 
 
@@ -31,6 +30,7 @@ class Observation(NamedTuple):
 def observe(function: Callable, arguments: dict, kind: str = "function", written: tuple[str, ...] = ()) -> Observation:
     """Call a function, or run an op, on a copy of the arguments. `written` are those that it has to write into."""
     given = copied(arguments)
+    own = numbers_in(given)  # these arrays: a list may hold others after the call
     error, returned = None, None
     with _opened_files() as opened, np.errstate(all="ignore"):
         try:
@@ -39,13 +39,18 @@ def observe(function: Callable, arguments: dict, kind: str = "function", written
             if isinstance(raised, KeyboardInterrupt):
                 raise
             error = _error(raised, function)
-    changed = [name for name in given if not _same(numbers_in(given)[name], numbers_in(arguments)[name])]
+    before, after = numbers_in(arguments), numbers_in(given)
+    changed = [
+        name
+        for name, arrays in own.items()
+        if name not in written and not (_same(arrays, before[name]) and _same_objects(arrays, after[name]))
+    ]
     if written:
         words = "nothing" if returned is None else _in_words(returned)
-        results = arrays_in([given[name] for name in written])
+        results = [array for name in written for array in own[name]]
     else:
         words, results = _in_words(returned), _arrays(returned)
-    return Observation(error, words, results, [name for name in changed if name not in written], list(opened))
+    return Observation(error, words, results, changed, list(opened))
 
 
 def _run_op(op: type, inputs: tuple, options: dict, grad: np.ndarray) -> tuple:
@@ -58,6 +63,11 @@ def _run_op(op: type, inputs: tuple, options: dict, grad: np.ndarray) -> tuple:
 
 def _same(some: list, others: list) -> bool:
     return all(np.array_equal(a, b, equal_nan=a.dtype.kind == "f") for a, b in zip(some, others, strict=True))
+
+
+def _same_objects(some: list, others: list) -> bool:
+    """True if both lists hold the very same arrays."""
+    return list(map(id, some)) == list(map(id, others))
 
 
 def _in_words(value) -> str:
