@@ -323,6 +323,10 @@ SENTENCES = {
         "from minidl.kernels import reference\n" + with_backward("return reference.relu_backward(grad, y)"),
         "minidl's relu_backward is the solution of this exercise",
     ),
+    "the solution by another name": (
+        "from minidl.kernels.reference import relu_backward as solution\n" + with_backward("return solution(grad, y)"),
+        "minidl's relu_backward is the solution of this exercise",
+    ),
     "None": (with_backward("np.where(y > 0, grad, 0)"), "It returned None, expected one array, dL/dx."),
     "a tuple": (with_backward("return grad, y"), "It returned a tuple of 2, expected one array"),
     "a list": (with_backward("return list(grad)"), "It returned a list of"),
@@ -365,6 +369,21 @@ SENTENCES = {
 @pytest.mark.parametrize(("text", "words"), SENTENCES.values(), ids=SENTENCES)
 def test_whatever_the_file_holds_is_answered_by_a_sentence(text, words, folder):
     assert words in said(written(folder, text))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("broadcast_sum", "import minidl.ops.arithmetic as a\ndef sum_to_shape(*args):\n    return a.{}(*args)"),
+        ("residual_end_forward", "import minidl.study.residual as r\ndef {0}(*args):\n    return r.{0}(*args)"),
+        ("op_ReLU", "from minidl.ops.activation import ReLU as A\nclass ReLU(A):\n    pass"),
+    ],
+    ids=["a function of an op's file", "a function of the course", "a class"],
+)
+def test_solutions_beside_the_kernels_are_hidden_too(name, text, folder):
+    solution = exercises()[name].tasks[0].target
+    said_of_it = said(written(folder, text.format(solution), name), name)
+    assert f"minidl's {solution} is the solution of this exercise: write it yourself" in said_of_it
 
 
 def test_a_syntax_error_is_shown_with_its_line_and_a_caret(folder):

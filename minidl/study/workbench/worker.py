@@ -1,11 +1,16 @@
 """The process that a student's file runs in: `python -m minidl.study.workbench.worker check FILE EXERCISE ...`.
 
-It runs each function on the trials of the seed, and writes what it observed to FOLDER, as JSON and arrays. It compares
-nothing: the right results are not in this process. The limits protect from accidents (an endless loop, too much memory
-or output), not from a program that means harm.
+It runs each function on the trials of the seed, and writes what it observed to FOLDER, as JSON and arrays. Its caller
+compares them with the right results.
+
+What is guarded: the file cannot change the checker, which runs in the caller's process; it cannot call the solution by
+its name in minidl; and a loop or an exit ends this process alone. What is not: the file runs with all rights of the
+user, can compute the right results as minidl does, and can write to FOLDER. The limits protect from accidents, not from
+a program that means harm.
 """
 
 import contextlib
+import functools
 import importlib.util
 import inspect
 import io
@@ -16,7 +21,8 @@ from types import ModuleType
 
 import numpy as np
 
-from minidl.kernels import cpu, reference
+from minidl.kernels import cpu
+from minidl.study.calls import ops
 from minidl.study.workbench.exercises import exercises
 from minidl.study.workbench.observe import Observation, observe
 from minidl.study.workbench.process import NOTES
@@ -69,11 +75,11 @@ def _limit(seconds: int, megabytes: int) -> None:
 
 def _run_file(file: Path, tasks: tuple[Task, ...], trials: dict, folder: Path) -> dict:
     _say(folder, "the file was read")
+    _hide_solutions(tasks)
     try:
         module = _load(file)
     except BaseException as raised:
         return {"import_error": _import_error(raised, file)}
-    _hide_solutions(tasks)
     return {"functions": {task.name: _run_task(module, task, trials[task.name], folder) for task in tasks}}
 
 
@@ -106,18 +112,23 @@ def _import_error(raised: BaseException, file: Path) -> list:
 
 
 def _hide_solutions(tasks: tuple[Task, ...]) -> None:
-    """The solutions of the exercise raise an error if a student's function calls them."""
+    """The solutions of the exercise raise an error if the student's file calls them."""
 
-    def refusing(name):
+    def refusing(target, solution):
+        @functools.wraps(solution)
         def refuse(*args, **kwargs):
-            raise RuntimeError(f"minidl's {name} is the solution of this exercise: write it yourself")
+            raise RuntimeError(f"minidl's {target} is the solution of this exercise: write it yourself")
 
         return refuse
 
     for task in tasks:
-        for place in (reference, cpu):
-            if hasattr(place, task.target):
-                setattr(place, task.target, refusing(task.target))
+        if task.kind == "op":
+            places = [(ops()[task.target], "forward"), (ops()[task.target], "backward")]
+        else:
+            places = [(inspect.getmodule(task.right), task.target), (cpu, task.target)]
+        for place, name in places:
+            if hasattr(place, name):
+                setattr(place, name, refusing(task.target, getattr(place, name)))
 
 
 def _run_task(module: ModuleType, task: Task, arguments: list[dict], folder: Path) -> dict:
