@@ -7,6 +7,7 @@ import inspect
 import io
 import itertools
 import json
+import os
 import re
 import textwrap
 from pathlib import Path
@@ -551,6 +552,16 @@ def test_published_weights_of_imagenet_networks_get_torchvisions_pixels(tmp_path
     assert "127.5" in load_weights(found.model, None, found.statistics).scaling
 
 
+def test_a_result_of_several_rows_has_no_classes(tmp_path):
+    write(
+        tmp_path,
+        "rows.py",
+        MAKE.replace("nn.GlobalAvgPool()", "nn.Flatten(), Rows()").replace("Linear(4", "Linear(6") + ROWS,
+    )
+    facts = dict(document_of(explain(f"{tmp_path}/rows.py:make"))["facts"])
+    assert facts["loss"].startswith("the mean of the squares") and facts["prediction"] is None
+
+
 def test_the_label_that_is_given_is_the_class_of_the_loss():
     document = document_of(explain("resnet20", label=7))
     loss = document["network"]["graph"]["boxes"][-1]
@@ -560,6 +571,12 @@ def test_the_label_that_is_given_is_the_class_of_the_loss():
     assert facts["mode"] == "training: batch-norm takes its statistics of this image alone"
 
 
+ROWS = """
+
+class Rows(nn.Module):
+    def forward(self, x):
+        return x.reshape(-1, 6)
+"""
 NAN = """
 def nan():
     model = make()
@@ -609,6 +626,21 @@ class Two(nn.Module):
         return x, x
 
 
+class Numpy(nn.Module):
+    def forward(self, x):
+        return minidl.Tensor(x.numpy())
+
+
+class Argmax(nn.Module):
+    def forward(self, x):
+        return x.argmax(3)
+
+
+class Nothing(nn.Module):
+    def forward(self, x):
+        return x[:0]
+
+
 def shapes():
     return Net(nn.Sequential(nn.ReLU(), nn.Conv2d(5, 2, 3)))
 
@@ -619,6 +651,18 @@ def backward():
 
 def two():
     return Net(Two())
+
+
+def numpy():
+    return Net(Numpy())
+
+
+def argmax():
+    return Net(Argmax())
+
+
+def nothing():
+    return Net(Nothing())
 
 
 def raises():
@@ -646,7 +690,7 @@ def unknown():
         ("no_such_module:make", {}, r"cannot import no_such_module \(ModuleNotFoundError.*run it in the folder"),
         ("no/such/file.py:make", {}, r"there is no file no/such/file.py"),
         ("{}/syntax.py:make", {}, r"cannot import .*syntax.py \(SyntaxError.*mend it first"),
-        ("{}/failing.py:nothing", {}, r"has no function 'nothing'; it has .*Net, .*shapes"),
+        ("{}/failing.py:absent", {}, r"has no function 'absent'; it has .*Net, .*shapes"),
         ("{}/failing.py:arguments", {}, r"needs no arguments, got arguments\(depth, width=1\).*def make"),
         ("{}/failing.py:raises", {}, r"raised ZeroDivisionError: division by zero"),
         ("{}/failing.py:number", {}, r"to return a minidl.nn.Module, got int; return the network"),
@@ -654,6 +698,9 @@ def unknown():
         ("{}/failing.py:shapes", {}, r"fails in layer 'second.1' \(Conv2d\): ValueError: conv2d: x has 4.*32x32x3"),
         ("{}/failing.py:backward", {}, r"fails in the backward of Bad, layer 'second': AttributeError"),
         ("{}/failing.py:two", {}, r"expected the network to return a Tensor, got tuple"),
+        ("{}/failing.py:numpy", {}, r"no gradient flows back from the result, .*outside of no_grad"),
+        ("{}/failing.py:argmax", {}, r"no gradient flows back .* int64 of shape \(1, 30, 30\)"),
+        ("{}/failing.py:nothing", {}, r"no gradient flows back .* of shape \(0, 30, 30, 4\)"),
         ("resnet20", {"label": 10}, r"--label: expected a class in 0 ... 9, got 10"),
         ("resnet20", {"image": "{}/failing.py"}, r"--image: .*failing.py is not an image that can be decoded"),
         ("resnet20", {"image": "{}/none.png"}, r"--image: cannot read .*none.png \(No such file"),
@@ -692,10 +739,13 @@ def test_the_command_writes_the_page_and_says_where(tmp_path, monkeypatch, capsy
 
 
 def test_the_command_answers_bad_input_by_one_line(tmp_path, capsys):
+    os.mkfifo(tmp_path / "device")
     for words in (
         ["resnet21"],
         ["resnet20", "--out", str(tmp_path)],
         ["resnet20", "--out", f"{tmp_path}/no/page.html"],
+        ["resnet20", "--out", str(tmp_path / "device")],
+        ["resnet20", "--out", str(tmp_path / ("long" * 100))],
     ):
         assert command(*words) == 1
         error = capsys.readouterr().err
