@@ -49,7 +49,8 @@ def command(folder, capsys):
 
     def run(*options):
         code = main(["exercise", *map(str, options)])
-        return code, capsys.readouterr().out
+        captured = capsys.readouterr()
+        return code, captured.out + captured.err
 
     return run
 
@@ -184,6 +185,14 @@ def test_the_list_begins_with_the_course(command):
     assert all(name in text for name in exercises())
 
 
+@pytest.mark.parametrize("columns", [60, 80, 100])
+def test_the_list_fits_the_terminal(columns, command, monkeypatch):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    text = command()[1]
+    assert max(map(len, text.splitlines())) <= columns
+    assert all(name in text for name in exercises())
+
+
 def test_the_list_marks_what_has_a_file(command, folder):
     written(folder, RELU)
     assert "* 1  relu" in command()[1]
@@ -215,9 +224,13 @@ def test_a_mistake_is_named(command, folder):
     assert "relu_forward: right" in text
 
 
-def test_an_unknown_name_is_answered_with_those_like_it(command):
-    code, text = command("conv2d_backwards_x")
-    assert code == 2 and "Did you mean conv2d_backward_x" in text
+@pytest.mark.parametrize(
+    ("name", "like_it"),
+    [("conv2d_backwards_x", "conv2d_backward_x"), ("workbench/relu.py", "relu"), ("pool", "max_pool2d")],
+)
+def test_an_unknown_name_is_answered_with_those_like_it(name, like_it, command):
+    code, text = command(name)
+    assert code == 2 and f"Did you mean {like_it}" in " ".join(text.split())
 
 
 def test_hints_come_one_at_a_time_and_end(command, folder):
@@ -248,12 +261,21 @@ def test_the_solution_is_the_source(command):
     [
         (["relu", "linear"], "one NAME at a time"),
         (["relu", "--seconds", "0"], "--seconds and --memory of at least 1"),
+        (["relu", "--seed", "-1"], "--seed of at least 0"),
         (["--grade", "nowhere"], "--grade expected a folder, got nowhere"),
+        (["--grade", "empty"], "empty and its subfolders have no file of an exercise, such as relu.py"),
+        (["--watch"], "--watch goes with the NAME of one exercise"),
+        (["relu", "--hint", "--grade", "empty"], "--hint goes with the NAME of one exercise"),
+        (["relu", "--json"], "--json goes with --grade DIR"),
+        (["relu", "--folder", "file"], "cannot write in file (File exists); choose another --folder"),
+        (["relu", "--hint", "--folder", "file/folder"], "cannot write in file/folder (Not a directory)"),
     ],
 )
-def test_misuse_is_a_sentence(command, options, words):
+def test_misuse_is_a_sentence(command, folder, options, words):
+    (folder / "empty").mkdir()
+    (folder / "file").touch()
     code, text = command(*options)
-    assert code == 2 and words in text
+    assert code == 2 and words in " ".join(text.split())
 
 
 # -- watch -------------------------------------------------------------------------------------------------------------
