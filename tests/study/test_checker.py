@@ -381,8 +381,10 @@ def into_its_arguments(grad, y):
         (lambda grad, y: None, "It returned None, expected one array, dL/dx. Is the `return` missing?"),
         (lambda grad, y: (grad, y), "It returned a tuple of 2, expected one array, dL/dx."),
         (lambda grad, y: grad.tolist(), "It returned a list of"),
-        (lambda grad, y: "grad", "dL/dx is no array of numbers"),
-        (lambda grad, y: grad.T, "dL/dx has the shape"),
+        (lambda grad, y: "grad", "It returned a str, expected one array, dL/dx."),
+        (lambda grad, y: grad + 0j, "It returned an array of complex128, expected one array, dL/dx."),
+        (lambda grad, y: (yield grad), "It returned a generator, expected one array, dL/dx."),
+        (lambda grad, y: grad.T, "dL/dx has the shape (7, 3), expected (3, 7), the shape of grad."),
         (lambda grad, y: np.where(y > 0, grad, 0).astype(np.float16), "dL/dx is float16, expected float64"),
         (lambda grad, y: grad / y, "numbers of"),
         (lambda grad, y: grad @ y.T @ y.T, "ValueError in line"),
@@ -391,10 +393,48 @@ def into_its_arguments(grad, y):
         (lambda grad, y: exit(), "It ends Python by exit()"),
         (lambda grad, y: np.load("grad.npy"), "FileNotFoundError"),
     ],
-    ids=["None", "tuple", "list", "str", "shape", "dtype", "NaN", "raises", "writes", "float32", "exit", "no file"],
+    ids=[
+        "None",
+        "tuple",
+        "list",
+        "str",
+        "complex",
+        "yield",
+        "shape",
+        "dtype",
+        "NaN",
+        "raises",
+        "writes",
+        "float32",
+        "exit",
+        "no file",
+    ],
 )
 def test_each_step_says_what_is_wrong(function, words):
     assert words in first_problem("relu_backward", function).problem
+
+
+def test_of_several_results_the_one_that_is_no_array_is_named():
+    problem = first_problem("max_pool2d_forward", lambda x, *options: (x, "best_tap")).problem
+    assert problem.startswith("best_tap is no array of numbers; expected a tuple of 2: (y, best_tap).")
+
+
+def test_the_shape_of_a_gradient_is_that_of_its_argument():
+    right = reference.batch_norm_backward
+
+    def of_a_wrong_shape(*arguments):
+        grad_x, grad_weight, grad_bias = right(*arguments)
+        return grad_x, grad_weight[:, None], grad_bias
+
+    problem = first_problem("batch_norm_backward", of_a_wrong_shape).problem
+    shape, case = problem.splitlines()
+    assert shape == "dL/dweight has the shape (6, 1), expected (6,), the shape of weight."
+    assert case.startswith("Wrong in 3 of 3 cases, first in this one: grad (4, 6), x (4, 6), mean (6,), variance")
+    # x has the shape of y here by chance: it says nothing of the mistake
+    no_padding = first_problem(
+        "conv2d_forward", lambda x, weight, *_: reference.conv2d_forward(x, weight, None, (1, 1), (0, 0))
+    )
+    assert no_padding.problem.splitlines()[0] == "y has the shape (4, 3, 4, 2), expected (4, 5, 6, 2)."
 
 
 def test_a_file_that_it_reads_is_named(tmp_path):

@@ -81,9 +81,9 @@ def _first_problem(question: Callable, runs: Runs) -> tuple[str, float]:
     bad = [number for number, problem in enumerate(problems) if problem]
     if not bad:
         return "", 1.0
-    trial = runs.trials[bad[0] % len(runs.trials)]
-    which = f"The case, the first of {len(bad)} of {len(problems)} that are wrong" if len(problems) > 1 else "The case"
-    return f"{problems[bad[0]]}\n{which}: {trial.shapes()}", 1 - len(bad) / len(problems)
+    case = runs.trials[bad[0] % len(runs.trials)].shapes()
+    words = f"{problems[bad[0]]}\nWrong in {len(bad)} of {len(problems)} cases, first in this one: {case}"
+    return words, 1 - len(bad) / len(problems)
 
 
 # -- the steps: each returns for each trial what is wrong, or '' -------------------------------------------------------
@@ -139,9 +139,9 @@ def _return_in_words(seen: Observation, names: list[str], expected: str, task: T
         return f"It returned {seen.returned}; it should write into {', '.join(task.written)} and return nothing."
     if seen.returned == "None":
         return f"It returned None, expected {expected}. Is the `return` missing?"
-    if len(seen.arrays) != len(names) or (seen.returned.startswith("a list") and not task.written):
+    bad = [name for name, array in zip(names, seen.arrays, strict=False) if array is None]
+    if len(seen.arrays) != len(names) or (bad and len(names) == 1):
         return f"It returned {seen.returned}, expected {expected}."
-    bad = [name for name, array in zip(names, seen.arrays, strict=True) if array is None]
     return f"{bad[0]} is no array of numbers; expected {expected}." if bad else ""
 
 
@@ -153,7 +153,8 @@ def _shape(name: str, actual: np.ndarray, expected: np.ndarray, trial: Trial) ->
     if actual.shape == expected.shape:
         return _dtype(name, actual, expected)
     like = [other for other, value in trial.arguments.items() if getattr(value, "shape", None) == expected.shape]
-    hint = f", the shape of {like[0]}" if like else ""
+    own = name.removeprefix("dL/d")
+    hint = f", the shape of {own if own in like else like[0]}" if like and own != name else ""
     return f"{name} has the shape {actual.shape}, expected {expected.shape}{hint}."
 
 
