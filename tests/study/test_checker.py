@@ -252,7 +252,13 @@ def global_times_n(x):
     return x.mean(axis=(1, 2)) * len(x)
 
 
-def linear_two_mistakes(grad, x, mean, variance, weight, eps, through_statistics):
+def cross_entropy_backward_of_a_lecture(grad, probabilities, labels, label_smoothing):
+    result = probabilities.copy()
+    result[np.arange(len(labels)), labels] -= 1
+    return result / len(labels)
+
+
+def batch_norm_backward_with_two_mistakes(grad, x, mean, variance, weight, eps, through_statistics):
     grad_x, grad_weight, grad_bias = reference.batch_norm_backward(grad, x, mean, variance, weight, eps, True)
     return grad_x, 10 * grad_weight, -grad_bias
 
@@ -279,12 +285,17 @@ def weight_permuted(grad, x, weight, stride, padding):
             ["This is y, but times N (the first axis of x): a division is missing."],
         ),
         (
+            "cross_entropy_backward",
+            cross_entropy_backward_of_a_lecture,
+            ["This is dL/dlogits with the labels not smoothed, and divided by grad."],
+        ),
+        (
             "conv2d_backward_weight",
             weight_permuted,
             ["This is dL/dweight with its axes in the order (3, 2, 0, 1)."],
         ),
     ],
-    ids=["factor", "factor of a mistake", "factor of N", "axes"],
+    ids=["factor", "factor of a mistake", "factor of N", "factor of grad", "axes"],
 )
 def test_what_is_no_known_mistake_is_recognised_by_its_relation_to_one(name, function, expected):
     assert report_of(name, function).mistakes == expected
@@ -300,13 +311,40 @@ def batch_norm_backward_without_variance(grad, x, mean, variance, weight, eps, t
 def test_a_mistake_in_some_of_the_wrong_cases_is_named_with_these():
     (mistake,) = report_of("batch_norm_backward", batch_norm_backward_without_variance).mistakes
     assert mistake == (
-        "In 2 of the 3 wrong cases, those with through_statistics=True, this is dL/dx without the term of the "
-        "variance. The others are wrong in another way."
+        "In 2 of the 3 wrong cases (through_statistics=True) this is dL/dx without the term of the variance. "
+        "The others are wrong in another way."
     )
 
 
+def batch_norm_backward_by_images(grad, x, mean, variance, weight, eps, through_statistics):
+    """M is the number of images, and the terms of training are there in evaluation too."""
+    std, axes = np.sqrt(variance + eps), tuple(range(x.ndim - 1))
+    x_hat = (x - mean) / std
+    grad_weight, grad_bias = (grad * x_hat).sum(axis=axes), grad.sum(axis=axes)
+    return weight / std * (grad - (grad_bias + x_hat * grad_weight) / len(x)), grad_weight, grad_bias
+
+
+def test_a_mistake_in_one_of_the_wrong_cases_is_named_if_no_other_accounts_for_it():
+    (mistake,) = report_of("batch_norm_backward", batch_norm_backward_by_images).mistakes
+    assert mistake == (
+        "In 1 of the 2 wrong cases (through_statistics=True) this is dL/dx with M the number of images instead of "
+        "the elements of a channel. The others are wrong in another way."
+    )
+
+
+def test_in_all_wrong_cases_there_are_no_others():
+    """With a kernel that is not square it is right: so it is not the known mistake, which would be wrong there."""
+
+    def exchanged(grad, x, weight, stride, padding):
+        weight = weight.swapaxes(0, 1) if weight.shape[0] == weight.shape[1] else weight
+        return reference.conv2d_backward(grad, x, weight, stride, padding, True, False)[0]
+
+    (mistake,) = report_of("conv2d_backward_x", exchanged).mistakes
+    assert mistake == "In 2 of the 2 wrong cases this is dL/dx with the kernel's height and width exchanged."
+
+
 def test_two_mistakes_are_both_named():
-    mistakes = " ".join(report_of("batch_norm_backward", linear_two_mistakes).mistakes)
+    mistakes = " ".join(report_of("batch_norm_backward", batch_norm_backward_with_two_mistakes).mistakes)
     assert "dL/dweight ten times too large" in mistakes and "dL/dbias with the other sign" in mistakes
 
 
