@@ -387,11 +387,31 @@ def wrong_at(index):
         ((slice(None), slice(1, None, 2)), "in every second row, from 1 on"),
         ((1,), "in image 1 alone"),
         ((..., 1), "in channel 1 alone"),
+        ((slice(None), [0, 1, 3]), "in the rows 0, 1, 3 of 6"),
     ],
-    ids=["border", "stride", "image", "channel"],
+    ids=["border", "stride", "image", "channel", "rows"],
 )
 def test_the_checker_says_where_it_is_wrong(index, words):
     assert words in report_of("relu_backward", wrong_at(index)).place
+
+
+def test_many_rows_are_counted():
+    def without_a_few(x, kernel_size, stride, padding):
+        columns = reference.im2col(x, kernel_size, stride, padding)
+        return np.where(np.isin(np.arange(len(columns)), [3, 7, 8])[:, None], columns, np.sin(columns) + 1)
+
+    place = report_of("im2col", without_a_few).place
+    assert place.splitlines()[0] == "2106 of 2160 numbers of y are wrong: in 117 of 120 rows."
+
+
+def test_the_place_is_one_of_the_case_that_was_named():
+    """In the first case the shape is wrong. Where the numbers of another case are wrong would not belong to it."""
+
+    def without_padding(x, weight, bias, stride, padding):
+        return reference.conv2d_forward(x, weight, bias, stride, (0, 0)) + 1
+
+    report = report_of("conv2d_forward", without_padding)
+    assert "has the shape" in next(rung for rung in report.rungs if rung.problem).problem and report.place == ""
 
 
 def test_one_tap_is_shown_on_the_map():

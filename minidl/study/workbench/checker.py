@@ -263,11 +263,12 @@ def _agrees32(name: str, actual: np.ndarray, expected: np.ndarray, trial: Trial)
 
 
 def _place(runs: Runs) -> str:
-    """Of the first result of the first trial that is wrong: where."""
+    """Where the first wrong result of the first wrong trial is wrong; '' if there is no such array."""
     for seen, trial in zip(runs.double, runs.trials, strict=True):
         for name, actual, expected in zip(runs.names(), seen.arrays, trial.right, strict=False):
-            if actual is not None and actual.shape == expected.shape and not same(actual, expected):
-                return "\n".join(line for line in where(name, actual, expected) if line)
+            if not same(actual, expected):
+                is_comparable = actual is not None and actual.shape == expected.shape
+                return "\n".join(filter(None, where(name, actual, expected))) if is_comparable else ""
     return ""
 
 

@@ -9,6 +9,7 @@ WEIGHT_AXES = ("tap row", "tap column", "channel in", "channel out")
 AXES = {1: ("channel",), 2: ("row", "column"), 3: ("image", "row", "channel"), 4: ("image", "row", "column", "channel")}
 
 MOST_ROWS, MOST_COLUMNS = 24, 64  # of a map
+MOST_INDICES = 5  # in a sentence
 
 
 def where(name: str, actual: np.ndarray, expected: np.ndarray) -> tuple[str, str]:
@@ -52,6 +53,8 @@ def _along(has_wrong: np.ndarray, name: str) -> str:
         return f"in every {_ordinal(step)} {name}, from {indices[0]} on"
     if indices == list(range(indices[0], indices[-1] + 1)):
         return f"in the {name}s {indices[0]} to {indices[-1]} of {length}"
+    if len(indices) > MOST_INDICES:
+        return f"in {len(indices)} of {length} {name}s"
     return f"in the {name}s {', '.join(map(str, indices))} of {length}"
 
 
