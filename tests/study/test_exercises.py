@@ -15,6 +15,7 @@ import pytest
 import minidl
 from minidl.study.__main__ import COMMANDS, main
 from minidl.study.calls import kernels, ops
+from minidl.study.workbench import worker
 from minidl.study.workbench.check import check_file
 from minidl.study.workbench.course import COURSE, STATED_ACCURACY
 from minidl.study.workbench.exercises import PARTS, exercises
@@ -372,6 +373,14 @@ SENTENCES = {
         with_backward("import os; os._exit(0)"),
         "It ended Python itself (exit code 0), while relu_backward ran",
     ),
+    "killed": (
+        with_backward("import os, signal; os.kill(os.getpid(), signal.SIGKILL)"),
+        "Its process was ended by SIGKILL, while relu_backward ran in case 1 of 2, in float64. The limit of memory is",
+    ),
+    "too much of the CPU's time": (
+        with_backward("import os, signal; os.kill(os.getpid(), signal.SIGXCPU)"),
+        "It was stopped after 20 s, while relu_backward ran in case 1 of 2, in float64. Is there an endless loop?",
+    ),
     "too much memory": (with_backward("return np.ones(10**11)"), "MemoryError in line 10"),
     "deep recursion": (with_backward("return relu_backward(grad, y)"), "RecursionError in line 10"),
     "return outside": (RELU.replace("def relu_backward(grad, y)", "if True"), "'return' outside function"),
@@ -421,6 +430,20 @@ def test_an_endless_loop_is_stopped(folder):
     path = written(folder, with_backward("\n    while True: pass"))
     words = said(path, seconds=3)
     assert "It was stopped after 3 s, while relu_backward ran in case 1 of 2, in float64." in words
+
+
+def test_a_limit_that_cannot_be_set_is_left_out(monkeypatch):
+    """Where a lower one is set already, and on systems that refuse some."""
+    tried = []
+
+    def refuse(kind, limit):
+        tried.append(kind)
+        raise ValueError("not allowed to raise maximum limit")
+
+    resource = pytest.importorskip("resource")
+    monkeypatch.setattr(resource, "setrlimit", refuse)
+    worker._limit(1, 1)
+    assert len(tried) == 4
 
 
 def test_a_process_that_it_leaves_behind_is_ended(folder):

@@ -43,7 +43,7 @@ def check_file(path: Path, exercise: Exercise, seed: int = 0, limits: Limits | N
     if problem:
         return FileReport(problem, [], {}, "")
     limits = limits or Limits()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         problem = run_worker("check", path, exercise, seed, Path(folder), limits)
         if problem:
             return FileReport(problem, [], {}, "")

@@ -63,14 +63,14 @@ def _write_notes(path: Path, notes: dict) -> None:
 
 
 def _limit(seconds: int, megabytes: int) -> None:
-    """Limits of the process, where the system has them."""
+    """Limits of the process, where the system has them and those that are set already allow it."""
     with contextlib.suppress(ImportError):
         import resource
 
-        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
-        resource.setrlimit(resource.RLIMIT_AS, (megabytes * 2**20,) * 2)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2**28,) * 2)
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        limits = {"CPU": (seconds, seconds + 1), "AS": (megabytes * 2**20,) * 2, "FSIZE": (2**28,) * 2, "CORE": (0, 0)}
+        for name, limit in limits.items():
+            with contextlib.suppress(AttributeError, ValueError, OSError):
+                resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), limit)
 
 
 def _run_file(file: Path, tasks: tuple[Task, ...], trials: dict, folder: Path) -> dict:
