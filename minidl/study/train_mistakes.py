@@ -9,7 +9,9 @@ needs a gradient check: a falling loss proves nothing.
 import argparse
 import json
 import math
+import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -255,12 +257,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, draw, and print the summary. Ctrl-C keeps what is there. Returns the exit code."""
+    others = [name for name in args.targets if name not in TARGETS]
+    if others:
+        return _misused(
+            f"the network that is trained has no {others[0]} to plant a mistake in, but {', '.join(TARGETS)}"
+        )
+    if args.epochs < 1 or args.images < BATCH:
+        return _misused(f"expected --epochs of at least 1 and --images of at least {BATCH}, a batch")
+    if find_spec("matplotlib") is None:
+        return _misused("the figure needs matplotlib: pip install matplotlib")
     try:
         records = train_all(args.out, tuple(args.targets) or TARGETS, args.epochs, args.images)
     except KeyboardInterrupt:
         print(f"stopped; the same command goes on from {args.out / 'mistakes.jsonl'}")
         return 130
+    except OSError as error:
+        return _misused(f"cannot write in {args.out} ({error.strerror or error}); choose another --out")
     draw(records, args.out / "mistakes.svg")
     print(summary(records))
-    print(f"{args.out / 'mistakes.svg'}")
+    print(args.out / "mistakes.svg")
     return 0
+
+
+def _misused(words: str) -> int:
+    print(f"mistakes: --train: {words}", file=sys.stderr)
+    return 2

@@ -70,6 +70,28 @@ def test_ctrl_c_keeps_what_is_there(small, tmp_path, monkeypatch, capsys):
     assert "goes on" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["residual_end_backward"], "the network that is trained has no residual_end_backward to plant a mistake in"),
+        (["--epochs", "0"], "--epochs of at least 1"),
+        (["--images", "10"], "--images of at least 64"),
+        (["--out", "file"], "cannot write in file (File exists)"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_at_once(options, words, small, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    assert main(["mistakes", *small, *options]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_figure_that_cannot_be_drawn_is_refused_before_training(small, monkeypatch, capsys):
+    monkeypatch.setattr(train_mistakes, "find_spec", lambda name: None)
+    assert main(["mistakes", *small]) == 2
+    assert "pip install matplotlib" in capsys.readouterr().err
+
+
 def test_a_mistake_that_the_engine_refuses_is_no_result(small):
     data = train_mistakes.make_shapes(128, size=16), train_mistakes.make_shapes(20, size=16)
     mistake = find("linear_backward_weight", "dL/dweight transposed: (O, C) instead of (C, O)")
