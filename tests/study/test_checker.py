@@ -201,6 +201,53 @@ def conv2d_forward_without_a_lower_bound(x, weight, bias, stride, padding):
     return y if bias is None else y + bias
 
 
+def conv2d_forward_in_seven_loops(x, weight, bias, stride, padding):
+    """With = in the place of +=."""
+    kh, kw, c, o = weight.shape
+    oh, ow = ((x.shape[1 + i] + 2 * padding[i] - weight.shape[i]) // stride[i] + 1 for i in (0, 1))
+    y = np.zeros((len(x), oh, ow, o), x.dtype)
+    for n, i, j, k, u, v, m in np.ndindex(*y.shape, kh, kw, c):
+        h, w = i * stride[0] + u - padding[0], j * stride[1] + v - padding[1]
+        if 0 <= h < x.shape[1] and 0 <= w < x.shape[2]:
+            y[n, i, j, k] = x[n, h, w, m] * weight[u, v, m, k]
+    return y if bias is None else y + bias
+
+
+def max_pool2d_forward_by_slices(x, kernel_size, stride, padding, ceil_mode):
+    """argmax of a slice counts from the first pixel of the slice, not of the window."""
+    y = reference.max_pool2d_forward(x, kernel_size, stride, padding, ceil_mode)[0]
+    best_tap = np.zeros(y.shape, int)
+    for i, j in np.ndindex(*y.shape[1:3]):
+        h, w = i * stride[0] - padding[0], j * stride[1] - padding[1]
+        window = x[:, max(h, 0) : h + kernel_size[0], max(w, 0) : w + kernel_size[1]]
+        best_tap[:, i, j] = window.reshape(len(x), -1, x.shape[3]).argmax(axis=1)
+    return y, best_tap
+
+
+def avg_pool2d_forward_without_stride(x, kernel_size, stride, padding, ceil_mode, count_include_pad):
+    near = reference.avg_pool2d_forward(x, kernel_size, (1, 1), padding, ceil_mode, count_include_pad)
+    _, oh, ow, _ = reference.avg_pool2d_forward(x, kernel_size, stride, padding, ceil_mode, count_include_pad).shape
+    return near[:, :oh, :ow]
+
+
+def padded_and_size(x, kernel_size, stride, padding):
+    padded = np.pad(x, ((0, 0), (padding[0],) * 2, (padding[1],) * 2, (0, 0)))
+    return padded, [(padded.shape[1 + i] - kernel_size[i]) // stride[i] + 1 for i in (0, 1)]
+
+
+def im2col_without_stride(x, kernel_size, stride, padding):
+    padded, (oh, ow) = padded_and_size(x, kernel_size, stride, padding)
+    taps = [padded[:, u : u + oh, v : v + ow] for u, v in np.ndindex(*kernel_size)]
+    return np.stack(taps, axis=3).reshape(len(x) * oh * ow, -1)
+
+
+def im2col_without_transpose(x, kernel_size, stride, padding):
+    padded, (oh, ow) = padded_and_size(x, kernel_size, stride, padding)
+    sh, sw = stride
+    taps = [padded[:, u : u + sh * oh : sh, v : v + sw * ow : sw] for u, v in np.ndindex(*kernel_size)]
+    return np.stack(taps).reshape(len(x) * oh * ow, -1)
+
+
 def sum_to_shape_of_the_first_axes(grad, shape):
     return grad.sum(axis=tuple(range(grad.ndim - len(shape))))
 
@@ -225,6 +272,11 @@ WRITTEN_BY_PEOPLE = [
     ("global_avg_pool_backward", global_avg_pool_backward_not_divided, "dL/dx not divided"),
     ("residual_end_backward", residual_end_backward_unmasked_shortcut, "dL/dshortcut of dL/dy: not masked"),
     ("conv2d_forward", conv2d_forward_without_a_lower_bound, "a negative index counts from there"),
+    ("conv2d_forward", conv2d_forward_in_seven_loops, "y of the last tap and channel alone"),
+    ("max_pool2d_forward", max_pool2d_forward_by_slices, "in the part of the window that is inside the image"),
+    ("avg_pool2d_forward", avg_pool2d_forward_without_stride, "i and j not times the stride"),
+    ("im2col", im2col_without_stride, "i and j not times the stride"),
+    ("im2col", im2col_without_transpose, "reshaped without a transpose"),
     ("sum_to_shape", sum_to_shape_of_the_first_axes, "those of length 1 are not summed"),
     ("sgd_update", sgd_update_without_decay, "weight decay left out"),
 ]

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from minidl.study.slips.convolution import WRAPPED, geometry
+from minidl.study.slips.convolution import WRAPPED, geometry, windows_too_near
 from minidl.study.slips.tools import called_with, changed, pad_image, scaled, taps
 
 
@@ -48,6 +48,15 @@ def _pixel_of_the_image(best_tap, call):
     return h * call.x.shape[2] + w
 
 
+def _tap_inside(best_tap, call):
+    """The position in the part of the window that is inside the image, which is what argmax of that part returns."""
+    u, v = np.divmod(best_tap, call.kernel_size[1])
+    top = np.arange(best_tap.shape[1]) * call.stride[0] - call.padding[0]
+    left = np.arange(best_tap.shape[2]) * call.stride[1] - call.padding[1]
+    width = np.minimum(left + call.kernel_size[1], call.x.shape[2]) - np.maximum(left, 0)
+    return (u + np.minimum(top, 0)[:, None, None]) * width[:, None] + v + np.minimum(left, 0)[:, None]
+
+
 def _minimum(call):
     y, best_tap = call(x=-call.x)
     return -y, best_tap
@@ -84,6 +93,7 @@ MAX_FORWARD = {
     f"y {WRAPPED}": _wrapped,
     "best_tap counted by columns, v*KH + u instead of u*KW + v": changed(_by_columns, 1),
     "best_tap as the position in the image, h*W + w instead of u*KW + v": changed(_pixel_of_the_image, 1),
+    "best_tap counted in the part of the window that is inside the image": changed(_tap_inside, 1),
     "best_tap counted from 1": changed(lambda best_tap, call: best_tap + 1, 1),
     "the minimum instead of the maximum": _minimum,
     "y as the mean of the window instead of its maximum": changed(_mean, 0),
@@ -94,6 +104,7 @@ MAX_FORWARD = {
     "y in ceil_mode always": called_with(ceil_mode=lambda call: True),
     "y with the kernel's height and width exchanged": called_with(kernel_size=lambda call: call.kernel_size[::-1]),
     **geometry("y"),
+    **windows_too_near("y"),
 }
 
 
@@ -181,6 +192,7 @@ def average(result: str) -> dict:
 
 AVERAGE_FORWARD = {
     **average("y"),
+    **windows_too_near("y"),
     "y with ceil_mode ignored": called_with(ceil_mode=lambda call: False),
     "y as the maximum of the window": lambda call: _maximum(call),
 }

@@ -46,6 +46,17 @@ def called_with(part: int | None = None, **changes: Callable[[Call], object]) ->
     return wrong
 
 
+def cut(wrong: Wrong) -> Wrong:
+    """The first rows, columns, ... of a wrong result: as many as the right one has."""
+
+    def cut_one(result, right):
+        if isinstance(right, tuple):
+            return tuple(map(cut_one, result, right))
+        return result[tuple(map(slice, right.shape))]
+
+    return lambda call: cut_one(wrong(call), call())
+
+
 def swapped(first: int, second: int) -> Wrong:
     """Two results in each other's place."""
 
