@@ -267,7 +267,7 @@ WRITTEN_BY_PEOPLE = [
     ("cross_entropy_backward", cross_entropy_backward_summed, "dL/dlogits not divided by N"),
     ("batch_norm_backward", batch_norm_backward_as_constants, "without the terms of mean and variance"),
     ("max_pool2d_backward", max_pool2d_backward_to_all, "dL/dx to all pixels of the window"),
-    ("max_pool2d_forward", max_pool2d_forward_padded_with_zeros, "a padding that takes part as 0"),
+    ("max_pool2d_forward", max_pool2d_forward_padded_with_zeros, "zeros as padding, which win over negative numbers"),
     ("softmax_forward", softmax_forward_naive, "exp overflows"),
     ("global_avg_pool_backward", global_avg_pool_backward_not_divided, "dL/dx not divided"),
     ("residual_end_backward", residual_end_backward_unmasked_shortcut, "dL/dshortcut of dL/dy: not masked"),

@@ -113,7 +113,7 @@ def _padding_added(call):
 
 
 FORWARD = {
-    "y with the kernel turned by 180 degrees, which is mathematics' convolution": called_with(weight=turned),
+    "y with the kernel turned by 180 degrees, as a convolution is defined in mathematics": called_with(weight=turned),
     "y with the kernel upside down": called_with(weight=upside_down),
     "y with the kernel mirrored from left to right": called_with(weight=left_to_right),
     "y with the kernel's height and width exchanged": called_with(weight=transposed_taps),

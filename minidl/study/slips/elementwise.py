@@ -62,7 +62,7 @@ SOFTMAX_FORWARD = {
         np.exp(call.x - call.x.max()) / np.exp(call.x - call.x.max()).sum()
     ),
     "exp(x - max) instead of y: not divided by its sum": lambda call: _shifted(call.x),
-    "y with exp(max - x): the sign of x turned": called_with(x=lambda call: -call.x),
+    "y with exp(max - x): the wrong sign of x": called_with(x=lambda call: -call.x),
     "y divided by the largest exponential instead of by their sum": lambda call: (
         _shifted(call.x) / _shifted(call.x).max(axis=-1, keepdims=True) / call.x.shape[1]
     ),
@@ -315,7 +315,7 @@ def dropout(result: str) -> dict:
         f"{result} with the mask of the next step": called_with(key=_next(2)),
         f"{result} with the mask of the next layer": called_with(key=_next(3)),
         f"{result} with the mask of another seed": called_with(key=_next(0)),
-        f"{result} with the others dropped: the mask turned": changed(
+        f"{result} with the mask inverted: what should be kept is dropped": changed(
             lambda right, call: _what(call) / (1 - call.probability) - right
         ),
         f"{result} with no mask": lambda call: _what(call) / (1 - call.probability),

@@ -154,7 +154,7 @@ MISTAKES = {
     },
     "Maximum": {
         TWO_SWAPPED: swapped(0, 1),
-        "dL/da and dL/db both of all of dL/dy": lambda call: (
+        "all of dL/dy in both dL/da and dL/db": lambda call: (
             _fit(call.grad, call.saved[0].shape),
             _fit(call.grad, call.saved[1].shape),
         ),

@@ -88,7 +88,7 @@ def _of_any_channel(call):
 
 MAX_FORWARD = {
     "best_tap of the last of equal values: >= in the place of >": _last_of_equals,
-    "y with a padding that takes part as 0: it is -infinity here": _padding_of_zeros,
+    "y with zeros as padding, which win over negative numbers: pad with -infinity": _padding_of_zeros,
     "y never below 0: the maximum starts from 0": changed(lambda y, call: np.maximum(y, 0), 0),
     f"y {WRAPPED}": _wrapped,
     "best_tap counted by columns, v*KH + u instead of u*KW + v": changed(_by_columns, 1),
