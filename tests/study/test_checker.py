@@ -413,6 +413,14 @@ def test_two_mistakes_in_one_result_are_both_named_if_they_show_in_different_cas
     assert words.endswith("It is also the loss with the labels not smoothed.")
 
 
+def test_a_wrong_array_in_a_list_has_its_own_name():
+    def doubles_the_second(parameters, *others):
+        reference.sgd_update(parameters, *others)
+        parameters[1] *= 2
+
+    assert report_of("sgd_update", doubles_the_second).mistakes == ["This is parameters[1], but 2 times as large."]
+
+
 def test_what_nobody_knows_has_no_name():
     report = report_of("relu_backward", lambda grad, y: np.where(y > 0, grad, 0) + np.sin(grad) * y**3)
     assert not report.is_right and report.mistakes == []

@@ -47,16 +47,7 @@ class Runs(NamedTuple):
 
     def names(self) -> list[str]:
         """The names of the results."""
-        count = len(self.trials[0].right)
-        names = self.task.result_names()
-        if self.task.written:
-            lists = [(name, self.trials[0].arguments[name]) for name in names]
-            return [
-                f"{name}[{i}]" if isinstance(value, list) else name
-                for name, value in lists
-                for i in range(len(value) if isinstance(value, list) else 1)
-            ]
-        return [names[i] if i < len(names) else f"result {i}" for i in range(count)]
+        return self.task.names_in(self.trials[0])
 
 
 def judge(runs: Runs) -> Report:

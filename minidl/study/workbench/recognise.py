@@ -56,10 +56,10 @@ def recognise(
     known = suspects(task, trials) if known is None else known
     wrong = [part for part in range(_count(trials)) if not _is_right(part, trials, student)]
     verdicts, explained = _exact(known, wrong, student)
-    names = task.result_names()
+    names = task.names_in(max(trials, key=lambda trial: len(trial.right)))
     for part in wrong:
         if part not in explained:
-            name = names[part] if part < len(names) else f"result {part}"
+            name = names[part]
             verdict = (
                 _scaled(part, name, trials, student, known)
                 or _arranged(part, name, trials, student)

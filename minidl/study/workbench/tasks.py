@@ -58,6 +58,15 @@ class Task:
         """What the function returns, in words: ("dL/dx", "dL/dweight")."""
         return result_names(self.target)
 
+    def names_in(self, trial: Trial) -> list[str]:
+        """The name of each array in `trial.right`; of lists that are written into, "parameters[0]", ..."""
+        names = list(self.result_names())
+        if self.written:
+            values = [(name, trial.arguments[name]) for name in names]
+            lists = [[f"{name}[{i}]" for i in range(len(v))] if isinstance(v, list) else [name] for name, v in values]
+            names = [name for some in lists for name in some]
+        return (names + [f"result {i}" for i in range(len(names), len(trial.right))])[: len(trial.right)]
+
     def mistakes(self) -> list[Mistake]:
         """The mistakes that are known of it."""
         return mistakes_of(self.target)
