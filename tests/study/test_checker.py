@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from minidl import Function
 from minidl.kernels import reference
 from minidl.study.calls import kernels, ops
 from minidl.study.cases import has_cases
@@ -530,6 +531,26 @@ def into_its_arguments(grad, y):
 )
 def test_each_step_says_what_is_wrong(function, words):
     assert words in first_problem("relu_backward", function).problem
+
+
+def test_float32_results_may_be_rounded_as_float32_is_and_no_more():
+    def rounds(grad, y):
+        right = np.where(y > 0, grad, 0)
+        return right.astype(np.float16).astype(np.float32) if grad.dtype == np.float32 else right
+
+    rung = first_problem("relu_backward", rounds)
+    assert rung.title == "float32 arguments give float32 results that agree" and "are wrong." in rung.problem
+
+
+def test_zeros_are_said_to_be_zeros():
+    class Tanh(Function):
+        forward = staticmethod(ops()["Tanh"].forward)
+
+        @staticmethod
+        def backward(ctx, grad):
+            return 0 * grad
+
+    assert report_of("Tanh", Tanh).mistakes == ["This is dL/d(input 0), but 0 everywhere."]
 
 
 def test_of_several_results_the_one_that_is_no_array_is_named():

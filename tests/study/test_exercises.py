@@ -367,6 +367,7 @@ SENTENCES = {
         with_backward("import os; os._exit(0)"),
         "It ended Python itself (exit code 0), while relu_backward ran",
     ),
+    "interrupted": (with_backward("raise KeyboardInterrupt"), "KeyboardInterrupt in line 10"),
     "killed": (
         with_backward("import os, signal; os.kill(os.getpid(), signal.SIGKILL)"),
         "Its process was ended by SIGKILL, while relu_backward ran in case 1 of 2, in float64. The limit of memory is",

@@ -196,7 +196,7 @@ def _finite(runs: Runs) -> list[str]:
 
 
 def _no_nan(name: str, actual: np.ndarray, expected: np.ndarray, trial: Trial) -> str:
-    if actual.shape != expected.shape or not np.isfinite(expected).all():
+    if actual.shape != expected.shape:
         return ""
     bad = ~np.isfinite(actual)
     if not bad.any():

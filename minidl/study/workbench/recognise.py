@@ -201,6 +201,8 @@ def _factor_in_words(part: int, student, results, trials: list[Trial]) -> str | 
 
 
 def _number_in_words(ratio: float) -> str:
+    if ratio == 0:
+        return "0 everywhere"
     if abs(ratio + 1) < 1e-4:
         return "with the other sign"
     size = f"{abs(ratio):.4g} times as large"
