@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,7 +17,7 @@ import minidl
 from minidl.study.__main__ import COMMANDS, main
 from minidl.study.calls import kernels, ops
 from minidl.study.workbench import worker
-from minidl.study.workbench.check import check_file
+from minidl.study.workbench.check import check_file, problem_of_file
 from minidl.study.workbench.course import COURSE, STATED_ACCURACY
 from minidl.study.workbench.exercises import PARTS, exercises
 from minidl.study.workbench.process import Limits
@@ -421,6 +422,12 @@ def test_a_syntax_error_is_shown_with_its_line_and_a_caret(folder):
     assert line[caret.index("^")] == ","
 
 
+def test_a_warning_of_pythons_is_no_problem_of_the_file(folder):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert problem_of_file(written(folder, RELU + "'\\d'")) == ""
+
+
 def test_an_endless_loop_is_stopped(folder):
     path = written(folder, with_backward("\n    while True: pass"))
     words = said(path, seconds=3)
@@ -500,6 +507,13 @@ def test_an_im2col_in_loops_is_right_but_not_fast_enough(folder):
     assert all(one.is_right for one in functions) and not report.is_right
     assert "Copy a tap of all windows at once" in in_use.rungs[0].problem
     assert in_use.rungs[1].problem == "It did not get so far."
+
+
+def test_an_error_in_training_is_said_there_and_not_of_the_speed(folder):
+    solution = im2col_file().replace("    rows, matrix", "    assert len(x) < 20, 'so many images'\n    rows, matrix")
+    assert "so many images" in solution
+    speed, training = check_file(written(folder, solution, "im2col"), exercises()["im2col"]).reports[-1].rungs
+    assert not speed.problem and training.problem == "AssertionError: so many images"
 
 
 def test_a_network_does_not_learn_by_another_convolution():

@@ -103,10 +103,9 @@ def _put_to_use(report: FileReport, path: Path, exercise: Exercise, folder: Path
 
 def _practice_rungs(notes: dict, problem: str) -> list[Rung]:
     speedup, accuracy = notes.get("speedup", 0.0), notes.get("accuracy", 0.0)
-    slow = f"It is {speedup:.1f} times as fast. Copy a tap of all windows at once instead of window by window."
-    low = f"It recognises {accuracy:.0%} of new images. Does it keep float32, and the order of the axes?"
-    if speedup < LEAST_SPEEDUP:
-        slow, low = problem or slow, NOT_SO_FAR
+    slow = problem or f"It is {speedup:.1f} times as fast. Copy a tap of all windows at once, not window by window."
+    low = problem or f"It recognises {accuracy:.0%} of new images. Does it keep float32, and the order of the axes?"
+    low = low if speedup >= LEAST_SPEEDUP else NOT_SO_FAR
     return [
         _figure(f"{PRACTICE_STEPS[0]} {LEAST_SPEEDUP} times", f"{speedup:.0f} times", speedup / LEAST_SPEEDUP, slow),
         _figure(f"{PRACTICE_STEPS[1]} {STATED_ACCURACY:.0%}", f"{accuracy:.0%}", accuracy / STATED_ACCURACY, low),

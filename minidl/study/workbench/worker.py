@@ -25,6 +25,7 @@ from minidl.kernels import cpu
 from minidl.study.calls import ops
 from minidl.study.workbench.exercises import exercises
 from minidl.study.workbench.observe import Observation, observe
+from minidl.study.workbench.practice import practise
 from minidl.study.workbench.process import NOTES
 from minidl.study.workbench.tasks import Task, in_float32
 
@@ -84,16 +85,17 @@ def _run_file(file: Path, tasks: tuple[Task, ...], trials: dict, folder: Path) -
 
 
 def _practise(file: Path, folder: Path) -> dict:
-    """What the functions do in use; or the error that they raise there."""
-    from minidl.study.workbench.practice import practise  # only here, as it imports all of minidl
-
+    """What the functions do in use; and the error that they raise there."""
+    notes = {}
     with contextlib.redirect_stdout(FirstCharacters()), contextlib.redirect_stderr(FirstCharacters()):
         module = _load(file)
         _say(folder, "its convolution was in use: timed, and training a network")
         try:
-            return practise(module)
+            for name, figure in practise(module):
+                notes[name] = figure
         except Exception as raised:
-            return {"error": f"{type(raised).__name__}: {raised}"}
+            notes["error"] = f"{type(raised).__name__}: {raised}"
+    return notes
 
 
 def _load(file: Path) -> ModuleType:
