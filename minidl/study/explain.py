@@ -118,7 +118,7 @@ def explain(
 def _training_step(network: Network, example: Example, weights: Weights, label: int | None) -> tuple[Recording, dict]:
     """Run forward, the loss and backward. Return the recording, and what the page says of the loss."""
     x = Tensor(example.array, requires_grad=True)
-    with record(network.model) as recording:
+    with record(network.model) as recording, np.errstate(all="ignore"):  # the page says what is not finite
         try:
             y = network.model(x)
         except (Exception, SystemExit) as error:

@@ -381,6 +381,10 @@ SENTENCES = {
     "deep recursion": (with_backward("return relu_backward(grad, y)"), "RecursionError in line 10"),
     "return outside": (RELU.replace("def relu_backward(grad, y)", "if True"), "'return' outside function"),
     "printing": (with_backward("print('dL/dy', grad.shape); return np.where(y > 0, grad, 0)"), "It printed: dL/dy ("),
+    "printing many lines": (
+        with_backward("print('1\\n2\\n3\\n4\\n5\\n6'); return np.where(y > 0, grad, 0)"),
+        "It printed: 1 2 3 4 5 ... All of relu is right.",
+    ),
     "printing without end": (
         with_backward("print('much ' * 10**6); return np.where(y > 0, grad, 0)"),
         "All of relu is right.",

@@ -10,6 +10,7 @@ import json
 import os
 import re
 import textwrap
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -580,14 +581,16 @@ class Rows(nn.Module):
 NAN = """
 def nan():
     model = make()
-    model.modules[0].weight.data[...] = float("nan")
+    model.modules[0].weight.data[...] = float("inf")
     return model
 """
 
 
 def test_values_that_are_not_finite_are_said_and_are_no_broken_json(tmp_path):
     write(tmp_path, "nans.py", MAKE + NAN)
-    page = explain(f"{tmp_path}/nans.py:nan")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        page = explain(f"{tmp_path}/nans.py:nan")
     data = re.search(r'id="document">(.*?)</script>', page, re.DOTALL)[1]
     document = json.loads(data, parse_constant=lambda name: pytest.fail(name))
     assert any("not finite" in note for note in document["notes"])
