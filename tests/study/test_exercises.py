@@ -380,6 +380,7 @@ SENTENCES = {
     "too much memory": (with_backward("return np.ones(10**11)"), "MemoryError in line 10"),
     "deep recursion": (with_backward("return relu_backward(grad, y)"), "RecursionError in line 10"),
     "return outside": (RELU.replace("def relu_backward(grad, y)", "if True"), "'return' outside function"),
+    "a long chain": ("x = " + "+".join("1" * 10**5), "relu.py cannot be compiled (RecursionError)."),
     "printing": (with_backward("print('dL/dy', grad.shape); return np.where(y > 0, grad, 0)"), "It printed: dL/dy ("),
     "printing many lines": (
         with_backward("print('1\\n2\\n3\\n4\\n5\\n6'); return np.where(y > 0, grad, 0)"),
@@ -540,7 +541,7 @@ def test_a_network_does_not_learn_by_another_convolution():
 @pytest.fixture
 def a_class(folder):
     """Two students: one is right, one has mistakes of all kinds."""
-    for student in ("ada", "ben"):
+    for student in ("ada", "ben", ".git", "__pycache__"):
         (folder / "class" / student).mkdir(parents=True)
     files = {
         "ada/relu.py": RELU,
@@ -589,6 +590,16 @@ def test_an_answer_that_knows_the_shapes_of_the_exercise_gets_no_points_for_the_
     assert command("relu")[0] == 0
     grades = json.loads(command("--grade", folder / "workbench", "--json", "--seed", "77")[1])
     assert grades["students"][0]["points"] < grades["students"][0]["out_of"]
+
+
+def test_numbers_that_are_right_in_half_of_the_cases_have_half_of_their_points(folder, command):
+    """All other steps have their point only if they are right in all cases."""
+    written(folder, with_backward("return np.where(y > 0, grad, 0) if y.ndim == 2 else 2 * grad"))
+    (student,) = json.loads(command("relu", "--grade", folder / "workbench", "--json", "--seed", "3")[1])["students"]
+    points = {step["step"]: step["points"] for step in student["exercises"][0]["steps"][1]["steps"]}
+    assert points.pop("the numbers agree with the plain loops in float64") == 2
+    assert points.pop("float32 arguments give float32 results that agree") == 0
+    assert set(points.values()) == {1}
 
 
 def test_a_missing_file_has_no_points(a_class, command):

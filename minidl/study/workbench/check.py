@@ -74,7 +74,7 @@ def problem_of_file(path: Path) -> str:
     except SyntaxError as error:
         return _syntax_error(error, path)
     except (ValueError, RecursionError, MemoryError) as error:
-        return f"{path.name} is no Python that can be read: {error}."
+        return f"{path.name} cannot be compiled ({type(error).__name__}). Is something nested very deeply?"
     return ""
 
 
