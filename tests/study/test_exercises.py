@@ -260,6 +260,7 @@ def test_the_solution_is_the_source(command):
         (["relu", "--seed", "-1"], "--seed of at least 0"),
         (["--grade", "nowhere"], "--grade expected a folder, got nowhere"),
         (["--grade", "empty"], "empty and its subfolders have no file of an exercise, such as relu.py"),
+        (["relu", "--grade", "empty"], "empty and its subfolders have no file of an exercise"),
         (["--watch"], "--watch goes with the NAME of one exercise"),
         (["relu", "--hint", "--grade", "empty"], "--hint goes with the NAME of one exercise"),
         (["relu", "--json"], "--json goes with --grade DIR"),

@@ -37,7 +37,7 @@ def grade_folder(folder: Path, names: list[str], seed: int | None, limits: Limit
     Graded are the exercises of these names, where a missing file has no points; without names, those that have a file.
     """
     seed = secrets.randbelow(2**31) if seed is None else seed
-    students = [folder] if _files(folder) or not _subfolders(folder) else _subfolders(folder)
+    students = [folder] if _files(folder) else _subfolders(folder)
     return {"seed": seed, "students": [_student(student, names, seed, limits) for student in students]}
 
 
