@@ -462,6 +462,11 @@ def test_a_process_that_it_leaves_behind_is_ended(folder):
     assert time.monotonic() - started < 20
 
 
+def test_a_file_may_use_another_one_of_its_folder(folder):
+    written(folder, RELU, "solutions_of_mine")
+    assert "All of relu is right." in said(written(folder, "from solutions_of_mine import *"))
+
+
 def test_a_file_that_is_no_text_is_answered_by_a_sentence(folder):
     path = written(folder, "")
     path.write_bytes(b"\xff\xfe\x00\x01")

@@ -1,6 +1,5 @@
 """`python -m minidl.study explain`: the page's contents, the graph, and bad input. The browser is in another file."""
 
-import argparse
 import base64
 import html
 import inspect
@@ -26,9 +25,10 @@ from minidl.kernels import cpu, reference
 from minidl.ops.batch_norm import BatchNormEval
 from minidl.ops.conv import Conv2d
 from minidl.ops.pool import MaxPool2d
+from minidl.study.__main__ import main
 from minidl.study._input import load_weights
 from minidl.study._network import find_network
-from minidl.study.explain import BadInputError, add_arguments, explain, run
+from minidl.study.explain import BadInputError, explain
 from minidl.study.page.document import TooLargeError, make_document
 from minidl.study.page.graph import Fork, Port, graph_of
 from minidl.study.page.layout import lay_out
@@ -725,9 +725,7 @@ def test_bad_input_is_answered_by_a_sentence(tmp_path, network, options, message
 
 def command(*words):
     """Run the command as `python -m minidl.study` does."""
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    return run(parser.parse_args(words))
+    return main(["explain", *words])
 
 
 def test_the_command_writes_the_page_and_says_where(tmp_path, monkeypatch, capsys):

@@ -27,9 +27,9 @@ class FileReport(NamedTuple):
     """What is to say of a file: a problem of the file itself, or a report for each of its functions."""
 
     problem: str
-    reports: list[Report]
-    problems: dict[str, str]  # of a function that could not be tried
-    printed: str
+    reports: tuple[Report, ...] = ()
+    problems: dict[str, str] = {}  # of a function that could not be tried
+    printed: str = ""
 
     @property
     def is_right(self) -> bool:
@@ -41,12 +41,12 @@ def check_file(path: Path, exercise: Exercise, seed: int = 0, limits: Limits | N
     """Judge the functions of a file. It never raises an error for anything that is in the file."""
     problem = problem_of_file(path) or _without_cases(exercise)
     if problem:
-        return FileReport(problem, [], {}, "")
+        return FileReport(problem)
     limits = limits or Limits()
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         problem = run_worker("check", path, exercise, seed, Path(folder), limits)
         if problem:
-            return FileReport(problem, [], {}, "")
+            return FileReport(problem)
         report = _read(exercise, seed, Path(folder))
         return _put_to_use(report, path, exercise, Path(folder), limits)
 
@@ -98,7 +98,7 @@ def _put_to_use(report: FileReport, path: Path, exercise: Exercise, folder: Path
     problem = run_worker("practise", path, exercise, 0, folder, limits)
     notes = {} if problem else json.loads((folder / NOTES["practise"]).read_text(encoding="utf-8"))
     rungs = _practice_rungs(notes, problem or notes.get("error", ""))
-    return report._replace(reports=[*report.reports, Report(IN_USE, rungs, [], "")])
+    return report._replace(reports=(*report.reports, Report(IN_USE, rungs, [], "")))
 
 
 def _practice_rungs(notes: dict, problem: str) -> list[Rung]:
@@ -124,7 +124,7 @@ def _read(exercise: Exercise, seed: int, folder: Path) -> FileReport:
     notes = json.loads((folder / NOTES["check"]).read_text(encoding="utf-8"))
     printed = str(notes["printed"])
     if "import_error" in notes:
-        return FileReport(_import_error(*notes["import_error"]), [], {}, printed)
+        return FileReport(_import_error(*notes["import_error"]), printed=printed)
     reports, problems = [], {}
     for task in exercise.tasks:
         about = notes["functions"][task.name]
@@ -134,7 +134,7 @@ def _read(exercise: Exercise, seed: int, folder: Path) -> FileReport:
             seen = _observations(about["observations"], folder / f"{task.name}.npz")
             trials = task.trials(seed)
             reports.append(judge(Runs(task, trials, seen[: len(trials)], seen[len(trials) :])))
-    return FileReport("", reports, problems, printed)
+    return FileReport("", tuple(reports), problems, printed)
 
 
 def _import_error(kind: str, message: str, line: int) -> str:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minidl.ops.function import Context
-from minidl.study.workbench.tasks import copied, numbers_in
+from minidl.study.calls import arrays_in, map_arrays
 
 
 class Observation(NamedTuple):
@@ -29,15 +29,15 @@ class Observation(NamedTuple):
 
 def observe(function: Callable, arguments: dict, kind: str = "function", written: tuple[str, ...] = ()) -> Observation:
     """Call a function, or run an op, on a copy of the arguments. `written` are those that it has to write into."""
-    given = copied(arguments)
-    own = numbers_in(given)  # these arrays: a list may hold others after the call
+    given = map_arrays(np.copy, arguments)
+    own = _arrays_of(given)  # these arrays: a list may hold others after the call
     error, returned = None, None
     with _opened_files() as opened, np.errstate(all="ignore"):
         try:
             returned = _run_op(function, **given) if kind == "op" else function(*given.values())
         except BaseException as raised:  # SystemExit too
             error = _error(raised, function)
-    before, after = numbers_in(arguments), numbers_in(given)
+    before, after = _arrays_of(arguments), _arrays_of(given)
     changed = [
         name
         for name, arrays in own.items()
@@ -57,6 +57,11 @@ def _run_op(op: type, inputs: tuple, options: dict, grad: np.ndarray) -> tuple:
     y = op.forward(ctx, *inputs, **options)
     grads = op.backward(ctx, grad)
     return (y, *(grads if isinstance(grads, tuple) else (grads,)))
+
+
+def _arrays_of(arguments: dict) -> dict[str, list[np.ndarray]]:
+    """{argument: the arrays in it}."""
+    return {name: arrays_in(value) for name, value in arguments.items()}
 
 
 def _same(some: list, others: list) -> bool:

@@ -184,16 +184,6 @@ def in_float32(arguments: dict) -> dict:
     return map_arrays(lambda array: array.astype(np.float32) if array.dtype == np.float64 else array, arguments)
 
 
-def copied(arguments: dict) -> dict:
-    """The arguments with a copy of each array."""
-    return map_arrays(np.copy, arguments)
-
-
-def numbers_in(arguments: dict) -> dict[str, list[np.ndarray]]:
-    """{argument: the arrays in it}."""
-    return {name: arrays_in(value) for name, value in arguments.items()}
-
-
 # -- the source --------------------------------------------------------------------------------------------------------
 
 

@@ -144,7 +144,7 @@ def _run_task(module: ModuleType, task: Task, arguments: list[dict], folder: Pat
             _say(folder, f"{task.name} ran in case {number + 1} of {len(arguments)}, in {dtype}")
             seen.append(observe(function, convert(some), task.kind, task.written))
     _save(folder / f"{task.name}.npz", seen)
-    return {"observations": [observation._replace(arrays=_kept(observation)) for observation in seen]}
+    return {"observations": [one._replace(arrays=[array is not None for array in one.arrays]) for one in seen]}
 
 
 def _problem_of(function, task: Task) -> str:
@@ -180,11 +180,6 @@ def _signature(function) -> str:
         return str(inspect.signature(function))
     except (TypeError, ValueError):
         return "(...)"
-
-
-def _kept(observation: Observation) -> list[bool]:
-    """Which of the results are arrays: these are in the file of arrays."""
-    return [array is not None for array in observation.arrays]
 
 
 def _save(path: Path, seen: list[Observation]) -> None:
