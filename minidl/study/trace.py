@@ -109,7 +109,7 @@ class Trace:
         """
         events = [*_layers(self.recording.calls), *_backward_layers(self._in_backward())]
         events += [*map(_forward, self.ops), *map(_backward, self._in_backward()), *self._counter()]
-        events.sort(key=lambda event: (event["ts"], -event.get("dur", 0)))  # a layer before what is in it
+        events.sort(key=lambda event: event["ts"])  # of two that begin together, a layer stays before what is in it
         document = {"traceEvents": [*_metadata(), *events], "displayTimeUnit": "ms"}
         Path(path).write_text(json.dumps(document, allow_nan=False), encoding="utf-8")
 

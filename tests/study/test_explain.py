@@ -180,10 +180,13 @@ def test_the_gradient_on_the_edge_behind_a_box_is_the_whole_one():
                 np.testing.assert_allclose(edge.grad(), edge.source.grad, rtol=1e-6)
 
 
-def test_a_product_is_no_shortcut_that_changes_nothing():
+@pytest.mark.parametrize(
+    "join", [lambda x: x * x.sigmoid(), lambda x: (x + 1) * x.tanh()], ids=["a product", "the sum with a number"]
+)
+def test_what_is_no_shortcut_that_changes_nothing(join):
     class Gate(nn.Module):
         def forward(self, x):
-            return x * x.sigmoid()
+            return join(x)
 
     recording = recorded(Gate())
     [fork] = [box for box in graph_of(grow(recording), recording).boxes if isinstance(box, Fork)]
@@ -250,6 +253,8 @@ def test_a_repetition_of_several_layers_is_folded_and_a_short_one_is_not():
     fold(tree)
     names = [len(child.children) if isinstance(child, Folded) else child.function.__name__ for child in tree.children]
     assert names[:7] == ["Conv2d", "ReLU", "ReLU", 9, "Conv2d", "ReLU", "ReLU"]
+    document = make_document(recorded(small(blocks=12)), {})
+    assert "folded" not in {box["kind"] for box in boxes_of(document["network"])}  # it is small anyway
     short = grow(recorded(small(blocks=3)))
     fold(short)
     assert not any(isinstance(child, Folded) for group in groups_of(short) for child in group.children)
@@ -390,6 +395,9 @@ def test_the_page_of_resnet20_has_all_operations_with_their_source(resnet20):
     conv = next(box for box in ops if box["layer"] == "layer2.0.conv1")
     assert conv["shape"] == shape_text((1, 16, 16, 32)) and ["stride", "(2, 2)"] in conv["hyperparameters"]
     assert [saved["name"] for saved in conv["saved"]] == ["x", "weight", "stride", "padding"]
+    activation = next(box for box in ops if box["title"] == "ReLU")
+    assert [saved["same"] for saved in activation["saved"]] == ["y, its own result"]
+    assert document["network"]["graph"]["edges"][0]["shape"] == shape_text((32, 32, 3))  # of one image
     assert conv["saved"][0]["bytes"] == "65,536" and conv["saved"][0]["same"] == "layer1.2 (ReLU)"
     assert [entry["name"] for entry in conv["inputs"]] == ["x", "weight", "bias"] and conv["value"] and conv["grad"]
     function = document["functions"][conv["function"]]
@@ -503,6 +511,12 @@ def test_a_module_is_imported_from_the_current_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     document = document_of(explain("net_here:make", input_shape=(9, 7, 3)))
     assert document["network"]["graph"]["boxes"][0]["shape"] == shape_text((1, 9, 7, 3))
+
+
+def test_a_file_may_import_another_one_of_its_folder(tmp_path):
+    write(tmp_path, "beside_it.py", MAKE)
+    write(tmp_path, "importing.py", "from beside_it import make\n")
+    assert document_of(explain(f"{tmp_path}/importing.py:make"))["title"].startswith(str(tmp_path))
 
 
 def test_a_grey_photograph_is_scaled_and_cut(tmp_path):

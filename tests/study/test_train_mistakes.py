@@ -48,6 +48,11 @@ def test_the_network_uses_each_kernel_that_a_mistake_is_planted_in(target):
     assert any(not np.allclose(a, b) for a, b in zip(gradients(), wrong, strict=True))
 
 
+def test_a_mistake_that_computes_in_float64_is_planted_in_float32():
+    mistake = find("cross_entropy_backward", "dL/dlogits of -t instead of p - t: the probabilities are missing")
+    assert all(gradient.dtype == np.float32 for gradient in gradients(mistake))
+
+
 def test_each_mistake_is_trained_with_once_and_a_figure_drawn(small, tmp_path, capsys):
     command = ["mistakes", "relu_backward", "bias_backward", *small, "--out", str(tmp_path)]
     assert main(command) == 0
