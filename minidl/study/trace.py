@@ -90,7 +90,7 @@ class Trace:
         return self.table(min(max(columns, LEAST_WIDTH), MOST_WIDTH))
 
     def table(self, width: int = USUAL_WIDTH) -> str:
-        """Return the table for lines of so many characters.
+        """Return the table in lines of at most `width` characters.
 
         The names in the last column are cut to the width. A narrow table has the shapes of the results alone.
         """

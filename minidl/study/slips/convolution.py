@@ -57,7 +57,7 @@ def without_the_first(call):
 
 
 def no_padding(call):
-    """That of an image which is padded already."""
+    """The padding for an image that is padded already."""
     return 0, 0
 
 
@@ -67,7 +67,7 @@ def geometry(result: str, part: int | None = None) -> dict:
 
 
 def windows_too_near(result: str) -> dict:
-    """The slip of a forward pass whose windows do not use the stride: so many of the right number are too near."""
+    """Forward with the right number of windows, but each one pixel from the one before, whatever the stride."""
     return {
         f"{result} of windows one pixel apart: i and j not times the stride": cut(called_with(stride=lambda c: (1, 1)))
     }

@@ -21,7 +21,7 @@ def _factors_not_transposed(call):
 
 
 def _tie(call):
-    """Of equal numbers each gets the whole gradient."""
+    """Each of two equal numbers gets the whole gradient."""
     a, b = call.saved
     return _fit(np.where(a >= b, call.grad, 0), a.shape), _fit(np.where(b >= a, call.grad, 0), b.shape)
 
@@ -37,7 +37,7 @@ def _fit(grad, shape):
 
 
 def _not_summed(part):
-    """Of what was broadcast, the gradient at the first place of the repeated axes."""
+    """The gradient at the first place along the axes that were broadcast, instead of the sum over them."""
 
     def wrong(call):
         grads = list(call())

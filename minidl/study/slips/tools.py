@@ -30,7 +30,7 @@ def changed(change: Callable, part: int | None = None) -> Wrong:
 
 
 def scaled(factor: float | Callable[[Call], float], part: int | None = None) -> Wrong:
-    """So many times the right result; the factor may depend on the call."""
+    """The right result times a factor, which may depend on the call."""
     return changed(lambda right, call: right * (factor(call) if callable(factor) else factor), part)
 
 

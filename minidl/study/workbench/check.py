@@ -24,7 +24,7 @@ PRACTICE_STEPS = (
 
 
 class FileReport(NamedTuple):
-    """What is to say of a file: a problem of the file itself, or a report for each of its functions."""
+    """What was found in a file: a problem of the file itself, or a report for each of its functions."""
 
     problem: str
     reports: tuple[Report, ...] = ()
@@ -33,7 +33,7 @@ class FileReport(NamedTuple):
 
     @property
     def is_right(self) -> bool:
-        """True if all functions are."""
+        """True if all functions are right."""
         return not self.problem and not self.problems and all(report.is_right for report in self.reports)
 
 
@@ -148,7 +148,7 @@ def _import_error(kind: str, message: str, line: int) -> str:
 
 
 def _observations(fields: list, path: Path) -> list[Observation]:
-    """Those of the worker, with the arrays of its file in their places."""
+    """The observations that the worker noted, with the arrays from its file in their places."""
     observations = []
     with np.load(path, allow_pickle=False) as arrays:
         for number, (error, returned, kept, written, opened) in enumerate(fields):

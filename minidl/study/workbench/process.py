@@ -17,7 +17,7 @@ ONE_THREAD = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_
 
 
 class Limits(NamedTuple):
-    """Of a student's process: seconds, and megabytes of memory."""
+    """The limits of a student's process: seconds, and megabytes of memory."""
 
     seconds: int = 20
     megabytes: int = 2048

@@ -12,7 +12,7 @@ MOST_PRINTED = 5  # lines of what the student's file printed
 
 
 def width() -> int:
-    """Of the terminal, but at most what reads well."""
+    """The width of a line: that of the terminal, but at most WIDEST."""
     return min(WIDEST, shutil.get_terminal_size((80, 24)).columns)
 
 

@@ -106,7 +106,7 @@ class PartTask(Task):
         return (result_names(self.target)[self.part],)
 
     def results(self, returned):
-        """That one of the kernel's results, as a list of one array."""
+        """This task's one of the kernel's results, as a list of one array."""
         return super().results(returned[self.part])
 
     def source(self) -> str:
@@ -220,7 +220,7 @@ def _class_without_bodies(op: type) -> str:
 
 
 def _used(source: str, module: dict) -> set[tuple[str, str]]:
-    """See `Task.uses`."""
+    """(module, name) of each name that the source uses from its module: see `Task.uses`."""
     found = {("", "import numpy as np")}
     names = {node.id for node in ast.walk(ast.parse(textwrap.dedent(source))) if isinstance(node, ast.Name)}
     for name in names & module.keys():

@@ -33,7 +33,7 @@ MOST_PRINTED = 2000  # characters
 
 
 class FirstCharacters(io.StringIO):
-    """What was printed, up to so many characters; the rest is dropped."""
+    """Keeps the first MOST_PRINTED characters that are printed, and drops the rest."""
 
     def write(self, text: str) -> int:
         """Keep what still fits."""
