@@ -49,13 +49,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `explain`."""
     parser.add_argument("network", help="resnet20, vgg16, ..., or MODULE:FUNCTION, or path/to/file.py:FUNCTION")
     parser.add_argument("--weights", metavar="FILE", help="a checkpoint, or a safetensors file; default: fresh weights")
-    parser.add_argument("--image", metavar="FILE", help="scaled and cut to the network's input; default: a drawn shape")
-    parser.add_argument("--label", type=int, metavar="N", help="class of the image; default: the one that is predicted")
     parser.add_argument(
-        "--input-shape", type=shape_of, metavar="HxWxC", help="of one image; default: the network's own"
+        "--image", metavar="FILE", help="an image, scaled and cut to the network's input; default: a drawn shape"
+    )
+    parser.add_argument("--label", type=int, metavar="N", help="the class for the loss; default: the predicted one")
+    parser.add_argument(
+        "--input-shape", type=shape_of, metavar="HxWxC", help="the shape of one input; default: the network's own"
     )
     parser.add_argument(
-        "--mode", choices=("train", "eval"), help="of batch-norm and dropout; default: eval with --weights, else train"
+        "--mode",
+        choices=("train", "eval"),
+        help="the mode of batch-norm and dropout; default: eval with --weights, else train",
     )
     parser.add_argument("--out", metavar="FILE", help="the page; default: NETWORK.html in the current folder")
 

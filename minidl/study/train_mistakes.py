@@ -250,9 +250,14 @@ def draw(records: list[dict], path: Path) -> None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `mistakes --train`."""
     parser.add_argument("--train", action="store_true", help="train a small network with each mistake; see --out")
-    parser.add_argument("--out", type=Path, default=Path("runs/mistakes"), help="where records and figure go")
-    parser.add_argument("--epochs", type=int, default=EPOCHS)
-    parser.add_argument("--images", type=int, default=IMAGES)
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/mistakes"),
+        help="folder of the records and the figure (default: runs/mistakes)",
+    )
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help=f"of each training (default: {EPOCHS})")
+    parser.add_argument("--images", type=int, default=IMAGES, help=f"to train on (default: {IMAGES})")
 
 
 def run(args: argparse.Namespace) -> int:

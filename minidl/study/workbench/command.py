@@ -23,22 +23,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
     parser.add_argument("names", nargs="*", metavar="NAME", help="an exercise; without one, all are listed")
     parser.add_argument(
-        "--folder", type=Path, default=Path("workbench"), help="where the files are (default: workbench)"
+        "--folder", type=Path, default=Path("workbench"), help="the folder of the files (default: workbench)"
     )
     parser.add_argument("--watch", action="store_true", help="check the file whenever it is saved, until Ctrl-C")
-    parser.add_argument("--hint", action="store_true", help="the next hint")
-    parser.add_argument("--show", action="store_true", help="the solution")
-    parser.add_argument("--force", action="store_true", help="begin again: write the file though it exists")
+    parser.add_argument("--hint", action="store_true", help="print the next hint")
+    parser.add_argument("--show", action="store_true", help="print the solution")
+    parser.add_argument("--force", action="store_true", help="begin again: overwrite the file")
     parser.add_argument(
         "--grade",
         type=Path,
         metavar="DIR",
-        help="points for the files of a folder, or of its subfolders; they run with your rights, in no sandbox",
+        help="grade the files of a folder, or of its subfolders; they run with your rights, in no sandbox",
     )
-    parser.add_argument("--json", action="store_true", help="the grades as JSON")
-    parser.add_argument("--seed", type=int, help="of the shapes and numbers to try with (grades: drawn by chance)")
-    parser.add_argument("--seconds", type=int, default=Limits().seconds, help="a file's limit of time (default: 20)")
-    parser.add_argument("--memory", type=int, default=Limits().megabytes, help="and of memory, in MB (default: 2048)")
+    parser.add_argument("--json", action="store_true", help="print the grades as JSON")
+    parser.add_argument("--seed", type=int, help="seed of the shapes and numbers to try with (default: 0; random for grades)")
+    parser.add_argument("--seconds", type=int, default=Limits().seconds, help="limit of time for a file (default: 20)")
+    parser.add_argument("--memory", type=int, default=Limits().megabytes, help="limit of memory for a file, in MB (default: 2048)")
 
 
 def run(args: argparse.Namespace) -> int:
