@@ -13,7 +13,7 @@ from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
 from sphinx.util.math import get_node_equation_number
 
-# As operators, a slash, a partial derivative, infinity and a name such as relu would stand in wide spaces. (`mod` should.)
+# As operators, a slash, a partial derivative, infinity and a name such as relu would have wide spaces; `mod` should.
 TIGHT_SLASH = '<mo lspace="0" rspace="0">/</mo>'
 
 
