@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from minidl.kernels.cuda._launch import FLOATS, MOST_FOR_INT, OLDEST, WITH_BFLOAT16, CudaKernel
 from minidl.kernels.cuda._multiply_add import MULTIPLY_ADD
-from minidl.kernels.cuda._tensor_cores import TENSOR_CORES
+from minidl.kernels.cuda._tensor_cores import PIECES, TENSOR_CORES
 from minidl.kernels.cuda._warpgroup import WARPGROUP
 from minidl.system.precision import tf32_is_on
 
@@ -399,11 +399,12 @@ class Way(NamedTuple):
     widest: int  # columns of a tile
 
 
-HALF_PRECISION = f"#ifdef HOPPER\n{WARPGROUP}\n#else\n{TENSOR_CORES}\n#endif\n"
+SINGLE_PRECISION = PIECES + TENSOR_CORES
+HALF_PRECISION = f"{PIECES}#ifdef HOPPER\n{WARPGROUP}\n#else\n{TENSOR_CORES}\n#endif\n"
 # With more columns in a tile, multiply-add would need more registers than there are.
 WAYS = {
     "multiply-add": Way(MULTIPLY_ADD, FLOATS, OLDEST, threads=256, widest=64),
-    "tf32": Way(TENSOR_CORES, ("float32",), WITH_BFLOAT16, threads=128, widest=128),
+    "tf32": Way(SINGLE_PRECISION, ("float32",), WITH_BFLOAT16, threads=128, widest=128),
     "bfloat16": Way(HALF_PRECISION, ("bfloat16",), WITH_BFLOAT16, threads=128, widest=128),
     "float16": Way(HALF_PRECISION, ("float16",), OLDEST, threads=128, widest=128),
 }

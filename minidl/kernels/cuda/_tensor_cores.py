@@ -6,6 +6,32 @@ fragments for mma.m16n8k16" (bfloat16, float16) and "mma.m16n8k8" (TF32): counte
 has only half of the first, which is 4 words deep.
 """
 
+# For `mma` and for `wgmma` (`_warpgroup`).
+PIECES = """
+// Sums of a warp in pieces of 16 rows and 8 columns. In a piece, thread 4 * g + t has the sums in rows g and g + 8,
+// columns 2 * t and 2 * t + 1. Pieces below each other are ROWS_APART.
+template <int DOWN, int ACROSS, int ROWS_APART>
+struct Pieces {
+    float sums[DOWN][ACROSS][4] = {};
+    int warp_row, warp_column;  // the first ones
+    int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+
+    __device__ Pieces(int row, int column) : warp_row(row), warp_column(column) {}
+
+    // Call put(row, column, sum, sum in the next column) for each pair of sums; row and column are those of the tile.
+    template <class Put>
+    __device__ void for_each_pair(Put put) {
+        #pragma unroll
+        for (int m = 0; m < DOWN; m++)
+            #pragma unroll
+            for (int n = 0; n < ACROSS; n++)
+                for (int half = 0; half < 2; half++)
+                    put(warp_row + g + ROWS_APART * m + 8 * half, warp_column + 8 * n + 2 * t, sums[m][n][2 * half],
+                        sums[m][n][2 * half + 1]);
+    }
+};
+"""
+
 TENSOR_CORES = """
 constexpr bool PACKED = sizeof(stored) == 2;  // true if a word is two numbers
 // Registers are limited so that at least BLOCKS blocks share a multiprocessor: one multiplies while another waits.
@@ -136,14 +162,14 @@ __device__ void mma(float (&sums)[4], const unsigned int (&a)[4], unsigned int b
 #endif
 }
 
-// The sums of a warp: its part of the tile, cut into pieces of 16 rows and 8 columns.
-struct Sums {
-    static constexpr int ACROSS = TILE_COLUMNS < 64 ? 1 : 2, DOWN = THREADS / 32 / ACROSS;  // warps
-    static constexpr int WARP_ROWS = TILE_ROWS / DOWN, WARP_COLUMNS = TILE_COLUMNS / ACROSS;
-    static constexpr int PIECES_DOWN = WARP_ROWS / 16, PIECES_ACROSS = WARP_COLUMNS / 8;
-    float sums[PIECES_DOWN][PIECES_ACROSS][4] = {};
-    int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4, warp = threadIdx.x / 32;
-    int warp_row = warp / ACROSS * WARP_ROWS, warp_column = warp % ACROSS * WARP_COLUMNS;  // the first ones
+constexpr int WARPS_ACROSS = TILE_COLUMNS < 64 ? 1 : 2, WARPS_DOWN = THREADS / 32 / WARPS_ACROSS;
+constexpr int WARP_ROWS = TILE_ROWS / WARPS_DOWN, WARP_COLUMNS = TILE_COLUMNS / WARPS_ACROSS;
+constexpr int PIECES_DOWN = WARP_ROWS / 16, PIECES_ACROSS = WARP_COLUMNS / 8;
+
+// The sums of a warp: its part of the tile.
+struct Sums : Pieces<PIECES_DOWN, PIECES_ACROSS, 16> {
+    __device__ Sums()
+        : Pieces(threadIdx.x / 32 / WARPS_ACROSS * WARP_ROWS, threadIdx.x / 32 % WARPS_ACROSS * WARP_COLUMNS) {}
 
     // The words of 16 rows of a, from `row` of the warp on, that are 8 along the depth: those of `step`.
     template <class T>
@@ -190,18 +216,6 @@ struct Sums {
                 }
             }
         }
-    }
-
-    // Call put(row, column, sum, sum in the next column) for each pair of sums; row and column are those of the tile.
-    template <class Put>
-    __device__ void for_each_pair(Put put) {
-        #pragma unroll
-        for (int m = 0; m < PIECES_DOWN; m++)
-            #pragma unroll
-            for (int n = 0; n < PIECES_ACROSS; n++)
-                for (int half = 0; half < 2; half++)
-                    put(warp_row + g + 16 * m + 8 * half, warp_column + 8 * n + 2 * t, sums[m][n][2 * half],
-                        sums[m][n][2 * half + 1]);
     }
 };
 """

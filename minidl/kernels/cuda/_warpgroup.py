@@ -23,12 +23,9 @@ __device__ unsigned long long descriptor(const T& tile, int line, int depth) {
     return (unsigned long long)upper << 32 | lower;
 }
 
-// The sums of a warpgroup, cut into pieces of 16 rows (of a warp) and 8 columns. In a piece, thread 4 * g + t of a warp
-// has the sums in rows g and g + 8, columns 2 * t and 2 * t + 1.
-struct Sums {
-    static constexpr int PIECES_DOWN = TILE_ROWS / 64, PIECES_ACROSS = TILE_COLUMNS / 8;
-    float sums[PIECES_DOWN][PIECES_ACROSS][4] = {};
-    int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4, warp = threadIdx.x / 32;
+// The sums of a warpgroup: each warp has 16 of every 64 rows, and all columns.
+struct Sums : Pieces<TILE_ROWS / 64, TILE_COLUMNS / 8, 64> {
+    __device__ Sums() : Pieces(threadIdx.x / 32 * 16, 0) {}
 
     // Until finish_product() the threads go on, but must not touch the sums or the tiles.
     template <class TileA, class TileB>
@@ -37,7 +34,7 @@ struct Sums {
         #pragma unroll
         for (int depth = 0; depth < DEPTH; depth += 16)
             #pragma unroll
-            for (int m = 0; m < PIECES_DOWN; m++)
+            for (int m = 0; m < TILE_ROWS / 64; m++)
                 wgmma<!TileA::along_depth, !TileB::along_depth>(
                     sums[m], descriptor(a, 64 * m, depth), descriptor(b, 0, depth)
                 );
@@ -47,18 +44,6 @@ struct Sums {
     template <class TileA, class TileB>
     __device__ void finish_product(const TileA&, const TileB&) {
         asm volatile("wgmma.wait_group.sync.aligned %0;" :: "n"(0) : "memory");
-    }
-
-    // Call put(row, column, sum, sum in the next column) for each pair of sums; row and column are those of the tile.
-    template <class Put>
-    __device__ void for_each_pair(Put put) {
-        #pragma unroll
-        for (int m = 0; m < PIECES_DOWN; m++)
-            #pragma unroll
-            for (int n = 0; n < PIECES_ACROSS; n++)
-                for (int half = 0; half < 2; half++)
-                    put(64 * m + 16 * warp + g + 8 * half, 8 * n + 2 * t, sums[m][n][2 * half],
-                        sums[m][n][2 * half + 1]);
     }
 };
 """
