@@ -512,7 +512,10 @@ def into_its_arguments(grad, y):
         (lambda grad, y: grad / y, "numbers of"),
         (lambda grad, y: grad @ y.T @ y.T, "ValueError in line"),
         (into_its_arguments, "It wrote into grad, which others still need."),
-        (lambda grad, y: np.where(y > 0, grad, 0).astype(np.float64), "dL/dx is float64 for float32 arguments"),
+        (
+            lambda grad, y: np.where(y > 0, grad, 0).astype(np.float64),
+            "dL/dx is float64 for float32 arguments, expected float32. Results have the dtype of the",
+        ),
         (lambda grad, y: exit(), "It ends Python by exit()"),
         (lambda grad, y: np.load("grad.npy"), "FileNotFoundError"),
     ],

@@ -246,7 +246,8 @@ def _numbers_in_float32(runs: Runs) -> list[str]:
 
 def _agrees32(name: str, actual: np.ndarray, expected: np.ndarray, trial: Trial) -> str:
     if expected.dtype.kind == "f" and trial.is_in_float32(name) and actual.dtype != np.float32:
-        return f"{name} is {actual.dtype} for float32 arguments, expected float32: the results keep their dtype."
+        hint = "Results have the dtype of the arguments; np.zeros(shape) makes float64."
+        return f"{name} is {actual.dtype} for float32 arguments, expected float32. {hint}"
     return _agrees(name, actual, expected, trial, TOLERANCE["float32"])
 
 

@@ -47,7 +47,8 @@ def observe(function: Callable, arguments: dict, kind: str = "function", written
         words = "nothing" if returned is None else _in_words(returned)
         results = [array for name in written for array in own[name]]
     else:
-        words, results = _in_words(returned), _arrays(returned)
+        words = _in_words(returned)
+        results = [_array(part, own) for part in (returned if isinstance(returned, tuple) else (returned,))]
     return Observation(error, words, results, changed, list(opened))
 
 
@@ -82,16 +83,15 @@ def _in_words(value) -> str:
     return "None" if value is None else f"a {type(value).__name__}"
 
 
-def _arrays(value) -> list[np.ndarray | None]:
-    parts = value if isinstance(value, tuple) else (value,)
-    return [_array(part) for part in parts]
+def _array(value, given: dict[str, list[np.ndarray]]) -> np.ndarray | None:
+    """A copy of an array of numbers, or of a number; None for anything else. A list is no array.
 
-
-def _array(value) -> np.ndarray | None:
-    """A copy of an array of numbers, or of a number; None for anything else. A list is no array."""
-    if isinstance(value, np.ndarray | np.generic | float | int) and np.asarray(value).dtype.kind in "fiub":
-        return np.array(value)
-    return None
+    A number of Python's has no dtype: it gets that of the arrays that were given.
+    """
+    if type(value) is float:
+        return np.array(value, next((a.dtype for arrays in given.values() for a in arrays if a.dtype.kind == "f"), None))
+    is_number = isinstance(value, np.ndarray | np.generic | int)
+    return np.array(value) if is_number and np.asarray(value).dtype.kind in "fiub" else None
 
 
 def _error(raised: BaseException, function: Callable) -> tuple[str, str, int, str]:
