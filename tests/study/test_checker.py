@@ -226,6 +226,28 @@ def max_pool2d_forward_by_slices(x, kernel_size, stride, padding, ceil_mode):
     return y, best_tap
 
 
+def max_pool2d_forward_from_zero(x, kernel_size, stride, padding, ceil_mode):
+    y, best_tap = (
+        np.zeros_like(one) for one in reference.max_pool2d_forward(x, kernel_size, stride, padding, ceil_mode)
+    )
+    for i, j, u, v in np.ndindex(*y.shape[1:3], *kernel_size):
+        h, w = i * stride[0] + u - padding[0], j * stride[1] + v - padding[1]
+        if 0 <= h < x.shape[1] and 0 <= w < x.shape[2]:
+            wins = x[:, h, w] > y[:, i, j]
+            y[:, i, j] = np.where(wins, x[:, h, w], y[:, i, j])
+            best_tap[:, i, j] = np.where(wins, u * kernel_size[1] + v, best_tap[:, i, j])
+    return y, best_tap
+
+
+def max_pool2d_backward_assigned(grad, best_tap, x_shape, kernel_size, stride, padding):
+    result = np.zeros(x_shape, grad.dtype)
+    for i, j, u, v in np.ndindex(*grad.shape[1:3], *kernel_size):
+        h, w = i * stride[0] + u - padding[0], j * stride[1] + v - padding[1]
+        if 0 <= h < x_shape[1] and 0 <= w < x_shape[2]:
+            result[:, h, w] = grad[:, i, j] * (best_tap[:, i, j] == u * kernel_size[1] + v)
+    return result
+
+
 def avg_pool2d_forward_without_stride(x, kernel_size, stride, padding, ceil_mode, count_include_pad):
     near = reference.avg_pool2d_forward(x, kernel_size, (1, 1), padding, ceil_mode, count_include_pad)
     _, oh, ow, _ = reference.avg_pool2d_forward(x, kernel_size, stride, padding, ceil_mode, count_include_pad).shape
@@ -276,6 +298,8 @@ WRITTEN_BY_PEOPLE = [
     ("conv2d_forward", conv2d_forward_without_a_lower_bound, "a negative index counts from there"),
     ("conv2d_forward", conv2d_forward_in_seven_loops, "y of the last tap and channel alone"),
     ("max_pool2d_forward", max_pool2d_forward_by_slices, "in the part of the window that is inside the image"),
+    ("max_pool2d_forward", max_pool2d_forward_from_zero, "with best_tap 0 there: the maximum starts from 0"),
+    ("max_pool2d_backward", max_pool2d_backward_assigned, "dL/dx of the last window that sees a pixel"),
     ("avg_pool2d_forward", avg_pool2d_forward_without_stride, "i and j not times the stride"),
     ("im2col", im2col_without_stride, "i and j not times the stride"),
     ("im2col", im2col_without_transpose, "reshaped without a transpose"),
@@ -413,6 +437,22 @@ def test_two_mistakes_in_one_result_are_both_named_if_they_show_in_different_cas
     (words,) = report_of("cross_entropy_forward", loss).mistakes
     assert words.startswith("This looks like two mistakes. It is the loss by log(probabilities)")
     assert words.endswith("It is also the loss with the labels not smoothed.")
+
+
+def test_a_result_whose_mistake_is_named_is_not_named_again_with_another_one():
+    """Where all numbers are negative, zeros as padding give the same y: that is no second mistake."""
+
+    def forward(*arguments):
+        y, best_tap = reference.max_pool2d_forward(*arguments)
+        return np.maximum(y, 0), np.where(y < -1, 0, best_tap)
+
+    assert report_of("max_pool2d_forward", forward).mistakes == ["This is y never below 0: the maximum starts from 0."]
+
+
+def test_a_single_number_is_not_counted():
+    report = report_of("mse_loss_forward", lambda x, target: np.asarray(np.inf, x.dtype))
+    assert next(rung for rung in report.rungs if rung.problem).problem.startswith("y is inf.\nWrong in 2 of 2 cases")
+    assert report.place == "y is wrong."
 
 
 def test_a_wrong_array_in_a_list_has_its_own_name():

@@ -201,6 +201,8 @@ def _no_nan(name: str, actual: np.ndarray, expected: np.ndarray, trial: Trial) -
     bad = ~np.isfinite(actual)
     if not bad.any():
         return ""
+    if bad.size == 1:
+        return f"{name} is {float(actual):g}."
     index = tuple(np.argwhere(bad)[0].tolist())
     return f"{name} has {bad.sum()} numbers of {bad.size} that are NaN or infinite, the first at {list(index)}."
 

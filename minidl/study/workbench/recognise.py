@@ -56,6 +56,7 @@ def recognise(
     known = suspects(task, trials) if known is None else known
     wrong = [part for part in range(_count(trials)) if not _is_right(part, trials, student)]
     verdicts, explained = _exact(known, wrong, student)
+    known = [suspect for suspect in known if not suspect.parts & explained]
     names = task.names_in(max(trials, key=lambda trial: len(trial.right)))
     for part in wrong:
         if part not in explained:

@@ -16,7 +16,7 @@ def where(name: str, actual: np.ndarray, expected: np.ndarray) -> tuple[str, str
     """(a sentence, a map) of the elements that differ. Both arrays have the same shape."""
     wrong = different(actual, expected)
     names = WEIGHT_AXES if name == "dL/dweight" and wrong.ndim == 4 else AXES.get(wrong.ndim, ())
-    counted = f"{wrong.sum()} of {wrong.size} numbers of {name} are wrong"
+    counted = f"{wrong.sum()} of {wrong.size} numbers of {name} are wrong" if wrong.size > 1 else f"{name} is wrong"
     places = [] if wrong.all() else _places(wrong, names)
     sentence = f"{counted}: {', '.join(places)}." if places else f"{counted}."
     return sentence, _map(wrong, names)
