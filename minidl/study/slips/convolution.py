@@ -202,10 +202,6 @@ BACKWARD = {
 # -- the bias ----------------------------------------------------------------------------------------------------------
 
 
-def _over_all_axes_but(axes):
-    return lambda call: call.grad.sum(axis=tuple(axis for axis in range(call.grad.ndim) if axis not in axes))
-
-
 BIAS = {
     "dL/dbias of the first image alone: not summed over the batch": called_with(grad=lambda call: call.grad[:1]),
     "dL/dbias of the last image alone": called_with(grad=lambda call: call.grad[-1:]),

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from minidl.ops.arithmetic import sum_to_shape
 from minidl.study.slips.tools import called_with, changed, scaled, swapped
 
 
@@ -18,22 +19,6 @@ def not_times_grad(call):
 def _factors_not_transposed(call):
     a, b = call.saved
     return call.grad @ b, a @ call.grad
-
-
-def _tie(call):
-    """Each of two equal numbers gets the whole gradient."""
-    a, b = call.saved
-    return _fit(np.where(a >= b, call.grad, 0), a.shape), _fit(np.where(b >= a, call.grad, 0), b.shape)
-
-
-def _fit(grad, shape):
-    """Summed over the axes along which an array of this shape was repeated."""
-    axes = tuple(
-        axis
-        for axis in range(grad.ndim)
-        if axis < grad.ndim - len(shape) or shape[axis - grad.ndim + len(shape)] != grad.shape[axis]
-    )
-    return grad.sum(axis=axes, keepdims=True).reshape(shape)
 
 
 def _not_summed(part):
@@ -79,7 +64,7 @@ def _y(call):
 
 def _div_once(call):
     _, b, y = call.saved
-    return call()[0], _fit(-call.grad * y, b.shape)
+    return call()[0], sum_to_shape(-call.grad * y, b.shape)
 
 
 def _derivative_of_power(without):
@@ -155,8 +140,8 @@ MISTAKES = {
     "Maximum": {
         TWO_SWAPPED: swapped(0, 1),
         "all of dL/dy in both dL/da and dL/db": lambda call: (
-            _fit(call.grad, call.saved[0].shape),
-            _fit(call.grad, call.saved[1].shape),
+            sum_to_shape(call.grad, call.saved[0].shape),
+            sum_to_shape(call.grad, call.saved[1].shape),
         ),
     },
     "Where": {TWO_SWAPPED: swapped(0, 1)},
