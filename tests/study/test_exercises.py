@@ -637,6 +637,18 @@ def test_grades_for_people_are_a_table(a_class, command):
     ]
 
 
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        ("return grad / undefined", "NameError in line 10, `return grad / undefined`: name 'undefined' is not defined"),
+        ("return 2 * np.where(y > 0, grad, 0)", "This is dL/dx, but 2 times as large."),
+    ],
+)
+def test_a_line_of_the_table_says_what_is_wrong(body, words, folder, command):
+    written(folder, with_backward(body))
+    assert command("--grade", folder / "workbench", "--seed", 1)[1].splitlines()[1].endswith(f" of 22   {words}")
+
+
 def test_the_mistakes_are_listed(capsys):
     assert main(["mistakes", "relu_backward"]) == 0
     assert "dL/dx as dL/dy times y" in capsys.readouterr().out
