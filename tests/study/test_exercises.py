@@ -355,6 +355,11 @@ SENTENCES = {
         with_backward("return grad / undefined"),
         "NameError in line 10, `return grad / undefined`: name 'undefined' is not defined",
     ),
+    "an error without a message": (
+        with_backward("assert False"),
+        "AssertionError in line 10, `assert False` Wrong in 4",
+    ),
+    "an error without a message at once": ("assert False", "cannot be imported: AssertionError in line 1"),
     "a wrong import": ("import nothing_of_that_name", "cannot be imported: ModuleNotFoundError in line 1"),
     "changed arguments": (with_backward("grad[y <= 0] = 0; return grad"), "It wrote into grad"),
     "reading a file": (with_backward("return np.load('grad.npy')"), "No such file or directory: 'grad.npy'"),
