@@ -643,6 +643,11 @@ class Two(nn.Module):
         return x, x
 
 
+class Asserts(nn.Module):
+    def forward(self, x):
+        assert x.ndim == 2
+
+
 class Numpy(nn.Module):
     def forward(self, x):
         return minidl.Tensor(x.numpy())
@@ -668,6 +673,10 @@ def backward():
 
 def two():
     return Net(Two())
+
+
+def asserts():
+    return Net(Asserts())
 
 
 def numpy():
@@ -715,6 +724,7 @@ def unknown():
         ("{}/failing.py:shapes", {}, r"fails in layer 'second.1' \(Conv2d\): ValueError: conv2d: x has 4.*32x32x3"),
         ("{}/failing.py:backward", {}, r"fails in the backward of Bad, layer 'second': AttributeError"),
         ("{}/failing.py:two", {}, r"expected the network to return a Tensor, got tuple"),
+        ("{}/failing.py:asserts", {}, r"fails in layer 'second' \(Asserts\): AssertionError; the input was 32x32x3"),
         ("{}/failing.py:numpy", {}, r"no gradient flows back from the result, .*outside of no_grad"),
         ("{}/failing.py:argmax", {}, r"no gradient flows back .* int64 of shape \(1, 30, 30\)"),
         ("{}/failing.py:nothing", {}, r"no gradient flows back .* of shape \(0, 30, 30, 4\)"),
