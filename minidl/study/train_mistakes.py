@@ -9,7 +9,9 @@ needs a gradient check: a falling loss proves nothing.
 import argparse
 import json
 import math
+import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -248,19 +250,40 @@ def draw(records: list[dict], path: Path) -> None:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `mistakes --train`."""
     parser.add_argument("--train", action="store_true", help="train a small network with each mistake; see --out")
-    parser.add_argument("--out", type=Path, default=Path("runs/mistakes"), help="where records and figure go")
-    parser.add_argument("--epochs", type=int, default=EPOCHS)
-    parser.add_argument("--images", type=int, default=IMAGES)
+    parser.add_argument(
+        "--out",
+        type=Path,
+        default=Path("runs/mistakes"),
+        help="folder of the records and the figure (default: runs/mistakes)",
+    )
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help=f"of each training (default: {EPOCHS})")
+    parser.add_argument("--images", type=int, default=IMAGES, help=f"to train on (default: {IMAGES})")
 
 
 def run(args: argparse.Namespace) -> int:
     """Train, draw, and print the summary. Ctrl-C keeps what is there. Returns the exit code."""
+    others = [name for name in args.targets if name not in TARGETS]
+    if others:
+        return _misused(
+            f"the network that is trained has no {others[0]} to plant a mistake in, but {', '.join(TARGETS)}"
+        )
+    if args.epochs < 1 or args.images < BATCH:
+        return _misused(f"expected --epochs of at least 1 and --images of at least {BATCH}, a batch")
+    if find_spec("matplotlib") is None:
+        return _misused("the figure needs matplotlib: pip install matplotlib")
     try:
         records = train_all(args.out, tuple(args.targets) or TARGETS, args.epochs, args.images)
     except KeyboardInterrupt:
         print(f"stopped; the same command goes on from {args.out / 'mistakes.jsonl'}")
         return 130
+    except OSError as error:
+        return _misused(f"cannot write in {args.out} ({error.strerror or error}); choose another --out")
     draw(records, args.out / "mistakes.svg")
     print(summary(records))
-    print(f"{args.out / 'mistakes.svg'}")
+    print(args.out / "mistakes.svg")
     return 0
+
+
+def _misused(words: str) -> int:
+    print(f"mistakes: --train: {words}", file=sys.stderr)
+    return 2

@@ -25,10 +25,11 @@ class Grade(NamedTuple):
     problem: str
 
     def line(self) -> str:
-        """The grade in one line of a table."""
-        said = self.problem or "; ".join(words for step in self.steps for words in step["mistakes"])
-        first = said.splitlines()[0] if said else ""
-        return f"{self.exercise:28} {self.points:5.1f} of {self.out_of:2}   {first}".rstrip()
+        """The grade in one line of a table, with what is wrong: the mistakes, or the first step that fails."""
+        mistakes = "; ".join(words for function in self.steps for words in function["mistakes"])
+        problems = [step["problem"] for function in self.steps for step in function["steps"] if step["problem"]]
+        said = next(filter(None, [self.problem, mistakes, *problems]), "").partition("\n")[0]
+        return f"{self.exercise:28} {self.points:5.1f} of {self.out_of:2}   {said}".rstrip()
 
 
 def grade_folder(folder: Path, names: list[str], seed: int | None, limits: Limits) -> dict:
@@ -37,7 +38,7 @@ def grade_folder(folder: Path, names: list[str], seed: int | None, limits: Limit
     Graded are the exercises of these names, where a missing file has no points; without names, those that have a file.
     """
     seed = secrets.randbelow(2**31) if seed is None else seed
-    students = [folder] if _files(folder) or not _subfolders(folder) else _subfolders(folder)
+    students = [folder] if _files(folder) else _subfolders(folder)
     return {"seed": seed, "students": [_student(student, names, seed, limits) for student in students]}
 
 
