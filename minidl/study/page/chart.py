@@ -10,7 +10,9 @@ def chart_of(recording: Recording, boxes: dict[int, str]) -> dict:
     for op in recording.ops:
         uses = recording.consumers(op)
         parts = [norm_of_use(use) for use in uses]
-        if len(parts) == 2 and None not in parts and op.grad_norm:
+        if len(parts) == 2 and None not in parts and op.grad_norm and uses[0][0] is not uses[1][0]:  # not x * x
+            first, second = _lengths(uses[0][0], uses[1][0], recording.ops)
+            parts = parts if first >= second else parts[::-1]  # the shortcut is the shorter one
             skips.append(
                 {"at": op.number, "near": finite(parts[0]), "far": finite(parts[1]), "sum": finite(op.grad_norm)}
             )
@@ -24,6 +26,16 @@ def chart_of(recording: Recording, boxes: dict[int, str]) -> dict:
         "stages": [[name, number] for name, number in stages.items() if name],
         "boxes": boxes,
     }
+
+
+def _lengths(first: Op, second: Op, ops: list[Op]) -> tuple[int, int]:
+    """The number of operations on each of two paths until they meet, given the first operation of each."""
+    paths = {first: {1}, second: {2}}  # of each operation, the paths that it is on
+    for op in ops[first.number :]:
+        paths[op] = paths.get(op, set()).union(*(paths.get(source, ()) for source in op.inputs))
+        if len(paths[op]) == 2:
+            break
+    return sum(found == {1} for found in paths.values()), sum(found == {2} for found in paths.values())
 
 
 def norm_of_use(use: tuple[Op, int]) -> float | None:
