@@ -407,6 +407,19 @@ def test_the_page_of_resnet20_has_all_operations_with_their_source(resnet20):
         assert all(document["quotes"][key]["html"] for key in [*level["forward"], *level["backward"]])
 
 
+def test_a_block_by_itself_has_its_own_skip_connection_in_the_chart_and_no_other(tmp_path):
+    """The block's input has two consumers; y * y of the loss is no skip connection."""
+    (tmp_path / "blocks.py").write_text(
+        "from models.resnet import BasicBlock\n\n\ndef block():\n    return BasicBlock(4, 4, stride=1, shortcut='A')\n"
+    )
+    document = document_of(explain(f"{tmp_path}/blocks.py:block", input_shape=(8, 8, 4)))
+    (skip,) = document["chart"]["skips"]
+    (fork,) = [box for box in boxes_of(document["network"]) if box["kind"] == "fork"]
+    assert skip["at"] < 0
+    assert [skip["near"], skip["far"]] == pytest.approx([path["norm"] for path in fork["paths"]])
+    assert skip["sum"] == pytest.approx(fork["total"]["norm"])
+
+
 def test_the_page_of_resnet20_has_nine_skip_connections_with_three_norms(resnet20):
     document = document_of(resnet20)
     forks = [box for box in boxes_of(document["network"]) if box["kind"] == "fork"]

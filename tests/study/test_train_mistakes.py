@@ -104,18 +104,32 @@ def test_a_mistake_that_the_engine_refuses_is_no_result(small):
 
 
 @pytest.mark.parametrize(
+    ("target", "name", "least", "most"),
+    [
+        ("conv2d_backward", "dL/dx with the other sign", 0.5, 3),
+        ("cross_entropy_backward", "dL/dlogits not multiplied by dL/dloss", 0, train_mistakes.ROUNDING),
+    ],
+)
+def test_the_error_of_the_gradients_is_recorded(target, name, least, most, small):
+    data = train_mistakes.make_shapes(128, size=16), train_mistakes.make_shapes(20, size=16)
+    assert least <= train_mistakes.outcome(find(target, name), data, 1, 0)["error"] <= most
+
+
+@pytest.mark.parametrize(
     ("record", "expected"),
     [
         ({"refused": "a shape"}, "refused"),
-        ({"accuracy": 0.1, "loss": 2.3}, "learns nothing"),
-        ({"accuracy": 0.7, "loss": 1.0}, "learns less"),
-        ({"accuracy": 0.87, "loss": 1.0}, "learns less"),
-        ({"accuracy": 0.88, "loss": 0.2}, "hidden"),
-        ({"accuracy": 0.95, "loss": 0.2}, "hidden"),
-        ({"accuracy": 0.9, "loss": 0.1}, "not shown by this network"),
+        ({"accuracy": 0.1}, "learns nothing"),
+        ({"accuracy": 0.7}, "learns less"),
+        ({"accuracy": 0.87}, "learns less"),
+        ({"accuracy": 0.88}, "hidden"),
+        ({"accuracy": 0.95}, "hidden"),
+        ({"accuracy": 0.7, "error": 1e-6}, "no difference here"),
+        ({"accuracy": 0.9, "error": float("nan")}, "hidden"),
     ],
 )
 def test_verdicts(record, expected):
+    record = {"error": 0.5, "loss": 1.0} | record
     right = [{"accuracy": 0.9, "loss": 0.1}, {"accuracy": 0.88, "loss": 0.1}]
     assert train_mistakes.verdict(record, right) == expected
 
