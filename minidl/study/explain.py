@@ -137,7 +137,7 @@ def _training_step(network: Network, example: Example, weights: Weights, label: 
 
 def _failed(direction: str, network: Network, recording: Recording, error: BaseException) -> BadInputError:
     """An error in the user's network, with the name of the layer."""
-    what = f"{type(error).__name__}: {error}"
+    what = traceback.format_exception_only(error)[-1].strip()
     if direction == "backward":
         op = _op_that_failed(recording, error)
         return BadInputError(

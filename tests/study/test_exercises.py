@@ -355,6 +355,11 @@ SENTENCES = {
         with_backward("return grad / undefined"),
         "NameError in line 10, `return grad / undefined`: name 'undefined' is not defined",
     ),
+    "an error without a message": (
+        with_backward("assert False"),
+        "AssertionError in line 10, `assert False` Wrong in 4",
+    ),
+    "an error without a message at once": ("assert False", "cannot be imported: AssertionError in line 1"),
     "a wrong import": ("import nothing_of_that_name", "cannot be imported: ModuleNotFoundError in line 1"),
     "changed arguments": (with_backward("grad[y <= 0] = 0; return grad"), "It wrote into grad"),
     "reading a file": (with_backward("return np.load('grad.npy')"), "No such file or directory: 'grad.npy'"),
@@ -588,7 +593,7 @@ def test_a_class_is_graded_and_a_loop_costs_its_exercise_alone(a_class, command)
     assert "is not valid Python" in by_name["mse_loss_forward"]["problem"]
     assert [by_name[name]["points"] for name in ("add", "matmul", "mse_loss_forward")] == [0, 0, 0]
     assert 0 < by_name["relu"]["points"] < by_name["relu"]["out_of"] == ada["out_of"]
-    wrong = by_name["relu"]["steps"][1]
+    wrong = by_name["relu"]["functions"][1]
     assert wrong["mistakes"] == ["This is dL/dx everywhere: no mask, or one of y >= 0, which is always true."]
     assert sum(step["points"] for step in wrong["steps"]) == wrong["points"]
 
@@ -614,7 +619,7 @@ def test_numbers_that_are_right_in_half_of_the_cases_have_half_of_their_points(f
     """All other steps have their point only if they are right in all cases."""
     written(folder, with_backward("return np.where(y > 0, grad, 0) if y.ndim == 2 else 2 * grad"))
     (student,) = json.loads(command("relu", "--grade", folder / "workbench", "--json", "--seed", "3")[1])["students"]
-    points = {step["step"]: step["points"] for step in student["exercises"][0]["steps"][1]["steps"]}
+    points = {step["step"]: step["points"] for step in student["exercises"][0]["functions"][1]["steps"]}
     assert points.pop("the numbers agree with the plain loops in float64") == 2
     assert points.pop("float32 arguments give float32 results that agree") == 0
     assert set(points.values()) == {1}

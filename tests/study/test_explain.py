@@ -445,6 +445,24 @@ def test_braces_in_the_data_are_no_places_of_the_template(tmp_path):
     assert document["title"].endswith("{script}.py:make: forward and backward")
 
 
+@pytest.mark.parametrize("is_first", [False, True])
+def test_the_chart_tells_the_shortcut_from_the_layers_in_whatever_order_they_are_computed(is_first):
+    class Projected(Block):
+        def __init__(self):
+            super().__init__(4)
+            self.projection = nn.Conv2d(4, 4, 1)
+
+        def forward(self, x):
+            shortcut = self.projection(x) if is_first else None
+            y = self.conv2(relu(self.conv1(x)))
+            return relu(y + (shortcut if is_first else self.projection(x)))
+
+    document = make_document(recorded(nn.Sequential(nn.Conv2d(3, 4, 3), Projected())), {})
+    through = {box["layer"]: box["inputs"][0]["norm"] for box in boxes_of(document["network"]) if box["kind"] == "op"}
+    [skip] = document["chart"]["skips"]
+    assert (skip["near"], skip["far"]) == (through["1.conv1"], through["1.projection"])
+
+
 def test_norms_in_the_page_are_those_of_the_gradients():
     model = small()
     document = make_document(recorded(model), {})
@@ -656,6 +674,11 @@ class Two(nn.Module):
         return x, x
 
 
+class Asserts(nn.Module):
+    def forward(self, x):
+        assert x.ndim == 2
+
+
 class Numpy(nn.Module):
     def forward(self, x):
         return minidl.Tensor(x.numpy())
@@ -681,6 +704,10 @@ def backward():
 
 def two():
     return Net(Two())
+
+
+def asserts():
+    return Net(Asserts())
 
 
 def numpy():
@@ -728,6 +755,7 @@ def unknown():
         ("{}/failing.py:shapes", {}, r"fails in layer 'second.1' \(Conv2d\): ValueError: conv2d: x has 4.*32x32x3"),
         ("{}/failing.py:backward", {}, r"fails in the backward of Bad, layer 'second': AttributeError"),
         ("{}/failing.py:two", {}, r"expected the network to return a Tensor, got tuple"),
+        ("{}/failing.py:asserts", {}, r"fails in layer 'second' \(Asserts\): AssertionError; the input was 32x32x3"),
         ("{}/failing.py:numpy", {}, r"no gradient flows back from the result, .*outside of no_grad"),
         ("{}/failing.py:argmax", {}, r"no gradient flows back .* int64 of shape \(1, 30, 30\)"),
         ("{}/failing.py:nothing", {}, r"no gradient flows back .* of shape \(0, 30, 30, 4\)"),

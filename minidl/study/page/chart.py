@@ -29,9 +29,21 @@ def skip_from(recording: Recording, source: Op | Input) -> dict | None:
     uses = recording.consumers(source)
     if len(uses) != 2 or uses[0][0] is uses[1][0]:  # such as y * y, which is no skip connection
         return None
+    first, second = _lengths(uses[0][0], uses[1][0], recording.ops)
+    uses = uses if first >= second else uses[::-1]  # the shortcut is the shorter path, whichever is computed first
     grads = [None if op.input_grads is None else op.input_grads[number] for op, number in uses]
     if any(grad is None for grad in grads):
         return None
     near, far = map(norm, grads)
     at, total = (source.number, source.grad_norm) if isinstance(source, Op) else (-0.5, norm(grads[0] + grads[1]))
     return {"at": at, "near": finite(near), "far": finite(far), "sum": finite(total)} if total else None
+
+
+def _lengths(first: Op, second: Op, ops: list[Op]) -> tuple[int, int]:
+    """The number of operations on each of two paths until they meet, given the first operation of each."""
+    paths = {first: {1}, second: {2}}  # of each operation, the paths that it is on
+    for op in ops[first.number :]:
+        paths[op] = paths.get(op, set()).union(*(paths.get(source, ()) for source in op.inputs))
+        if len(paths[op]) == 2:
+            break
+    return sum(found == {1} for found in paths.values()), sum(found == {2} for found in paths.values())

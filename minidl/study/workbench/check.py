@@ -144,7 +144,7 @@ def _import_error(kind: str, message: str, line: int) -> str:
         return f"The file ends Python by exit(){place}. It should define its functions and no more."
     if kind == "EOFError":
         return f"The file asks for keyboard input{place}. All that its functions need are their arguments."
-    return f"The file cannot be imported: {kind}{place}: {message}"
+    return f"The file cannot be imported: {kind}{place}: {message}".removesuffix(": ")
 
 
 def _observations(fields: list, path: Path) -> list[Observation]:

@@ -114,7 +114,7 @@ def _error_in_words(seen: Observation, task: Task) -> str:
     if kind == "EOFError":
         return f"It asks for keyboard input in line {line}, `{text}`; all that it needs are its arguments."
     place = f" in line {line}, `{text}`" if line else ""
-    return f"{kind}{place}: {message}"
+    return f"{kind}{place}: {message}".removesuffix(": ")
 
 
 def _returns(runs: Runs) -> list[str]:
