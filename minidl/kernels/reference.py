@@ -295,6 +295,34 @@ def relu_backward(grad, y):
     return np.where(y <= 0, 0, grad)
 
 
+def gelu_forward(x, approximate, needs_slope):
+    """(y, slope) with y = x P(x) and slope = dy/dx = P(x) + x p(x); None in place of a slope that is not needed."""
+    y, slope = np.empty(x.shape, x.dtype), np.empty(x.shape, x.dtype)
+    for i in np.ndindex(x.shape):
+        near = min(max(x[i], -40), 40)  # where P(x) is 0 or 1 already: infinity * 0 would be NaN
+        probability, density = _normal_by_tanh(near) if approximate == "tanh" else _normal(near)
+        y[i] = max(x[i], near) * probability
+        slope[i] = probability + near * density
+    return y, slope if needs_slope else None
+
+
+def _normal(x):
+    """P(x) = (1 + erf(x / sqrt(2))) / 2, which is erfc(-x / sqrt(2)) / 2, and p(x) = exp(-x^2 / 2) / sqrt(2 pi)."""
+    return math.erfc(-x / math.sqrt(2)) / 2, math.exp(-x * x / 2) / math.sqrt(2 * math.pi)
+
+
+def _normal_by_tanh(x):
+    """P(x) = (1 + tanh(u)) / 2 with u = sqrt(2 / pi) (x + 0.044715 x^3), and p(x) = (1 - tanh(u)^2) / 2 du/dx."""
+    scale = math.sqrt(2 / math.pi)
+    t = math.tanh(scale * (x + 0.044715 * x**3))
+    return (1 + t) / 2, (1 - t * t) / 2 * scale * (1 + 3 * 0.044715 * x**2)
+
+
+def gelu_backward(grad, slope):
+    """dL/dx = dL/dy dy/dx, where `slope` is dy/dx."""
+    return np.asarray(grad * slope)
+
+
 def softmax_forward(x):
     """y[n, k] = exp(x[n, k]) / sum over l of exp(x[n, l]).  Subtracting the row's maximum first prevents overflow."""
     y = np.empty(x.shape, x.dtype)

@@ -71,6 +71,9 @@ def activation_workloads():
     yield "add", x, y
     yield "relu_forward", x
     yield "relu_backward", grad, y
+    for approximate in ("none", "tanh"):
+        yield "gelu_forward", x, approximate, True
+    yield "gelu_backward", grad, y
     yield "dropout_forward", x, 0.4, KEY
     yield "dropout_backward", grad, 0.4, KEY
     yield "local_response_norm_forward", x, 5, 0.1, 0.75, 2.0
