@@ -501,18 +501,21 @@ def scatter_add(grad, positions, shape):
 # ---- augmentation: random changes to an image before the network sees it ---------------------------------------------
 
 
-def crop_and_flip(images, chosen, tops, lefts, flips, mean, std, padding):
+def crop_and_flip(images, chosen, tops, lefts, flips, mean, std, padding, reflect):
     """y[n, i, j] = (x[h, w] - mean[h, w]) / std[h, w] with x = images[chosen[n]], and 0 where (h, w) is outside x:
 
         h = i + tops[n] - padding,    w = j + lefts[n] - padding,    with W - 1 - j instead of j if flips[n].
 
-    Tops and lefts are in [0, 2*padding]; the value `padding` means no shift. y has the dtype of mean and std.
+    Tops and lefts are in [0, 2*padding]; the value `padding` means no shift. y has the dtype of mean and std. With
+    `reflect`, what is outside x is its mirror image: h is -1 for row 1, and H for row H - 2.
     """
     _, height, width, _ = images.shape
     y = np.zeros((len(chosen), *images.shape[1:]), mean.dtype)
     for n, i, j in np.ndindex(y.shape[:3]):
         h = i + tops[n] - padding
         w = (width - 1 - j if flips[n] else j) + lefts[n] - padding
+        if reflect:
+            h, w = min(abs(h), 2 * (height - 1) - abs(h)), min(abs(w), 2 * (width - 1) - abs(w))
         if 0 <= h < height and 0 <= w < width:
             y[n, i, j] = (images[chosen[n], h, w] - mean[h, w]) / std[h, w]
     return y

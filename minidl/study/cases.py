@@ -376,7 +376,7 @@ def _scatter_add(rng):
 
 
 def _crop_and_flip(rng):
-    for padding in (1, 2):
+    for padding, reflect in ((1, False), (2, False), (2, True)):
         n, c, chosen = *sizes(rng, 2, 2, 5), 4
         height, width = sizes(rng, 2, 4, 8)
         tops, lefts = rng.integers(0, 2 * padding + 1, (2, chosen))
@@ -389,6 +389,7 @@ def _crop_and_flip(rng):
             "mean": rng.uniform(50, 200, (height, width, c)),
             "std": rng.uniform(20, 80, (height, width, c)),
             "padding": padding,
+            "reflect": reflect,
         }
 
 

@@ -87,7 +87,7 @@ def augment_workloads():
     images, chosen = rng.integers(0, 256, (50, *SHAPE[1:]), np.uint8), rng.integers(0, 50, 40)
     tops, lefts = rng.integers(0, 9, (2, 40))
     mean, std = draw(*SHAPE[1:]), 1 + draw(*SHAPE[1:]) ** 2
-    yield "crop_and_flip", images, chosen, tops, lefts, rng.random(40) < 0.5, mean, std, 4
+    yield "crop_and_flip", images, chosen, tops, lefts, rng.random(40) < 0.5, mean, std, 4, True
 
 
 def loss_workloads():
