@@ -248,3 +248,17 @@ def test_a_run_on_a_device_ends_as_on_the_cpu(speed, narrow, tmp_path, device):
     arrays, expected = (load_file(tmp_path / name / "seed0" / "checkpoint.safetensors") for name in ("device", "cpu"))
     for name, array in expected.items():
         assert abs(arrays[name] - array).max() <= 0.02 * max(abs(array).max(), 1e-3), name
+
+
+@pytest.mark.parametrize("dtype", ["tf32", "bfloat16", "float16"])
+def test_a_run_with_rounded_activations_begins_alike(dtype, speed, narrow, tmp_path, device):
+    """A sum of losses needs no scaling in float16: its gradients are as many times as large as the batch."""
+    options = "--epochs", 1
+    if device == "cpu":
+        assert speed(tmp_path, *options, "--dtype", dtype)[0] == 2
+        return
+    speed(tmp_path / "exact", *options, "--device", device)
+    assert speed(tmp_path / "rounded", *options, "--device", device, "--dtype", dtype)[0] == 0
+    (rounded,), (exact,) = metrics(tmp_path / "rounded" / "seed0"), metrics(tmp_path / "exact" / "seed0")
+    assert rounded["train_loss"] == pytest.approx(exact["train_loss"], rel=0.02)
+    assert rounded["train_loss"] != exact["train_loss"]
