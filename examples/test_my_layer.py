@@ -1,4 +1,4 @@
-"""Tests for a layer and an operation of your own: a file to copy.
+"""Tests for a layer and an operation of your own. Copy this file and put your layer in.
 
     python -m pytest examples/test_my_layer.py
 

@@ -3,8 +3,8 @@
     python examples/tour.py            all ten steps; seconds on a CPU
     python examples/tour.py 3 4        only steps 3 and 4
 
-Read it from the top, beside `minidl/autograd.py` and `minidl/ops`. In every step a gradient is computed twice: by hand,
-from the formula, and by `backward()`. Change a number and see which assertion fails.
+Read it from the top, beside `minidl/autograd.py` and `minidl/ops`. Most steps compute gradients twice, by hand from the
+formula and by `backward()`, and compare them. Change a number and see which assertion fails.
 
 L is the loss, a scalar. The gradient of x is dL/dx, an array of x's shape; `grad` is dL/dy, the gradient of an output.
 Images are (N, H, W, C), convolution weights (KH, KW, C, O).
@@ -49,7 +49,7 @@ def step_1_a_chain_of_scalars() -> None:
 
     grad_v = 2 * 5.0  # dL/dv, as L = v^2 + a
     grad_u = grad_c = grad_v  # a sum passes its gradient on to both terms
-    grad_a = 3.0 * grad_u + 1.0  # a product passes it on times the other factor; what meets at a is added
+    grad_a = 3.0 * grad_u + 1.0  # a product multiplies it by the other factor; a is used twice, so two parts are added
     grad_b = 2.0 * grad_u
     for name, tensor, by_hand in (("a", a, grad_a), ("b", b, grad_b), ("c", c, grad_c)):
         print(f"dL/d{name} = {tensor.grad.item()}")
@@ -107,7 +107,7 @@ def step_4_its_gradient_is_another_convolution() -> None:
 
 
 def step_5_max_pool_routes_the_gradient() -> None:
-    """All of a window's gradient goes to its maximum. Windows that share a maximum add up there."""
+    """All of a window's gradient goes to its maximum. If windows share a maximum, their gradients add up."""
     x = leaf([[1.0, 2.0, 0.0], [3.0, 9.0, 5.0], [4.0, 6.0, 7.0]])
     y = max_pool2d(x.reshape(1, 3, 3, 1), kernel_size=2, stride=1)  # four windows, all of which see the 9
     y.backward(Tensor(np.array([1.0, 10.0, 100.0, 1000.0]).reshape(1, 2, 2, 1)))
@@ -134,7 +134,7 @@ def step_6_the_three_terms_of_batch_norm() -> None:
     sizes = [np.linalg.norm(np.broadcast_to(term, x.shape)) for term in (direct, through_mean, through_variance)]
     print("norms: direct {:.2f}, through the mean {:.2f}, through the variance {:.2f}".format(*sizes))
     assert_equal(x.grad, direct + through_mean + through_variance)
-    assert np.abs(x.grad.numpy().sum(axis=0)).max() < 1e-12  # y ignores a constant added to x, so the slopes cancel
+    assert np.abs(x.grad.numpy().sum(axis=0)).max() < 1e-12  # adding a constant to x does not change y
 
 
 def residual_branch(block: BasicBlock, x: Tensor) -> Tensor:
@@ -159,7 +159,7 @@ def step_7_a_residual_block() -> None:
     relu(residual_branch(block, branch) + skip).backward(grad)
     sizes = [np.linalg.norm(tensor.grad.numpy()) for tensor in (skip, branch, written)]
     print("norms of dL/dx: through the skip connection {:.2f}, through F {:.2f}, their sum {:.2f}".format(*sizes))
-    assert_equal(skip.grad, np.where(y.numpy() > 0, grad.numpy(), 0))  # nothing on its way but the last ReLU
+    assert_equal(skip.grad, np.where(y.numpy() > 0, grad.numpy(), 0))  # only the last ReLU is on its way
     assert_equal(written.grad, skip.grad.numpy() + branch.grad.numpy())
 
 
@@ -182,7 +182,7 @@ class SlopedReLU(Function):
 def step_8_a_gradient_check_finds_a_mistake() -> None:
     """gradcheck compares backward with the slope of forward, measured by small steps."""
     x = leaf([[-2.0, -1.0], [1.0, 2.0]])
-    minidl.gradcheck(relu, [x])  # right: says nothing
+    minidl.gradcheck(relu, [x])  # right: no error
     try:
         minidl.gradcheck(lambda x: minidl.apply(SlopedReLU, x), [x])
     except minidl.testing.GradientError as error:
@@ -215,7 +215,7 @@ def losses_without_nn_and_optim(steps: int, lr: float) -> list[float]:
         loss.backward()
         for weight in weights.values():
             weight.data -= np.float32(lr) * weight.grad.data
-            weight.grad = None  # or the next backward would add to it
+            weight.grad = None  # otherwise the next backward would add to it
         losses.append(loss.item())
     return losses
 

@@ -107,8 +107,13 @@ def check_layer(
 
     and a copy of the layer that loads its `state_dict()` computes the same.
     """
-    rng = np.random.default_rng([seed, *b"check_layer"])
-    numbers = rng.standard_normal(input_shape)
+    numbers = np.random.default_rng([seed, *b"check_layer"]).standard_normal(input_shape)
+    if not isinstance(layer, Module):
+        raise TypeError(f"check_layer: expected a layer, a Module, got {layer!r}")
+    if not (numbers.ndim and numbers.size):
+        raise ValueError(f"check_layer: expected an input shape (N, ...) with N >= 1, got {input_shape}")
+    if isinstance(dtypes, str) or not set(dtypes) <= _FAR.keys():
+        raise ValueError(f"check_layer: expected a list of dtypes among {', '.join(_FAR)}, got {dtypes!r}")
     layer = deepcopy(layer).to(device)
     for training in (True, False):
         mode = "training" if training else "evaluation"
@@ -133,8 +138,9 @@ def _check_layer_gradients(layer: Module, numbers: np.ndarray, mode: str, device
     try:
         gradcheck(function, [x, *learned.values()], seed=seed)
     except (GradientError, TypeError) as error:
-        names = ["the input", *learned]
-        message = re.sub(r"\binput (\d+)", lambda found: names[int(found[1])], str(error).removeprefix("gradcheck: "))
+        names, message = ["the input", *learned], str(error)
+        if message.startswith("gradcheck: "):
+            message = re.sub(r"\binput (\d+)", lambda found: names[int(found[1])], message.removeprefix("gradcheck: "))
         raise GradientError(f"check_layer: in {mode}: {message}") from error
 
 
@@ -160,7 +166,7 @@ def _check_layer_dtype(layer: Module, x: Tensor, mode: str, dtype: str) -> None:
     if str(output.dtype) != dtype:
         raise GradientError(f"check_layer: in {mode}: a {dtype} input gives an output of {output.dtype}, not {dtype}")
     far = np.linalg.norm(output.numpy().astype(np.float64) - exact)
-    if not far <= _FAR.get(dtype, 0.0) * np.linalg.norm(exact):
+    if not far <= _FAR[dtype] * np.linalg.norm(exact):
         raise GradientError(
             f"check_layer: in {mode}: the output for a {dtype} input is far from the one in float64: the norm of their "
             f"difference is {far:.2g}, that of the output {np.linalg.norm(exact):.2g}"
@@ -176,8 +182,8 @@ def _check_evaluation(layer: Module, x: Tensor) -> None:
     for name, buffer, numbers in before:
         if not _same(buffer.numpy(), numbers):
             raise GradientError(f"check_layer: in evaluation: the forward pass changes the buffer {name}")
-    if len(output) != len(x):
-        raise GradientError(f"check_layer: expected an output for each of {len(x)} images, got {len(output)}")
+    if output.shape[:1] != x.shape[:1]:
+        raise GradientError(f"check_layer: expected an output for each of {len(x)} images, got shape {output.shape}")
     alone = layer(Tensor(x.data[:1].copy())).numpy()
     if not np.allclose(alone[0], output[0], rtol=1e-4, atol=1e-5 * np.abs(output).max(initial=0)):
         raise GradientError("check_layer: in evaluation: the output for an image depends on the others of its batch")
@@ -218,7 +224,7 @@ def _analytic(function, inputs, cotangent, rng) -> list[np.ndarray | None]:
             _guard_backward(output)
             try:
                 output.backward(Tensor(cotangent.copy(), device=output.device))
-            except ValueError as error:  # wrong shape, dtype or number of gradients
+            except (ValueError, RuntimeError) as error:  # wrong shape, dtype or number of gradients; or no graph
                 raise GradientError(f"gradcheck: {error}") from error
         grads = [tensor.grad for tensor in inputs]
     finally:

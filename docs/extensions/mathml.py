@@ -13,7 +13,7 @@ from sphinx.application import Sphinx
 from sphinx.errors import ExtensionError
 from sphinx.util.math import get_node_equation_number
 
-# As operators, a slash, a partial derivative and a name such as relu would stand in wide spaces.
+# As operators, a slash, a partial derivative, infinity and a name such as relu would have wide spaces; `mod` should.
 TIGHT_SLASH = '<mo lspace="0" rspace="0">/</mo>'
 
 
@@ -23,7 +23,8 @@ def to_mathml(latex: str, display: str) -> str:
     shown = unescape(re.sub(r"<[^>]*>", " ", mathml))
     if re.search(r"\\|(?<!\S)&(?!\S)", shown):
         raise ExtensionError(f"latex2mathml does not know a command in the formula: {latex}")
-    return re.sub(r"<mo>(∂|&#x02202;|[A-Za-z]{2,})</mo>", r"<mi>\1</mi>", mathml).replace("<mo>/</mo>", TIGHT_SLASH)
+    mathml = re.sub(r"<mo>(∂|&#x02202;|∞|&#x0221E;|(?!mod<)[A-Za-z]{2,})</mo>", r"<mi>\1</mi>", mathml)
+    return re.sub(r"<mo>(/|&#x0002F;)</mo>", TIGHT_SLASH, mathml)
 
 
 def visit_math(translator, node: nodes.math) -> None:

@@ -26,7 +26,7 @@ def std(x: Tensor) -> float:
 def measure(make_weight) -> tuple[list[float], list[float]]:
     """(std of the output of each layer, std of dL/d(its input)), for random images and a random gradient.
 
-    The gradient of a leaf is kept: each layer's input is one, and hands its gradient to the layer before.
+    Each layer's input is a leaf, which keeps its gradient. This gradient is passed to the layer before.
     """
     minidl.manual_seed(0)
     inputs, outputs = [], []

@@ -63,10 +63,10 @@ def draw() -> Figure:
     plain, residual = measure(56, "none"), measure(56, "A")
     number = np.arange(1, len(plain["sum"]) + 1)
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
-    left.semilogy(number, plain["sum"], "o-", ms=3, label="plain, 56 layers")
-    left.semilogy(number, residual["sum"], "o-", ms=3, label="residual, 56 layers")
-    for name in ("through the skip connection", "through F", "sum"):
-        right.semilogy(number, residual[name], "o-", ms=3, label=name)
+    left.semilogy(number, plain["sum"], "o-C0", ms=3, label="plain, 56 layers")
+    left.semilogy(number, residual["sum"], "o-C1", ms=3, label="residual, 56 layers")
+    for name, style in (("through the skip connection", "o-C2"), ("through F", "o-C3"), ("sum", "o-C1")):
+        right.semilogy(number, residual[name], style, ms=3, label=name)
     left.set_ylabel("norm of dL/dx at the block's input")
     for axes in (left, right):
         axes.set_xlabel("block (1 is next to the image)")

@@ -43,7 +43,7 @@ def _rounded(value):
 
 
 def sizes(rng, count: int, low: int = 2, high: int = 8) -> list[int]:
-    """So many different lengths of axes, low <= length < high."""
+    """Return `count` lengths of axes, all different, low <= length < high."""
     return rng.permutation(np.arange(low, high))[:count].tolist()
 
 
@@ -292,13 +292,13 @@ def _gelu(rng):
 
 
 def _softmax_forward(rng):
-    """The last one has numbers whose exp overflows."""
+    """The last case has numbers whose exp overflows."""
     for offset in (0, 0, 800):
         yield {"x": offset + rng.standard_normal(sizes(rng, 2, 3, 8))}
 
 
 def _log_softmax_forward(rng):
-    """In the last one softmax is rounded to 0, and its logarithm is not -infinity."""
+    """In the last case softmax is rounded to 0; its logarithm is not -infinity all the same."""
     for size in (1, 1, 800):
         yield {"x": size * rng.standard_normal(sizes(rng, 2, 3, 8))}
 

@@ -49,21 +49,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options of `explain`."""
     parser.add_argument("network", help="resnet20, vgg16, ..., or MODULE:FUNCTION, or path/to/file.py:FUNCTION")
     parser.add_argument("--weights", metavar="FILE", help="a checkpoint, or a safetensors file; default: fresh weights")
-    parser.add_argument("--image", metavar="FILE", help="scaled and cut to the network's input; default: a drawn shape")
-    parser.add_argument("--label", type=int, metavar="N", help="class of the image; default: the one that is predicted")
     parser.add_argument(
-        "--input-shape", type=shape_of, metavar="HxWxC", help="of one image; default: the network's own"
+        "--image", metavar="FILE", help="an image, scaled and cut to the network's input; default: a drawn shape"
+    )
+    parser.add_argument("--label", type=int, metavar="N", help="the class for the loss; default: the predicted one")
+    parser.add_argument(
+        "--input-shape", type=shape_of, metavar="HxWxC", help="the shape of one input; default: the network's own"
     )
     parser.add_argument(
-        "--mode", choices=("train", "eval"), help="of batch-norm and dropout; default: eval with --weights, else train"
+        "--mode",
+        choices=("train", "eval"),
+        help="the mode of batch-norm and dropout; default: eval with --weights, else train",
     )
     parser.add_argument("--out", metavar="FILE", help="the page; default: NETWORK.html in the current folder")
 
 
 def run(args: argparse.Namespace) -> int:
     """Write the page and print its path. Return 0, or 1 after a message if something that was given cannot be used."""
+    path = Path(args.out or f"{args.network.rpartition(':')[2]}.html")
     try:
-        path = _writable(args.out or f"{args.network.rpartition(':')[2]}.html")
+        _check_path(path)
         page = explain(args.network, args.weights, args.image, args.label, args.input_shape, args.mode)
         write_whole(path, page.encode("utf-8"))
     except BadInputError as error:
@@ -76,14 +81,14 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _writable(out: str) -> Path:
-    """Check the path before the network runs."""
-    path = Path(out)
+def _check_path(path: Path) -> None:
+    """Refuse a path that no page can be written to, before the network runs."""
     if path.is_dir():
-        raise BadInputError(f"--out: {out} is a folder; name a file in it, such as {path / 'page.html'}")
+        raise BadInputError(f"--out: {path} is a folder; name a file in it, such as {path / 'page.html'}")
+    if path.exists() and not path.is_file():  # the page would replace a device, such as /dev/null
+        raise BadInputError(f"--out: {path} is not a file; name a file")
     if not path.parent.is_dir():
         raise BadInputError(f"--out: there is no folder {path.parent}; make it first")
-    return path
 
 
 def explain(
@@ -117,7 +122,7 @@ def explain(
 def _training_step(network: Network, example: Example, weights: Weights, label: int | None) -> tuple[Recording, dict]:
     """Run forward, the loss and backward. Return the recording, and what the page says of the loss."""
     x = Tensor(example.array, requires_grad=True)
-    with record(network.model) as recording:
+    with record(network.model) as recording, np.errstate(all="ignore"):  # the page says what is not finite
         try:
             y = network.model(x)
         except (Exception, SystemExit) as error:
@@ -132,7 +137,7 @@ def _training_step(network: Network, example: Example, weights: Weights, label: 
 
 def _failed(direction: str, network: Network, recording: Recording, error: BaseException) -> BadInputError:
     """An error in the user's network, with the name of the layer."""
-    what = f"{type(error).__name__}: {error}"
+    what = traceback.format_exception_only(error)[-1].strip()
     if direction == "backward":
         op = _op_that_failed(recording, error)
         return BadInputError(
@@ -157,9 +162,14 @@ def _loss(y: Tensor, weights: Weights, label: int | None) -> tuple[Tensor, dict]
     """Cross-entropy for (1, classes), else the mean of the squares. Return it with what the page says of it."""
     if not isinstance(y, Tensor):
         raise BadInputError(f"expected the network to return a Tensor, got {type(y).__name__}; return one tensor")
-    if y.ndim != 2 or y.shape[1] < 2:
+    if not (y.requires_grad and y.numel()):
+        raise BadInputError(
+            f"no gradient flows back from the result, which is {y.dtype} of shape {y.shape}; compute it by operations "
+            "of minidl, outside of no_grad()"
+        )
+    if y.ndim != 2 or len(y) != 1 or y.shape[1] < 2:
         if label is not None:
-            raise BadInputError(f"--label: the result has shape {y.shape}, not (N, classes); leave --label out")
+            raise BadInputError(f"--label: the result has shape {y.shape}, not (1, classes); leave --label out")
         return (y * y).mean(), {"loss": "the mean of the squares of the result, as it has no classes"}
     classes, predicted = y.shape[1], int(y.argmax(dim=1).item())
     if label is not None and not 0 <= label < classes:

@@ -1,6 +1,7 @@
 """`python -m minidl.study mistakes`: the known mistakes by name; with --train, what training makes of them."""
 
 import argparse
+import sys
 
 from minidl.study import train_mistakes
 from minidl.study.mistakes import MISTAKES
@@ -19,7 +20,7 @@ def run(args: argparse.Namespace) -> int:
     targets = dict.fromkeys(mistake.target for mistake in MISTAKES)
     unknown = [name for name in args.targets if name not in targets]
     if unknown:
-        print(f"mistakes: none are known of {unknown[0]!r}; there are some of {', '.join(targets)}")
+        print(f"mistakes: none are known of {unknown[0]!r}; there are some of {', '.join(targets)}", file=sys.stderr)
         return 2
     if args.train:
         return train_mistakes.run(args)

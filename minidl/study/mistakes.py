@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minidl.kernels import cpu
-from minidl.study.calls import WRITTEN, Call, arrays_in, backward_of, kernels, map_arrays, ops, result_names
+from minidl.study.calls import WRITTEN, Call, arrays_in, backward_of, kernels, map_arrays, ops, result_names, returning
 from minidl.study.slips import arrays, convolution, elementwise, normalisation, pooling, residual, updates
 from minidl.study.slips import ops as slips_of_ops
 from minidl.study.slips.tools import Wrong, changed, only, scaled
@@ -136,15 +136,9 @@ def _wrong_kernel(mistake: Mistake) -> Callable:
 
 def _write_wrong(mistake: Mistake, right: Callable, arguments: dict) -> None:
     """An update writes its wrong results into its arguments."""
-    written = WRITTEN[mistake.target]
-
-    def on_copies(**some):
-        copies = map_arrays(np.copy, some)
-        right(**copies)
-        return tuple(arrays_in([copies[name] for name in written]))
-
-    results = mistake.wrong(Call(on_copies, map_arrays(np.copy, dict(arguments))))
-    for place, result in zip(arrays_in([arguments[name] for name in written]), results, strict=True):
+    results = mistake.wrong(Call(returning(mistake.target, right), map_arrays(np.copy, arguments)))
+    written = arrays_in([arguments[name] for name in WRITTEN[mistake.target]])
+    for place, result in zip(written, results, strict=True):
         place[...] = result
 
 

@@ -242,7 +242,6 @@ class _Recorder:
                 self._source(tensor.data, name)
 
     def _forward(self, function: type[Function], forward: Callable, ctx: Context, arrays: tuple, hyperparameters: dict):
-        self._waiting.pop(id(ctx), None)  # of a context that is gone
         start, y = self._timed(arrays[0], lambda: forward(ctx, *arrays, **hyperparameters))
         with self._clock.stopped() as stop:
             y = Tensor(y).data  # as `apply` would do next, so this very object is the input of the next operation

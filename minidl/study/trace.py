@@ -90,7 +90,7 @@ class Trace:
         return self.table(min(max(columns, LEAST_WIDTH), MOST_WIDTH))
 
     def table(self, width: int = USUAL_WIDTH) -> str:
-        """Return the table for lines of so many characters.
+        """Return the table in lines of at most `width` characters.
 
         The names in the last column are cut to the width. A narrow table has the shapes of the results alone.
         """
@@ -109,7 +109,7 @@ class Trace:
         """
         events = [*_layers(self.recording.calls), *_backward_layers(self._in_backward())]
         events += [*map(_forward, self.ops), *map(_backward, self._in_backward()), *self._counter()]
-        events.sort(key=lambda event: (event["ts"], -event.get("dur", 0)))  # a layer before what is in it
+        events.sort(key=lambda event: event["ts"])  # of two that begin together, a layer stays before what is in it
         document = {"traceEvents": [*_metadata(), *events], "displayTimeUnit": "ms"}
         Path(path).write_text(json.dumps(document, allow_nan=False), encoding="utf-8")
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from minidl import Function
 from minidl.kernels import reference
 from minidl.study.calls import kernels, ops
 from minidl.study.cases import has_cases
@@ -12,6 +13,7 @@ from minidl.study.workbench.exercises import PARTS, task
 from minidl.study.workbench.observe import observe
 from minidl.study.workbench.recognise import recognise, suspects
 from minidl.study.workbench.tasks import in_float32
+from minidl.study.workbench.where import where
 from tests.study.right_answers import RIGHT_ANSWERS
 
 # The tables of mistakes, their names and the recogniser were made with the shapes and numbers of seed 0.
@@ -201,6 +203,75 @@ def conv2d_forward_without_a_lower_bound(x, weight, bias, stride, padding):
     return y if bias is None else y + bias
 
 
+def conv2d_forward_in_seven_loops(x, weight, bias, stride, padding):
+    """With = in the place of +=."""
+    kh, kw, c, o = weight.shape
+    oh, ow = ((x.shape[1 + i] + 2 * padding[i] - weight.shape[i]) // stride[i] + 1 for i in (0, 1))
+    y = np.zeros((len(x), oh, ow, o), x.dtype)
+    for n, i, j, k, u, v, m in np.ndindex(*y.shape, kh, kw, c):
+        h, w = i * stride[0] + u - padding[0], j * stride[1] + v - padding[1]
+        if 0 <= h < x.shape[1] and 0 <= w < x.shape[2]:
+            y[n, i, j, k] = x[n, h, w, m] * weight[u, v, m, k]
+    return y if bias is None else y + bias
+
+
+def max_pool2d_forward_by_slices(x, kernel_size, stride, padding, ceil_mode):
+    """argmax of a slice counts from the first pixel of the slice, not of the window."""
+    y = reference.max_pool2d_forward(x, kernel_size, stride, padding, ceil_mode)[0]
+    best_tap = np.zeros(y.shape, int)
+    for i, j in np.ndindex(*y.shape[1:3]):
+        h, w = i * stride[0] - padding[0], j * stride[1] - padding[1]
+        window = x[:, max(h, 0) : h + kernel_size[0], max(w, 0) : w + kernel_size[1]]
+        best_tap[:, i, j] = window.reshape(len(x), -1, x.shape[3]).argmax(axis=1)
+    return y, best_tap
+
+
+def max_pool2d_forward_from_zero(x, kernel_size, stride, padding, ceil_mode):
+    y, best_tap = (
+        np.zeros_like(one) for one in reference.max_pool2d_forward(x, kernel_size, stride, padding, ceil_mode)
+    )
+    for i, j, u, v in np.ndindex(*y.shape[1:3], *kernel_size):
+        h, w = i * stride[0] + u - padding[0], j * stride[1] + v - padding[1]
+        if 0 <= h < x.shape[1] and 0 <= w < x.shape[2]:
+            wins = x[:, h, w] > y[:, i, j]
+            y[:, i, j] = np.where(wins, x[:, h, w], y[:, i, j])
+            best_tap[:, i, j] = np.where(wins, u * kernel_size[1] + v, best_tap[:, i, j])
+    return y, best_tap
+
+
+def max_pool2d_backward_assigned(grad, best_tap, x_shape, kernel_size, stride, padding):
+    result = np.zeros(x_shape, grad.dtype)
+    for i, j, u, v in np.ndindex(*grad.shape[1:3], *kernel_size):
+        h, w = i * stride[0] + u - padding[0], j * stride[1] + v - padding[1]
+        if 0 <= h < x_shape[1] and 0 <= w < x_shape[2]:
+            result[:, h, w] = grad[:, i, j] * (best_tap[:, i, j] == u * kernel_size[1] + v)
+    return result
+
+
+def avg_pool2d_forward_without_stride(x, kernel_size, stride, padding, ceil_mode, count_include_pad):
+    near = reference.avg_pool2d_forward(x, kernel_size, (1, 1), padding, ceil_mode, count_include_pad)
+    _, oh, ow, _ = reference.avg_pool2d_forward(x, kernel_size, stride, padding, ceil_mode, count_include_pad).shape
+    return near[:, :oh, :ow]
+
+
+def padded_and_size(x, kernel_size, stride, padding):
+    padded = np.pad(x, ((0, 0), (padding[0],) * 2, (padding[1],) * 2, (0, 0)))
+    return padded, [(padded.shape[1 + i] - kernel_size[i]) // stride[i] + 1 for i in (0, 1)]
+
+
+def im2col_without_stride(x, kernel_size, stride, padding):
+    padded, (oh, ow) = padded_and_size(x, kernel_size, stride, padding)
+    taps = [padded[:, u : u + oh, v : v + ow] for u, v in np.ndindex(*kernel_size)]
+    return np.stack(taps, axis=3).reshape(len(x) * oh * ow, -1)
+
+
+def im2col_without_transpose(x, kernel_size, stride, padding):
+    padded, (oh, ow) = padded_and_size(x, kernel_size, stride, padding)
+    sh, sw = stride
+    taps = [padded[:, u : u + sh * oh : sh, v : v + sw * ow : sw] for u, v in np.ndindex(*kernel_size)]
+    return np.stack(taps).reshape(len(x) * oh * ow, -1)
+
+
 def sum_to_shape_of_the_first_axes(grad, shape):
     return grad.sum(axis=tuple(range(grad.ndim - len(shape))))
 
@@ -220,11 +291,18 @@ WRITTEN_BY_PEOPLE = [
     ("cross_entropy_backward", cross_entropy_backward_summed, "dL/dlogits not divided by N"),
     ("batch_norm_backward", batch_norm_backward_as_constants, "without the terms of mean and variance"),
     ("max_pool2d_backward", max_pool2d_backward_to_all, "dL/dx to all pixels of the window"),
-    ("max_pool2d_forward", max_pool2d_forward_padded_with_zeros, "a padding that takes part as 0"),
+    ("max_pool2d_forward", max_pool2d_forward_padded_with_zeros, "zeros as padding, which win over negative numbers"),
     ("softmax_forward", softmax_forward_naive, "exp overflows"),
     ("global_avg_pool_backward", global_avg_pool_backward_not_divided, "dL/dx not divided"),
     ("residual_end_backward", residual_end_backward_unmasked_shortcut, "dL/dshortcut of dL/dy: not masked"),
     ("conv2d_forward", conv2d_forward_without_a_lower_bound, "a negative index counts from there"),
+    ("conv2d_forward", conv2d_forward_in_seven_loops, "y of the last tap and channel alone"),
+    ("max_pool2d_forward", max_pool2d_forward_by_slices, "in the part of the window that is inside the image"),
+    ("max_pool2d_forward", max_pool2d_forward_from_zero, "with best_tap 0 there: the maximum starts from 0"),
+    ("max_pool2d_backward", max_pool2d_backward_assigned, "dL/dx of the last window that sees a pixel"),
+    ("avg_pool2d_forward", avg_pool2d_forward_without_stride, "i and j not times the stride"),
+    ("im2col", im2col_without_stride, "i and j not times the stride"),
+    ("im2col", im2col_without_transpose, "reshaped without a transpose"),
     ("sum_to_shape", sum_to_shape_of_the_first_axes, "those of length 1 are not summed"),
     ("sgd_update", sgd_update_without_decay, "weight decay left out"),
 ]
@@ -252,7 +330,13 @@ def global_times_n(x):
     return x.mean(axis=(1, 2)) * len(x)
 
 
-def linear_two_mistakes(grad, x, mean, variance, weight, eps, through_statistics):
+def cross_entropy_backward_of_a_lecture(grad, probabilities, labels, label_smoothing):
+    result = probabilities.copy()
+    result[np.arange(len(labels)), labels] -= 1
+    return result / len(labels)
+
+
+def batch_norm_backward_with_two_mistakes(grad, x, mean, variance, weight, eps, through_statistics):
     grad_x, grad_weight, grad_bias = reference.batch_norm_backward(grad, x, mean, variance, weight, eps, True)
     return grad_x, 10 * grad_weight, -grad_bias
 
@@ -279,12 +363,17 @@ def weight_permuted(grad, x, weight, stride, padding):
             ["This is y, but times N (the first axis of x): a division is missing."],
         ),
         (
+            "cross_entropy_backward",
+            cross_entropy_backward_of_a_lecture,
+            ["This is dL/dlogits with the labels not smoothed, and divided by grad."],
+        ),
+        (
             "conv2d_backward_weight",
             weight_permuted,
             ["This is dL/dweight with its axes in the order (3, 2, 0, 1)."],
         ),
     ],
-    ids=["factor", "factor of a mistake", "factor of N", "axes"],
+    ids=["factor", "factor of a mistake", "factor of N", "factor of grad", "axes"],
 )
 def test_what_is_no_known_mistake_is_recognised_by_its_relation_to_one(name, function, expected):
     assert report_of(name, function).mistakes == expected
@@ -300,13 +389,40 @@ def batch_norm_backward_without_variance(grad, x, mean, variance, weight, eps, t
 def test_a_mistake_in_some_of_the_wrong_cases_is_named_with_these():
     (mistake,) = report_of("batch_norm_backward", batch_norm_backward_without_variance).mistakes
     assert mistake == (
-        "In 2 of the 3 wrong cases, those with through_statistics=True, this is dL/dx without the term of the "
-        "variance. The others are wrong in another way."
+        "In 2 of the 3 wrong cases (through_statistics=True) this is dL/dx without the term of the variance. "
+        "The others are wrong in another way."
     )
 
 
+def batch_norm_backward_by_images(grad, x, mean, variance, weight, eps, through_statistics):
+    """M is the number of images, and the terms of training are there in evaluation too."""
+    std, axes = np.sqrt(variance + eps), tuple(range(x.ndim - 1))
+    x_hat = (x - mean) / std
+    grad_weight, grad_bias = (grad * x_hat).sum(axis=axes), grad.sum(axis=axes)
+    return weight / std * (grad - (grad_bias + x_hat * grad_weight) / len(x)), grad_weight, grad_bias
+
+
+def test_a_mistake_in_one_of_the_wrong_cases_is_named_if_no_other_accounts_for_it():
+    (mistake,) = report_of("batch_norm_backward", batch_norm_backward_by_images).mistakes
+    assert mistake == (
+        "In 1 of the 2 wrong cases (through_statistics=True) this is dL/dx with M the number of images instead of "
+        "the elements of a channel. The others are wrong in another way."
+    )
+
+
+def test_in_all_wrong_cases_there_are_no_others():
+    """With a kernel that is not square it is right: so it is not the known mistake, which would be wrong there."""
+
+    def exchanged(grad, x, weight, stride, padding):
+        weight = weight.swapaxes(0, 1) if weight.shape[0] == weight.shape[1] else weight
+        return reference.conv2d_backward(grad, x, weight, stride, padding, True, False)[0]
+
+    (mistake,) = report_of("conv2d_backward_x", exchanged).mistakes
+    assert mistake == "In 2 of the 2 wrong cases this is dL/dx with the kernel's height and width exchanged."
+
+
 def test_two_mistakes_are_both_named():
-    mistakes = " ".join(report_of("batch_norm_backward", linear_two_mistakes).mistakes)
+    mistakes = " ".join(report_of("batch_norm_backward", batch_norm_backward_with_two_mistakes).mistakes)
     assert "dL/dweight ten times too large" in mistakes and "dL/dbias with the other sign" in mistakes
 
 
@@ -323,6 +439,30 @@ def test_two_mistakes_in_one_result_are_both_named_if_they_show_in_different_cas
     assert words.endswith("It is also the loss with the labels not smoothed.")
 
 
+def test_a_result_whose_mistake_is_named_is_not_named_again_with_another_one():
+    """Where all numbers are negative, zeros as padding give the same y: that is no second mistake."""
+
+    def forward(*arguments):
+        y, best_tap = reference.max_pool2d_forward(*arguments)
+        return np.maximum(y, 0), np.where(y < -1, 0, best_tap)
+
+    assert report_of("max_pool2d_forward", forward).mistakes == ["This is y never below 0: the maximum starts from 0."]
+
+
+def test_a_single_number_is_not_counted():
+    report = report_of("mse_loss_forward", lambda x, target: np.asarray(np.inf, x.dtype))
+    assert next(rung for rung in report.rungs if rung.problem).problem.startswith("y is inf.\nWrong in 2 of 2 cases")
+    assert report.place == "y is wrong."
+
+
+def test_a_wrong_array_in_a_list_has_its_own_name():
+    def doubles_the_second(parameters, *others):
+        reference.sgd_update(parameters, *others)
+        parameters[1] *= 2
+
+    assert report_of("sgd_update", doubles_the_second).mistakes == ["This is parameters[1], but 2 times as large."]
+
+
 def test_what_nobody_knows_has_no_name():
     report = report_of("relu_backward", lambda grad, y: np.where(y > 0, grad, 0) + np.sin(grad) * y**3)
     assert not report.is_right and report.mistakes == []
@@ -332,28 +472,51 @@ def test_what_nobody_knows_has_no_name():
 # -- where -------------------------------------------------------------------------------------------------------------
 
 
-def wrong_at(index):
-    def function(grad, y):
-        result = np.where(y > 0, grad, 0)
-        if result.ndim == 4:
-            result[index] += 1 + np.arange(result[index].size).reshape(result[index].shape)
-        return result
+def wrong_at(index, shape):
+    """What `where` says of a result that is wrong there."""
+    actual = np.zeros(shape)
+    actual[index] = 1
+    return where("y", actual, np.zeros(shape))
 
-    return function
+
+IMAGES = (2, 6, 7, 3)
 
 
 @pytest.mark.parametrize(
-    ("index", "words"),
+    ("index", "shape", "words"),
     [
-        ((slice(None), 0), "at the borders only, which is where the padding counts"),
-        ((slice(None), slice(1, None, 2)), "in every second row, from 1 on"),
-        ((1,), "in image 1 alone"),
-        ((..., 1), "in channel 1 alone"),
+        ((slice(None), 0), IMAGES, "at the borders only, which is where the padding counts, in row 0 alone"),
+        ((slice(None), 0), (2, 2, 5, 3), "in row 0 alone"),  # there is nothing but a border
+        ((slice(None), slice(1, 5), slice(1, 7)), IMAGES, "everywhere but at some places of the borders"),
+        ((slice(None), slice(1, None, 2)), IMAGES, "in every second row, from 1 on"),
+        ((slice(None), [1, 3, 4]), IMAGES, "in the rows 1, 3, 4 of 6"),
+        ((slice(None), slice(1, 4)), IMAGES, "in the rows 1 to 3 of 6"),
+        ((1,), IMAGES, "in image 1 alone"),
+        ((..., 1), IMAGES, "in channel 1 alone"),
+        ((..., [0, -1]), (4, 9), "in the first and the last column only"),
+        (([0, 2, 3, 5, 7, 8, 9],), (120, 4), "in 7 of 120 rows"),
     ],
-    ids=["border", "stride", "image", "channel"],
 )
-def test_the_checker_says_where_it_is_wrong(index, words):
-    assert words in report_of("relu_backward", wrong_at(index)).place
+def test_the_checker_says_where_it_is_wrong(index, shape, words):
+    sentence, _ = wrong_at(index, shape)
+    assert sentence.partition("wrong: ")[2].startswith(words)
+
+
+def test_the_map_has_the_rows_and_columns_that_fit():
+    title, *rows = wrong_at((0, 2), (30, 70))[1].splitlines()
+    assert title == "The rows and columns of it (# wrong, . right):"
+    assert rows == ["  ..#" + "." * 61, *["  " + "." * 64] * 23, "  ..."]
+    assert wrong_at((..., 0), (2, 3, 4, 5))[1] == "" and wrong_at(0, (3,))[1] == ""  # all, and no second axis
+
+
+def test_the_place_is_one_of_the_case_that_was_named():
+    """In the first case the shape is wrong. Where the numbers of another case are wrong would not belong to it."""
+
+    def without_padding(x, weight, bias, stride, padding):
+        return reference.conv2d_forward(x, weight, bias, stride, (0, 0)) + 1
+
+    report = report_of("conv2d_forward", without_padding)
+    assert "has the shape" in next(rung for rung in report.rungs if rung.problem).problem and report.place == ""
 
 
 def test_one_tap_is_shown_on_the_map():
@@ -381,20 +544,83 @@ def into_its_arguments(grad, y):
         (lambda grad, y: None, "It returned None, expected one array, dL/dx. Is the `return` missing?"),
         (lambda grad, y: (grad, y), "It returned a tuple of 2, expected one array, dL/dx."),
         (lambda grad, y: grad.tolist(), "It returned a list of"),
-        (lambda grad, y: "grad", "dL/dx is no array of numbers"),
-        (lambda grad, y: grad.T, "dL/dx has the shape"),
+        (lambda grad, y: "grad", "It returned a str, expected one array, dL/dx."),
+        (lambda grad, y: grad + 0j, "It returned an array of complex128, expected one array, dL/dx."),
+        (lambda grad, y: (yield grad), "It returned a generator, expected one array, dL/dx."),
+        (lambda grad, y: grad.T, "dL/dx has the shape (7, 3), expected (3, 7), the shape of grad."),
         (lambda grad, y: np.where(y > 0, grad, 0).astype(np.float16), "dL/dx is float16, expected float64"),
         (lambda grad, y: grad / y, "numbers of"),
         (lambda grad, y: grad @ y.T @ y.T, "ValueError in line"),
         (into_its_arguments, "It wrote into grad, which others still need."),
-        (lambda grad, y: np.where(y > 0, grad, 0).astype(np.float64), "dL/dx is float64 for float32 arguments"),
+        (
+            lambda grad, y: np.where(y > 0, grad, 0).astype(np.float64),
+            "dL/dx is float64 for float32 arguments, expected float32. Results have the dtype of the",
+        ),
         (lambda grad, y: exit(), "It ends Python by exit()"),
         (lambda grad, y: np.load("grad.npy"), "FileNotFoundError"),
     ],
-    ids=["None", "tuple", "list", "str", "shape", "dtype", "NaN", "raises", "writes", "float32", "exit", "no file"],
+    ids=[
+        "None",
+        "tuple",
+        "list",
+        "str",
+        "complex",
+        "yield",
+        "shape",
+        "dtype",
+        "NaN",
+        "raises",
+        "writes",
+        "float32",
+        "exit",
+        "no file",
+    ],
 )
 def test_each_step_says_what_is_wrong(function, words):
     assert words in first_problem("relu_backward", function).problem
+
+
+def test_float32_results_may_be_rounded_as_float32_is_and_no_more():
+    def rounds(grad, y):
+        right = np.where(y > 0, grad, 0)
+        return right.astype(np.float16).astype(np.float32) if grad.dtype == np.float32 else right
+
+    rung = first_problem("relu_backward", rounds)
+    assert rung.title == "float32 arguments give float32 results that agree" and "are wrong." in rung.problem
+
+
+def test_zeros_are_said_to_be_zeros():
+    class Tanh(Function):
+        forward = staticmethod(ops()["Tanh"].forward)
+
+        @staticmethod
+        def backward(ctx, grad):
+            return 0 * grad
+
+    assert report_of("Tanh", Tanh).mistakes == ["This is dL/d(input 0), but 0 everywhere."]
+
+
+def test_of_several_results_the_one_that_is_no_array_is_named():
+    problem = first_problem("max_pool2d_forward", lambda x, *options: (x, "best_tap")).problem
+    assert problem.startswith("best_tap is no array of numbers; expected a tuple of 2: (y, best_tap).")
+
+
+def test_the_shape_of_a_gradient_is_that_of_its_argument():
+    right = reference.batch_norm_backward
+
+    def of_a_wrong_shape(*arguments):
+        grad_x, grad_weight, grad_bias = right(*arguments)
+        return grad_x, grad_weight[:, None], grad_bias
+
+    problem = first_problem("batch_norm_backward", of_a_wrong_shape).problem
+    shape, case = problem.splitlines()
+    assert shape == "dL/dweight has the shape (6, 1), expected (6,), the shape of weight."
+    assert case.startswith("Wrong in 3 of 3 cases, first in this one: grad (4, 6), x (4, 6), mean (6,), variance")
+    # x has the shape of y here by chance: it says nothing of the mistake
+    no_padding = first_problem(
+        "conv2d_forward", lambda x, weight, *_: reference.conv2d_forward(x, weight, None, (1, 1), (0, 0))
+    )
+    assert no_padding.problem.splitlines()[0] == "y has the shape (4, 3, 4, 2), expected (4, 5, 6, 2)."
 
 
 def test_a_file_that_it_reads_is_named(tmp_path):
@@ -421,11 +647,36 @@ def test_an_update_has_to_write_into_its_arguments():
     assert "it should write into parameters, velocities and return nothing" in returning.problem
 
 
-def test_an_update_may_write_into_nothing_else():
+def test_new_arrays_in_the_lists_are_no_update():
+    """Those that the parameters have stay as they were."""
+
+    def rebinds(parameters, grads, velocities, lr, momentum, weight_decay, nesterov):
+        for i, (p, v) in enumerate(zip(*(map(np.copy, some) for some in (parameters, velocities)), strict=True)):
+            reference.sgd_update([p], [grads[i]], [v], lr, momentum, weight_decay, nesterov)
+            parameters[i], velocities[i] = p, v
+
+    report = report_of("sgd_update", rebinds)
+    assert report.mistakes == ["This is new arrays instead of the given ones: nothing is written."]
+
+
+def write_zeros(grads):
+    for grad in grads:
+        grad *= 0
+
+
+def take_one_out(grads):
+    grads.pop()
+
+
+def put_others_in(grads):
+    grads[:] = [grad.copy() for grad in grads]
+
+
+@pytest.mark.parametrize("change", [write_zeros, take_one_out, put_others_in])
+def test_an_update_may_write_into_nothing_else(change):
     def eager(parameters, grads, *others):
         reference.sgd_update(parameters, grads, *others)
-        for grad in grads:
-            grad *= 0
+        change(grads)
 
     assert "It wrote into grads" in first_problem("sgd_update", eager).problem
 

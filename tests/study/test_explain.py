@@ -1,14 +1,15 @@
 """`python -m minidl.study explain`: the page's contents, the graph, and bad input. The browser is in another file."""
 
-import argparse
 import base64
 import html
 import inspect
 import io
 import itertools
 import json
+import os
 import re
 import textwrap
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +25,10 @@ from minidl.kernels import cpu, reference
 from minidl.ops.batch_norm import BatchNormEval
 from minidl.ops.conv import Conv2d
 from minidl.ops.pool import MaxPool2d
+from minidl.study.__main__ import main
 from minidl.study._input import load_weights
 from minidl.study._network import find_network
-from minidl.study.explain import BadInputError, add_arguments, explain, run
+from minidl.study.explain import BadInputError, explain
 from minidl.study.page.document import TooLargeError, make_document
 from minidl.study.page.graph import Fork, Port, graph_of
 from minidl.study.page.layout import lay_out
@@ -178,10 +180,13 @@ def test_the_gradient_on_the_edge_behind_a_box_is_the_whole_one():
                 np.testing.assert_allclose(edge.grad(), edge.source.grad, rtol=1e-6)
 
 
-def test_a_product_is_no_shortcut_that_changes_nothing():
+@pytest.mark.parametrize(
+    "join", [lambda x: x * x.sigmoid(), lambda x: (x + 1) * x.tanh()], ids=["a product", "the sum with a number"]
+)
+def test_what_is_no_shortcut_that_changes_nothing(join):
     class Gate(nn.Module):
         def forward(self, x):
-            return x * x.sigmoid()
+            return join(x)
 
     recording = recorded(Gate())
     [fork] = [box for box in graph_of(grow(recording), recording).boxes if isinstance(box, Fork)]
@@ -248,6 +253,8 @@ def test_a_repetition_of_several_layers_is_folded_and_a_short_one_is_not():
     fold(tree)
     names = [len(child.children) if isinstance(child, Folded) else child.function.__name__ for child in tree.children]
     assert names[:7] == ["Conv2d", "ReLU", "ReLU", 9, "Conv2d", "ReLU", "ReLU"]
+    document = make_document(recorded(small(blocks=12)), {})
+    assert "folded" not in {box["kind"] for box in boxes_of(document["network"])}  # it is small anyway
     short = grow(recorded(small(blocks=3)))
     fold(short)
     assert not any(isinstance(child, Folded) for group in groups_of(short) for child in group.children)
@@ -388,6 +395,9 @@ def test_the_page_of_resnet20_has_all_operations_with_their_source(resnet20):
     conv = next(box for box in ops if box["layer"] == "layer2.0.conv1")
     assert conv["shape"] == shape_text((1, 16, 16, 32)) and ["stride", "(2, 2)"] in conv["hyperparameters"]
     assert [saved["name"] for saved in conv["saved"]] == ["x", "weight", "stride", "padding"]
+    activation = next(box for box in ops if box["title"] == "ReLU")
+    assert [saved["same"] for saved in activation["saved"]] == ["y, its own result"]
+    assert document["network"]["graph"]["edges"][0]["shape"] == shape_text((32, 32, 3))  # of one image
     assert conv["saved"][0]["bytes"] == "65,536" and conv["saved"][0]["same"] == "layer1.2 (ReLU)"
     assert [entry["name"] for entry in conv["inputs"]] == ["x", "weight", "bias"] and conv["value"] and conv["grad"]
     function = document["functions"][conv["function"]]
@@ -395,6 +405,19 @@ def test_the_page_of_resnet20_has_all_operations_with_their_source(resnet20):
     assert function["formula"] == inspect.cleandoc(Conv2d.__doc__)
     for level in function["levels"]:
         assert all(document["quotes"][key]["html"] for key in [*level["forward"], *level["backward"]])
+
+
+def test_a_block_by_itself_has_its_own_skip_connection_in_the_chart_and_no_other(tmp_path):
+    """The block's input has two consumers; y * y of the loss is no skip connection."""
+    (tmp_path / "blocks.py").write_text(
+        "from models.resnet import BasicBlock\n\n\ndef block():\n    return BasicBlock(4, 4, stride=1, shortcut='A')\n"
+    )
+    document = document_of(explain(f"{tmp_path}/blocks.py:block", input_shape=(8, 8, 4)))
+    (skip,) = document["chart"]["skips"]
+    (fork,) = [box for box in boxes_of(document["network"]) if box["kind"] == "fork"]
+    assert skip["at"] < 0
+    assert [skip["near"], skip["far"]] == pytest.approx([path["norm"] for path in fork["paths"]])
+    assert skip["sum"] == pytest.approx(fork["total"]["norm"])
 
 
 def test_the_page_of_resnet20_has_nine_skip_connections_with_three_norms(resnet20):
@@ -420,6 +443,24 @@ def test_braces_in_the_data_are_no_places_of_the_template(tmp_path):
     write(tmp_path, "{script}.py", MAKE)
     document = document_of(explain(f"{tmp_path}/{{script}}.py:make"))
     assert document["title"].endswith("{script}.py:make: forward and backward")
+
+
+@pytest.mark.parametrize("is_first", [False, True])
+def test_the_chart_tells_the_shortcut_from_the_layers_in_whatever_order_they_are_computed(is_first):
+    class Projected(Block):
+        def __init__(self):
+            super().__init__(4)
+            self.projection = nn.Conv2d(4, 4, 1)
+
+        def forward(self, x):
+            shortcut = self.projection(x) if is_first else None
+            y = self.conv2(relu(self.conv1(x)))
+            return relu(y + (shortcut if is_first else self.projection(x)))
+
+    document = make_document(recorded(nn.Sequential(nn.Conv2d(3, 4, 3), Projected())), {})
+    through = {box["layer"]: box["inputs"][0]["norm"] for box in boxes_of(document["network"]) if box["kind"] == "op"}
+    [skip] = document["chart"]["skips"]
+    assert (skip["near"], skip["far"]) == (through["1.conv1"], through["1.projection"])
 
 
 def test_norms_in_the_page_are_those_of_the_gradients():
@@ -503,6 +544,12 @@ def test_a_module_is_imported_from_the_current_folder(tmp_path, monkeypatch):
     assert document["network"]["graph"]["boxes"][0]["shape"] == shape_text((1, 9, 7, 3))
 
 
+def test_a_file_may_import_another_one_of_its_folder(tmp_path):
+    write(tmp_path, "beside_it.py", MAKE)
+    write(tmp_path, "importing.py", "from beside_it import make\n")
+    assert document_of(explain(f"{tmp_path}/importing.py:make"))["title"].startswith(str(tmp_path))
+
+
 def test_a_grey_photograph_is_scaled_and_cut(tmp_path):
     write(tmp_path, "grey.py", MAKE.replace("Conv2d(3,", "Conv2d(1,"))
     Image.fromarray(np.full((50, 80, 3), 200, np.uint8)).save(tmp_path / "photo.png")
@@ -551,6 +598,16 @@ def test_published_weights_of_imagenet_networks_get_torchvisions_pixels(tmp_path
     assert "127.5" in load_weights(found.model, None, found.statistics).scaling
 
 
+def test_a_result_of_several_rows_has_no_classes(tmp_path):
+    write(
+        tmp_path,
+        "rows.py",
+        MAKE.replace("nn.GlobalAvgPool()", "nn.Flatten(), Rows()").replace("Linear(4", "Linear(6") + ROWS,
+    )
+    facts = dict(document_of(explain(f"{tmp_path}/rows.py:make"))["facts"])
+    assert facts["loss"].startswith("the mean of the squares") and facts["prediction"] is None
+
+
 def test_the_label_that_is_given_is_the_class_of_the_loss():
     document = document_of(explain("resnet20", label=7))
     loss = document["network"]["graph"]["boxes"][-1]
@@ -560,17 +617,25 @@ def test_the_label_that_is_given_is_the_class_of_the_loss():
     assert facts["mode"] == "training: batch-norm takes its statistics of this image alone"
 
 
+ROWS = """
+
+class Rows(nn.Module):
+    def forward(self, x):
+        return x.reshape(-1, 6)
+"""
 NAN = """
 def nan():
     model = make()
-    model.modules[0].weight.data[...] = float("nan")
+    model.modules[0].weight.data[...] = float("inf")
     return model
 """
 
 
 def test_values_that_are_not_finite_are_said_and_are_no_broken_json(tmp_path):
     write(tmp_path, "nans.py", MAKE + NAN)
-    page = explain(f"{tmp_path}/nans.py:nan")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        page = explain(f"{tmp_path}/nans.py:nan")
     data = re.search(r'id="document">(.*?)</script>', page, re.DOTALL)[1]
     document = json.loads(data, parse_constant=lambda name: pytest.fail(name))
     assert any("not finite" in note for note in document["notes"])
@@ -609,6 +674,26 @@ class Two(nn.Module):
         return x, x
 
 
+class Asserts(nn.Module):
+    def forward(self, x):
+        assert x.ndim == 2
+
+
+class Numpy(nn.Module):
+    def forward(self, x):
+        return minidl.Tensor(x.numpy())
+
+
+class Argmax(nn.Module):
+    def forward(self, x):
+        return x.argmax(3)
+
+
+class Nothing(nn.Module):
+    def forward(self, x):
+        return x[:0]
+
+
 def shapes():
     return Net(nn.Sequential(nn.ReLU(), nn.Conv2d(5, 2, 3)))
 
@@ -619,6 +704,22 @@ def backward():
 
 def two():
     return Net(Two())
+
+
+def asserts():
+    return Net(Asserts())
+
+
+def numpy():
+    return Net(Numpy())
+
+
+def argmax():
+    return Net(Argmax())
+
+
+def nothing():
+    return Net(Nothing())
 
 
 def raises():
@@ -646,7 +747,7 @@ def unknown():
         ("no_such_module:make", {}, r"cannot import no_such_module \(ModuleNotFoundError.*run it in the folder"),
         ("no/such/file.py:make", {}, r"there is no file no/such/file.py"),
         ("{}/syntax.py:make", {}, r"cannot import .*syntax.py \(SyntaxError.*mend it first"),
-        ("{}/failing.py:nothing", {}, r"has no function 'nothing'; it has .*Net, .*shapes"),
+        ("{}/failing.py:absent", {}, r"has no function 'absent'; it has .*Net, .*shapes"),
         ("{}/failing.py:arguments", {}, r"needs no arguments, got arguments\(depth, width=1\).*def make"),
         ("{}/failing.py:raises", {}, r"raised ZeroDivisionError: division by zero"),
         ("{}/failing.py:number", {}, r"to return a minidl.nn.Module, got int; return the network"),
@@ -654,6 +755,10 @@ def unknown():
         ("{}/failing.py:shapes", {}, r"fails in layer 'second.1' \(Conv2d\): ValueError: conv2d: x has 4.*32x32x3"),
         ("{}/failing.py:backward", {}, r"fails in the backward of Bad, layer 'second': AttributeError"),
         ("{}/failing.py:two", {}, r"expected the network to return a Tensor, got tuple"),
+        ("{}/failing.py:asserts", {}, r"fails in layer 'second' \(Asserts\): AssertionError; the input was 32x32x3"),
+        ("{}/failing.py:numpy", {}, r"no gradient flows back from the result, .*outside of no_grad"),
+        ("{}/failing.py:argmax", {}, r"no gradient flows back .* int64 of shape \(1, 30, 30\)"),
+        ("{}/failing.py:nothing", {}, r"no gradient flows back .* of shape \(0, 30, 30, 4\)"),
         ("resnet20", {"label": 10}, r"--label: expected a class in 0 ... 9, got 10"),
         ("resnet20", {"image": "{}/failing.py"}, r"--image: .*failing.py is not an image that can be decoded"),
         ("resnet20", {"image": "{}/none.png"}, r"--image: cannot read .*none.png \(No such file"),
@@ -675,9 +780,7 @@ def test_bad_input_is_answered_by_a_sentence(tmp_path, network, options, message
 
 def command(*words):
     """Run the command as `python -m minidl.study` does."""
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    return run(parser.parse_args(words))
+    return main(["explain", *words])
 
 
 def test_the_command_writes_the_page_and_says_where(tmp_path, monkeypatch, capsys):
@@ -692,10 +795,13 @@ def test_the_command_writes_the_page_and_says_where(tmp_path, monkeypatch, capsy
 
 
 def test_the_command_answers_bad_input_by_one_line(tmp_path, capsys):
+    os.mkfifo(tmp_path / "device")
     for words in (
         ["resnet21"],
         ["resnet20", "--out", str(tmp_path)],
         ["resnet20", "--out", f"{tmp_path}/no/page.html"],
+        ["resnet20", "--out", str(tmp_path / "device")],
+        ["resnet20", "--out", str(tmp_path / ("long" * 100))],
     ):
         assert command(*words) == 1
         error = capsys.readouterr().err

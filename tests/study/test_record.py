@@ -323,6 +323,18 @@ def test_integers_and_bools_pass_through():
     assert all(op.keeps == () and op.grad is None for op in recording.ops)
 
 
+def test_a_result_of_integers_has_no_backward_that_anything_is_kept_for(x):
+    class Signs(Double):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save(x)
+            return np.sign(x).astype(np.int64)
+
+    with record(nn.ReLU()) as recording:
+        minidl.apply(Signs, x)
+    assert recording.ops[0].keeps == ()
+
+
 def test_without_gradients_nothing_is_kept(x):
     with minidl.no_grad(), record(nn.ReLU()) as recording:
         relu(x)
@@ -360,6 +372,7 @@ def test_a_module_with_two_names_has_the_first(x):
     with record(model) as recording:
         model(x)
     assert [op.layer for op in recording.ops] == ["0", "0"]
+    assert [call.layer for call in recording.calls] == ["", "0", "0"]
     assert "forward" not in vars(layer)
 
 

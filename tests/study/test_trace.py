@@ -240,10 +240,13 @@ def test_the_table_is_as_wide_as_the_terminal(resnet, monkeypatch):
     assert (str(Trace(resnet.recording))) == str(resnet)
 
 
-def test_without_backward_it_says_so():
-    model = nn.Linear(3, 2)
+def test_without_backward_it_says_so(tmp_path):
+    model = nn.Sequential(nn.Linear(3, 2), nn.ReLU())
     with trace(model) as t:
         model(Tensor(np.ones((2, 3), np.float32)))
+    t.save(tmp_path / "trace.json")
+    counters = [e for e in json.loads((tmp_path / "trace.json").read_text())["traceEvents"] if e["ph"] == "C"]
+    assert counters[-1]["args"]["bytes"] == t.kept_bytes > 0  # nothing is freed
     assert "no backward ran inside the block" in str(t)
     assert "12 multiply-adds, 6 for each of 2 inputs" in str(t)
 

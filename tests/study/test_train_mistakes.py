@@ -48,6 +48,11 @@ def test_the_network_uses_each_kernel_that_a_mistake_is_planted_in(target):
     assert any(not np.allclose(a, b) for a, b in zip(gradients(), wrong, strict=True))
 
 
+def test_a_mistake_that_computes_in_float64_is_planted_in_float32():
+    mistake = find("cross_entropy_backward", "dL/dlogits of -t instead of p - t: the probabilities are missing")
+    assert all(gradient.dtype == np.float32 for gradient in gradients(mistake))
+
+
 def test_each_mistake_is_trained_with_once_and_a_figure_drawn(small, tmp_path, capsys):
     command = ["mistakes", "relu_backward", "bias_backward", *small, "--out", str(tmp_path)]
     assert main(command) == 0
@@ -70,6 +75,28 @@ def test_ctrl_c_keeps_what_is_there(small, tmp_path, monkeypatch, capsys):
     assert "goes on" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["residual_end_backward"], "the network that is trained has no residual_end_backward to plant a mistake in"),
+        (["--epochs", "0"], "--epochs of at least 1"),
+        (["--images", "10"], "--images of at least 64"),
+        (["--out", "file"], "cannot write in file (File exists)"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused_at_once(options, words, small, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    assert main(["mistakes", *small, *options]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_figure_that_cannot_be_drawn_is_refused_before_training(small, monkeypatch, capsys):
+    monkeypatch.setattr(train_mistakes, "find_spec", lambda name: None)
+    assert main(["mistakes", *small]) == 2
+    assert "pip install matplotlib" in capsys.readouterr().err
+
+
 def test_a_mistake_that_the_engine_refuses_is_no_result(small):
     data = train_mistakes.make_shapes(128, size=16), train_mistakes.make_shapes(20, size=16)
     mistake = find("linear_backward_weight", "dL/dweight transposed: (O, C) instead of (C, O)")
@@ -77,18 +104,32 @@ def test_a_mistake_that_the_engine_refuses_is_no_result(small):
 
 
 @pytest.mark.parametrize(
+    ("target", "name", "least", "most"),
+    [
+        ("conv2d_backward", "dL/dx with the other sign", 0.5, 3),
+        ("cross_entropy_backward", "dL/dlogits not multiplied by dL/dloss", 0, train_mistakes.ROUNDING),
+    ],
+)
+def test_the_error_of_the_gradients_is_recorded(target, name, least, most, small):
+    data = train_mistakes.make_shapes(128, size=16), train_mistakes.make_shapes(20, size=16)
+    assert least <= train_mistakes.outcome(find(target, name), data, 1, 0)["error"] <= most
+
+
+@pytest.mark.parametrize(
     ("record", "expected"),
     [
         ({"refused": "a shape"}, "refused"),
-        ({"accuracy": 0.1, "loss": 2.3}, "learns nothing"),
-        ({"accuracy": 0.7, "loss": 1.0}, "learns less"),
-        ({"accuracy": 0.87, "loss": 1.0}, "learns less"),
-        ({"accuracy": 0.88, "loss": 0.2}, "hidden"),
-        ({"accuracy": 0.95, "loss": 0.2}, "hidden"),
-        ({"accuracy": 0.9, "loss": 0.1}, "not shown by this network"),
+        ({"accuracy": 0.1}, "learns nothing"),
+        ({"accuracy": 0.7}, "learns less"),
+        ({"accuracy": 0.87}, "learns less"),
+        ({"accuracy": 0.88}, "hidden"),
+        ({"accuracy": 0.95}, "hidden"),
+        ({"accuracy": 0.7, "error": 1e-6}, "no difference here"),
+        ({"accuracy": 0.9, "error": float("nan")}, "hidden"),
     ],
 )
 def test_verdicts(record, expected):
+    record = {"error": 0.5, "loss": 1.0} | record
     right = [{"accuracy": 0.9, "loss": 0.1}, {"accuracy": 0.88, "loss": 0.1}]
     assert train_mistakes.verdict(record, right) == expected
 

@@ -5,7 +5,7 @@ import numpy as np
 from minidl.study.page import quotes
 from minidl.study.page.chart import chart_of
 from minidl.study.page.graph import Box, Edge, Fork, Graph, Port, graph_of
-from minidl.study.page.pictures import photograph
+from minidl.study.page.pictures import photograph, picture
 from minidl.study.page.source import input_names, quoted, saved_names
 from minidl.study.page.tree import Folded, Group, fold, grow, ops_of, shown
 from minidl.study.page.words import (
@@ -16,7 +16,6 @@ from minidl.study.page.words import (
     edge_facts,
     heading,
     is_layer,
-    maybe_picture,
     milliseconds,
     name_of,
     norm_facts,
@@ -137,8 +136,8 @@ class _Writer:
             "detail": "the input of the network",
             "shape": shape_text(port.source.shape),
             "photograph": None if self.pixels is None else photograph(self.pixels),
-            "value": maybe_picture(port.source.value),
-            "grad": maybe_picture(grads),
+            "value": picture(port.source.value),
+            "grad": picture(grads),
             "grad_norm": None if grads is None else number_text(norm(grads)),
         }
 
@@ -154,7 +153,7 @@ class _Writer:
                 "to": title if titles.count(title) == 1 else f"{title}, operation {path.uses[0][0].number}",
                 "unchanged": path.unchanged_from() is not None,
                 **norm_facts(grad),
-                "picture": maybe_picture(grad, largest),
+                "picture": picture(grad, largest),
             }
             for path, title, grad in zip(fork.paths, titles, grads, strict=True)
         ]
@@ -165,7 +164,7 @@ class _Writer:
             "detail": source_title(fork.source),
             "shape": shape_text(fork.source.shape),
             "paths": paths,
-            "total": {**norm_facts(total), "picture": maybe_picture(total, largest)},
+            "total": {**norm_facts(total), "picture": picture(total, largest)},
             "cosine": cosine(known) if len(known) == len(grads) == 2 else None,
         }
 
@@ -202,9 +201,9 @@ class _Writer:
             "macs": count_of(op.macs),
             "forward": milliseconds(op.forward_seconds),
             "backward": milliseconds(op.backward_seconds),
-            "value": maybe_picture(op.value),
+            "value": picture(op.value),
             "value_norm": number_text(op.value_norm),
-            "grad": maybe_picture(op.grad),
+            "grad": picture(op.grad),
             "grad_norm": number_text(op.grad_norm),
             "scalar": f"{op.value.item():.6g}" if op.value.size == 1 else None,
         }

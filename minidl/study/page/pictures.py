@@ -18,13 +18,13 @@ def shown_channels(shape: tuple[int, ...]) -> list[int]:
     return sorted({i * count // min(CHANNELS, count) for i in range(min(CHANNELS, count))})
 
 
-def picture(array: np.ndarray, largest: float | None = None) -> dict | None:
+def picture(array: np.ndarray | None, largest: float | None = None) -> dict | None:
     """Return a picture of the first image of (N, H, W, C), its channels side by side, or of a vector (N, C).
 
     Blue is negative, black is 0, amber is positive. `largest` is the absolute value of the brightest colour; by default
-    the largest one in the picture. Returns None for arrays of other dimensions and for empty ones.
+    the largest one in the picture. Returns None for no array, for one of other dimensions and for an empty one.
     """
-    if array.ndim not in (2, 4) or not array.size:
+    if array is None or array.ndim not in (2, 4) or not array.size:
         return None
     first = np.asarray(array[0], np.float32)
     maps = [first[None]] if first.ndim == 1 else [first[:, :, channel] for channel in shown_channels(array.shape)]

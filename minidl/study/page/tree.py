@@ -26,7 +26,7 @@ class Folded:
     """Parts of a group that repeat what stands before them, and are not shown one by one."""
 
     children: list[Group | Op]
-    period: int  # so many of them are one repetition
+    period: int  # how many of them are one repetition
 
     @property
     def repetitions(self) -> int:
@@ -77,7 +77,7 @@ def _replace_single_operations(group: Group) -> None:
 
 # -- repetitions -------------------------------------------------------------------------------------------------------
 
-LONGEST_PERIOD = 8  # a repeated part has at most so many children of its group
+LONGEST_PERIOD = 8  # the most children of a group that one repetition may have
 LEAST_REPETITIONS = 4  # the first, the last, and at least two that are folded
 
 

@@ -5,7 +5,6 @@ import math
 import numpy as np
 
 from minidl.study.page.graph import Edge, Fork, Port
-from minidl.study.page.pictures import picture
 from minidl.study.page.tree import Group
 from minidl.study.record import Input, Op, norm
 
@@ -129,8 +128,3 @@ def short(value) -> str:
     """A hyper-parameter in at most 60 characters; an array by its shape."""
     text = f"array of shape {value.shape}" if isinstance(value, np.ndarray) and value.size > 4 else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
-
-
-def maybe_picture(array: np.ndarray | None, largest: float | None = None) -> dict | None:
-    """A picture of an array, if there is one."""
-    return None if array is None else picture(array, largest)

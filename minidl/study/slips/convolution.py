@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from minidl.study.slips.tools import called_with, changed, only, pad_image, scaled, taps, without, wrapped_image
+from minidl.study.slips.tools import called_with, changed, cut, only, pad_image, scaled, taps, without, wrapped_image
 
 # -- the weight, the stride, the padding: slips that forward and backward share ----------------------------------------
 
@@ -57,13 +57,20 @@ def without_the_first(call):
 
 
 def no_padding(call):
-    """That of an image which is padded already."""
+    """The padding for an image that is padded already."""
     return 0, 0
 
 
 def geometry(result: str, part: int | None = None) -> dict:
     """The slips of stride and padding, for one of the results."""
     return {f"{result} {name}": called_with(part, **changes) for name, changes in GEOMETRY.items()}
+
+
+def windows_too_near(result: str) -> dict:
+    """Forward with the right number of windows, but each one pixel from the one before, whatever the stride."""
+    return {
+        f"{result} of windows one pixel apart: i and j not times the stride": cut(called_with(stride=lambda c: (1, 1)))
+    }
 
 
 # -- forward -----------------------------------------------------------------------------------------------------------
@@ -79,13 +86,16 @@ def _bias_at_each_tap(call):
     return call(bias=None) + (0 if call.bias is None else call.bias * _taps_inside(call))
 
 
-def _last_tap_only(call):
+def _last_tap_only(channels=slice(None)):
     """What `y[:, i, j] = ...` leaves of a sum that needs `+=`."""
-    y = np.zeros_like(call(bias=None))
-    kernel_size = call.weight.shape[:2]
-    for i, j, u, v, h, w in taps(call.x.shape[1:3], y.shape[1:3], kernel_size, call.stride, call.padding):
-        y[:, i, j] = call.x[:, h, w] @ call.weight[u, v]
-    return y if call.bias is None else y + call.bias
+
+    def wrong(call):
+        y, weight = np.zeros_like(call(bias=None)), call.weight[:, :, channels]
+        for i, j, u, v, h, w in taps(call.x.shape[1:3], y.shape[1:3], weight.shape[:2], call.stride, call.padding):
+            y[:, i, j] = call.x[:, h, w, channels] @ weight[u, v]
+        return y if call.bias is None else y + call.bias
+
+    return wrong
 
 
 def _windows_over_the_border_skipped(call):
@@ -103,7 +113,7 @@ def _padding_added(call):
 
 
 FORWARD = {
-    "y with the kernel turned by 180 degrees, which is mathematics' convolution": called_with(weight=turned),
+    "y with the kernel turned by 180 degrees, as a convolution is defined in mathematics": called_with(weight=turned),
     "y with the kernel upside down": called_with(weight=upside_down),
     "y with the kernel mirrored from left to right": called_with(weight=left_to_right),
     "y with the kernel's height and width exchanged": called_with(weight=transposed_taps),
@@ -111,7 +121,8 @@ FORWARD = {
     "y without the bias": called_with(bias=lambda call: None),
     "y with the bias added at each tap instead of once": _bias_at_each_tap,
     "y without the upper left tap": called_with(weight=without_a_tap),
-    "y of the last tap alone: it is assigned where it should be added": _last_tap_only,
+    "y of the last tap alone: it is assigned where it should be added": _last_tap_only(),
+    "y of the last tap and channel alone: it is assigned where it should be added": _last_tap_only([-1]),
     "y of the first channel alone: not summed over the channels": called_with(x=lambda c: only((..., 0), c.x)),
     "y with the windows that reach over the border left out": _windows_over_the_border_skipped,
     "y with the padding added to the position instead of subtracted": _padding_added,
@@ -124,6 +135,7 @@ FORWARD = {
         x=lambda call: pad_image(call.x, call.padding, constant_values=1), padding=lambda call: (0, 0)
     ),
     **geometry("y"),
+    **windows_too_near("y"),
 }
 
 # -- backward ----------------------------------------------------------------------------------------------------------
@@ -190,10 +202,6 @@ BACKWARD = {
 # -- the bias ----------------------------------------------------------------------------------------------------------
 
 
-def _over_all_axes_but(axes):
-    return lambda call: call.grad.sum(axis=tuple(axis for axis in range(call.grad.ndim) if axis not in axes))
-
-
 BIAS = {
     "dL/dbias of the first image alone: not summed over the batch": called_with(grad=lambda call: call.grad[:1]),
     "dL/dbias of the last image alone": called_with(grad=lambda call: call.grad[-1:]),
@@ -221,6 +229,17 @@ def _rows_by_window(right, call):
     return right.reshape(len(call.x), -1, right.shape[1]).swapaxes(0, 1).reshape(right.shape)
 
 
+def _output_size(call, size, stride):
+    return [(size[i] + 2 * call.padding[i] - call.kernel_size[i]) // stride[i] + 1 for i in (0, 1)]
+
+
+def _patches_too_near(call):
+    n, *size, _ = call.x.shape
+    (oh, ow), right = _output_size(call, size, call.stride), call()
+    near = call(stride=(1, 1)).reshape(n, *_output_size(call, size, (1, 1)), -1)
+    return near[:, :oh, :ow].reshape(right.shape)
+
+
 IM2COL = {
     "the columns in the order (C, KH, KW) instead of (KH, KW, C)": changed(
         lambda right, call: np.moveaxis(_patches(call, right), 3, 1).reshape(right.shape)
@@ -236,6 +255,10 @@ IM2COL = {
     "the patches of an image whose padding repeats the edge": called_with(
         x=lambda call: pad_image(call.x, call.padding, mode="edge"), padding=lambda call: (0, 0)
     ),
+    "the numbers tap by tap, (KH, KW, N, OH, OW, C), reshaped without a transpose": changed(
+        lambda right, call: _patches(call, right).transpose(1, 2, 0, 3).reshape(right.shape)
+    ),
+    "the patches of windows one pixel apart: i and j not times the stride": _patches_too_near,
     **geometry("the patches"),
 }
 
@@ -243,7 +266,7 @@ IM2COL = {
 def _windows(call):
     """(patches (N, OH, OW, KH, KW, C), output size)."""
     (n, *size, c), (kh, kw) = call.x_shape, call.kernel_size
-    oh, ow = ((size[i] + 2 * call.padding[i] - call.kernel_size[i]) // call.stride[i] + 1 for i in (0, 1))
+    oh, ow = _output_size(call, size, call.stride)
     return call.columns.reshape(n, oh, ow, kh, kw, c), (oh, ow)
 
 

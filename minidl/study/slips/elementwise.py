@@ -96,29 +96,23 @@ GELU_BACKWARD = {
 # -- softmax -----------------------------------------------------------------------------------------------------------
 
 
-@np.errstate(all="ignore")
-def _exponentials(x):
-    return np.exp(x)
-
-
 def _shifted(x):
     return np.exp(x - x.max(axis=-1, keepdims=True))
 
 
-@np.errstate(all="ignore")
-def _softmax_naive(call):
-    exponentials = _exponentials(call.x)
+def _softmax_naive(x):
+    exponentials = np.exp(x)
     return exponentials / exponentials.sum(axis=-1, keepdims=True)
 
 
 SOFTMAX_FORWARD = {
-    "y without the row's maximum subtracted first: exp overflows": _softmax_naive,
+    "y without the row's maximum subtracted first: exp overflows": lambda call: _softmax_naive(call.x),
     "y normalised over the batch, axis 0, instead of each row": lambda call: call(x=call.x.T).T,
     "y normalised over the whole batch instead of each row": lambda call: (
         np.exp(call.x - call.x.max()) / np.exp(call.x - call.x.max()).sum()
     ),
     "exp(x - max) instead of y: not divided by its sum": lambda call: _shifted(call.x),
-    "y with exp(max - x): the sign of x turned": called_with(x=lambda call: -call.x),
+    "y with exp(max - x): the wrong sign of x": called_with(x=lambda call: -call.x),
     "y divided by the largest exponential instead of by their sum": lambda call: (
         _shifted(call.x) / _shifted(call.x).max(axis=-1, keepdims=True) / call.x.shape[1]
     ),
@@ -156,20 +150,13 @@ SOFTMAX_BACKWARD = {
 }
 
 
-@np.errstate(all="ignore")
-def _log_of_softmax(call):
-    exponentials = _shifted(call.x)
-    return np.log(exponentials / exponentials.sum(axis=-1, keepdims=True))
-
-
-@np.errstate(all="ignore")
-def _log_naive(call):
-    return call.x - np.log(_exponentials(call.x).sum(axis=-1, keepdims=True))
-
-
 LOG_SOFTMAX_FORWARD = {
-    "the logarithm of a softmax that is rounded to 0: -infinity": _log_of_softmax,
-    "y without the row's maximum subtracted first: exp overflows": _log_naive,
+    "the logarithm of a softmax that is rounded to 0: -infinity": lambda call: np.log(
+        _shifted(call.x) / _shifted(call.x).sum(axis=-1, keepdims=True)
+    ),
+    "y without the row's maximum subtracted first: exp overflows": lambda call: (
+        call.x - np.log(np.exp(call.x).sum(axis=-1, keepdims=True))
+    ),
     "y over the batch, axis 0, instead of each row": lambda call: call(x=call.x.T).T,
     "softmax instead of its logarithm": changed(lambda y, call: np.exp(y)),
     "y without the logarithm of the sum: x - max": lambda call: call.x - call.x.max(axis=-1, keepdims=True),
@@ -219,10 +206,8 @@ def _k(call):
     return (call.logits if "logits" in call.arguments else call.probabilities).shape[1]
 
 
-@np.errstate(all="ignore")
-def _loss_by_log(call):
+def _loss_by_log(call, probabilities):
     """log(probabilities), which is -infinity where a probability is rounded to 0."""
-    _, probabilities = call()
     targets = _targets(call, probabilities)
     products = np.where(targets > 0, targets * np.log(probabilities), 0)
     return np.asarray(-products.sum() / len(products)), probabilities
@@ -231,14 +216,6 @@ def _loss_by_log(call):
 def _targets(call, like, smoothing=None):
     s = call.label_smoothing if smoothing is None else smoothing
     return np.eye(like.shape[1])[call.labels] * (1 - s) + s / like.shape[1]
-
-
-@np.errstate(all="ignore")
-def _entropy_naive(call):
-    exponentials = _exponentials(call.logits)
-    probabilities = exponentials / exponentials.sum(axis=1, keepdims=True)
-    products = np.where(_targets(call, probabilities) > 0, _targets(call, probabilities) * np.log(probabilities), 0)
-    return np.asarray(-products.sum() / len(products)), probabilities
 
 
 def _smoothed_to_others(call, like):
@@ -263,8 +240,12 @@ CROSS_ENTROPY_FORWARD = {
     "the loss summed over the batch: not divided by N": scaled(lambda call: len(call.logits), 0),
     "the loss divided by the number of classes too": scaled(lambda call: 1 / _k(call), 0),
     "the loss divided by the number of classes instead of N": scaled(lambda call: len(call.logits) / _k(call), 0),
-    "the loss by log(probabilities), which is infinite where they are rounded to 0": _loss_by_log,
-    "the loss without the row's maximum subtracted first: exp overflows": _entropy_naive,
+    "the loss by log(probabilities), which is infinite where they are rounded to 0": lambda call: _loss_by_log(
+        call, call()[1]
+    ),
+    "the loss without the row's maximum subtracted first: exp overflows": lambda call: _loss_by_log(
+        call, _softmax_naive(call.logits)
+    ),
     "the loss with the labels not smoothed": called_with(0, label_smoothing=lambda call: 0.0),
     "the loss with s / (K - 1) for the other classes instead of s / K for all": _loss_of(_smoothed_to_others),
     "the loss with 1 - s for the label, without its share s / K": _loss_of(
@@ -371,7 +352,7 @@ def dropout(result: str) -> dict:
         f"{result} with the mask of the next step": called_with(key=_next(2)),
         f"{result} with the mask of the next layer": called_with(key=_next(3)),
         f"{result} with the mask of another seed": called_with(key=_next(0)),
-        f"{result} with the others dropped: the mask turned": changed(
+        f"{result} with the mask inverted: what should be kept is dropped": changed(
             lambda right, call: _what(call) / (1 - call.probability) - right
         ),
         f"{result} with no mask": lambda call: _what(call) / (1 - call.probability),

@@ -84,7 +84,7 @@ def _terms(call):
 
 
 def with_terms(**times):
-    """dL/dx with each of these terms so many times as large: 0 leaves it out."""
+    """dL/dx with each named term multiplied by its factor; 0 leaves the term out."""
 
     def wrong(grad_x, call):
         terms = _terms(call)

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from minidl.ops.arithmetic import sum_to_shape
 from minidl.study.slips.tools import called_with, changed, scaled, swapped
 
 
@@ -20,24 +21,8 @@ def _factors_not_transposed(call):
     return call.grad @ b, a @ call.grad
 
 
-def _tie(call):
-    """Of equal numbers each gets the whole gradient."""
-    a, b = call.saved
-    return _fit(np.where(a >= b, call.grad, 0), a.shape), _fit(np.where(b >= a, call.grad, 0), b.shape)
-
-
-def _fit(grad, shape):
-    """Summed over the axes along which an array of this shape was repeated."""
-    axes = tuple(
-        axis
-        for axis in range(grad.ndim)
-        if axis < grad.ndim - len(shape) or shape[axis - grad.ndim + len(shape)] != grad.shape[axis]
-    )
-    return grad.sum(axis=axes, keepdims=True).reshape(shape)
-
-
 def _not_summed(part):
-    """Of what was broadcast, the gradient at the first place of the repeated axes."""
+    """The gradient at the first place along the axes that were broadcast, instead of the sum over them."""
 
     def wrong(call):
         grads = list(call())
@@ -79,7 +64,7 @@ def _y(call):
 
 def _div_once(call):
     _, b, y = call.saved
-    return call()[0], _fit(-call.grad * y, b.shape)
+    return call()[0], sum_to_shape(-call.grad * y, b.shape)
 
 
 def _derivative_of_power(without):
@@ -154,9 +139,9 @@ MISTAKES = {
     },
     "Maximum": {
         TWO_SWAPPED: swapped(0, 1),
-        "dL/da and dL/db both of all of dL/dy": lambda call: (
-            _fit(call.grad, call.saved[0].shape),
-            _fit(call.grad, call.saved[1].shape),
+        "all of dL/dy in both dL/da and dL/db": lambda call: (
+            sum_to_shape(call.grad, call.saved[0].shape),
+            sum_to_shape(call.grad, call.saved[1].shape),
         ),
     },
     "Where": {TWO_SWAPPED: swapped(0, 1)},

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from minidl.study.slips.convolution import WRAPPED, geometry
+from minidl.study.slips.convolution import WRAPPED, geometry, windows_too_near
 from minidl.study.slips.tools import called_with, changed, pad_image, scaled, taps
 
 
@@ -48,6 +48,21 @@ def _pixel_of_the_image(best_tap, call):
     return h * call.x.shape[2] + w
 
 
+def _tap_inside(best_tap, call):
+    """The position in the part of the window that is inside the image, which is what argmax of that part returns."""
+    u, v = np.divmod(best_tap, call.kernel_size[1])
+    top = np.arange(best_tap.shape[1]) * call.stride[0] - call.padding[0]
+    left = np.arange(best_tap.shape[2]) * call.stride[1] - call.padding[1]
+    width = np.minimum(left + call.kernel_size[1], call.x.shape[2]) - np.maximum(left, 0)
+    return (u + np.minimum(top, 0)[:, None, None]) * width[:, None] + v + np.minimum(left, 0)[:, None]
+
+
+def _from_zero(call):
+    """The maximum starts from 0, with best_tap 0: neither changes where no value is positive."""
+    y, best_tap = call()
+    return np.maximum(y, 0), np.where(y > 0, best_tap, 0)
+
+
 def _minimum(call):
     y, best_tap = call(x=-call.x)
     return -y, best_tap
@@ -79,11 +94,13 @@ def _of_any_channel(call):
 
 MAX_FORWARD = {
     "best_tap of the last of equal values: >= in the place of >": _last_of_equals,
-    "y with a padding that takes part as 0: it is -infinity here": _padding_of_zeros,
+    "y with zeros as padding, which win over negative numbers: pad with -infinity": _padding_of_zeros,
     "y never below 0: the maximum starts from 0": changed(lambda y, call: np.maximum(y, 0), 0),
+    "y never below 0, with best_tap 0 there: the maximum starts from 0": _from_zero,
     f"y {WRAPPED}": _wrapped,
     "best_tap counted by columns, v*KH + u instead of u*KW + v": changed(_by_columns, 1),
     "best_tap as the position in the image, h*W + w instead of u*KW + v": changed(_pixel_of_the_image, 1),
+    "best_tap counted in the part of the window that is inside the image": changed(_tap_inside, 1),
     "best_tap counted from 1": changed(lambda best_tap, call: best_tap + 1, 1),
     "the minimum instead of the maximum": _minimum,
     "y as the mean of the window instead of its maximum": changed(_mean, 0),
@@ -94,6 +111,7 @@ MAX_FORWARD = {
     "y in ceil_mode always": called_with(ceil_mode=lambda call: True),
     "y with the kernel's height and width exchanged": called_with(kernel_size=lambda call: call.kernel_size[::-1]),
     **geometry("y"),
+    **windows_too_near("y"),
 }
 
 
@@ -105,12 +123,17 @@ def _to_all(call):
     return sum(call(best_tap=np.full_like(call.best_tap, tap)) for tap in range(_taps_of_a_window(call)))
 
 
-def _last_window(call):
-    grad_x = np.zeros(call.x_shape)
-    for i, j, u, v, h, w in _visits(call, call.grad.shape[1:3]):
-        is_best = call.best_tap[:, i, j] == u * call.kernel_size[1] + v
-        grad_x[:, h, w] = np.where(is_best, call.grad[:, i, j], grad_x[:, h, w])
-    return grad_x
+def _last_window(keeps: bool):
+    """The last window that wins a pixel, or, if 0 is assigned too, the last one that sees it."""
+
+    def wrong(call):
+        grad_x = np.zeros(call.x_shape)
+        for i, j, u, v, h, w in _visits(call, call.grad.shape[1:3]):
+            is_best = call.best_tap[:, i, j] == u * call.kernel_size[1] + v
+            grad_x[:, h, w] = np.where(is_best, call.grad[:, i, j], keeps * grad_x[:, h, w])
+        return grad_x
+
+    return wrong
 
 
 def _taps_by_columns(call):
@@ -123,7 +146,8 @@ MAX_BACKWARD = {
     "dL/dx to the first pixel of the window": _to_tap(lambda call: 0),
     "dL/dx to all pixels of the window": _to_all,
     "dL/dx shared by all pixels of the window, as in average pooling": lambda c: _to_all(c) / _taps_of_a_window(c),
-    "dL/dx of the last window that a pixel wins: it is assigned where it should be added": _last_window,
+    "dL/dx of the last window that a pixel wins: it is assigned where it should be added": _last_window(True),
+    "dL/dx of the last window that sees a pixel: it is assigned where it should be added": _last_window(False),
     "dL/dx with the taps counted by columns, v*KH + u instead of u*KW + v": called_with(best_tap=_taps_by_columns),
     "dL/dx with the taps counted from 1": called_with(best_tap=lambda call: call.best_tap - 1),
     "dL/dx of 1 at each maximum: not multiplied by dL/dy": called_with(grad=lambda call: np.ones_like(call.grad)),
@@ -181,6 +205,7 @@ def average(result: str) -> dict:
 
 AVERAGE_FORWARD = {
     **average("y"),
+    **windows_too_near("y"),
     "y with ceil_mode ignored": called_with(ceil_mode=lambda call: False),
     "y as the maximum of the window": lambda call: _maximum(call),
 }

@@ -49,7 +49,7 @@ def _sum(call):
 BACKWARD = {
     "dL/dshortcut of dL/dy: not masked by the ReLU": changed(lambda right, call: call.grad, 1),
     "dL/dz of dL/dy: not masked by the ReLU": _to_branch(lambda call, shortcut: call.grad),
-    "both paths of dL/dy: the mask of the ReLU is missing": called_with(y=lambda call: np.ones_like(call.y)),
+    "dL/dz and dL/dshortcut of dL/dy: not masked by the ReLU": called_with(y=lambda call: np.ones_like(call.y)),
     "dL/dshortcut of 0: the path around the block is forgotten": scaled(0, 1),
     "dL/dshortcut with the gradient through the block too: it is added to the shortcut's": lambda call: (
         call()[0],
@@ -65,7 +65,7 @@ BACKWARD = {
         lambda call, shortcut: shortcut, through_statistics=False
     ),
     "all gradients masked by z > 0 instead of y > 0": _masked_by_z,
-    "dL/dz of dL/dy times y: the values for their mask": _to_branch(lambda call, shortcut: call.grad * call.y),
+    "dL/dz of dL/dy times y instead of the mask y > 0": _to_branch(lambda call, shortcut: call.grad * call.y),
     "dL/dz with the other sign": scaled(-1, 0),
     "dL/dz ten times too large": scaled(10, 0),
 }

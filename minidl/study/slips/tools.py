@@ -30,7 +30,7 @@ def changed(change: Callable, part: int | None = None) -> Wrong:
 
 
 def scaled(factor: float | Callable[[Call], float], part: int | None = None) -> Wrong:
-    """So many times the right result; the factor may depend on the call."""
+    """The right result times a factor, which may depend on the call."""
     return changed(lambda right, call: right * (factor(call) if callable(factor) else factor), part)
 
 
@@ -44,6 +44,17 @@ def called_with(part: int | None = None, **changes: Callable[[Call], object]) ->
         return tuple(theirs if i == part else ours for i, (ours, theirs) in enumerate(zip(call(), other, strict=True)))
 
     return wrong
+
+
+def cut(wrong: Wrong) -> Wrong:
+    """The first rows, columns, ... of a wrong result: as many as the right one has."""
+
+    def cut_one(result, right):
+        if isinstance(right, tuple):
+            return tuple(map(cut_one, result, right))
+        return result[tuple(map(slice, right.shape))]
+
+    return lambda call: cut_one(wrong(call), call())
 
 
 def swapped(first: int, second: int) -> Wrong:

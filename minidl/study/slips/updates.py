@@ -162,7 +162,7 @@ ADAM = {
         decay=lambda call, p, step: p * (1 - call.weight_decay) if call.decoupled else p
     ),
     "the square of the mean instead of the mean of the squares": lambda call: _square_of_mean(call),
-    "the step not counted": lambda call: (*call()[: -len(call.steps)], *call.steps),
+    "the steps not increased by 1": lambda call: (*call()[: -len(call.steps)], *call.steps),
     "mean and square not kept for the next step": lambda call: (
         *call()[: len(call.parameters)],
         *call.means,

@@ -24,16 +24,16 @@ PRACTICE_STEPS = (
 
 
 class FileReport(NamedTuple):
-    """What is to say of a file: a problem of the file itself, or a report for each of its functions."""
+    """What was found in a file: a problem of the file itself, or a report for each of its functions."""
 
     problem: str
-    reports: list[Report]
-    problems: dict[str, str]  # of a function that could not be tried
-    printed: str
+    reports: tuple[Report, ...] = ()
+    problems: dict[str, str] = {}  # of a function that could not be tried
+    printed: str = ""
 
     @property
     def is_right(self) -> bool:
-        """True if all functions are."""
+        """True if all functions are right."""
         return not self.problem and not self.problems and all(report.is_right for report in self.reports)
 
 
@@ -41,12 +41,12 @@ def check_file(path: Path, exercise: Exercise, seed: int = 0, limits: Limits | N
     """Judge the functions of a file. It never raises an error for anything that is in the file."""
     problem = problem_of_file(path) or _without_cases(exercise)
     if problem:
-        return FileReport(problem, [], {}, "")
+        return FileReport(problem)
     limits = limits or Limits()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         problem = run_worker("check", path, exercise, seed, Path(folder), limits)
         if problem:
-            return FileReport(problem, [], {}, "")
+            return FileReport(problem)
         report = _read(exercise, seed, Path(folder))
         return _put_to_use(report, path, exercise, Path(folder), limits)
 
@@ -74,7 +74,7 @@ def problem_of_file(path: Path) -> str:
     except SyntaxError as error:
         return _syntax_error(error, path)
     except (ValueError, RecursionError, MemoryError) as error:
-        return f"{path.name} is no Python that can be read: {error}."
+        return f"{path.name} cannot be compiled ({type(error).__name__}). Is something nested very deeply?"
     return ""
 
 
@@ -98,15 +98,14 @@ def _put_to_use(report: FileReport, path: Path, exercise: Exercise, folder: Path
     problem = run_worker("practise", path, exercise, 0, folder, limits)
     notes = {} if problem else json.loads((folder / NOTES["practise"]).read_text(encoding="utf-8"))
     rungs = _practice_rungs(notes, problem or notes.get("error", ""))
-    return report._replace(reports=[*report.reports, Report(IN_USE, rungs, [], "")])
+    return report._replace(reports=(*report.reports, Report(IN_USE, rungs, [], "")))
 
 
 def _practice_rungs(notes: dict, problem: str) -> list[Rung]:
     speedup, accuracy = notes.get("speedup", 0.0), notes.get("accuracy", 0.0)
-    slow = f"It is {speedup:.1f} times as fast. Copy a tap of all windows at once instead of window by window."
-    low = f"It recognises {accuracy:.0%} of new images. Does it keep float32, and the order of the axes?"
-    if speedup < LEAST_SPEEDUP:
-        slow, low = problem or slow, NOT_SO_FAR
+    slow = problem or f"It is {speedup:.1f} times as fast. Copy a tap of all windows at once, not window by window."
+    low = problem or f"It recognises {accuracy:.0%} of new images. Does it keep float32, and the order of the axes?"
+    low = low if speedup >= LEAST_SPEEDUP else NOT_SO_FAR
     return [
         _figure(f"{PRACTICE_STEPS[0]} {LEAST_SPEEDUP} times", f"{speedup:.0f} times", speedup / LEAST_SPEEDUP, slow),
         _figure(f"{PRACTICE_STEPS[1]} {STATED_ACCURACY:.0%}", f"{accuracy:.0%}", accuracy / STATED_ACCURACY, low),
@@ -125,7 +124,7 @@ def _read(exercise: Exercise, seed: int, folder: Path) -> FileReport:
     notes = json.loads((folder / NOTES["check"]).read_text(encoding="utf-8"))
     printed = str(notes["printed"])
     if "import_error" in notes:
-        return FileReport(_import_error(*notes["import_error"]), [], {}, printed)
+        return FileReport(_import_error(*notes["import_error"]), printed=printed)
     reports, problems = [], {}
     for task in exercise.tasks:
         about = notes["functions"][task.name]
@@ -135,7 +134,7 @@ def _read(exercise: Exercise, seed: int, folder: Path) -> FileReport:
             seen = _observations(about["observations"], folder / f"{task.name}.npz")
             trials = task.trials(seed)
             reports.append(judge(Runs(task, trials, seen[: len(trials)], seen[len(trials) :])))
-    return FileReport("", reports, problems, printed)
+    return FileReport("", tuple(reports), problems, printed)
 
 
 def _import_error(kind: str, message: str, line: int) -> str:
@@ -145,11 +144,11 @@ def _import_error(kind: str, message: str, line: int) -> str:
         return f"The file ends Python by exit(){place}. It should define its functions and no more."
     if kind == "EOFError":
         return f"The file asks for keyboard input{place}. All that its functions need are their arguments."
-    return f"The file cannot be imported: {kind}{place}: {message}"
+    return f"The file cannot be imported: {kind}{place}: {message}".removesuffix(": ")
 
 
 def _observations(fields: list, path: Path) -> list[Observation]:
-    """Those of the worker, with the arrays of its file in their places."""
+    """The observations that the worker noted, with the arrays from its file in their places."""
     observations = []
     with np.load(path, allow_pickle=False) as arrays:
         for number, (error, returned, kept, written, opened) in enumerate(fields):

@@ -47,16 +47,7 @@ class Runs(NamedTuple):
 
     def names(self) -> list[str]:
         """The names of the results."""
-        count = len(self.trials[0].right)
-        names = self.task.result_names()
-        if self.task.written:
-            lists = [(name, self.trials[0].arguments[name]) for name in names]
-            return [
-                f"{name}[{i}]" if isinstance(value, list) else name
-                for name, value in lists
-                for i in range(len(value) if isinstance(value, list) else 1)
-            ]
-        return [names[i] if i < len(names) else f"result {i}" for i in range(count)]
+        return self.task.names_in(self.trials[0])
 
 
 def judge(runs: Runs) -> Report:
@@ -81,9 +72,9 @@ def _first_problem(question: Callable, runs: Runs) -> tuple[str, float]:
     bad = [number for number, problem in enumerate(problems) if problem]
     if not bad:
         return "", 1.0
-    trial = runs.trials[bad[0] % len(runs.trials)]
-    which = f"The case, the first of {len(bad)} of {len(problems)} that are wrong" if len(problems) > 1 else "The case"
-    return f"{problems[bad[0]]}\n{which}: {trial.shapes()}", 1 - len(bad) / len(problems)
+    case = runs.trials[bad[0] % len(runs.trials)].shapes()
+    words = f"{problems[bad[0]]}\nWrong in {len(bad)} of {len(problems)} cases, first in this one: {case}"
+    return words, 1 - len(bad) / len(problems)
 
 
 # -- the steps: each returns for each trial what is wrong, or '' -------------------------------------------------------
@@ -123,7 +114,7 @@ def _error_in_words(seen: Observation, task: Task) -> str:
     if kind == "EOFError":
         return f"It asks for keyboard input in line {line}, `{text}`; all that it needs are its arguments."
     place = f" in line {line}, `{text}`" if line else ""
-    return f"{kind}{place}: {message}"
+    return f"{kind}{place}: {message}".removesuffix(": ")
 
 
 def _returns(runs: Runs) -> list[str]:
@@ -139,9 +130,9 @@ def _return_in_words(seen: Observation, names: list[str], expected: str, task: T
         return f"It returned {seen.returned}; it should write into {', '.join(task.written)} and return nothing."
     if seen.returned == "None":
         return f"It returned None, expected {expected}. Is the `return` missing?"
-    if len(seen.arrays) != len(names) or (seen.returned.startswith("a list") and not task.written):
+    bad = [name for name, array in zip(names, seen.arrays, strict=False) if array is None]
+    if len(seen.arrays) != len(names) or (bad and len(names) == 1):
         return f"It returned {seen.returned}, expected {expected}."
-    bad = [name for name, array in zip(names, seen.arrays, strict=True) if array is None]
     return f"{bad[0]} is no array of numbers; expected {expected}." if bad else ""
 
 
@@ -153,7 +144,8 @@ def _shape(name: str, actual: np.ndarray, expected: np.ndarray, trial: Trial) ->
     if actual.shape == expected.shape:
         return _dtype(name, actual, expected)
     like = [other for other, value in trial.arguments.items() if getattr(value, "shape", None) == expected.shape]
-    hint = f", the shape of {like[0]}" if like else ""
+    own = name.removeprefix("dL/d")
+    hint = f", the shape of {own if own in like else like[0]}" if like and own != name else ""
     return f"{name} has the shape {actual.shape}, expected {expected.shape}{hint}."
 
 
@@ -204,11 +196,13 @@ def _finite(runs: Runs) -> list[str]:
 
 
 def _no_nan(name: str, actual: np.ndarray, expected: np.ndarray, trial: Trial) -> str:
-    if actual.shape != expected.shape or not np.isfinite(expected).all():
+    if actual.shape != expected.shape:
         return ""
     bad = ~np.isfinite(actual)
     if not bad.any():
         return ""
+    if bad.size == 1:
+        return f"{name} is {float(actual):g}."
     index = tuple(np.argwhere(bad)[0].tolist())
     return f"{name} has {bad.sum()} numbers of {bad.size} that are NaN or infinite, the first at {list(index)}."
 
@@ -254,7 +248,8 @@ def _numbers_in_float32(runs: Runs) -> list[str]:
 
 def _agrees32(name: str, actual: np.ndarray, expected: np.ndarray, trial: Trial) -> str:
     if expected.dtype.kind == "f" and trial.is_in_float32(name) and actual.dtype != np.float32:
-        return f"{name} is {actual.dtype} for float32 arguments, expected float32: the results keep their dtype."
+        hint = "Results have the dtype of the arguments; np.zeros(shape) makes float64."
+        return f"{name} is {actual.dtype} for float32 arguments, expected float32. {hint}"
     return _agrees(name, actual, expected, trial, TOLERANCE["float32"])
 
 
@@ -262,11 +257,12 @@ def _agrees32(name: str, actual: np.ndarray, expected: np.ndarray, trial: Trial)
 
 
 def _place(runs: Runs) -> str:
-    """Of the first result of the first trial that is wrong: where."""
+    """Where the first wrong result of the first wrong trial is wrong; '' if there is no such array."""
     for seen, trial in zip(runs.double, runs.trials, strict=True):
         for name, actual, expected in zip(runs.names(), seen.arrays, trial.right, strict=False):
-            if actual is not None and actual.shape == expected.shape and not same(actual, expected):
-                return "\n".join(line for line in where(name, actual, expected) if line)
+            if not same(actual, expected):
+                is_comparable = actual is not None and actual.shape == expected.shape
+                return "\n".join(filter(None, where(name, actual, expected))) if is_comparable else ""
     return ""
 
 

@@ -2,6 +2,8 @@
 
 import argparse
 import difflib
+import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -10,7 +12,7 @@ from minidl.study.workbench.exercises import Exercise, exercises
 from minidl.study.workbench.grade import grade_folder, grades_text
 from minidl.study.workbench.hints import next_hint
 from minidl.study.workbench.process import Limits
-from minidl.study.workbench.show import report_text, wrapped
+from minidl.study.workbench.show import report_text, width, wrapped
 
 NAME, HELP = "exercise", "write a kernel or an op yourself, and be told which mistake it has"
 RIGHT, WRONG, MISUSED = 0, 1, 2  # exit codes
@@ -21,36 +23,57 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
     parser.add_argument("names", nargs="*", metavar="NAME", help="an exercise; without one, all are listed")
     parser.add_argument(
-        "--folder", type=Path, default=Path("workbench"), help="where the files are (default: workbench)"
+        "--folder", type=Path, default=Path("workbench"), help="the folder of the files (default: workbench)"
     )
     parser.add_argument("--watch", action="store_true", help="check the file whenever it is saved, until Ctrl-C")
-    parser.add_argument("--hint", action="store_true", help="the next hint")
-    parser.add_argument("--show", action="store_true", help="the solution")
-    parser.add_argument("--force", action="store_true", help="begin again: write the file though it exists")
+    parser.add_argument("--hint", action="store_true", help="print the next hint")
+    parser.add_argument("--show", action="store_true", help="print the solution")
+    parser.add_argument("--force", action="store_true", help="begin again: overwrite the file")
     parser.add_argument(
-        "--grade", type=Path, metavar="DIR", help="points for the files of a folder, or of its subfolders"
+        "--grade",
+        type=Path,
+        metavar="DIR",
+        help="grade the files of a folder, or of its subfolders; they run with your rights, in no sandbox",
     )
-    parser.add_argument("--json", action="store_true", help="the grades as JSON")
-    parser.add_argument("--seed", type=int, help="of the shapes and numbers to try with (grades: drawn by chance)")
-    parser.add_argument("--seconds", type=int, default=Limits().seconds, help="a file's limit of time (default: 20)")
-    parser.add_argument("--memory", type=int, default=Limits().megabytes, help="and of memory, in MB (default: 2048)")
+    parser.add_argument("--json", action="store_true", help="print the grades as JSON")
+    parser.add_argument("--seed", type=int, help="seed of the shapes and numbers to try with (default: 0; random for grades)")
+    parser.add_argument("--seconds", type=int, default=Limits().seconds, help="limit of time for a file (default: 20)")
+    parser.add_argument("--memory", type=int, default=Limits().megabytes, help="limit of memory for a file, in MB (default: 2048)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Do what the options say. Returns the exit code: 0 if all is right, 1 if something is wrong, 2 if misused."""
-    unknown = [name for name in args.names if name not in exercises()]
-    if unknown:
-        return _misused(_not_found(unknown[0]))
-    if args.seconds < 1 or args.memory < 1:
-        return _misused("exercise: expected --seconds and --memory of at least 1")
+    problem = _misuse(args)
+    if problem:
+        return _misused(problem)
     if args.grade:
         return _grade(args)
     if not args.names:
         print(listing(args.folder))
         return RIGHT
-    if len(args.names) > 1:
-        return _misused("exercise: expected one NAME at a time; several go with --grade DIR")
-    return _one(args, exercises()[args.names[0]])
+    try:
+        return _one(args, exercises()[args.names[0]])
+    except OSError as error:
+        return _misused(f"cannot write in {args.folder} ({error.strerror or error}); choose another --folder")
+
+
+def _misuse(args: argparse.Namespace) -> str:
+    """Why these options cannot be followed; '' if they can."""
+    unknown = [name for name in args.names if name not in exercises()]
+    alone = [option for option in ("watch", "hint", "show", "force") if vars(args)[option]]
+    if unknown:
+        return _not_found(unknown[0])
+    if min(args.seconds, args.memory) < 1 or (args.seed or 0) < 0:
+        return "expected --seconds and --memory of at least 1, and --seed of at least 0"
+    if args.grade and not args.grade.is_dir():
+        return f"--grade expected a folder, got {args.grade}"
+    if alone and (args.grade or not args.names):
+        return f"--{alone[0]} goes with the NAME of one exercise"
+    if args.json and not args.grade:
+        return "--json goes with --grade DIR"
+    if len(args.names) > 1 and not args.grade:
+        return "expected one NAME at a time; several go with --grade DIR"
+    return ""
 
 
 def _one(args: argparse.Namespace, exercise: Exercise) -> int:
@@ -70,14 +93,15 @@ def _one(args: argparse.Namespace, exercise: Exercise) -> int:
 
 
 def _misused(words: str) -> int:
-    print(wrapped(words))
+    print(wrapped(f"exercise: {words}"), file=sys.stderr)
     return MISUSED
 
 
 def _not_found(name: str) -> str:
-    close = difflib.get_close_matches(name.removesuffix(".py"), exercises(), n=3, cutoff=0.5)
+    stem = Path(name).stem  # of a file, workbench/relu.py
+    close = difflib.get_close_matches(stem, exercises(), n=3, cutoff=0.5) or [n for n in exercises() if stem in n][:3]
     meant = f" Did you mean {' or '.join(close)}?" if close else ""
-    return f"exercise: there is no exercise {name!r}.{meant} `python -m minidl.study exercise` lists them."
+    return f"there is no exercise {name!r}.{meant} `python -m minidl.study exercise` lists them."
 
 
 # -- the list ----------------------------------------------------------------------------------------------------------
@@ -89,13 +113,13 @@ def listing(folder: Path) -> str:
     kernels = [one.name for one in exercises().values() if not one.number and one.tasks[0].kind == "function"]
     ops = [one.name for one in exercises().values() if not one.number and one.tasks[0].kind == "op"]
     lines = ["The course, in a good order:", ""]
-    lines += [
-        f" {_mark(one.name, folder)}{one.number:2}  {one.name:24}{one.title} (about {one.minutes} min)"
-        for one in lessons
-    ]
+    for one in lessons:
+        head = f" {_mark(one.name, folder)}{one.number:2}  {one.name:24}"
+        words = f"{one.title} (about {one.minutes} min)"
+        lines += textwrap.wrap(words, width(), initial_indent=head, subsequent_indent=" " * len(head))
     lines += ["", "All other kernels, a function each:", "", _columns(kernels, folder)]
     lines += ["", "The ops, forward and backward of each:", "", _columns(ops, folder)]
-    lines += ["", "`python -m minidl.study exercise NAME` writes the file of one; the same again checks it."]
+    lines += ["", wrapped("`python -m minidl.study exercise NAME` writes the file of one; the same again checks it.")]
     return "\n".join([*lines, f"* has a file in {folder}/"] if folder.is_dir() else lines)
 
 
@@ -105,7 +129,7 @@ def _mark(name: str, folder: Path) -> str:
 
 def _columns(names: list[str], folder: Path) -> str:
     length = max(map(len, names)) + 3
-    per_line = max(1, 96 // length)
+    per_line = max(1, (width() - 1) // length)
     marked = [f"{_mark(name, folder)}{name}" for name in names]
     rows = [marked[start : start + per_line] for start in range(0, len(marked), per_line)]
     return "\n".join(" " + "".join(f"{name:{length}}" for name in row).rstrip() for row in rows)
@@ -164,8 +188,8 @@ def _saved(path: Path) -> tuple[int, int] | None:
 
 
 def _grade(args: argparse.Namespace) -> int:
-    if not args.grade.is_dir():
-        return _misused(f"exercise: --grade expected a folder, got {args.grade}")
     grades = grade_folder(args.grade, args.names, args.seed, Limits(args.seconds, args.memory))
+    if not any(student["exercises"] for student in grades["students"]):
+        return _misused(f"{args.grade} and its subfolders have no file of an exercise, such as relu.py")
     print(grades_text(grades, args.json))
     return RIGHT

@@ -5,7 +5,6 @@ import numpy as np
 # The relative error, of the largest number, that is taken for rounding. That of float64 leaves room for a function that
 # computes in float32 on the way: it is as right as float32 is.
 TOLERANCE = {"float64": 5e-6, "float32": 1e-4}
-SMALLEST = float(np.finfo(np.float32).tiny)  # smaller numbers are 0 in float32
 
 
 def same(actual: np.ndarray | None, expected: np.ndarray, tolerance: float = TOLERANCE["float64"]) -> bool:
@@ -23,7 +22,7 @@ def different(actual: np.ndarray, expected: np.ndarray, tolerance: float = TOLER
     finite = np.isfinite(expected)
     scale = abs(expected[finite]).max(initial=0)
     with np.errstate(invalid="ignore"):
-        close = abs(actual - expected) <= tolerance * scale + SMALLEST
+        close = abs(actual - expected) <= tolerance * scale
     return np.where(finite, ~close, ~((actual == expected) | (np.isnan(actual) & np.isnan(expected))))
 
 
@@ -35,4 +34,4 @@ def factor(actual: np.ndarray | None, expected: np.ndarray) -> float | None:
     if not (np.isfinite(flat).all() and np.isfinite(others).all() and flat.any()):
         return None
     ratio = float(flat @ others / (flat @ flat))
-    return ratio if ratio and same(others, ratio * flat) else None
+    return ratio if same(others, ratio * flat) else None

@@ -21,14 +21,15 @@ class Grade(NamedTuple):
     exercise: str
     points: float
     out_of: int
-    steps: list[dict]  # of each function: its name, the steps with their points, the mistake
+    functions: list[dict]  # of each one: its name, its points, the steps with theirs, the mistakes
     problem: str
 
     def line(self) -> str:
-        """The grade in one line of a table."""
-        said = self.problem or "; ".join(words for step in self.steps for words in step["mistakes"])
-        first = said.splitlines()[0] if said else ""
-        return f"{self.exercise:28} {self.points:5.1f} of {self.out_of:2}   {first}".rstrip()
+        """The grade in one line of a table, with what is wrong: the mistakes, or the first step that fails."""
+        mistakes = "; ".join(words for function in self.functions for words in function["mistakes"])
+        problems = [step["problem"] for function in self.functions for step in function["steps"] if step["problem"]]
+        said = next(filter(None, [self.problem, mistakes, *problems]), "").partition("\n")[0]
+        return f"{self.exercise:28} {self.points:5.1f} of {self.out_of:2}   {said}".rstrip()
 
 
 def grade_folder(folder: Path, names: list[str], seed: int | None, limits: Limits) -> dict:
@@ -37,7 +38,7 @@ def grade_folder(folder: Path, names: list[str], seed: int | None, limits: Limit
     Graded are the exercises of these names, where a missing file has no points; without names, those that have a file.
     """
     seed = secrets.randbelow(2**31) if seed is None else seed
-    students = [folder] if _files(folder) or not _subfolders(folder) else _subfolders(folder)
+    students = [folder] if _files(folder) else _subfolders(folder)
     return {"seed": seed, "students": [_student(student, names, seed, limits) for student in students]}
 
 
@@ -64,12 +65,12 @@ def grade_file(path: Path, exercise: Exercise, seed: int, limits: Limits) -> Gra
     """The grade of one file."""
     report = check_file(path, exercise, seed, limits)
     names = [task.name for task in exercise.tasks] + [IN_USE] * exercise.is_practised
-    steps = [_function(name, report) for name in names]
+    functions = [_function(name, report) for name in names]
     out_of = sum(_points_of(title) for task in exercise.tasks for title in _titles(task))
     out_of += len(PRACTICE_STEPS) * exercise.is_practised
-    points = round(sum(step["points"] for step in steps), 2)
+    points = round(sum(function["points"] for function in functions), 2)
     problem = report.problem or "; ".join(f"{name}: {words}" for name, words in report.problems.items())
-    return Grade(exercise.name, points, out_of, steps, problem)
+    return Grade(exercise.name, points, out_of, functions, problem)
 
 
 def _titles(task: Task) -> list[str]:

@@ -25,8 +25,6 @@ def _given(folder: Path) -> dict[str, int]:
     """How many hints were given of each exercise; a file that cannot be read counts as none."""
     try:
         given = json.loads((folder / KEPT_IN).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return {name: int(number) for name, number in given.items()}
+    except (OSError, ValueError, AttributeError, TypeError):
         return {}
-    return (
-        {name: number for name, number in given.items() if isinstance(number, int)} if isinstance(given, dict) else {}
-    )

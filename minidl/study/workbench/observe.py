@@ -10,8 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from minidl.ops.function import Context
-from minidl.study.calls import arrays_in
-from minidl.study.workbench.tasks import copied, numbers_in
+from minidl.study.calls import arrays_in, map_arrays
 
 
 class Observation(NamedTuple):
@@ -30,22 +29,27 @@ class Observation(NamedTuple):
 
 def observe(function: Callable, arguments: dict, kind: str = "function", written: tuple[str, ...] = ()) -> Observation:
     """Call a function, or run an op, on a copy of the arguments. `written` are those that it has to write into."""
-    given = copied(arguments)
+    given = map_arrays(np.copy, arguments)
+    own = _arrays_of(given)  # these arrays: a list may hold others after the call
     error, returned = None, None
     with _opened_files() as opened, np.errstate(all="ignore"):
         try:
             returned = _run_op(function, **given) if kind == "op" else function(*given.values())
         except BaseException as raised:  # SystemExit too
-            if isinstance(raised, KeyboardInterrupt):
-                raise
             error = _error(raised, function)
-    changed = [name for name in given if not _same(numbers_in(given)[name], numbers_in(arguments)[name])]
+    before, after = _arrays_of(arguments), _arrays_of(given)
+    changed = [
+        name
+        for name, arrays in own.items()
+        if name not in written and not (_same(arrays, before[name]) and _same_objects(arrays, after[name]))
+    ]
     if written:
         words = "nothing" if returned is None else _in_words(returned)
-        results = arrays_in([given[name] for name in written])
+        results = [array for name in written for array in own[name]]
     else:
-        words, results = _in_words(returned), _arrays(returned)
-    return Observation(error, words, results, [name for name in changed if name not in written], list(opened))
+        words = _in_words(returned)
+        results = [_array(part, own) for part in (returned if isinstance(returned, tuple) else (returned,))]
+    return Observation(error, words, results, changed, list(opened))
 
 
 def _run_op(op: type, inputs: tuple, options: dict, grad: np.ndarray) -> tuple:
@@ -56,8 +60,18 @@ def _run_op(op: type, inputs: tuple, options: dict, grad: np.ndarray) -> tuple:
     return (y, *(grads if isinstance(grads, tuple) else (grads,)))
 
 
+def _arrays_of(arguments: dict) -> dict[str, list[np.ndarray]]:
+    """{argument: the arrays in it}."""
+    return {name: arrays_in(value) for name, value in arguments.items()}
+
+
 def _same(some: list, others: list) -> bool:
-    return all(np.array_equal(a, b, equal_nan=a.dtype.kind == "f") for a, b in zip(some, others, strict=True))
+    return all(map(np.array_equal, some, others))
+
+
+def _same_objects(some: list, others: list) -> bool:
+    """True if both lists hold the very same arrays."""
+    return list(map(id, some)) == list(map(id, others))
 
 
 def _in_words(value) -> str:
@@ -69,16 +83,15 @@ def _in_words(value) -> str:
     return "None" if value is None else f"a {type(value).__name__}"
 
 
-def _arrays(value) -> list[np.ndarray | None]:
-    parts = value if isinstance(value, tuple) else (value,)
-    return [_array(part) for part in parts]
+def _array(value, given: dict[str, list[np.ndarray]]) -> np.ndarray | None:
+    """A copy of an array of numbers, or of a number; None for anything else. A list is no array.
 
-
-def _array(value) -> np.ndarray | None:
-    """A copy of an array of numbers, or of a number; None for anything else. A list is no array."""
-    if isinstance(value, np.ndarray | np.generic | float | int) and np.asarray(value).dtype.kind in "fiub":
-        return np.array(value)
-    return None
+    A number of Python's has no dtype: it gets that of the arrays that were given.
+    """
+    if type(value) is float:
+        return np.array(value, next((a.dtype for arrays in given.values() for a in arrays if a.dtype.kind == "f"), None))
+    is_number = isinstance(value, np.ndarray | np.generic | int)
+    return np.array(value) if is_number and np.asarray(value).dtype.kind in "fiub" else None
 
 
 def _error(raised: BaseException, function: Callable) -> tuple[str, str, int, str]:

@@ -12,12 +12,12 @@ import minidl.study
 from minidl.study.workbench.exercises import Exercise
 
 NOTES = {"check": "notes.json", "practise": "practice.json"}  # what the process writes last
-STOPPED = {-getattr(signal, name, 0) for name in ("SIGXCPU", "SIGKILL")} - {0}  # exit codes
+STOPPED = {None, *(-number for number in signal.Signals if number.name == "SIGXCPU")}  # exit codes: it took too long
 ONE_THREAD = dict.fromkeys(("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "MINIDL_NUM_THREADS"), "1")
 
 
 class Limits(NamedTuple):
-    """Of a student's process: seconds, and megabytes of memory."""
+    """The limits of a student's process: seconds, and megabytes of memory."""
 
     seconds: int = 20
     megabytes: int = 2048
@@ -38,11 +38,11 @@ def run_worker(what: str, path: Path, exercise: Exercise, seed: int, folder: Pat
         _end(process)
     if (folder / NOTES[what]).exists():
         return ""
-    if code is None or code in STOPPED:
+    if code in STOPPED:
         return f"It was stopped after {limits.seconds} s, while {_doing(folder)}. Is there an endless loop?"
     if code < 0:
         limit = f"The limit of memory is {limits.megabytes} MB."
-        return f"Its process was ended by signal {-code}, while {_doing(folder)}. {limit}"
+        return f"Its process was ended by {signal.Signals(-code).name}, while {_doing(folder)}. {limit}"
     words = _last_words(folder)
     if words:
         return f"Its process failed, while {_doing(folder)}: {words}"

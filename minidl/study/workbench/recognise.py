@@ -2,7 +2,7 @@
 
 First exactly, then up to a factor, then as the right result in another arrangement, then as two mistakes that show in
 different trials. What is said has to hold in all trials, so a coincidence in one of them names nothing. Only if nothing
-does, a mistake is named that accounts for at least two of them.
+does, the mistake is named that accounts for most of the wrong ones.
 """
 
 import itertools
@@ -56,10 +56,11 @@ def recognise(
     known = suspects(task, trials) if known is None else known
     wrong = [part for part in range(_count(trials)) if not _is_right(part, trials, student)]
     verdicts, explained = _exact(known, wrong, student)
-    names = task.result_names()
+    known = [suspect for suspect in known if not suspect.parts & explained]
+    names = task.names_in(max(trials, key=lambda trial: len(trial.right)))
     for part in wrong:
         if part not in explained:
-            name = names[part] if part < len(names) else f"result {part}"
+            name = names[part]
             verdict = (
                 _scaled(part, name, trials, student, known)
                 or _arranged(part, name, trials, student)
@@ -118,21 +119,23 @@ def _two(part: int, trials: list[Trial], student: list[Results], known: list[Sus
 
 
 def _some(part: int, trials: list[Trial], student: list[Results], known: list[Suspect]) -> Verdict | None:
-    """The mistake that accounts for most of the wrong trials, but not for all: there is another mistake beside it."""
+    """The mistake that accounts for most of the wrong trials; of a single one, if no other mistake does."""
     wrong, covers = _wrong_trials(part, trials, student), _covers(part, trials, student, known)
-    suspect, some = max(covers, key=lambda cover: len(cover[1]), default=(None, set()))
-    if suspect is None or len(some) < 2:
+    most = max((len(some) for _, some in covers), default=0)
+    found = [(suspect, some) for suspect, some in covers if len(some) == most]
+    if most == 0 or (most == 1 and len(found) > 1):
         return None
-    where = f"{len(some)} of the {len(wrong)} wrong cases{_what_they_share(some, wrong, trials)}"
-    words = f"In {where} this is {suspect.mistake.name}. The others are wrong in another way."
-    return Verdict(words, [suspect.mistake])
+    suspect, some = found[0]
+    where = f"{most} of the {len(wrong)} wrong cases{_what_they_share(some, wrong, trials)}"
+    words = f"In {where} this is {suspect.mistake.name}."
+    return Verdict(words + " The others are wrong in another way." * (some != wrong), [suspect.mistake])
 
 
 def _what_they_share(some: set[int], wrong: set[int], trials: list[Trial]) -> str:
-    """", those with through_statistics=True", if an argument tells these trials from the other wrong ones."""
+    """The words " (through_statistics=True)", if an argument tells these trials from the other wrong ones."""
     for name, value in trials[min(some)].arguments.items():
-        if isinstance(value, bool | int | str) and some == {i for i in wrong if trials[i].arguments[name] == value}:
-            return f", those with {name}={value!r},"
+        if isinstance(value, bool | int | float) and some == {i for i in wrong if trials[i].arguments[name] == value}:
+            return f" ({name}={value!r})"
     return ""
 
 
@@ -199,6 +202,8 @@ def _factor_in_words(part: int, student, results, trials: list[Trial]) -> str | 
 
 
 def _number_in_words(ratio: float) -> str:
+    if ratio == 0:
+        return "0 everywhere"
     if abs(ratio + 1) < 1e-4:
         return "with the other sign"
     size = f"{abs(ratio):.4g} times as large"
@@ -219,8 +224,8 @@ def _sizes(trial: Trial) -> dict[str, float]:
                 sizes[f"KH*KW (of {name})"] = value.shape[0] * value.shape[1]
         elif isinstance(value, tuple) and len(value) == 2 and all(isinstance(number, int) for number in value):
             sizes[f"the product of {name}"] = value[0] * value[1]
-        elif isinstance(value, float) and value:
-            sizes[name] = value
+        elif isinstance(value, float | np.ndarray):
+            sizes[name] = float(value)
     return {name: size for name, size in sizes.items() if size != 0}
 
 

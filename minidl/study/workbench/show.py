@@ -7,11 +7,12 @@ from minidl.study.workbench.check import IN_USE, FileReport
 from minidl.study.workbench.checker import Report
 from minidl.study.workbench.exercises import Exercise
 
-WIDEST = 100
+WIDEST = 100  # characters in a line
+MOST_PRINTED = 5  # lines of what the student's file printed
 
 
 def width() -> int:
-    """Of the terminal, but at most what reads well."""
+    """The width of a line: that of the terminal, but at most WIDEST."""
     return min(WIDEST, shutil.get_terminal_size((80, 24)).columns)
 
 
@@ -38,8 +39,7 @@ def report_text(report: FileReport, exercise: Exercise) -> str:
     parts += [_in_use(one) for one in report.reports if one.name == IN_USE]
     if report.printed.strip():
         lines = report.printed.strip().split("\n")
-        more = [f"... and {len(lines) - 5} lines more"] if len(lines) > 5 else []
-        parts.append("\n".join(["It printed:", *(f"  {line}" for line in [*lines[:5], *more])]))
+        parts.append("\n  ".join(["It printed:", *lines[:MOST_PRINTED], *["..."] * (len(lines) > MOST_PRINTED)]))
     if report.is_right:
         parts.append(f"All of {exercise.name} is right.")
     return "\n\n".join(parts)

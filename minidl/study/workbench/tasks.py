@@ -58,6 +58,15 @@ class Task:
         """What the function returns, in words: ("dL/dx", "dL/dweight")."""
         return result_names(self.target)
 
+    def names_in(self, trial: Trial) -> list[str]:
+        """The name of each array in `trial.right`; of lists that are written into, "parameters[0]", ..."""
+        names = list(self.result_names())
+        if self.written:
+            values = [(name, trial.arguments[name]) for name in names]
+            lists = [[f"{name}[{i}]" for i in range(len(v))] if isinstance(v, list) else [name] for name, v in values]
+            names = [name for some in lists for name in some]
+        return (names + [f"result {i}" for i in range(len(names), len(trial.right))])[: len(trial.right)]
+
     def mistakes(self) -> list[Mistake]:
         """The mistakes that are known of it."""
         return mistakes_of(self.target)
@@ -97,7 +106,7 @@ class PartTask(Task):
         return (result_names(self.target)[self.part],)
 
     def results(self, returned):
-        """That one of the kernel's results, as a list of one array."""
+        """This task's one of the kernel's results, as a list of one array."""
         return super().results(returned[self.part])
 
     def source(self) -> str:
@@ -175,16 +184,6 @@ def in_float32(arguments: dict) -> dict:
     return map_arrays(lambda array: array.astype(np.float32) if array.dtype == np.float64 else array, arguments)
 
 
-def copied(arguments: dict) -> dict:
-    """The arguments with a copy of each array."""
-    return map_arrays(np.copy, arguments)
-
-
-def numbers_in(arguments: dict) -> dict[str, list[np.ndarray]]:
-    """{argument: the arrays in it}."""
-    return {name: arrays_in(value) for name, value in arguments.items()}
-
-
 # -- the source --------------------------------------------------------------------------------------------------------
 
 
@@ -221,7 +220,7 @@ def _class_without_bodies(op: type) -> str:
 
 
 def _used(source: str, module: dict) -> set[tuple[str, str]]:
-    """See `Task.uses`."""
+    """(module, name) of each name that the source uses from its module: see `Task.uses`."""
     found = {("", "import numpy as np")}
     names = {node.id for node in ast.walk(ast.parse(textwrap.dedent(source))) if isinstance(node, ast.Name)}
     for name in names & module.keys():

@@ -9,13 +9,14 @@ WEIGHT_AXES = ("tap row", "tap column", "channel in", "channel out")
 AXES = {1: ("channel",), 2: ("row", "column"), 3: ("image", "row", "channel"), 4: ("image", "row", "column", "channel")}
 
 MOST_ROWS, MOST_COLUMNS = 24, 64  # of a map
+MOST_INDICES = 5  # in a sentence
 
 
 def where(name: str, actual: np.ndarray, expected: np.ndarray) -> tuple[str, str]:
     """(a sentence, a map) of the elements that differ. Both arrays have the same shape."""
     wrong = different(actual, expected)
     names = WEIGHT_AXES if name == "dL/dweight" and wrong.ndim == 4 else AXES.get(wrong.ndim, ())
-    counted = f"{wrong.sum()} of {wrong.size} numbers of {name} are wrong"
+    counted = f"{wrong.sum()} of {wrong.size} numbers of {name} are wrong" if wrong.size > 1 else f"{name} is wrong"
     places = [] if wrong.all() else _places(wrong, names)
     sentence = f"{counted}: {', '.join(places)}." if places else f"{counted}."
     return sentence, _map(wrong, names)
@@ -52,6 +53,8 @@ def _along(has_wrong: np.ndarray, name: str) -> str:
         return f"in every {_ordinal(step)} {name}, from {indices[0]} on"
     if indices == list(range(indices[0], indices[-1] + 1)):
         return f"in the {name}s {indices[0]} to {indices[-1]} of {length}"
+    if len(indices) > MOST_INDICES:
+        return f"in {len(indices)} of {length} {name}s"
     return f"in the {name}s {', '.join(map(str, indices))} of {length}"
 
 

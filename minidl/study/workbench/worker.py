@@ -1,11 +1,16 @@
 """The process that a student's file runs in: `python -m minidl.study.workbench.worker check FILE EXERCISE ...`.
 
-It runs each function on the trials of the seed, and writes what it observed to FOLDER, as JSON and arrays. It compares
-nothing: the right results are not in this process. The limits protect from accidents (an endless loop, too much memory
-or output), not from a program that means harm.
+It runs each function on the trials of the seed, and writes what it observed to FOLDER, as JSON and arrays. Its caller
+compares them with the right results.
+
+What is guarded: the file cannot change the checker, which runs in the caller's process; it cannot call the solution by
+its name in minidl; and a loop or an exit ends this process alone. What is not: the file runs with all rights of the
+user, can compute the right results as minidl does, and can write to FOLDER. The limits protect from accidents, not from
+a program that means harm.
 """
 
 import contextlib
+import functools
 import importlib.util
 import inspect
 import io
@@ -16,9 +21,11 @@ from types import ModuleType
 
 import numpy as np
 
-from minidl.kernels import cpu, reference
+from minidl.kernels import cpu
+from minidl.study.calls import ops
 from minidl.study.workbench.exercises import exercises
 from minidl.study.workbench.observe import Observation, observe
+from minidl.study.workbench.practice import practise
 from minidl.study.workbench.process import NOTES
 from minidl.study.workbench.tasks import Task, in_float32
 
@@ -26,7 +33,7 @@ MOST_PRINTED = 2000  # characters
 
 
 class FirstCharacters(io.StringIO):
-    """What was printed, up to so many characters; the rest is dropped."""
+    """Keeps the first MOST_PRINTED characters that are printed, and drops the rest."""
 
     def write(self, text: str) -> int:
         """Keep what still fits."""
@@ -57,37 +64,38 @@ def _write_notes(path: Path, notes: dict) -> None:
 
 
 def _limit(seconds: int, megabytes: int) -> None:
-    """Limits of the process, where the system has them."""
+    """Limits of the process, where the system has them and those that are set already allow it."""
     with contextlib.suppress(ImportError):
         import resource
 
-        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
-        resource.setrlimit(resource.RLIMIT_AS, (megabytes * 2**20,) * 2)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (2**28,) * 2)
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        limits = {"CPU": (seconds, seconds + 1), "AS": (megabytes * 2**20,) * 2, "FSIZE": (2**28,) * 2, "CORE": (0, 0)}
+        for name, limit in limits.items():
+            with contextlib.suppress(AttributeError, ValueError, OSError):
+                resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), limit)
 
 
 def _run_file(file: Path, tasks: tuple[Task, ...], trials: dict, folder: Path) -> dict:
     _say(folder, "the file was read")
+    _hide_solutions(tasks)
     try:
         module = _load(file)
     except BaseException as raised:
         return {"import_error": _import_error(raised, file)}
-    _hide_solutions(tasks)
     return {"functions": {task.name: _run_task(module, task, trials[task.name], folder) for task in tasks}}
 
 
 def _practise(file: Path, folder: Path) -> dict:
-    """What the functions do in use; or the error that they raise there."""
-    from minidl.study.workbench.practice import practise  # only here, as it imports all of minidl
-
+    """What the functions do in use; and the error that they raise there."""
+    notes = {}
     with contextlib.redirect_stdout(FirstCharacters()), contextlib.redirect_stderr(FirstCharacters()):
         module = _load(file)
         _say(folder, "its convolution was in use: timed, and training a network")
         try:
-            return practise(module)
+            for name, figure in practise(module):
+                notes[name] = figure
         except Exception as raised:
-            return {"error": f"{type(raised).__name__}: {raised}"}
+            notes["error"] = f"{type(raised).__name__}: {raised}"
+    return notes
 
 
 def _load(file: Path) -> ModuleType:
@@ -106,18 +114,23 @@ def _import_error(raised: BaseException, file: Path) -> list:
 
 
 def _hide_solutions(tasks: tuple[Task, ...]) -> None:
-    """The solutions of the exercise raise an error if a student's function calls them."""
+    """The solutions of the exercise raise an error if the student's file calls them."""
 
-    def refusing(name):
+    def refusing(target, solution):
+        @functools.wraps(solution)
         def refuse(*args, **kwargs):
-            raise RuntimeError(f"minidl's {name} is the solution of this exercise: write it yourself")
+            raise RuntimeError(f"minidl's {target} is the solution of this exercise: write it yourself")
 
         return refuse
 
     for task in tasks:
-        for place in (reference, cpu):
-            if hasattr(place, task.target):
-                setattr(place, task.target, refusing(task.target))
+        if task.kind == "op":
+            places = [(ops()[task.target], "forward"), (ops()[task.target], "backward")]
+        else:
+            places = [(inspect.getmodule(task.right), task.target), (cpu, task.target)]
+        for place, name in places:
+            if hasattr(place, name):
+                setattr(place, name, refusing(task.target, getattr(place, name)))
 
 
 def _run_task(module: ModuleType, task: Task, arguments: list[dict], folder: Path) -> dict:
@@ -131,7 +144,7 @@ def _run_task(module: ModuleType, task: Task, arguments: list[dict], folder: Pat
             _say(folder, f"{task.name} ran in case {number + 1} of {len(arguments)}, in {dtype}")
             seen.append(observe(function, convert(some), task.kind, task.written))
     _save(folder / f"{task.name}.npz", seen)
-    return {"observations": [observation._replace(arrays=_kept(observation)) for observation in seen]}
+    return {"observations": [one._replace(arrays=[array is not None for array in one.arrays]) for one in seen]}
 
 
 def _problem_of(function, task: Task) -> str:
@@ -167,11 +180,6 @@ def _signature(function) -> str:
         return str(inspect.signature(function))
     except (TypeError, ValueError):
         return "(...)"
-
-
-def _kept(observation: Observation) -> list[bool]:
-    """Which of the results are arrays: these are in the file of arrays."""
-    return [array is not None for array in observation.arrays]
 
 
 def _save(path: Path, seen: list[Observation]) -> None:
