@@ -14,8 +14,8 @@ Beside the network (models/speedrun.py) the recipe has
     testing         the mean of six views: three positions, each as it is and mirrored
 
 Each seed has a folder in --out, with metrics.jsonl, curves.png and a checkpoint. After Ctrl-C the same command goes on.
-The constants are those of legacy/airbench94.py in github.com/KellerJordan/cifar10-airbench, commit f1c599c; sections
-are those of the paper, arXiv 2404.00498.
+The paper is arXiv 2404.00498. The constants are those of its airbench94.py: legacy/airbench94.py in
+github.com/KellerJordan/cifar10-airbench, commit f1c599c.
 """
 
 import argparse
@@ -41,9 +41,9 @@ EPOCHS, BATCH_SIZE = 9.9, 1024
 LR = 11.5  # for a sum of 1,024 images' losses, before it is divided by what momentum multiplies it by
 WEIGHT_DECAY = 0.0153  # for 1,024 images
 MOMENTUM = 0.85
-BIAS_SCALE = 64.0  # the biases of batch-norm learn so many times as fast (section 3.4)
+BIAS_SCALE = 64.0  # the biases of batch-norm learn so many times as fast
 LABEL_SMOOTHING = 0.2
-WHITENING_BIAS_EPOCHS = 3  # then the bias of the first layer is frozen, which saves its backward pass (section 3.2)
+WHITENING_BIAS_EPOCHS = 3  # then the bias of the first layer is frozen, which saves its backward pass
 WHITENING_IMAGES = 5000  # the first of the training images, to whiten with
 TRIANGLE = (0.0, 0.2), (0.23, 1.0), (1.0, 0.07)  # (share of the steps, factor of the learning rate)
 AVERAGE_EVERY, LAST_DECAY = 5, 0.95**5  # steps; of the moving average, whose decay grows with the cube of the step
@@ -81,8 +81,8 @@ class LookaheadSGD(SGD):
 
         slow = decay slow + (1 - decay) fast,   then   fast = slow
 
-    at each call of `average`; between them the fast ones are trained (section 3.4; Zhang et al. 2019, "Lookahead
-    optimizer"). The slow ones are part of the state, so that a run can be resumed.
+    at each call of `average`; between them the fast ones are trained (Zhang et al. 2019, "Lookahead optimizer"). The
+    slow ones are part of the state, so that a run can be resumed.
     """
 
     def __init__(self, model: SpeedrunNet, groups: list[dict], lr: float):
@@ -106,7 +106,7 @@ class LookaheadSGD(SGD):
 
 
 def make_optimizer(model: SpeedrunNet, batch_size: int) -> LookaheadSGD:
-    """The optimiser with the paper's decoupled hyperparameters (section 3.4).
+    """The optimiser with the paper's decoupled hyperparameters.
 
     With a constant gradient g, Nesterov momentum m moves a parameter by lr g (1 + 1 / (1 - m)) in a step. The learning
     rate is divided by this factor, and the weight decay by the learning rate, so that each can be chosen by itself.
@@ -133,7 +133,7 @@ def triangle(step: int, total_steps: int) -> float:
 
 
 def error_of_views(model: SpeedrunNet, data: SpeedrunData) -> float:
-    """The test error of the mean logits of six views: VIEWS, each as it is and mirrored (section 3.5)."""
+    """The test error of the mean logits of six views: VIEWS, each as it is and mirrored."""
     labels, wrong = data.test.labels, 0
     model.eval()
     with no_grad():

@@ -73,7 +73,7 @@ class SpeedrunNet(Module):
 
 
 def dirac_conv(in_channels: int, out_channels: int) -> Conv2d:
-    """A 3x3 convolution without bias that starts as the identity (section 3.3; Zagoruyko, Komodakis 2017, "DiracNets").
+    """A 3x3 convolution without bias that starts as the identity (Zagoruyko, Komodakis 2017, "DiracNets").
 
     Output channel i shows input channel i, as far as there are that many. The other outputs start as PyTorch's do,
     uniform with the bound 1 / sqrt(fan_in).
@@ -99,8 +99,8 @@ def whitening_weight(images: np.ndarray, size: int = WHITENING_SIZE, eps: float 
 
     Output i < D is the patch's component along eigenvector i of the patches' second moments E[p p^T], divided by the
     root of its eigenvalue plus eps. Over all patches these outputs are uncorrelated and have a mean square of nearly 1.
-    The outputs after D are the same with the other sign, as a GELU keeps one sign only. Section 3.2; Page 2019, "How to
-    train your ResNet 8: back to basics".
+    The outputs after D are the same with the other sign, as a GELU keeps one sign only. Page 2019, "How to train your
+    ResNet 8: bag of tricks".
     """
     patches = sliding_window_view(images, (size, size), axis=(1, 2)).transpose(0, 1, 2, 4, 5, 3)  # (N, ., ., KH, KW, C)
     moments, count = 0.0, 0

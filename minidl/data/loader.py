@@ -157,7 +157,7 @@ class AugmentedLoader(DataLoader):
         drop_last: drop the last batch if it is not full.
         dtype: of the images, and so of the network's computation. 'bfloat16' needs a GPU.
         alternating_flip: flip each image in every second epoch, instead of at random. Which of them are flipped in the
-            first epoch is random. In two epochs the network sees each image both ways (Jordan 2024, section 3.6).
+            first epoch is random. In two epochs the network sees each image both ways (Jordan 2024).
     """
 
     def __init__(

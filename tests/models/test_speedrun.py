@@ -13,7 +13,7 @@ from tests.models.counting import count_parameters
 
 
 def test_it_has_the_papers_number_of_parameters():
-    """1.97 million (section 3.1)."""
+    """1.97 million."""
     assert count_parameters(speedrun()) == 1_972_792
 
 
