@@ -55,6 +55,8 @@ def conv2d_backward(layout, grad, x, weight, stride, padding, needs_x, needs_wei
     x = tensor(x, layout).requires_grad_(needs_x)
     weight = kernel_tensor(weight, layout).requires_grad_(needs_weight)
     inputs = [each for each in (x, weight) if each.requires_grad]
+    if not inputs:  # only the bias is learned, which is another kernel
+        return None
     return gradients(F.conv2d(x, weight, None, stride, padding), inputs, tensor(grad, layout))
 
 
@@ -114,6 +116,12 @@ def relu_forward(layout, x):
 def relu_backward(layout, grad, y):
     y = tensor(y, layout).requires_grad_()  # relu(y) = y cuts off what relu(x) = y did
     return gradients(F.relu(y), [y], tensor(grad, layout))
+
+
+def gelu_forward(layout, x, approximate, _needs_slope):
+    """Ours computes the slope as well, PyTorch's in backward."""
+    x = tensor(x, layout)
+    return lambda: F.gelu(x, approximate=approximate)
 
 
 def max_pool2d_forward(layout, x, kernel_size, stride, padding, ceil_mode):
@@ -189,6 +197,7 @@ COUNTERPARTS = {
         add,
         relu_forward,
         relu_backward,
+        gelu_forward,
         max_pool2d_forward,
         max_pool2d_backward,
         global_avg_pool_forward,

@@ -1,4 +1,4 @@
-"""The networks of the two papers once more, in PyTorch: its layers, its layout, and torchvision's names.
+"""The networks of examples/models once more, in PyTorch: its layers, its layout, and torchvision's names.
 
 What tests compare results with, and benchmarks the speed.
 """
@@ -143,11 +143,44 @@ class VGG(nn.Module):
         return self.classifier(self.features(x).flatten(1))
 
 
+class ConvGroup(nn.Module):
+    """Of the speedrun: conv, max-pool, batch-norm, GELU, conv, batch-norm, GELU."""
+
+    def __init__(self, in_channels: int, out_channels: int):
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(out_channels, 1e-12, 0.4)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(out_channels, 1e-12, 0.4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.gelu(self.norm1(F.max_pool2d(self.conv1(x), 2)))
+        return F.gelu(self.norm2(self.conv2(x)))
+
+
+class SpeedrunNet(nn.Module):
+    """Of Jordan 2024. The first weight and batch-norm's weights are not learned."""
+
+    def __init__(self, num_classes: int):
+        super().__init__()
+        self.whitening = nn.Conv2d(3, 24, 2)
+        self.groups = nn.Sequential(ConvGroup(24, 64), ConvGroup(64, 256), ConvGroup(256, 256))
+        self.head = nn.Linear(256, num_classes, bias=False)
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad = name != "whitening.weight" and not name.endswith(("norm1.weight", "norm2.weight"))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.groups(F.gelu(self.whitening(x)))
+        return self.head(F.max_pool2d(x, 3).flatten(1)) / 9
+
+
 def make(kind: str, arguments: tuple, image_size: int, num_classes: int) -> nn.Module:
     """The network that the same words name in examples/models."""
     if kind == "vgg":
         column, batch_norm = (*arguments, False)[:2]
         return VGG(column, batch_norm, image_size, num_classes)
+    if kind == "speedrun":
+        return SpeedrunNet(num_classes)
     return {"cifar_resnet": cifar_resnet, "imagenet_resnet": imagenet_resnet}[kind](*arguments, num_classes)
 
 
@@ -157,6 +190,7 @@ def twin_of(model, make, *arguments) -> nn.Module:
         twin = make(*arguments)
     state = {name: torch.from_numpy(array) for name, array in model.state_dict().items()}
     twin.load_state_dict(state, strict=True, assign=True)
-    for parameter in twin.parameters():
-        parameter.requires_grad_()
+    learned = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    for name, parameter in twin.named_parameters():
+        parameter.requires_grad_(learned[name])
     return twin

@@ -24,7 +24,7 @@ from minidl.checks import (
 )
 from minidl.dtypes import float32, is_half
 from minidl.kernels import kernels_for
-from minidl.ops.activation import ReLU
+from minidl.ops.activation import GELU, ReLU
 from minidl.ops.arithmetic import Maximum, Where
 from minidl.ops.batch_norm import BatchNorm, BatchNormEval
 from minidl.ops.conv import Conv2d
@@ -240,6 +240,19 @@ def relu(x: Tensor) -> Tensor:
     Tensor([0., 2.], shape=(2,), float32)
     """
     return apply(ReLU, x)
+
+
+def gelu(x: Tensor, approximate: str = "none") -> Tensor:
+    """x P(x), where P(x) is the probability that a standard normal variable is less than x: (1 + erf(x / sqrt(2))) / 2.
+
+    With approximate="tanh", P(x) is (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2. Results differ by up to 5e-4.
+    Hendrycks, Gimpel 2016, "Gaussian error linear units".
+
+    >>> gelu(Tensor([-1.0, 0.0, 2.0]))
+    Tensor([-0.1587,  0.    ,  1.9545], shape=(3,), float32)
+    """
+    expect("gelu", approximate in ("none", "tanh"), "approximate='none' or 'tanh'", repr(approximate))
+    return apply(GELU, x, approximate=approximate)
 
 
 def dropout(x: Tensor, probability: float, key: np.ndarray) -> Tensor:

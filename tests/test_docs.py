@@ -195,16 +195,16 @@ def test_a_quote_of_a_name_that_is_gone_is_an_error(tools):
     place = find(KERNELS / "cuda" / "activation.py", "RELU_FORWARD")
     lines = place.path.read_text().splitlines()
     assert lines[place.first - 1] == "RELU_FORWARD = CudaKernel(" and lines[place.last - 1] == ")"
-    with pytest.raises(LookupError, match=r"minidl/kernels/cuda/activation\.py does not define GELU_FORWARD"):
-        find(KERNELS / "cuda" / "activation.py", "GELU_FORWARD")
+    with pytest.raises(LookupError, match=r"minidl/kernels/cuda/activation\.py does not define SILU_FORWARD"):
+        find(KERNELS / "cuda" / "activation.py", "SILU_FORWARD")
 
 
 def test_an_operation_without_a_derivation_stops_the_build(tools):
     from operations import Operation, page
     from sphinx.errors import ExtensionError
 
-    with pytest.raises(ExtensionError, match=r"Gelu has no derivation: write docs/derivations/Gelu\.md"):
-        page(Operation(ROOT / "minidl" / "ops" / "activation.py", "Gelu"))
+    with pytest.raises(ExtensionError, match=r"Silu has no derivation: write docs/derivations/Silu\.md"):
+        page(Operation(ROOT / "minidl" / "ops" / "activation.py", "Silu"))
 
 
 def test_the_kernels_of_an_operation_are_found(tools):

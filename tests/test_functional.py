@@ -24,6 +24,7 @@ from minidl.functional import (
     cross_entropy,
     dropout,
     flatten,
+    gelu,
     global_avg_pool,
     linear,
     local_response_norm,
@@ -168,6 +169,7 @@ FLOATS = IMAGES | {
     "batch_norm": lambda x: batch_norm(x, tensor(2), tensor(2)),
     "softmax": softmax,
     "log_softmax": log_softmax,
+    "gelu": gelu,
     "dropout": lambda x: dropout(x, 0.5, KEY),
     "cross_entropy": lambda x: cross_entropy(x, [0, 1]),
 }
@@ -406,6 +408,10 @@ ERRORS = {
     "batch_norm, momentum": (
         lambda: batch_norm(tensor(2, 3), tensor(3), tensor(3), momentum=2),
         r"batch_norm: expected momentum in \[0, 1\], got 2",
+    ),
+    "gelu, approximate": (
+        lambda: gelu(tensor(2), "erf"),
+        "gelu: expected approximate='none' or 'tanh', got 'erf'",
     ),
     "softmax, dim": (lambda: softmax(tensor(2, 3), 2), r"softmax: dim 2 is not a dimension of x \(2, 3\)"),
     "log_softmax, dim": (lambda: log_softmax(tensor(), 0), r"log_softmax: dim 0 is not a dimension of x \(\)"),

@@ -45,6 +45,7 @@ SMOOTHED = case(test_loss, "cross-entropy, smoothed")
 DROPOUT = case(test_dropout, "probability 0.5 on (3, 4, 5)")
 WINDOW_OF_4 = case(test_local_response_norm, "4 of 6 channels, {'alpha': 0.5}")
 SQUARE = case(test_linear, "a square weight")
+GELU = case(test_activation, "gelu")
 SOFTMAX = case(test_softmax, "softmax along -1 of (3, 4)")
 LOG_SOFTMAX = case(test_softmax, "log_softmax along -1 of (3, 4)")
 
@@ -101,6 +102,8 @@ SHOWN_BY = [
         "dL/dx everywhere: no mask, or one of y >= 0, which is always true",
     ),
     (test_activation.CASES[0], "relu_backward", "dL/dx where y = 0 instead of where y > 0"),
+    (GELU, "gelu_backward", "dL/dx as dL/dy: not multiplied by the slope"),
+    (GELU, "gelu_backward", "dL/dx where the slope is positive alone"),
     (arithmetic("a + b, b broadcast"), "Add", "not summed over what was broadcast: dL/db of its first place"),
     (arithmetic("a - b"), "Sub", "dL/db with the sign of dL/da"),
     (arithmetic("a * b"), "Mul", "dL/da and dL/db in each other's place"),
@@ -162,6 +165,7 @@ CASES_OF_KERNELS = {
     "global_avg_pool_backward": test_pool,
     "batch_norm_backward": test_batch_norm,
     "relu_backward": test_activation,
+    "gelu_backward": test_activation,
     "softmax_backward": test_softmax,
     "log_softmax_backward": test_softmax,
     "cross_entropy_backward": test_loss,

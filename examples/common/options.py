@@ -36,6 +36,14 @@ def rate(text: str) -> float:
     return number
 
 
+def positive_number(text: str) -> float:
+    """An argparse type: a finite number > 0, such as 9.9 epochs."""
+    number = rate(text)
+    if number == 0:
+        raise argparse.ArgumentTypeError(f"expected a finite number > 0, got {text}")
+    return number
+
+
 def device(text: str) -> str:
     """An argparse type: the name of a device."""
     if not is_device(text):

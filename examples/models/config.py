@@ -17,9 +17,10 @@ from minidl.data import CentreView, read_names
 from minidl.nn import Module
 from minidl.training.checkpoint import load_checkpoint, read_checkpoint
 from models.resnet import IMAGENET_BLOCKS, cifar_resnet, imagenet_resnet
+from models.speedrun import speedrun
 from models.vgg import CONFIGS, vgg
 
-BUILDERS = {builder.__name__: builder for builder in (cifar_resnet, imagenet_resnet, vgg)}
+BUILDERS = {builder.__name__: builder for builder in (cifar_resnet, imagenet_resnet, speedrun, vgg)}
 
 # The networks of the two papers: name -> (builder, arguments).
 IMAGENET_MODELS = {

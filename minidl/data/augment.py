@@ -64,20 +64,31 @@ class CropAndFlip:
     Args:
         mean: subtracted from the images; shapes as in `normalize`.
         std: divides the result; shapes as in `normalize`.
-        padding: zeros added on each side before cropping, in pixels; zero is the mean after normalisation.
+        padding: pixels added on each side before cropping.
         flip_probability: probability of flipping an image. With 0 and padding 0 the result is deterministic.
+        padding_mode: "zeros" adds zeros, which are the mean after normalisation; "reflect" adds the mirror image of the
+            pixels inside the border, which itself is not repeated, as torch.nn.functional.pad does.
 
     Raises:
-        ValueError: padding < 0, or flip_probability outside [0, 1].
+        ValueError: padding < 0, flip_probability outside [0, 1], or another padding_mode.
     """
 
-    def __init__(self, mean: Statistic, std: Statistic = 1.0, padding: int = 4, flip_probability: float = 0.5) -> None:
+    def __init__(
+        self,
+        mean: Statistic,
+        std: Statistic = 1.0,
+        padding: int = 4,
+        flip_probability: float = 0.5,
+        padding_mode: str = "zeros",
+    ) -> None:
         if padding < 0:
             raise ValueError(f"CropAndFlip: expected padding >= 0, got {padding}")
         if not 0 <= flip_probability <= 1:
             raise ValueError(f"CropAndFlip: expected flip_probability in [0, 1], got {flip_probability}")
+        if padding_mode not in ("zeros", "reflect"):
+            raise ValueError(f"CropAndFlip: expected padding_mode 'zeros' or 'reflect', got {padding_mode!r}")
         self.mean, self.std = mean, std
-        self.padding, self.flip_probability = padding, flip_probability
+        self.padding, self.flip_probability, self.padding_mode = padding, flip_probability, padding_mode
         self._statistics: dict = {}
 
     def __call__(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -100,7 +111,9 @@ class CropAndFlip:
         device = device_of(images)
         mean, std = self._mean_and_std(images.shape[1:], device)
         draws = (to_device(draw, device) for draw in draws)
-        return kernels_for(images).crop_and_flip(images, *draws, mean, std, self.padding)
+        return kernels_for(images).crop_and_flip(
+            images, *draws, mean, std, self.padding, self.padding_mode == "reflect"
+        )
 
     def _mean_and_std(self, shape: tuple[int, ...], device: str) -> list:
         """Return mean and std per pixel. They are cached, as nothing may be copied to a GPU during a graph capture."""
@@ -114,6 +127,10 @@ class CropAndFlip:
             raise ValueError(
                 f"CropAndFlip: expected uint8 images (M, H, W, C), got {images.dtype} {images.shape}; "
                 "pass the images as loaded"
+            )
+        if self.padding_mode == "reflect" and self.padding >= min(images.shape[1:3]):
+            raise ValueError(
+                f"CropAndFlip: expected images larger than the padding of {self.padding} pixels, got {images.shape}"
             )
         if any(draw.shape != draws[0].shape or draw.ndim != 1 for draw in draws):
             raise ValueError(

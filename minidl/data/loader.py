@@ -25,7 +25,7 @@ Batch = tuple[np.ndarray, np.ndarray]
 Transform = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
 # The purpose of a draw: the second word of its seed.
-SHUFFLE, TRANSFORM = 0, 1
+SHUFFLE, TRANSFORM, FLIP = 0, 1, 2
 
 
 class DataLoader:
@@ -156,6 +156,8 @@ class AugmentedLoader(DataLoader):
         seed: all randomness depends only on the seed, the epoch and the batch number.
         drop_last: drop the last batch if it is not full.
         dtype: of the images, and so of the network's computation. 'bfloat16' needs a GPU.
+        alternating_flip: flip each image in every second epoch, instead of at random. Which of them are flipped in the
+            first epoch is random. In two epochs the network sees each image both ways (Jordan 2024).
     """
 
     def __init__(
@@ -167,14 +169,18 @@ class AugmentedLoader(DataLoader):
         seed: int = 0,
         drop_last: bool = False,
         dtype: str = "float32",
+        alternating_flip: bool = False,
     ) -> None:
-        self.augment, self.dtype = augment, dtype
+        self.augment, self.dtype, self.alternating_flip = augment, dtype, alternating_flip
         # No prefetching: making a batch takes less time than passing it from another thread.
         super().__init__(dataset, batch_size, shuffle, seed, None, drop_last, prefetch=0)
+        self._flipped_first = self._generator(FLIP, 0).random(len(dataset)) < 0.5
 
     def _load(self, order: np.ndarray, epoch: int, number: int) -> tuple[Tensor, Tensor]:
         chosen = self._rows(order, number)
         draws = self.augment.draw(self._generator(TRANSFORM, epoch, number), len(chosen))
+        if self.alternating_flip:
+            draws[2] = self._flipped_first[chosen] ^ (epoch % 2)
         columns = np.vstack([chosen, self.dataset.labels[chosen], draws])  # int64 (5, N), for a single copy to a GPU
         chosen, labels, *draws = to_device(columns, device_of(self.dataset.images))
         images = self.augment.apply(self.dataset.images, chosen, *draws)

@@ -295,6 +295,34 @@ def relu_backward(grad, y):
     return np.where(y <= 0, 0, grad)
 
 
+def gelu_forward(x, approximate, needs_slope):
+    """(y, slope) with y = x P(x) and slope = dy/dx = P(x) + x p(x); None in place of a slope that is not needed."""
+    y, slope = np.empty(x.shape, x.dtype), np.empty(x.shape, x.dtype)
+    for i in np.ndindex(x.shape):
+        near = min(max(x[i], -40), 40)  # where P(x) is 0 or 1 already: infinity * 0 would be NaN
+        probability, density = _normal_by_tanh(near) if approximate == "tanh" else _normal(near)
+        y[i] = max(x[i], near) * probability
+        slope[i] = probability + near * density
+    return y, slope if needs_slope else None
+
+
+def _normal(x):
+    """P(x) = (1 + erf(x / sqrt(2))) / 2, which is erfc(-x / sqrt(2)) / 2, and p(x) = exp(-x^2 / 2) / sqrt(2 pi)."""
+    return math.erfc(-x / math.sqrt(2)) / 2, math.exp(-x * x / 2) / math.sqrt(2 * math.pi)
+
+
+def _normal_by_tanh(x):
+    """P(x) = (1 + tanh(u)) / 2 with u = sqrt(2 / pi) (x + 0.044715 x^3), and p(x) = (1 - tanh(u)^2) / 2 du/dx."""
+    scale = math.sqrt(2 / math.pi)
+    t = math.tanh(scale * (x + 0.044715 * x**3))
+    return (1 + t) / 2, (1 - t * t) / 2 * scale * (1 + 3 * 0.044715 * x**2)
+
+
+def gelu_backward(grad, slope):
+    """dL/dx = dL/dy dy/dx, where `slope` is dy/dx."""
+    return np.asarray(grad * slope)
+
+
 def softmax_forward(x):
     """y[n, k] = exp(x[n, k]) / sum over l of exp(x[n, l]).  Subtracting the row's maximum first prevents overflow."""
     y = np.empty(x.shape, x.dtype)
@@ -473,18 +501,21 @@ def scatter_add(grad, positions, shape):
 # ---- augmentation: random changes to an image before the network sees it ---------------------------------------------
 
 
-def crop_and_flip(images, chosen, tops, lefts, flips, mean, std, padding):
+def crop_and_flip(images, chosen, tops, lefts, flips, mean, std, padding, reflect):
     """y[n, i, j] = (x[h, w] - mean[h, w]) / std[h, w] with x = images[chosen[n]], and 0 where (h, w) is outside x:
 
         h = i + tops[n] - padding,    w = j + lefts[n] - padding,    with W - 1 - j instead of j if flips[n].
 
-    Tops and lefts are in [0, 2*padding]; the value `padding` means no shift. y has the dtype of mean and std.
+    Tops and lefts are in [0, 2*padding]; the value `padding` means no shift. y has the dtype of mean and std. With
+    `reflect`, what is outside x is its mirror image: h is -1 for row 1, and H for row H - 2.
     """
     _, height, width, _ = images.shape
     y = np.zeros((len(chosen), *images.shape[1:]), mean.dtype)
     for n, i, j in np.ndindex(y.shape[:3]):
         h = i + tops[n] - padding
         w = (width - 1 - j if flips[n] else j) + lefts[n] - padding
+        if reflect:
+            h, w = min(abs(h), 2 * (height - 1) - abs(h)), min(abs(w), 2 * (width - 1) - abs(w))
         if 0 <= h < height and 0 <= w < width:
             y[n, i, j] = (images[chosen[n], h, w] - mean[h, w]) / std[h, w]
     return y

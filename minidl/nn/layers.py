@@ -103,6 +103,22 @@ class ReLU(Module):
         return F.relu(x)
 
 
+class GELU(Module):
+    """x times the probability that a standard normal variable is less than x: see `functional.gelu`."""
+
+    def __init__(self, approximate: str = "none"):
+        expect("GELU", approximate in ("none", "tanh"), "approximate='none' or 'tanh'", repr(approximate))
+        self.approximate = approximate
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Any shape -> the same shape."""
+        return F.gelu(x, self.approximate)
+
+    def extra_repr(self) -> str:
+        """Return the name of the approximation."""
+        return f"approximate={self.approximate!r}"
+
+
 class MaxPool2d(Module):
     """The maximum of each window: see `functional.max_pool2d`."""
 

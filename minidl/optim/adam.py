@@ -39,11 +39,11 @@ class Adam(Optimizer):
         self.steps = [np.zeros((), np.int64, like=mean) for mean in self.means]
 
     def update(
-        self, parameters: list, grads: list, weight_decay: float, means: list, squares: list, steps: list
+        self, parameters: list, grads: list, lr, weight_decay: float, means: list, squares: list, steps: list
     ) -> None:
         """Update the arrays of p, m, v and t in place, by the formulas of the class."""
         options = *self.betas, self.eps, weight_decay, self.decoupled
-        kernels_for(parameters[0]).adam_update(parameters, grads, means, squares, steps, self._lr, *options)
+        kernels_for(parameters[0]).adam_update(parameters, grads, means, squares, steps, lr, *options)
 
     def state(self) -> dict[str, list]:
         """Return the means m, the mean squares v and the step counts t."""

@@ -14,34 +14,38 @@ from minidl.tensor import Parameter, Tensor
 class Optimizer:
     """Updates parameters in place from their gradients. A subclass defines `update` and `state`.
 
-    `parameters` are parameters, or groups of them with a weight decay each: {"params": [...], "weight_decay": ...}.
-    `lr` may be set between steps. The learning rate and all state stay in the same arrays: a CUDA graph refers to them.
+    `parameters` are parameters, or groups of them: {"params": [...], "weight_decay": ..., "lr_scale": ...}. A group may
+    have a weight decay of its own, and its learning rate is lr_scale * lr. `lr` may be set between steps. The learning
+    rates and all state stay in the same arrays: a CUDA graph refers to them.
     """
 
     def __init__(self, parameters: Iterable[Parameter] | Iterable[dict], lr: float, weight_decay: float):
         groups = _as_groups(type(self).__name__, parameters)
         self.parameters = [parameter for group in groups for parameter in group["params"]]
         _check(type(self).__name__, groups, self.parameters)
-        self._weight_decays = [group.get("weight_decay", weight_decay) for group in groups for _ in group["params"]]
-        for value in self._weight_decays:
-            check_range(type(self).__name__, 0, np.inf, weight_decay=value)
-        self._lr = np.zeros((), np.float64, like=self.parameters[0].data)
+        options = [(group.get("weight_decay", weight_decay), group.get("lr_scale", 1.0)) for group in groups]
+        for decay, scale in options:
+            check_range(type(self).__name__, 0, np.inf, weight_decay=decay, lr_scale=scale)
+        self._options = [pair for pair, group in zip(options, groups, strict=True) for _ in group["params"]]
+        scales = {1.0, *(scale for _, scale in options)}
+        self._rates = {scale: np.zeros((), np.float64, like=self.parameters[0].data) for scale in scales}
         self.lr = lr
 
     @property
     def lr(self) -> float:
-        """The learning rate."""
-        return float(self._lr)
+        """The learning rate, which the `lr_scale` of a group multiplies."""
+        return float(self._rates[1.0])
 
     @lr.setter
     def lr(self, value: float) -> None:
         check_range(type(self).__name__, 0, np.inf, lr=value)
-        if is_capturing(self._lr):
+        if is_capturing(self._rates[1.0]):
             raise RuntimeError(
                 f"{type(self).__name__}.lr: set inside a captured step, it would be {value} in every step; "
                 "set it before you call the step"
             )
-        self._lr[...] = value
+        for scale, rate in self._rates.items():
+            rate[...] = scale * value
 
     def zero_grad(self) -> None:
         """Set the gradient of every parameter to None."""
@@ -52,16 +56,19 @@ class Optimizer:
     def step(self) -> None:
         """Update every parameter that has a gradient."""
         ready = [i for i, parameter in enumerate(self.parameters) if parameter.grad is not None]
-        for weight_decay in dict.fromkeys(self._weight_decays):
-            chosen = [i for i in ready if self._weight_decays[i] == weight_decay]
+        for weight_decay, scale in dict.fromkeys(self._options):
+            chosen = [i for i in ready if self._options[i] == (weight_decay, scale)]
             if chosen:
                 parameters = [self.parameters[i].data for i in chosen]
                 grads = [self.parameters[i].grad.data for i in chosen]
                 state = [[arrays[i] for i in chosen] for arrays in self.state().values()]
-                self.update(parameters, grads, weight_decay, *state)
+                self.update(parameters, grads, self._rates[scale], weight_decay, *state)
 
-    def update(self, parameters: list, grads: list, weight_decay: float, *state: list) -> None:
-        """Update these arrays of parameters in place, given their gradients and a list of arrays per kind of state."""
+    def update(self, parameters: list, grads: list, lr, weight_decay: float, *state: list) -> None:
+        """Update these arrays of parameters in place, given their gradients and a list of arrays per kind of state.
+
+        `lr` is an array of shape () on their device.
+        """
         raise NotImplementedError
 
     def state(self) -> dict[str, list]:
@@ -116,9 +123,9 @@ def _check(owner: str, groups: list[dict], parameters: list[Parameter]) -> None:
             raise TypeError(f"{owner}: expected parameters, got {got}; {remedy}")
     if len(set(map(id, parameters))) < len(parameters):
         raise ValueError(f"{owner}: a parameter is given twice and would be updated twice per step; pass it once")
-    unknown = sorted({key for group in groups for key in group} - {"params", "weight_decay"})
+    unknown = sorted({key for group in groups for key in group} - {"params", "weight_decay", "lr_scale"})
     if unknown:
-        raise ValueError(f"{owner}: expected groups with 'params' and 'weight_decay' only, got also {unknown}")
+        raise ValueError(f"{owner}: expected groups of 'params', 'weight_decay' and 'lr_scale', got also {unknown}")
 
 
 def weight_decay_groups(model: Module, weight_decay: float) -> list[dict]:

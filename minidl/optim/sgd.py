@@ -33,10 +33,10 @@ class SGD(Optimizer):
         self.momentum, self.nesterov = momentum, nesterov
         self.velocities = self._zeros() if momentum else []
 
-    def update(self, parameters: list, grads: list, weight_decay: float, velocities: list = ()) -> None:
+    def update(self, parameters: list, grads: list, lr, weight_decay: float, velocities: list = ()) -> None:
         """Update the arrays of p and v in place, by the formulas of the class."""
         options = self.momentum, weight_decay, self.nesterov
-        kernels_for(parameters[0]).sgd_update(parameters, grads, velocities, self._lr, *options)
+        kernels_for(parameters[0]).sgd_update(parameters, grads, velocities, lr, *options)
 
     def state(self) -> dict[str, list]:
         """Return the velocities v; without momentum there are none."""

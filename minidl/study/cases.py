@@ -275,6 +275,22 @@ def _relu_backward(rng):
         yield {"grad": rng.standard_normal(y.shape), "y": y}
 
 
+def _gelu_forward(rng):
+    for axes, approximate in ((2, "none"), (4, "none"), (3, "tanh")):
+        yield {"x": 2 * rng.standard_normal(sizes(rng, axes)), "approximate": approximate, "needs_slope": True}
+
+
+def _gelu_backward(rng):
+    for call in _gelu_forward(rng):
+        _, slope = reference.gelu_forward(**call)
+        yield {"grad": rng.standard_normal(slope.shape), "slope": slope}
+
+
+def _gelu(rng):
+    for call in _gelu_forward(rng):
+        yield (call["x"],), {"approximate": call["approximate"]}
+
+
 def _softmax_forward(rng):
     """The last case has numbers whose exp overflows."""
     for offset in (0, 0, 800):
@@ -360,7 +376,7 @@ def _scatter_add(rng):
 
 
 def _crop_and_flip(rng):
-    for padding in (1, 2):
+    for padding, reflect in ((1, False), (2, False), (2, True)):
         n, c, chosen = *sizes(rng, 2, 2, 5), 4
         height, width = sizes(rng, 2, 4, 8)
         tops, lefts = rng.integers(0, 2 * padding + 1, (2, chosen))
@@ -373,6 +389,7 @@ def _crop_and_flip(rng):
             "mean": rng.uniform(50, 200, (height, width, c)),
             "std": rng.uniform(20, 80, (height, width, c)),
             "padding": padding,
+            "reflect": reflect,
         }
 
 
@@ -456,6 +473,8 @@ KERNEL_CASES: dict[str, Callable] = {
     "add": _pair_of_arrays,
     "relu_forward": _relu_forward,
     "relu_backward": _relu_backward,
+    "gelu_forward": _gelu_forward,
+    "gelu_backward": _gelu_backward,
     "softmax_forward": _softmax_forward,
     "softmax_backward": _softmax_backward,
     "log_softmax_forward": _log_softmax_forward,
@@ -570,6 +589,7 @@ _batch_norm_eval = _from_kernel("batch_norm_apply", ("x", "weight", "bias"))
 
 OP_CASES: dict[str, Callable] = {
     "ReLU": _from_kernel("relu_forward", ("x",)),
+    "GELU": _gelu,
     "Add": _two,
     "Sub": _two,
     "Mul": _two,

@@ -178,11 +178,33 @@ def test_flip_probability_1_mirrors_every_image():
     np.testing.assert_array_equal(mirrored, images[:, :, ::-1])
 
 
+def test_a_reflected_border_is_that_of_pytorch(torch):
+    """Corner by corner: the crop that is shifted by all of the padding shows two sides of the border."""
+    images, padding = some_images(), 3
+    augment = CropAndFlip(100.0, 50.0, padding, padding_mode="reflect")
+    theirs = torch.from_numpy(normalize(images, 100.0, 50.0)).permute(0, 3, 1, 2)
+    padded = torch.nn.functional.pad(theirs, (padding,) * 4, "reflect").permute(0, 2, 3, 1).numpy()
+    count, height, width, _ = images.shape
+    for top, left in ((0, 0), (0, 6), (6, 0), (6, 6), (3, 3), (1, 4)):
+        draws = np.full(count, top), np.full(count, left), np.zeros(count, int)
+        actual = augment.apply(images, np.arange(count), *draws)
+        np.testing.assert_array_equal(actual, padded[:, top : top + height, left : left + width])
+
+
+def test_an_image_that_is_too_small_to_be_reflected_is_an_error():
+    augment = CropAndFlip(0.0, padding=5, padding_mode="reflect")
+    with pytest.raises(
+        ValueError, match=r"CropAndFlip: expected images larger than the padding of 5 pixels, got \(8, 6"
+    ):
+        augment(some_images(), rng())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"padding": -1}, "expected padding >= 0, got -1"),
         ({"flip_probability": 50}, r"expected flip_probability in \[0, 1\], got 50"),
+        ({"padding_mode": "mirror"}, "expected padding_mode 'zeros' or 'reflect', got 'mirror'"),
     ],
 )
 def test_a_crop_and_flip_that_cannot_be_is_an_error(arguments, message):

@@ -356,6 +356,36 @@ def test_an_augmented_loader_can_be_stopped_and_put_back():
     assert [images.numpy().tobytes() for images, _ in loader] == whole[2:]
 
 
+def test_an_alternating_flip_shows_each_image_both_ways_in_two_epochs(device):
+    """About half of them mirrored at first, then the others; whatever their order, and after a restart too."""
+    dataset = ArrayDataset(noise().images, np.arange(30))
+
+    def loader(seed=0, shuffle=True):
+        plain = CropAndFlip(0.0, padding=0)
+        return AugmentedLoader(dataset.to(device), 8, plain, shuffle, seed, alternating_flip=True)
+
+    def flipped(batches):
+        """{number of an image: whether it came mirrored}."""
+        found = {}
+        for images, labels in batches:
+            for image, label in zip(images.numpy(), labels.numpy().tolist(), strict=True):
+                original = dataset.images[label].astype(np.float32)
+                found[label] = np.array_equal(image, original[:, ::-1])
+                assert found[label] or np.array_equal(image, original)
+        return found
+
+    endless = loader()
+    first, second, third = (flipped(endless) for _ in range(3))
+    assert len(first) == len(dataset) and 0 < sum(first.values()) < len(dataset)
+    assert second == {label: not flip for label, flip in first.items()}
+    assert third == first == flipped(loader(shuffle=False))
+    assert flipped(loader(seed=1)) != first
+    later = loader()
+    later.load_state_dict({"epoch": 1, "batch": 1})
+    rest = flipped(later)
+    assert len(rest) == 22 and rest.items() <= second.items()
+
+
 def test_the_errors_of_an_augmented_loader_have_its_name():
     with pytest.raises(ValueError, match=r"^AugmentedLoader: batch_size must be 1 or more, got 0"):
         AugmentedLoader(noise(), 0, CropAndFlip(0.0))

@@ -1,12 +1,14 @@
 """The options of the scripts: what is wrong with one is said in one line, before anything else happens."""
 
 import argparse
+import re
 
 import degradation
 import evaluate_imagenet
 import localize
 import predict
 import pytest
+import speedrun_cifar10
 import train_cifar_resnet
 import train_cifar_vgg
 import train_imagenet
@@ -18,6 +20,7 @@ SCRIPTS = [
     train_cifar_vgg,
     train_imagenet,
     degradation,
+    speedrun_cifar10,
     localize,
     transfer,
     predict,
@@ -35,7 +38,9 @@ def test_a_rate_is_a_finite_number_of_0_or_more(run, script, option, number):
     assert f"argument {option}: expected a finite number >= 0, got {number}" in output
 
 
-@pytest.mark.parametrize("script", [train_cifar_resnet, train_imagenet, degradation, localize, transfer])
+@pytest.mark.parametrize(
+    "script", [train_cifar_resnet, train_imagenet, degradation, speedrun_cifar10, localize, transfer]
+)
 def test_a_seed_is_a_whole_number_of_0_or_more(run, script):
     status, output = run(script, "--seed", -1)
     assert status == 2
@@ -47,6 +52,13 @@ def test_a_count_is_a_whole_number_of_1_or_more(run, option):
     status, output = run(train_cifar_resnet, option, 0)
     assert status == 2
     assert "expected a whole number >= 1, got 0" in output
+
+
+@pytest.mark.parametrize("number", ["0", "nan", "-0.5"])
+def test_epochs_that_may_be_broken_off_are_more_than_0(run, number):
+    status, output = run(speedrun_cifar10, "--epochs", number)
+    assert status == 2
+    assert re.search(rf"argument --epochs: expected a finite number >=? 0, got {number}", output)
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)
@@ -71,7 +83,7 @@ def test_a_cpu_computes_in_float32(run, tmp_path, dtype):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.parametrize("script", [train_cifar_resnet, train_cifar_vgg, degradation, transfer])
+@pytest.mark.parametrize("script", [train_cifar_resnet, train_cifar_vgg, degradation, speedrun_cifar10, transfer])
 def test_a_gpu_that_is_missing_is_one_line(run, tmp_path, script):
     more = ["--random-init"] if script is transfer else ["--out", tmp_path / "run"]
     status, output = run(script, *more, "--device", "cuda")

@@ -19,6 +19,7 @@ COMMANDS = {
     "train_cifar_resnet.py": ["--depth", 8, *TINY, "--iterations", 2],
     "train_cifar_vgg.py": ["--config", "A", *TINY, "--iterations", 1],
     "degradation.py": ["--depths", 8, "--shortcuts", "A", *TINY, "--budget", 1],
+    "speedrun_cifar10.py": ["--dataset", "shapes", "--limit-train", 64, "--batch-size", 32, "--epochs", 0.5],
     "localize.py": ["--images", 16, "--test-images", 4, "--class-epochs", 1, "--box-epochs", 1],
     "transfer.py": ["--random-init", "--depth", 8, *TINY[:2]],
 }
@@ -26,6 +27,7 @@ SAYS = {
     "train_cifar_resnet.py": r"^[\d,]+ images/s; \d+:\d\d in total\ntest error of resnet8 on shapes: ",
     "train_cifar_vgg.py": r"^test error of VGG-A on shapes: \d+\.\d\d%$",
     "degradation.py": r"^8 layers, option A +75,290 +1 ",
+    "speedrun_cifar10.py": r"^seed 0: test accuracy \d+\.\d\d %$",
     "localize.py": r"^96 pixels, anywhere( +\d+\.\d%){3}$",
     "transfer.py": r"^training accuracy \d+\.\d+%, test accuracy \d+\.\d+%$",
 }
@@ -111,12 +113,16 @@ def test_there_are_two_training_loops():
     steps = sorted(
         path.name for path, source in SOURCES.items() if re.search(r"optimizer\.step\(\)|\.step\(optimizer\)", source)
     )
-    # One for images, one for boxes, two to read.
-    assert steps == ["fit.py", "localize.py", "tour.py", "train_cifar_resnet.py"]
+    # One for images, one for boxes, and those to read.
+    assert steps == ["fit.py", "localize.py", "speedrun_cifar10.py", "tour.py", "train_cifar_resnet.py"]
 
 
 def test_the_script_to_read_fits_two_screens():
     assert len(SOURCES[ROOT / "examples" / "train_cifar_resnet.py"].splitlines()) <= 110
+
+
+def test_the_speedrun_is_short_enough_to_be_quoted():
+    assert len(SOURCES[ROOT / "examples" / "speedrun_cifar10.py"].splitlines()) <= 250
 
 
 def test_a_batch_makes_three_hops_from_the_loader_to_the_network(resnet, tmp_path):

@@ -1,4 +1,6 @@
-"""ReLU."""
+"""ReLU and GELU."""
+
+import math
 
 import numpy as np
 import pytest
@@ -61,3 +63,52 @@ def test_what_the_relu_cuts_off_is_zero_even_of_infinity(run):
 def test_arrays_of_different_shapes_are_not_added(shapes, kernels, to_device):
     with pytest.raises(ValueError, match="add: expected arrays of the same shape"):
         kernels.add(*(to_device(np.ones(shape)) for shape in shapes))
+
+
+# -- GELU --------------------------------------------------------------------------------------------------------------
+
+each_formula = pytest.mark.parametrize("approximate", ["none", "tanh"])
+SMALLER = [shape for shape in SHAPES if len(shape) < 4] + [(2, 130, 130, 2)]  # the last: several blocks
+
+
+@pytest.mark.parametrize("shape", [*SMALLER, (0, 3)], ids=str)
+@each_formula
+def test_gelu_agrees_with_the_plain_loops(shape, approximate, agrees, rng):
+    x, grad = rng.uniform(-2.5, 2.5, (2, *shape))  # far to the left 1 + tanh(u), the formula, has few digits
+    agrees("gelu_forward", x, approximate, True)
+    agrees("gelu_forward", x, approximate, False)
+    agrees("gelu_backward", grad, x)
+
+
+@shapes
+@each_formula
+def test_gelu_is_that_of_pytorch(shape, approximate, run, rng, torch):
+    x, grad = rng.uniform(-2.5, 2.5, (2, *shape))
+    expected, (grad_x,) = torch_gradients(
+        torch, lambda x: torch.nn.functional.gelu(x, approximate=approximate), [x], grad
+    )
+    y, slope = run("gelu_forward", x, approximate, True)
+    assert_close(y, expected)
+    assert_close(run("gelu_backward", grad, slope), grad_x)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "lowest", "tolerance"), [(np.float32, -4, 2e-6), (np.float64, -9, 1e-13)], ids=["float32", "float64"]
+)
+def test_the_small_numbers_of_a_gelu_have_all_their_digits(dtype, lowest, tolerance, run):
+    """x (1 + erf(x / sqrt(2))) / 2 has lost all of them at -6 in float32, and at -9 in float64."""
+    x = np.linspace(lowest, 9, 2000).astype(dtype)
+    expected = np.array([a * math.erfc(-a / math.sqrt(2)) / 2 for a in x.tolist()])
+    slope = np.array([math.erfc(-a / math.sqrt(2)) / 2 + a * math.exp(-a * a / 2) / math.sqrt(2 * math.pi) for a in x])
+    actual = run("gelu_forward", x, "none", True)
+    np.testing.assert_allclose(actual[0], expected, rtol=tolerance)
+    np.testing.assert_allclose(actual[1], slope, atol=2 * np.finfo(dtype).eps)
+
+
+@each_formula
+def test_gelu_of_infinity(approximate, run):
+    """Numbers that are too large show, and do not become NaN on their way."""
+    for dtype in (np.float32, np.float64):
+        y, slope = run("gelu_forward", np.array([np.inf, -np.inf, 1e30, -1e30, np.nan], dtype), approximate, True)
+        np.testing.assert_array_equal(y, np.array([np.inf, 0, 1e30, 0, np.nan], dtype))
+        np.testing.assert_array_equal(slope, [1, 0, 1, 0, np.nan])

@@ -71,6 +71,9 @@ def activation_workloads():
     yield "add", x, y
     yield "relu_forward", x
     yield "relu_backward", grad, y
+    for approximate in ("none", "tanh"):
+        yield "gelu_forward", x, approximate, True
+    yield "gelu_backward", grad, y
     yield "dropout_forward", x, 0.4, KEY
     yield "dropout_backward", grad, 0.4, KEY
     yield "local_response_norm_forward", x, 5, 0.1, 0.75, 2.0
@@ -84,7 +87,7 @@ def augment_workloads():
     images, chosen = rng.integers(0, 256, (50, *SHAPE[1:]), np.uint8), rng.integers(0, 50, 40)
     tops, lefts = rng.integers(0, 9, (2, 40))
     mean, std = draw(*SHAPE[1:]), 1 + draw(*SHAPE[1:]) ** 2
-    yield "crop_and_flip", images, chosen, tops, lefts, rng.random(40) < 0.5, mean, std, 4
+    yield "crop_and_flip", images, chosen, tops, lefts, rng.random(40) < 0.5, mean, std, 4, True
 
 
 def loss_workloads():

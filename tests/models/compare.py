@@ -62,10 +62,12 @@ def assert_equals_its_twin(model: Module, twin, images: np.ndarray, tolerance: f
 
 
 def assert_gradients_equal(model: Module, twin, tolerance: float) -> None:
-    """Each to `tolerance` of its largest value."""
-    expected = {name: parameter.grad.numpy() for name, parameter in twin.named_parameters()}
+    """Each to `tolerance` of its largest value. Frozen parameters have none on either side."""
+    expected = {name: parameter.grad.numpy() for name, parameter in twin.named_parameters() if parameter.requires_grad}
+    learned = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert learned.keys() == expected.keys()
     cancelled = cancelled_biases(model)
-    for name, parameter in model.named_parameters():
+    for name, parameter in learned.items():
         actual = (parameter.layout or Plain()).to_file(parameter.grad.numpy())
         if name in cancelled:
             scale = abs(expected[name.replace("bias", "weight")]).max()

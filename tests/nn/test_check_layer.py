@@ -18,6 +18,7 @@ LAYERS = [
     (lambda: nn.Linear(6, 4), (3, 6)),
     (lambda: nn.BatchNorm2d(3), (4, 3, 3, 3)),
     (lambda: nn.ReLU(), (2, 3, 3, 2)),
+    (lambda: nn.GELU(), (2, 3, 3, 2)),
     (lambda: nn.MaxPool2d(2), (2, 6, 4, 2)),
     (lambda: nn.AvgPool2d(2), (2, 6, 4, 2)),
     (lambda: nn.GlobalAvgPool(), (2, 5, 3, 2)),

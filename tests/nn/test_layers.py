@@ -17,6 +17,8 @@ TWINS = {
     "batch-norm": (nn.BatchNorm2d(3), lambda t: t.BatchNorm2d(3), (2, 4, 5, 3)),
     "batch-norm with arguments": (nn.BatchNorm2d(3, 0.1, 0.3), lambda t: t.BatchNorm2d(3, 0.1, 0.3), (2, 4, 5, 3)),
     "relu": (nn.ReLU(), lambda t: t.ReLU(), (2, 3)),
+    "gelu": (nn.GELU(), lambda t: t.GELU(), (2, 3)),
+    "gelu by tanh": (nn.GELU("tanh"), lambda t: t.GELU("tanh"), (2, 3)),
     "max-pool": (nn.MaxPool2d(2), lambda t: t.MaxPool2d(2), (2, 6, 5, 3)),
     "max-pool with arguments": (
         nn.MaxPool2d((3, 2), 2, (1, 0), True),
@@ -131,6 +133,7 @@ WRONG = {
     "a dropout of NaN": (lambda: nn.Dropout(NAN), r"Dropout: expected a probability in \[0, 1\), got nan"),
     "a norm over 0 channels": (lambda: nn.LocalResponseNorm(0), "LocalResponseNorm: expected size .* >= 1, got 0"),
     "-1 channels of zeros": (lambda: nn.PadChannels(2, -1), "PadChannels: expected after .* >= 0, got -1"),
+    "a GELU by erf": (lambda: nn.GELU("erf"), "GELU: expected approximate='none' or 'tanh', got 'erf'"),
     "smoothing above 1": (lambda: nn.CrossEntropyLoss(1.2), r"CrossEntropyLoss: expected label_smoothing in \[0, 1\]"),
     "a flatten of another size": (
         lambda: nn.Linear(10, 2, flattened_from=(2, 2, 3)),
@@ -155,6 +158,7 @@ REPRS = [
     (nn.LocalResponseNorm(3), "LocalResponseNorm(3, alpha=0.0001, beta=0.75, k=2.0)"),
     (nn.PadChannels(1, 2), "PadChannels(1, 2)"),
     (nn.GlobalAvgPool(), "GlobalAvgPool()"),
+    (nn.GELU(), "GELU(approximate='none')"),
 ]
 
 

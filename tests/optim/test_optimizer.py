@@ -42,11 +42,11 @@ def test_a_run_that_is_resumed_has_the_bits_of_an_uninterrupted_one(make, option
 def test_the_arrays_of_parameters_and_state_stay_the_same_for_life(make, options, problem, device):
     parameters, make_loss = problem.minidl(device=device)
     optimizer = make(parameters, LR, **options)
-    arrays = [*(p.data for p in parameters), *all_state(optimizer), optimizer._lr]
+    arrays = [*(p.data for p in parameters), *all_state(optimizer), *optimizer._rates.values()]
     train(optimizer, make_loss, 2)
     optimizer.lr = LR / 2
     optimizer.load_state_dict(optimizer.state_dict())
-    now = [*(p.data for p in parameters), *all_state(optimizer), optimizer._lr]
+    now = [*(p.data for p in parameters), *all_state(optimizer), *optimizer._rates.values()]
     assert [id(array) for array in now] == [id(array) for array in arrays]
     assert optimizer.lr == LR / 2
 
@@ -230,6 +230,26 @@ def test_the_weight_decay_of_a_group_is_checked_too(make, weight_decay, problem)
     message = re.escape(f"{make.__name__}: expected weight_decay in [0, inf), got {weight_decay}")
     with pytest.raises(ValueError, match=message):
         make([{"params": parameters[:2]}, {"params": parameters[2:], "weight_decay": weight_decay}], LR)
+
+
+@each_class
+@pytest.mark.parametrize("scale", [math.nan, -1.0, None])
+def test_the_scale_of_a_groups_rate_is_checked(make, scale, problem):
+    parameters, _ = problem.minidl()
+    with pytest.raises(ValueError, match=re.escape(f"{make.__name__}: expected lr_scale in [0, inf), got {scale}")):
+        make([{"params": parameters, "lr_scale": scale}], LR)
+
+
+@each_class
+def test_the_scale_of_a_group_multiplies_the_rate_whenever_it_is_set(make, problem, device):
+    """Two groups of scale 1/2 at twice the rate are one group without."""
+    plain, plain_loss = problem.minidl(device=device)
+    scaled, scaled_loss = problem.minidl(device=device)
+    train(make(plain, LR), plain_loss)
+    groups = [{"params": scaled[:1], "lr_scale": 0.5}, {"params": scaled[1:], "lr_scale": 0.5}]
+    train(make(groups, 2 * LR), scaled_loss)
+    for actual, expected in zip(values(scaled), values(plain), strict=True):
+        np.testing.assert_array_equal(actual, expected)
 
 
 @each_class

@@ -30,6 +30,34 @@ def test_groups_have_weight_decays_of_their_own(problem, device, torch):
         assert_close(actual, expected)
 
 
+def test_groups_have_learning_rates_of_their_own(problem, device, torch):
+    """PyTorch has the rate itself in a group, and its schedules multiply it."""
+
+    def train_in_two_parts(optimizer, make_loss, set_rate):
+        train(optimizer, make_loss)
+        set_rate(LR / 4)
+        train(optimizer, make_loss)
+
+    def ours_in_groups(parameters):
+        return [{"params": parameters[:2], "lr_scale": 8.0, "weight_decay": 0.01}, {"params": parameters[2:]}]
+
+    ours, our_loss = problem.minidl(device=device)
+    optimizer = SGD(ours_in_groups(ours), LR, momentum=0.8, weight_decay=0.1, nesterov=True)
+    train_in_two_parts(optimizer, our_loss, lambda lr: setattr(optimizer, "lr", lr))
+    assert optimizer.lr == LR / 4
+    theirs, their_loss = problem.torch(torch)
+    groups = [{"params": theirs[:2], "lr": 8 * LR, "weight_decay": 0.01}, {"params": theirs[2:]}]
+    reference = torch.optim.SGD(groups, LR, momentum=0.8, weight_decay=0.1, nesterov=True)
+
+    def set_rates(lr):
+        for group, scale in zip(reference.param_groups, (8, 1), strict=True):
+            group["lr"] = scale * lr
+
+    train_in_two_parts(reference, their_loss, set_rates)
+    for actual, expected in zip(values(ours), values(theirs), strict=True):
+        assert_close(actual, expected)
+
+
 def test_weight_decay_groups_spare_the_vectors(device):
     model = Sequential(Conv2d(2, 3, 1), BatchNorm2d(3), Linear(3, 2)).to(device)
     decayed, spared = weight_decay_groups(model, 0.25)

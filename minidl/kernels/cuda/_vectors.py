@@ -118,12 +118,12 @@ def aligned(array):
     return array.copy() if array.data.ptr % LARGEST_ACCESS else array
 
 
-def for_each_vector(kernel: CudaKernel, *arrays) -> None:
+def for_each_vector(kernel: CudaKernel, *arrays, **constants: int) -> None:
     """Run the kernel with a thread for each vector of the arrays, which have the same size and dtype.
 
-    The kernel receives the arrays and the number of vectors.
+    The kernel receives the arrays and the number of vectors. It is compiled with the constants and with VECTOR.
     """
     size, dtype = arrays[0].size, arrays[0].dtype
     vector = vector_size(size, dtype)
     count = size // vector
-    kernel.launch(-(-count // THREADS), THREADS, (*arrays, count), dtype, {"VECTOR": vector})
+    kernel.launch(-(-count // THREADS), THREADS, (*arrays, count), dtype, {"VECTOR": vector, **constants})

@@ -131,6 +131,8 @@ def _cropped(pixel=lambda x, mean, std: (x - mean) / std, place=None, outside=No
         y = np.zeros((len(call.chosen), *call.images.shape[1:]))
         for n, i, j in np.ndindex(y.shape[:3]):
             h, w = (place or _place)(call, n, i, j)
+            if call.reflect:
+                h, w = min(abs(h), 2 * (height - 1) - abs(h)), min(abs(w), 2 * (width - 1) - abs(w))
             inside = 0 <= h < height and 0 <= w < width
             where = (i, j) if statistics_of_output else (h, w)
             if inside:
@@ -180,6 +182,7 @@ CROP = {
     "y neither centred nor divided": _cropped(pixel=lambda x, mean, std: x),
     "y multiplied by std instead of divided": _cropped(pixel=lambda x, mean, std: (x - mean) * std),
     "y with mean and std of the output's pixel instead of the image's": _cropped(statistics_of_output=True),
+    "y with zeros outside of the image, though `reflect` is set": called_with(reflect=lambda call: False),
     "y with -mean/std outside of the image instead of 0": _cropped(outside=lambda mean, std: -mean / std),
 }
 

@@ -1,4 +1,6 @@
-"""Mistakes in sums, ReLU, softmax, losses and dropout."""
+"""Mistakes in sums, ReLU, GELU, softmax, losses and dropout."""
+
+import math
 
 import numpy as np
 
@@ -35,6 +37,60 @@ RELU_BACKWARD = {
     "dL/dx with 0.01 dL/dy where y = 0: that of a leaky ReLU": changed(
         lambda right, call: right + 0.01 * (call.grad - right)
     ),
+}
+
+# -- GELU --------------------------------------------------------------------------------------------------------------
+
+_erf = np.vectorize(math.erf, otypes=[float])
+
+
+def _probability(x):
+    return (1 + _erf(x / math.sqrt(2))) / 2
+
+
+def _density(x):
+    return np.exp(-x * x / 2) / math.sqrt(2 * math.pi)
+
+
+def _gelu_y(wrong):
+    """A wrong y beside the right slope."""
+    return changed(lambda y, call: wrong(call.x), 0)
+
+
+def _gelu_slope(wrong):
+    """A wrong slope beside the right y."""
+    return changed(lambda slope, call: wrong(call.x), 1)
+
+
+GELU_FORWARD = {
+    "y as P(x) alone: not multiplied by x": changed(lambda y, call: y / call.x, 0),
+    "y with erf(x) instead of erf(x / sqrt(2))": _gelu_y(lambda x: x * (1 + _erf(x)) / 2),
+    "y without the half: x (1 + erf(x / sqrt(2)))": scaled(2, 0),
+    "y without the 1: x erf(x / sqrt(2)) / 2": changed(lambda y, call: y - call.x / 2, 0),
+    "y with the density p(x) in the place of P(x)": _gelu_y(lambda x: x * _density(x)),
+    "y by the sigmoid: x sigmoid(1.702 x), another approximation": _gelu_y(lambda x: x / (1 + np.exp(-1.702 * x))),
+    "y as x sigmoid(x): SiLU": _gelu_y(lambda x: x / (1 + np.exp(-x))),
+    "y as max(x, 0): a ReLU": _gelu_y(lambda x: np.maximum(x, 0)),
+    "y and slope by the other formula: erf and tanh exchanged": called_with(
+        approximate=lambda call: "none" if call.approximate == "tanh" else "tanh"
+    ),
+    "slope as P(x) alone: x p(x) is missing": changed(lambda slope, call: call()[0] / call.x, 1),
+    "slope as x p(x) alone: P(x) is missing": changed(lambda slope, call: slope - call()[0] / call.x, 1),
+    "slope as P(x) + p(x): p not multiplied by x": _gelu_slope(lambda x: _probability(x) + _density(x)),
+    "slope as P(x) - x p(x): the other sign": changed(lambda slope, call: 2 * call()[0] / call.x - slope, 1),
+    "slope with exp(-x^2) instead of exp(-x^2 / 2)": _gelu_slope(lambda x: _probability(x) + x * _density(x * 2**0.5)),
+    "slope with the density not divided by sqrt(2 pi)": _gelu_slope(
+        lambda x: _probability(x) + x * _density(x) * math.sqrt(2 * math.pi)
+    ),
+    "slope of 1 where x > 0 and 0 elsewhere: that of a ReLU": _gelu_slope(lambda x: np.where(x > 0, 1.0, 0.0)),
+}
+GELU_BACKWARD = {
+    "dL/dx as dL/dy: not multiplied by the slope": lambda call: call.grad,
+    "dL/dx as the slope: not multiplied by dL/dy": lambda call: call.slope,
+    "dL/dx with dL/dy divided by the slope": lambda call: call.grad / call.slope,
+    "dL/dx where the slope is positive alone": lambda call: call.grad * np.maximum(call.slope, 0),
+    "dL/dx with a mask in the place of the slope": lambda call: call.grad * (call.slope > 0),
+    "dL/dx with the slope's square": lambda call: call.grad * call.slope**2,
 }
 
 # -- softmax -----------------------------------------------------------------------------------------------------------
@@ -313,6 +369,8 @@ MISTAKES = {
     "add": ADD,
     "relu_forward": RELU_FORWARD,
     "relu_backward": RELU_BACKWARD,
+    "gelu_forward": GELU_FORWARD,
+    "gelu_backward": GELU_BACKWARD,
     "softmax_forward": SOFTMAX_FORWARD,
     "softmax_backward": SOFTMAX_BACKWARD,
     "log_softmax_forward": LOG_SOFTMAX_FORWARD,

@@ -71,7 +71,7 @@ def test_an_image_that_does_not_exist_is_nan_and_the_others_are_right(kernels, t
     zeros, ones = np.zeros(4, np.int64), np.ones((2, 2, 3), np.float32)
     images, chosen = np.full((5, 2, 2, 3), 7, np.uint8), np.array([-1, 0, 4, 5])
     arrays = map(to_device, (images, chosen, zeros, zeros, zeros, ones, ones))
-    y = to_host(kernels.crop_and_flip(*arrays, 0))
+    y = to_host(kernels.crop_and_flip(*arrays, 0, False))
     assert np.isnan(y[[0, 3]]).all()
     assert (y[1:3] == 6).all()
 

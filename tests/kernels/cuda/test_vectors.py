@@ -33,6 +33,9 @@ def calls(rng, channels):
     yield "add", x_, y_
     yield "relu_forward", x_
     yield "relu_backward", grad_, y_
+    yield "gelu_forward", x_, "none", True
+    yield "gelu_forward", x_, "tanh", False
+    yield "gelu_backward", grad_, y_
     yield "bias_backward", grad_
     yield "dropout_forward", x_, 0.3, KEY
     yield "batch_statistics", x_
