@@ -6,8 +6,8 @@ from minidl.kernels.cpu._channels import as_rows, pieces_of, repeated, sums_and_
 from minidl.kernels.cpu._pieces import scratch
 from minidl.kernels.cpu._threads import map_pieces, sum_pieces
 
-# As long as |mean| <= 4 standard deviations, x replaces x - mean, and a constant makes up for it. This saves a pass over
-# the memory. Rounding then costs little more than one decimal digit.
+# As long as |mean| <= 4 standard deviations, x replaces x - mean, and a constant makes up for it. This saves a pass
+# over the memory. Rounding then costs little more than one decimal digit.
 MOST_DEVIATIONS = 4
 
 
