@@ -32,7 +32,7 @@ geometries = pytest.mark.parametrize(("x_shape", "out_channels", "padding"), GEO
 def run(algorithm, x, weight, bias, grad, padding, stride=(1, 1)):
     """y, dL/dx and dL/dweight, and each of the last two once more, computed alone."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(conv, "winograd_pays", lambda *_: algorithm == "winograd")
+        patch.setattr(conv, "winograd_pays", lambda *_, **__: algorithm == "winograd")
         patch.setattr(conv, "taps_pay", lambda *_, **__: algorithm == "taps")
         geometry = stride, padding
         return [
@@ -131,7 +131,9 @@ def test_taps_are_for_any_kernel_and_stride(x_shape, weight_shape, stride, paddi
     ("x_shape", "weight_shape", "stride", "padding", "expected"),
     [
         ((1, 7, 7, 512), (3, 3, 512, 512), (1, 1), (1, 1), (True, True)),
-        ((8, 14, 14, 256), (3, 3, 256, 512), (2, 2), (1, 1), (False, True)),
+        ((8, 14, 14, 256), (3, 3, 256, 512), (2, 2), (1, 1), (True, True)),
+        ((16, 14, 14, 256), (3, 3, 256, 512), (2, 2), (1, 1), (False, False)),
+        ((2, 14, 14, 256), (3, 3, 256, 512), (1, 1), (1, 1), (True, True)),
         ((4, 7, 7, 2048), (1, 1, 2048, 512), (1, 1), (0, 0), (True, True)),
         ((16, 7, 7, 2048), (1, 1, 2048, 512), (1, 1), (0, 0), (False, False)),
         ((8, 14, 14, 256), (3, 3, 256, 256), (1, 1), (1, 1), (False, False)),
@@ -149,7 +151,10 @@ def test_the_shapes_say_where_taps_take_over_in_each_direction(x_shape, weight_s
     [
         ((4, 56, 56, 256), (3, 3, 256, 256), (1, 1), (1, 1), (True, True)),
         ((128, 8, 8, 64), (3, 3, 64, 64), (1, 1), (1, 1), (True, True)),
-        ((8, 14, 14, 256), (3, 3, 256, 256), (1, 1), (1, 1), (True, False)),
+        ((8, 14, 14, 256), (3, 3, 256, 256), (1, 1), (1, 1), (True, True)),
+        ((1, 28, 28, 128), (3, 3, 128, 128), (1, 1), (1, 1), (True, False)),
+        ((16, 16, 16, 32), (3, 3, 32, 32), (1, 1), (1, 1), (True, False)),
+        ((8, 16, 16, 32), (3, 3, 32, 32), (1, 1), (1, 1), (False, False)),
         ((128, 32, 32, 16), (3, 3, 16, 16), (1, 1), (1, 1), (False, False)),
         ((8, 7, 7, 512), (3, 3, 512, 512), (1, 1), (1, 1), (False, False)),
         ((8, 56, 56, 64), (3, 3, 64, 128), (2, 2), (1, 1), (False, False)),
@@ -161,8 +166,7 @@ def test_the_shapes_say_where_taps_take_over_in_each_direction(x_shape, weight_s
 )
 def test_the_shapes_say_where_winograd_takes_over_in_each_direction(x_shape, weight_shape, stride, padding, expected):
     shapes = x_shape, weight_shape, stride, padding
-    limits = conv.FORWARD_TILES, conv.BACKWARD_TILES
-    assert tuple(conv.winograd_pays(*shapes, tiles) for tiles in limits) == expected
+    assert tuple(conv.winograd_pays(*shapes, backward) for backward in (False, True)) == expected
 
 
 def test_winograds_matrices_give_the_convolution_of_a_single_tile(rng):
