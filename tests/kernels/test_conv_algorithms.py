@@ -200,7 +200,7 @@ def convolution():
 
 def outputs_of_one_pixel(value, row, column, rng):
     """Where (24, 24) an output's window holds the pixel; what comes out; and the same in float64 by im2col."""
-    x, weight = rng.standard_normal((4, 24, 24, 32)), rng.standard_normal((3, 3, 32, 32)) / 17
+    x, weight = rng.standard_normal((8, 24, 24, 32)), rng.standard_normal((3, 3, 32, 32)) / 17
     x[0, row, column, 3] = value
     sees = np.zeros((24, 24), bool)
     sees[row - 1 : row + 2, column - 1 : column + 2] = True
@@ -241,7 +241,7 @@ def test_with_im2col_only_the_outputs_that_see_a_pixel_depend_on_it(value, row, 
 
 
 def test_the_choice_holds_for_forward_and_backward(convolution, rng):
-    x, weight, _, grad = (a.astype(np.float32) for a in draw(rng, (8, 24, 24, 32), 32, (1, 1)))
+    x, weight, _, grad = (a.astype(np.float32) for a in draw(rng, (4, 24, 24, 64), 64, (1, 1)))
     results = {}
     for choice in ("auto", "im2col"):
         convolution(choice)

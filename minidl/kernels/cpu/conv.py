@@ -196,8 +196,8 @@ def _rows_of_a_block(rows: int, multiplications_of_a_row: int) -> int:
 
 # -- which algorithm ---------------------------------------------------------------------------------------------------
 
-# (measured) Winograd's least number of tiles, for 32 channels and for 64 or more. To transform the weights takes as long
-# for one tile as for a thousand. Backward needs more tiles, as im2col computes both gradients from one matrix.
+# (measured) Winograd's least number of tiles, for 32 channels and for 64 or more. To transform the weights takes as
+# long for one tile as for a thousand. Backward needs more tiles, as im2col computes both gradients from one matrix.
 WINOGRAD_CHANNELS, FORWARD_TILES, BACKWARD_TILES = 32, (256, 48), (2048, 96)
 ALGORITHMS = "auto", "im2col"
 
