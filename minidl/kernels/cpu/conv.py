@@ -24,9 +24,10 @@ from minidl.kernels.shapes import output_size
 
 def conv2d_forward(x, weight, bias, stride, padding):
     """y = columns weight + bias: (N, H, W, C), (KH, KW, C, O), (O,) or None -> (N, OH, OW, O)."""
-    if taps_pay(x.shape, weight.shape, stride, padding, backward=False):
+    algorithm = algorithm_for(x.shape, weight.shape, stride, padding, backward=False)
+    if algorithm == "taps":
         return _taps.forward(x, weight, bias, stride, padding)
-    if winograd_pays(x.shape, weight.shape, stride, padding, backward=False):
+    if algorithm == "winograd":
         return _winograd.forward(x, weight, bias, padding)
     kh, kw, c, o = weight.shape
     patches = Patches((kh, kw), stride, padding, output_size(x.shape[1:3], (kh, kw), stride, padding))
@@ -48,9 +49,10 @@ def conv2d_backward(grad, x, weight, stride, padding, needs_x, needs_weight):
 
     dL/dx is computed phase by phase, see `Phase`. With stride 1 there is one phase, with all pixels and all taps.
     """
-    if taps_pay(x.shape, weight.shape, stride, padding, backward=True):
+    algorithm = algorithm_for(x.shape, weight.shape, stride, padding, backward=True)
+    if algorithm == "taps":
         return _taps.backward(grad, x, weight, stride, padding, needs_x, needs_weight)
-    if winograd_pays(x.shape, weight.shape, stride, padding, backward=True):
+    if algorithm == "winograd":
         grad_x = _winograd.backward_x(grad, weight, padding) if needs_x else None
         return grad_x, _winograd.backward_weight(grad, x, padding) if needs_weight else None
     if not needs_x:
@@ -228,23 +230,21 @@ def get_convolution() -> str:
 _choice = "auto"
 
 
-def winograd_pays(x_shape, weight_shape, stride, padding, backward: bool) -> bool:
-    """True if Winograd is faster. Depends on the shapes and the setting alone, so that every machine decides alike."""
-    n, h, w, _ = x_shape
-    kh, kw, c, o = weight_shape
-    fits = (kh, kw) == (3, 3) and stride == (1, 1) and max(padding) <= 2 and min(c, o) >= WINOGRAD_CHANNELS
-    least_tiles = (BACKWARD_TILES if backward else FORWARD_TILES)[min(c, o) >= 64]
-    return fits and n * math.ceil(h / 4) * math.ceil(w / 4) >= least_tiles and _choice == "auto"
-
-
 # (measured) With few pixels for each channel, im2col spends its time reading the weights, and in backward turning them.
 # So the most pixels for each channel depend on the taps, one or several. Products of fewer channels are too small.
 TAP_CHANNELS, FORWARD_TAP_PIXELS, BACKWARD_TAP_PIXELS = 128, (1, 2), (1, 3)
 
 
-def taps_pay(x_shape, weight_shape, stride, padding, backward: bool) -> bool:
-    """True if it is faster to cut the weights than the pixels. Depends on the shapes and the setting alone."""
+def algorithm_for(x_shape, weight_shape, stride, padding, backward: bool) -> str:
+    """The fastest of "im2col", "taps" and "winograd". Depends on shapes and the setting alone, not on the machine."""
+    n, h, w, _ = x_shape
     kh, kw, c, o = weight_shape
-    pixels = x_shape[0] * math.prod(output_size(x_shape[1:3], (kh, kw), stride, padding))
+    channels, pixels = min(c, o), n * math.prod(output_size((h, w), (kh, kw), stride, padding))
+    if _choice != "auto":
+        return _choice
     pixels_per_channel = (BACKWARD_TAP_PIXELS if backward else FORWARD_TAP_PIXELS)[kh * kw > 1]
-    return min(c, o) >= TAP_CHANNELS and pixels <= pixels_per_channel * min(c, o) and _choice == "auto"
+    if channels >= TAP_CHANNELS and pixels <= pixels_per_channel * channels:
+        return "taps"
+    least_tiles = (BACKWARD_TILES if backward else FORWARD_TILES)[channels >= 64]
+    fits = (kh, kw) == (3, 3) and stride == (1, 1) and max(padding) <= 2 and channels >= WINOGRAD_CHANNELS
+    return "winograd" if fits and n * math.ceil(h / 4) * math.ceil(w / 4) >= least_tiles else "im2col"
