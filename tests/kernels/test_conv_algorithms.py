@@ -32,8 +32,7 @@ geometries = pytest.mark.parametrize(("x_shape", "out_channels", "padding"), GEO
 def run(algorithm, x, weight, bias, grad, padding, stride=(1, 1)):
     """y, dL/dx and dL/dweight, and each of the last two once more, computed alone."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(conv, "winograd_pays", lambda *_: algorithm == "winograd")
-        patch.setattr(conv, "taps_pay", lambda *_, **__: algorithm == "taps")
+        patch.setattr(conv, "algorithm_for", lambda *_, **__: algorithm)
         geometry = stride, padding
         return [
             conv.conv2d_forward(x, weight, bias, *geometry),
@@ -127,42 +126,36 @@ def test_taps_are_for_any_kernel_and_stride(x_shape, weight_shape, stride, paddi
         np.testing.assert_allclose(result, expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("x_shape", "weight_shape", "stride", "padding", "expected"),
-    [
-        ((1, 7, 7, 512), (3, 3, 512, 512), (1, 1), (1, 1), (True, True)),
-        ((8, 14, 14, 256), (3, 3, 256, 512), (2, 2), (1, 1), (False, True)),
-        ((4, 7, 7, 2048), (1, 1, 2048, 512), (1, 1), (0, 0), (True, True)),
-        ((16, 7, 7, 2048), (1, 1, 2048, 512), (1, 1), (0, 0), (False, False)),
-        ((8, 14, 14, 256), (3, 3, 256, 256), (1, 1), (1, 1), (False, False)),
-        ((1, 8, 8, 64), (3, 3, 64, 64), (1, 1), (1, 1), (False, False)),
-    ],
-    ids=str,
-)
-def test_the_shapes_say_where_taps_take_over_in_each_direction(x_shape, weight_shape, stride, padding, expected):
-    shapes = x_shape, weight_shape, stride, padding
-    assert tuple(conv.taps_pay(*shapes, backward) for backward in (False, True)) == expected
+BOTH = {word: (word, word) for word in ALGORITHMS}
 
 
 @pytest.mark.parametrize(
     ("x_shape", "weight_shape", "stride", "padding", "expected"),
     [
-        ((4, 56, 56, 256), (3, 3, 256, 256), (1, 1), (1, 1), (True, True)),
-        ((128, 8, 8, 64), (3, 3, 64, 64), (1, 1), (1, 1), (True, True)),
-        ((8, 14, 14, 256), (3, 3, 256, 256), (1, 1), (1, 1), (True, False)),
-        ((128, 32, 32, 16), (3, 3, 16, 16), (1, 1), (1, 1), (False, False)),
-        ((8, 7, 7, 512), (3, 3, 512, 512), (1, 1), (1, 1), (False, False)),
-        ((8, 56, 56, 64), (3, 3, 64, 128), (2, 2), (1, 1), (False, False)),
-        ((8, 56, 56, 64), (1, 1, 64, 256), (1, 1), (0, 0), (False, False)),
-        ((8, 56, 56, 64), (3, 3, 64, 64), (1, 1), (3, 3), (False, False)),
-        ((8, 56, 56, 64), (5, 5, 64, 64), (1, 1), (1, 1), (False, False)),
+        ((4, 56, 56, 256), (3, 3, 256, 256), (1, 1), (1, 1), BOTH["winograd"]),
+        ((128, 8, 8, 64), (3, 3, 64, 64), (1, 1), (1, 1), BOTH["winograd"]),
+        ((8, 14, 14, 256), (3, 3, 256, 256), (1, 1), (1, 1), BOTH["winograd"]),
+        ((1, 28, 28, 128), (3, 3, 128, 128), (1, 1), (1, 1), ("winograd", "im2col")),
+        ((16, 16, 16, 32), (3, 3, 32, 32), (1, 1), (1, 1), ("winograd", "im2col")),
+        ((8, 16, 16, 32), (3, 3, 32, 32), (1, 1), (1, 1), BOTH["im2col"]),
+        ((128, 32, 32, 16), (3, 3, 16, 16), (1, 1), (1, 1), BOTH["im2col"]),
+        ((8, 56, 56, 64), (3, 3, 64, 128), (2, 2), (1, 1), BOTH["im2col"]),
+        ((8, 56, 56, 64), (1, 1, 64, 256), (1, 1), (0, 0), BOTH["im2col"]),
+        ((8, 56, 56, 64), (3, 3, 64, 64), (1, 1), (3, 3), BOTH["im2col"]),
+        ((8, 56, 56, 64), (5, 5, 64, 64), (1, 1), (1, 1), BOTH["im2col"]),
+        ((1, 7, 7, 512), (3, 3, 512, 512), (1, 1), (1, 1), BOTH["taps"]),
+        ((8, 7, 7, 512), (3, 3, 512, 512), (1, 1), (1, 1), BOTH["taps"]),
+        ((8, 14, 14, 256), (3, 3, 256, 512), (2, 2), (1, 1), BOTH["taps"]),
+        ((12, 14, 14, 256), (3, 3, 256, 512), (2, 2), (1, 1), ("im2col", "taps")),
+        ((4, 7, 7, 2048), (1, 1, 2048, 512), (1, 1), (0, 0), BOTH["taps"]),
+        ((16, 7, 7, 2048), (1, 1, 2048, 512), (1, 1), (0, 0), BOTH["im2col"]),
+        ((1, 8, 8, 64), (3, 3, 64, 64), (1, 1), (1, 1), BOTH["im2col"]),
     ],
     ids=str,
 )
-def test_the_shapes_say_where_winograd_takes_over_in_each_direction(x_shape, weight_shape, stride, padding, expected):
+def test_the_shapes_say_which_algorithm_is_used_in_each_direction(x_shape, weight_shape, stride, padding, expected):
     shapes = x_shape, weight_shape, stride, padding
-    limits = conv.FORWARD_TILES, conv.BACKWARD_TILES
-    assert tuple(conv.winograd_pays(*shapes, tiles) for tiles in limits) == expected
+    assert tuple(conv.algorithm_for(*shapes, backward) for backward in (False, True)) == expected
 
 
 def test_winograds_matrices_give_the_convolution_of_a_single_tile(rng):
@@ -196,7 +189,7 @@ def convolution():
 
 def outputs_of_one_pixel(value, row, column, rng):
     """Where (24, 24) an output's window holds the pixel; what comes out; and the same in float64 by im2col."""
-    x, weight = rng.standard_normal((4, 24, 24, 32)), rng.standard_normal((3, 3, 32, 32)) / 17
+    x, weight = rng.standard_normal((8, 24, 24, 32)), rng.standard_normal((3, 3, 32, 32)) / 17
     x[0, row, column, 3] = value
     sees = np.zeros((24, 24), bool)
     sees[row - 1 : row + 2, column - 1 : column + 2] = True
@@ -237,7 +230,7 @@ def test_with_im2col_only_the_outputs_that_see_a_pixel_depend_on_it(value, row, 
 
 
 def test_the_choice_holds_for_forward_and_backward(convolution, rng):
-    x, weight, _, grad = (a.astype(np.float32) for a in draw(rng, (8, 24, 24, 32), 32, (1, 1)))
+    x, weight, _, grad = (a.astype(np.float32) for a in draw(rng, (4, 24, 24, 64), 64, (1, 1)))
     results = {}
     for choice in ("auto", "im2col"):
         convolution(choice)

@@ -69,9 +69,10 @@ def transforms(dtype) -> Transforms:
 
 
 # (measured, 64 and 512 channels) Blocks of 160 tiles are best: smaller ones make the products slow, larger ones do not
-# fit into the cache. With fewer channels they may be larger, tiles * channels = 2^13. A small batch is cut into four
-# blocks, so that several threads have work, but not into blocks of fewer than 32 tiles.
-BLOCK_TILES, BLOCK_COLUMNS, LEAST_TILES, LEAST_BLOCKS = 160, 2**13, 32, 4
+# fit into the cache. With fewer channels they may be larger, tiles * channels = 2^13. A small batch is cut into two
+# blocks, so that two threads have work, but not into blocks of fewer than 32 tiles. With more blocks, of 0.1 ms each,
+# the threads spend their time waiting for the GIL.
+BLOCK_TILES, BLOCK_COLUMNS, LEAST_TILES, LEAST_BLOCKS = 160, 2**13, 32, 2
 # At most 4 threads compute dL/dweight, because each of them needs two arrays 4 times as large as the weights.
 WEIGHT_PARTS = 4
 # How many pairs (c, o) of channels are transformed at a time: 0.6 MB of float32.

@@ -6,8 +6,8 @@ from minidl.kernels.cpu._channels import as_rows, pieces_of, repeated, sums_and_
 from minidl.kernels.cpu._pieces import scratch
 from minidl.kernels.cpu._threads import map_pieces, sum_pieces
 
-# As long as |mean| <= 4 standard deviations, x replaces x - mean in sums, which saves a pass over the memory. Rounding
-# then costs little more than one decimal digit.
+# As long as |mean| <= 4 standard deviations, x replaces x - mean, and a constant makes up for it. This saves a pass
+# over the memory. Rounding then costs little more than one decimal digit.
 MOST_DEVIATIONS = 4
 
 
@@ -37,13 +37,15 @@ def batch_statistics(x):
 def batch_norm_apply(x, mean, variance, weight, bias, eps):
     """y = weight * (x - mean) / sqrt(variance + eps) + bias."""
     rows = as_rows(x)
-    centre, shift = repeated(mean, rows), repeated(bias, rows)
-    scale = repeated(weight / np.sqrt(variance + eps), rows)
+    scale = weight / np.sqrt(variance + eps)
+    near_zero = _is_near_zero(mean, variance)
+    centre, shift = repeated(mean, rows), repeated(bias - mean * scale if near_zero else bias, rows)
+    scale = repeated(scale, rows)
     y = np.empty(rows.shape, x.dtype)
 
     def apply(piece):
-        out = np.subtract(rows[piece], centre, out=y[piece])
-        out *= scale
+        out = y[piece]
+        np.multiply(rows[piece] if near_zero else np.subtract(rows[piece], centre, out=out), scale, out=out)
         out += shift
 
     map_pieces(apply, pieces_of(rows), multiplications=0)
@@ -56,27 +58,27 @@ def batch_norm_backward(grad, x, mean, variance, weight, eps, through_statistics
     centre, inverse_std = repeated(mean, rows), 1 / np.sqrt(variance + eps)
     near_zero = _is_near_zero(mean, variance)
 
-    # Step 1: two sums for each channel, of g and of g * (x - mean) = g * x - g * mean.
-    def sums(piece):
-        return sums_and_dots(g[piece], rows[piece] if near_zero else _deviations(rows[piece], centre), channels)
+    def centred(piece):
+        return rows[piece] if near_zero else _deviations(rows[piece], centre)
 
-    grad_bias, dots = _sums(sums, rows)
+    # Step 1: two sums for each channel, of g and of g * (x - mean) = g * x - g * mean.
+    grad_bias, dots = _sums(lambda piece: sums_and_dots(g[piece], centred(piece), channels), rows)
     dots = dots - mean * grad_bias if near_zero else dots
     grad_bias, grad_weight = grad_bias.astype(x.dtype), (dots * inverse_std).astype(x.dtype)
 
     # Step 2: dL/dx = scale * g + slope * (x - mean) + offset, the formula of ops/batch_norm.py multiplied out.
     count, scale = x.size // channels, weight * inverse_std
     slope, offset = -scale * inverse_std * grad_weight / count, -scale * grad_bias / count
+    offset = offset - slope * mean if near_zero else offset
     scale, slope, offset = repeated(scale, rows), repeated(slope, rows), repeated(offset, rows)
     grad_x = np.empty(rows.shape, x.dtype)
 
     def add_terms(piece):
         out = np.multiply(g[piece], scale, out=grad_x[piece])  # the direct term
         if through_statistics:
-            correction = _deviations(rows[piece], centre)
-            correction *= slope  # the gradient through the variance
-            correction += offset  # and through the mean
-            out += correction
+            # The gradient through the variance, and through the mean.
+            out += np.multiply(centred(piece), slope, out=scratch("correction", out.shape, out.dtype))
+            out += offset
 
     map_pieces(add_terms, pieces_of(rows), multiplications=0)
     return grad_x.reshape(x.shape), grad_weight, grad_bias

@@ -24,10 +24,11 @@ from minidl.kernels.shapes import output_size
 
 def conv2d_forward(x, weight, bias, stride, padding):
     """y = columns weight + bias: (N, H, W, C), (KH, KW, C, O), (O,) or None -> (N, OH, OW, O)."""
-    if winograd_pays(x.shape, weight.shape, stride, padding, FORWARD_TILES):
-        return _winograd.forward(x, weight, bias, padding)
-    if taps_pay(x.shape, weight.shape, stride, padding, backward=False):
+    algorithm = algorithm_for(x.shape, weight.shape, stride, padding, backward=False)
+    if algorithm == "taps":
         return _taps.forward(x, weight, bias, stride, padding)
+    if algorithm == "winograd":
+        return _winograd.forward(x, weight, bias, padding)
     kh, kw, c, o = weight.shape
     patches = Patches((kh, kw), stride, padding, output_size(x.shape[1:3], (kh, kw), stride, padding))
     matrix = weight.reshape(kh * kw * c, o)
@@ -48,11 +49,12 @@ def conv2d_backward(grad, x, weight, stride, padding, needs_x, needs_weight):
 
     dL/dx is computed phase by phase, see `Phase`. With stride 1 there is one phase, with all pixels and all taps.
     """
-    if winograd_pays(x.shape, weight.shape, stride, padding, BACKWARD_TILES):
+    algorithm = algorithm_for(x.shape, weight.shape, stride, padding, backward=True)
+    if algorithm == "taps":
+        return _taps.backward(grad, x, weight, stride, padding, needs_x, needs_weight)
+    if algorithm == "winograd":
         grad_x = _winograd.backward_x(grad, weight, padding) if needs_x else None
         return grad_x, _winograd.backward_weight(grad, x, padding) if needs_weight else None
-    if taps_pay(x.shape, weight.shape, stride, padding, backward=True):
-        return _taps.backward(grad, x, weight, stride, padding, needs_x, needs_weight)
     if not needs_x:
         return None, _backward_weight(grad, x, weight.shape, stride, padding) if needs_weight else None
     phases_h = _phases_along(x.shape[1], weight.shape[0], stride[0], padding[0])
@@ -196,9 +198,9 @@ def _rows_of_a_block(rows: int, multiplications_of_a_row: int) -> int:
 
 # -- which algorithm ---------------------------------------------------------------------------------------------------
 
-# (measured) With fewer channels or tiles Winograd's transforms cost more than they save: to transform the weights takes
-# as long for one tile as for a thousand. Backward needs more tiles, as im2col computes both gradients from one matrix.
-WINOGRAD_CHANNELS, FORWARD_TILES, BACKWARD_TILES = 32, 128, 256
+# (measured) Winograd's least number of tiles, for 32 channels and for 64 or more. To transform the weights takes as
+# long for one tile as for a thousand. Backward needs more tiles, as im2col computes both gradients from one matrix.
+WINOGRAD_CHANNELS, FORWARD_TILES, BACKWARD_TILES = 32, (256, 48), (2048, 96)
 ALGORITHMS = "auto", "im2col"
 
 
@@ -228,23 +230,21 @@ def get_convolution() -> str:
 _choice = "auto"
 
 
-def winograd_pays(x_shape, weight_shape, stride, padding, least_tiles: int) -> bool:
-    """True if Winograd is faster. Depends on the shapes and the setting alone, so that every machine decides alike."""
+# (measured) With few pixels for each channel, im2col spends its time reading the weights, and in backward turning them.
+# So the most pixels for each channel depend on the taps, one or several. Products of fewer channels are too small.
+TAP_CHANNELS, FORWARD_TAP_PIXELS, BACKWARD_TAP_PIXELS = 128, (1, 2), (1, 3)
+
+
+def algorithm_for(x_shape, weight_shape, stride, padding, backward: bool) -> str:
+    """The fastest of "im2col", "taps" and "winograd". Depends on shapes and the setting alone, not on the machine."""
     n, h, w, _ = x_shape
     kh, kw, c, o = weight_shape
-    fits = (kh, kw) == (3, 3) and stride == (1, 1) and max(padding) <= 2
-    pays = min(c, o) >= WINOGRAD_CHANNELS and n * math.ceil(h / 4) * math.ceil(w / 4) >= least_tiles
-    return fits and pays and _choice == "auto"
-
-
-# (measured) With few pixels for each channel, im2col spends its time reading the weights, and in backward turning them.
-# Products of fewer channels are too small to be worth a tap each.
-TAP_CHANNELS, TAP_PIXELS, TAP_PIXELS_TURNED = 128, 1, 3
-
-
-def taps_pay(x_shape, weight_shape, stride, padding, backward: bool) -> bool:
-    """True if it is faster to cut the weights than the pixels. Depends on the shapes and the setting alone."""
-    kh, kw, c, o = weight_shape
-    pixels = x_shape[0] * math.prod(output_size(x_shape[1:3], (kh, kw), stride, padding))
-    most = TAP_PIXELS_TURNED if backward and kh * kw > 1 else TAP_PIXELS
-    return min(c, o) >= TAP_CHANNELS and pixels <= most * min(c, o) and _choice == "auto"
+    channels, pixels = min(c, o), n * math.prod(output_size((h, w), (kh, kw), stride, padding))
+    if _choice != "auto":
+        return _choice
+    pixels_per_channel = (BACKWARD_TAP_PIXELS if backward else FORWARD_TAP_PIXELS)[kh * kw > 1]
+    if channels >= TAP_CHANNELS and pixels <= pixels_per_channel * channels:
+        return "taps"
+    least_tiles = (BACKWARD_TILES if backward else FORWARD_TILES)[channels >= 64]
+    fits = (kh, kw) == (3, 3) and stride == (1, 1) and max(padding) <= 2 and channels >= WINOGRAD_CHANNELS
+    return "winograd" if fits and n * math.ceil(h / 4) * math.ceil(w / 4) >= least_tiles else "im2col"
