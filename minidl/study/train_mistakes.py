@@ -93,7 +93,7 @@ def train(train_set: ArrayDataset, test_set: ArrayDataset, epochs: int = EPOCHS,
     manual_seed(seed)
     model, rng = ResNet8(), np.random.default_rng(seed)
     optimizer = SGD(model.parameters(), lr=RATE, momentum=0.9, weight_decay=1e-4)
-    images, batches = normalised(train_set), list(batches_of(len(train_set), epochs, rng))
+    images, batches = normalised(train_set.images), list(batches_of(len(train_set), epochs, rng))
     for step, batch in enumerate(batches):
         done = (step + 1) / len(batches)
         optimizer.lr = RATE * min(done / WARM_UP, (1 - done) / (1 - WARM_UP))
@@ -115,7 +115,7 @@ def gradients_of(train_set: ArrayDataset) -> np.ndarray:
     model, rng = ResNet8(), np.random.default_rng(0)
     for parameter in model.parameters():
         parameter.data += 0.1 * rng.standard_normal(parameter.shape, np.float32)
-    loss = cross_entropy(model(Tensor(normalised(train_set)[:BATCH])), Tensor(train_set.labels[:BATCH]))
+    loss = cross_entropy(model(Tensor(normalised(train_set.images[:BATCH]))), Tensor(train_set.labels[:BATCH]))
     loss.backward()
     return np.concatenate([parameter.grad.numpy().ravel() for parameter in model.parameters()])
 
@@ -127,16 +127,16 @@ def batches_of(count: int, epochs: int, rng: np.random.Generator) -> Iterator[np
         yield from (order[i : i + BATCH] for i in range(0, count - BATCH + 1, BATCH))
 
 
-def normalised(data: ArrayDataset) -> np.ndarray:
+def normalised(images: np.ndarray) -> np.ndarray:
     """The images in float32, from -1 to 1."""
-    return data.images.astype(np.float32) / 127.5 - 1
+    return images.astype(np.float32) / 127.5 - 1
 
 
 @no_grad()
 def accuracy(model: Module, data: ArrayDataset) -> float:
     """The part of the images that the model classifies correctly."""
     model.eval()
-    images = normalised(data)
+    images = normalised(data.images)
     with np.errstate(all="ignore"):
         batches = (model(Tensor(images[i : i + 500])).numpy() for i in range(0, len(images), 500))
         return float((np.concatenate([y.argmax(axis=1) for y in batches]) == data.labels).mean())

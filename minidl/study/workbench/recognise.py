@@ -110,7 +110,8 @@ def _agree(suspect: Suspect, one: Results, theirs: Results) -> bool:
 
 def _two(part: int, trials: list[Trial], student: list[Results], known: list[Suspect]) -> Verdict | None:
     """Two mistakes, of which each shows in other trials: together they account for all that is wrong."""
-    wrong, covers = _wrong_trials(part, trials, student), _covers(part, trials, student, known)
+    wrong = _wrong_trials(part, trials, student)
+    covers = _covers(part, wrong, student, known)
     for (first, some), (second, others) in itertools.combinations(covers, 2):
         if some and others and some | others == wrong and not (some <= others or others <= some):
             names = f"{first.mistake.name}. It is also {second.mistake.name}"
@@ -120,7 +121,8 @@ def _two(part: int, trials: list[Trial], student: list[Results], known: list[Sus
 
 def _some(part: int, trials: list[Trial], student: list[Results], known: list[Suspect]) -> Verdict | None:
     """The mistake that accounts for most of the wrong trials; of a single one, if no other mistake does."""
-    wrong, covers = _wrong_trials(part, trials, student), _covers(part, trials, student, known)
+    wrong = _wrong_trials(part, trials, student)
+    covers = _covers(part, wrong, student, known)
     most = max((len(some) for _, some in covers), default=0)
     found = [(suspect, some) for suspect, some in covers if len(some) == most]
     if most == 0 or (most == 1 and len(found) > 1):
@@ -147,9 +149,10 @@ def _wrong_trials(part: int, trials: list[Trial], student: list[Results]) -> set
     }
 
 
-def _covers(part: int, trials, student, known: list[Suspect]) -> list[tuple[Suspect, set[int]]]:
+def _covers(
+    part: int, wrong: set[int], student: list[Results], known: list[Suspect]
+) -> list[tuple[Suspect, set[int]]]:
     """(suspect, the wrong trials that it accounts for) of each that makes this result wrong."""
-    wrong = _wrong_trials(part, trials, student)
     return [(suspect, _agreeing(suspect, part, student) & wrong) for suspect in known if part in suspect.parts]
 
 
