@@ -3,11 +3,12 @@
 Chellapilla, Puri, Simard 2006, "High performance convolutional neural networks for document processing".
 """
 
+import threading
 from typing import NamedTuple
 
 import numpy as np
 
-from minidl.kernels.cpu._pieces import even_slices, scratch
+from minidl.kernels.cpu._pieces import even_slices, remembered, scratch
 
 # (measured) Elements of `columns` for one piece: 2 MB of float32. Smaller pieces would fit into a core's own cache, but
 # make the threads wait for each other and for the GIL. Larger ones do not even fit into the shared cache.
@@ -56,15 +57,11 @@ class Patches(NamedTuple):
 
     def columns(self, x: np.ndarray, piece: Piece) -> np.ndarray:
         """(N, H, W, C) -> (n*OH*OW, KH*KW*C): a row for each window of a piece, in this thread's scratch."""
-        (kh, kw), c = self.kernel_size, x.shape[3]
-        seen, top, left = self._seen(x[piece.images], piece.rows)
-        n, oh, ow = len(seen), piece.rows.stop - piece.rows.start, self.output_size[1]  # of this piece
-        if kh == kw == 1 and seen.shape[1:3] == (oh, ow):
-            return seen.reshape(n * oh * ow, c)  # a 1x1 kernel sees the pixels themselves
-        columns = scratch("columns", (n * oh * ow, kh * kw * c), x.dtype)
-        runs = self._runs(seen, oh, top, left)
-        columns.view(runs.dtype).reshape(runs.shape)[...] = runs
-        return columns
+        if self == ((1, 1), (1, 1), (0, 0), x.shape[1:3]):
+            return x[piece].reshape(-1, x.shape[3])  # a 1x1 kernel sees the pixels themselves
+        images, rows = piece
+        x = x[images]
+        return remembered(Gather, self, x.shape, rows.start, rows.stop, x.dtype).columns_of(x)
 
     def put(self, columns: np.ndarray, y: np.ndarray, piece: Piece) -> None:
         """The inverse of `columns`, if SH = KH, SW = KW and PH = PW = 0: write the patches to y, cut at its border."""
@@ -72,35 +69,13 @@ class Patches(NamedTuple):
         inside = y[piece.images, rows.start * kh : rows.stop * kh]
         n, oh, c = len(inside), rows.stop - rows.start, y.shape[3]
         fits = inside.shape[1:3] == (oh * kh, ow * kw)
-        whole = inside if fits else scratch("padded", (n, oh * kh, ow * kw, c), y.dtype)
-        runs = self._runs(whole, oh, 0, 0)
+        whole = inside if fits else scratch("uncut", (n, oh * kh, ow * kw, c), y.dtype)
+        runs = self.runs(whole, oh, 0, 0)
         runs[...] = columns.reshape(-1).view(runs.dtype).reshape(runs.shape)
         if not fits:
             inside[...] = whole[:, : inside.shape[1], : inside.shape[2]]
 
-    def _seen(self, x: np.ndarray, rows: slice) -> tuple[np.ndarray, int, int]:
-        """(seen, top, left): all pixels that these rows of windows see, the first of them at seen[:, top, left].
-
-        `seen` is contiguous. It is x itself if no window sees padding. Otherwise it is a copy, in this thread's
-        scratch, of the pixels that are seen, with zeros as padding.
-        """
-        (kh, kw), (sh, sw), (ph, pw) = self.kernel_size, self.stride, self.padding
-        n, h, w, c = x.shape
-        top, bottom = rows.start * sh - ph, (rows.stop - 1) * sh - ph + kh
-        left, right = -pw, (self.output_size[1] - 1) * sw - pw + kw
-        if top >= 0 and left >= 0 and bottom <= h and right <= w:
-            return np.ascontiguousarray(x), top, left
-        seen = scratch("padded", (n, bottom - top, right - left, c), x.dtype)
-        # x[:, first_row:last_row, first_column:last_column] is copied. It is empty if only padding is seen.
-        first_row, first_column = max(top, 0), max(left, 0)
-        last_row, last_column = max(first_row, min(bottom, h)), max(first_column, min(right, w))
-        middle = seen[:, first_row - top : last_row - top]
-        seen[:, : first_row - top] = seen[:, last_row - top :] = 0
-        middle[:, :, : first_column - left] = middle[:, :, last_column - left :] = 0
-        middle[:, :, first_column - left : last_column - left] = x[:, first_row:last_row, first_column:last_column]
-        return seen, 0, 0
-
-    def _runs(self, x: np.ndarray, oh: int, top: int, left: int) -> np.ndarray:
+    def runs(self, x: np.ndarray, oh: int, top: int, left: int) -> np.ndarray:
         """The patches as a view (n, OH, OW, KH) of x, (n, H, W, C). The first patch starts at x[:, top, left].
 
         Each item is a run: one row of a patch, KW*C elements that are contiguous in x. (measured) Copying runs takes
@@ -111,3 +86,52 @@ class Patches(NamedTuple):
         image, row, pixel, _ = x.strides
         shape, strides = (len(x), oh, self.output_size[1], kh), (image, sh * row, sw * pixel, row)
         return np.ndarray(shape, f"V{kw * x.shape[3] * x.itemsize}", x, top * row + left * pixel, strides)
+
+
+_thread = threading.local()  # `margins`: where this thread's buffer "padded" holds zeros
+
+
+class Gather:
+    """`Patches.columns` of a piece. The views of this thread's scratch are made once, and are used for every x.
+
+    If windows see padding, the pixels that they see are first copied to the buffer "padded", between margins of zeros.
+    The margins stay from one call to the next, while the layers of a network have the same shape.
+    """
+
+    def __init__(self, patches: Patches, shape: tuple[int, ...], first_row: int, last_row: int, dtype):
+        (kh, kw), (sh, sw), (ph, pw), (_, ow) = patches
+        (n, h, w, c), oh = shape, last_row - first_row
+        # What the windows see of an image: top:bottom, left:right. A part of it may be padding.
+        top, bottom = first_row * sh - ph, (last_row - 1) * sh - ph + kh
+        left, right = -pw, (ow - 1) * sw - pw + kw
+        self.patches, self.origin = patches, (oh, top, left)
+        self.columns = scratch("columns", (n * oh * ow, kh * kw * c), dtype)
+        self.target = self.columns.view(f"V{kw * c * self.columns.itemsize}").reshape(n, oh, ow, kh)
+        self.sees_padding = top < 0 or left < 0 or bottom > h or right > w
+        if self.sees_padding:
+            self.padded = scratch("padded", (n, bottom - top, right - left, c), dtype)
+            self.runs = patches.runs(self.padded, oh, 0, 0)
+            # x[source] is copied to `middle`. It is empty if only padding is seen.
+            (rows, inner_rows), (columns, inner_columns) = _overlap(top, bottom, h), _overlap(left, right, w)
+            self.source, self.middle = np.s_[:, rows, columns], self.padded[:, inner_rows, inner_columns]
+            self.margins = str((self.padded.shape, inner_rows, inner_columns, dtype))
+            _thread.margins = None  # the buffer may be a new one
+
+    def columns_of(self, x: np.ndarray) -> np.ndarray:
+        """The columns of these images."""
+        if not self.sees_padding:
+            self.target[...] = self.patches.runs(np.ascontiguousarray(x), *self.origin)
+            return self.columns
+        if _thread.margins != self.margins:
+            self.padded.fill(0)
+            _thread.margins = self.margins
+        self.middle[...] = x[self.source]
+        self.target[...] = self.runs
+        return self.columns
+
+
+def _overlap(start: int, stop: int, size: int) -> tuple[slice, slice]:
+    """The part of start:stop that is in 0:size, counted from 0 and counted from `start`."""
+    first = max(start, 0)
+    last = max(first, min(stop, size))
+    return slice(first, last), slice(first - start, last - start)

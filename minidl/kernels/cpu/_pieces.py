@@ -30,17 +30,37 @@ def even_slices(total: int, longest: int) -> list[slice]:
     return slices(total, math.ceil(total / math.ceil(total / longest)))
 
 
-_buffers = threading.local()
+class _Scratch(threading.local):
+    """What a thread keeps from one kernel to the next."""
+
+    def __init__(self):
+        self.buffers: dict[tuple, np.ndarray] = {}
+        self.views: dict[tuple, object] = {}
+
+
+_scratch = _Scratch()
+MOST_VIEWS = 1000
 
 
 def scratch(name: str, shape: tuple[int, ...], dtype) -> np.ndarray:
     """This thread's buffer called `name`, with undefined contents. The next call with this name reuses its memory."""
-    buffers = _buffers.__dict__
     size = math.prod(shape)
-    buffer = buffers.get((name, dtype))
+    buffer = _scratch.buffers.get((name, dtype))
     if buffer is None or buffer.size < size:
-        buffer = buffers[name, dtype] = np.empty(size, dtype)
+        buffer = _scratch.buffers[name, dtype] = np.empty(size, dtype)
+        _scratch.views.clear()  # they would keep the smaller buffer alive
     return buffer[:size].reshape(shape)
+
+
+def remembered(make: Callable, *key):
+    """make(*key), which makes views of scratch. This thread makes them once for each key, and uses them again."""
+    views = _scratch.views.get(key)
+    if views is None:
+        views = make(*key)
+        if len(_scratch.views) == MOST_VIEWS:
+            _scratch.views.clear()
+        _scratch.views[key] = views
+    return views
 
 
 def elementwise(function: Callable, *arrays: np.ndarray) -> np.ndarray:
