@@ -126,6 +126,37 @@ def test_taps_are_for_any_kernel_and_stride(x_shape, weight_shape, stride, paddi
         np.testing.assert_allclose(result, expected, rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.parametrize(
+    ("x_shape", "weight_shape", "stride", "padding"),
+    [
+        ((2, 8, 8, 3), (3, 3, 3, 4), (1, 1), (1, 1)),
+        ((3, 5, 6, 2), (2, 5, 2, 1), (2, 1), (0, 2)),
+        ((1, 6, 5, 1), (1, 4, 1, 7), (1, 1), (2, 0)),
+        ((5, 3, 2, 2), (3, 3, 2, 2), (1, 1), (1, 2)),  # the outermost outputs see padding only
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_pairs_are_for_an_even_number_of_columns(x_shape, weight_shape, stride, padding, has_bias, chunks, rng):
+    x, weight, bias = (rng.standard_normal(shape) for shape in (x_shape, weight_shape, weight_shape[3:]))
+    arrays = x, weight, bias if has_bias else None
+    expected = reference.conv2d_forward(*arrays, stride, padding)
+    y = conv._forward_in_pairs(*arrays, stride, padding)
+    assert y.flags.c_contiguous
+    np.testing.assert_allclose(y, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_in_pairs_nan_reaches_the_neighbour(convolution):
+    x, weight = np.zeros((1, 7, 8, 1), np.float32), np.ones((3, 3, 1, 2), np.float32)
+    x[0, 3, 4] = np.nan
+    columns = {}
+    for choice in ("auto", "im2col"):
+        convolution(choice)
+        y = conv.conv2d_forward(x, weight, None, (1, 1), (1, 1))
+        columns[choice] = np.flatnonzero(np.isnan(y).any(axis=(0, 1, 3))).tolist()
+    assert columns == {"auto": [2, 3, 4, 5], "im2col": [3, 4, 5]}
+
+
 BOTH = {word: (word, word) for word in ALGORITHMS}
 
 
@@ -138,7 +169,11 @@ BOTH = {word: (word, word) for word in ALGORITHMS}
         ((1, 28, 28, 128), (3, 3, 128, 128), (1, 1), (1, 1), ("winograd", "im2col")),
         ((16, 16, 16, 32), (3, 3, 32, 32), (1, 1), (1, 1), ("winograd", "im2col")),
         ((8, 16, 16, 32), (3, 3, 32, 32), (1, 1), (1, 1), BOTH["im2col"]),
-        ((128, 32, 32, 16), (3, 3, 16, 16), (1, 1), (1, 1), BOTH["im2col"]),
+        ((128, 32, 32, 16), (3, 3, 16, 16), (1, 1), (1, 1), ("pairs", "im2col")),
+        ((128, 32, 33, 16), (3, 3, 16, 16), (1, 1), (1, 1), BOTH["im2col"]),
+        ((128, 32, 32, 16), (3, 3, 16, 16), (2, 1), (1, 1), ("pairs", "im2col")),
+        ((128, 32, 32, 16), (3, 3, 16, 16), (1, 2), (1, 1), BOTH["im2col"]),
+        ((128, 32, 32, 16), (1, 1, 16, 16), (1, 1), (0, 0), BOTH["im2col"]),
         ((8, 56, 56, 64), (3, 3, 64, 128), (2, 2), (1, 1), BOTH["im2col"]),
         ((8, 56, 56, 64), (1, 1, 64, 256), (1, 1), (0, 0), BOTH["im2col"]),
         ((8, 56, 56, 64), (3, 3, 64, 64), (1, 1), (3, 3), BOTH["im2col"]),
