@@ -14,8 +14,9 @@ import pytest
 import threadpoolctl
 
 import minidl
-from minidl.kernels.cpu import _threads
-from minidl.kernels.cpu._pieces import even_slices, scratch, slices
+from minidl.kernels import cpu, reference
+from minidl.kernels.cpu import _pieces, _threads
+from minidl.kernels.cpu._pieces import even_slices, remembered, scratch, slices
 from minidl.kernels.cpu._threads import SMALL_FOR_BLAS, map_pieces, sum_pieces
 
 
@@ -267,6 +268,49 @@ def test_scratch_of_one_name_is_one_buffer_for_each_thread():
     other.start()
     other.join()
     assert not np.shares_memory(here, there[0])
+
+
+def test_views_of_scratch_are_made_once_until_a_buffer_grows(monkeypatch):
+    made = []
+
+    def make(*key):
+        made.append(key)
+        return key
+
+    scratch("test", (8,), np.float32)
+    for _ in range(2):
+        assert remembered(make, 1, "a") == (1, "a")
+        scratch("test", (8,), np.float32)
+    remembered(make, 2)
+    assert made == [(1, "a"), (2,)]
+    scratch("test", (scratch("test", (1,), np.float32).base.size + 1,), np.float32)
+    remembered(make, 2)
+    assert made[2:] == [(2,)]
+    monkeypatch.setattr(_pieces, "MOST_VIEWS", 2)
+    for number in (3, 4, 2):  # there is no room for 4 until the others are forgotten
+        remembered(make, number)
+    assert made[3:] == [(3,), (4,), (2,)]
+
+
+def test_what_a_convolution_leaves_in_scratch_does_not_reach_the_next_one(rng):
+    """The padding of one shape lies where another one has pixels, here NaN."""
+    geometries = [
+        ((2, 6, 5, 3), (3, 3), (1, 1), (1, 1)),
+        ((2, 5, 6, 3), (3, 3), (1, 1), (1, 1)),
+        ((1, 4, 4, 3), (5, 3), (1, 2), (2, 0)),
+        ((2, 8, 7, 3), (3, 3), (1, 1), (0, 0)),
+        ((3, 6, 5, 2), (2, 2), (2, 1), (1, 1)),
+    ]
+    for number in rng.integers(len(geometries), size=40):
+        x_shape, kernel_size, stride, padding = geometries[number]
+        dtype = rng.choice([np.float32, np.float64])
+        x = rng.standard_normal(x_shape).astype(dtype)
+        weight = rng.standard_normal((*kernel_size, x_shape[3], 2)).astype(dtype)
+        y = cpu.conv2d_forward(x, weight, None, stride, padding)
+        np.testing.assert_allclose(y, reference.conv2d_forward(x, weight, None, stride, padding), atol=1e-5)
+        other_shape, _, other_stride, other_padding = geometries[rng.integers(len(geometries))]
+        nan = np.full(other_shape, np.nan, dtype)
+        cpu.conv2d_forward(nan, np.ones((*kernel_size, other_shape[3], 2), dtype), None, other_stride, other_padding)
 
 
 @pytest.mark.parametrize("number", [0, -1, 1.5, "2"])

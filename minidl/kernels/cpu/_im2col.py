@@ -114,7 +114,7 @@ class Gather:
             # x[source] is copied to `middle`. It is empty if only padding is seen.
             (rows, inner_rows), (columns, inner_columns) = _overlap(top, bottom, h), _overlap(left, right, w)
             self.source, self.middle = np.s_[:, rows, columns], self.padded[:, inner_rows, inner_columns]
-            self.margins = str((self.padded.shape, inner_rows, inner_columns, dtype))
+            self.margins = self.padded.shape, inner_rows, inner_columns, dtype
             _thread.margins = None  # the buffer may be a new one
 
     def columns_of(self, x: np.ndarray) -> np.ndarray:

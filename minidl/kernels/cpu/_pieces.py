@@ -47,8 +47,8 @@ def scratch(name: str, shape: tuple[int, ...], dtype) -> np.ndarray:
     size = math.prod(shape)
     buffer = _scratch.buffers.get((name, dtype))
     if buffer is None or buffer.size < size:
-        buffer = _scratch.buffers[name, dtype] = np.empty(size, dtype)
         _scratch.views.clear()  # they would keep the smaller buffer alive
+        buffer = _scratch.buffers[name, dtype] = np.empty(size, dtype)
     return buffer[:size].reshape(shape)
 
 
