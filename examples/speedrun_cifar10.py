@@ -172,7 +172,8 @@ def train(args: argparse.Namespace, data: SpeedrunData, seed: int) -> float:
     path = Path(args.out, f"seed{seed}")
     options = options_of_run(args) | {"seed": seed, "seeds": None}
     folder = RunFolder(path, (path / "checkpoint.safetensors").exists(), options, config)
-    run = Run(model, optimizer, loader, total_steps, folder, resume_hint="the same command")
+    hints = {"nan_hint": "try a smaller --batch-size", "resume_hint": "the same command"}
+    run = Run(model, optimizer, loader, total_steps, folder, **hints)
 
     # On a GPU each is one captured graph, in which nothing can be switched off later: so there are two.
     step = make_step(model, optimizer)
@@ -194,7 +195,8 @@ def train(args: argparse.Namespace, data: SpeedrunData, seed: int) -> float:
 
     fit(run, train_step, lambda number: top_lr * triangle(number, total_steps), end_epoch)
     print(run.summary())
-    return folder.records[-1]["tta_error"] if folder.records else math.nan
+    recorded = folder.records[-1].get("tta_error") if folder.records else None
+    return error_of_views(model, data) if recorded is None else recorded
 
 
 def main() -> None:
