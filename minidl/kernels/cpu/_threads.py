@@ -51,11 +51,9 @@ def map_pieces(work: Callable, pieces: Sequence, multiplications: float = math.i
     """[work(piece) for piece in pieces], computed by several threads: each one takes the next piece when it is free.
 
     If pieces fail, the error of the first one is raised, and pieces that were not yet started are skipped. BLAS is
-    limited to one thread meanwhile, so that it does not compete with ours, unless `multiplications`, those of the
-    largest matrix product, are so few that BLAS uses one thread anyway. 0: there is no matrix product.
+    limited to one thread meanwhile, so that it does not compete with ours, unless no matrix product has more than
+    `multiplications`, and these are so few that BLAS uses one thread anyway. 0: there is no matrix product.
     """
-    if len(pieces) == 1 and multiplications <= SMALL_FOR_BLAS:
-        return [work(pieces[0])]
     if multiplications <= SMALL_FOR_BLAS:
         return _map(work, pieces)
     user = object()

@@ -233,8 +233,9 @@ def set_convolution(algorithm: str) -> None:
     computes 4x4 outputs together from 6x6 inputs, by sums in which the inputs outside an output's window cancel. In
     float32 they cancel only up to rounding, 5e-6 of max |x| times max |weight| at most: with the initial weights of
     `nn.Conv2d`, an input of 1e6 adds an error of about 0.3 to outputs up to 5 pixels away. One NaN or infinity makes up
-    to 8x8 outputs NaN instead of 3x3. With up to 16 output channels, "auto" computes two neighbouring outputs together,
-    and NaN reaches the other one too. With "im2col", an output depends only on the inputs in its window.
+    to 8x8 outputs NaN instead of 3x3. With up to 16 output channels, "auto" computes two neighbouring outputs together:
+    a NaN or infinity in the window of one makes the other NaN too. With "im2col", an output depends only on the inputs
+    in its window.
 
     The two differ by about 1e-6 of the largest output. Each one is reproducible bit for bit, with any number of
     threads. The setting applies to the whole process and has no effect on a GPU.
