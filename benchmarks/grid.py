@@ -11,6 +11,7 @@ measured twice.
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError
@@ -81,14 +82,13 @@ def measure(cell: Cell, seconds: float) -> dict:
 
 def measure_all(wanted: list[Cell], path: Path, seconds: float) -> list[dict]:
     """The records of the file, and those of the cells that it lacks, which are measured and added to it."""
-    records = read(path)
-    here = identity({"machine": machine(), "versions": versions(argparse.Namespace(against="torch"))})
+    records, here = read(path), identity_here()
     for record in records:
         if identity(record) != here:
             raise SystemExit(f"error: {path} was measured on {identity(record)}, this is {here}; choose another --out")
-    known = {cell_of(record) for record in records}
+    path.parent.mkdir(parents=True, exist_ok=True)
     for number, cell in enumerate(wanted, 1):
-        if cell in known:
+        if cell in map(cell_of, records):
             continue
         record = measure(cell, seconds)
         with path.open("a", encoding="utf-8") as file:
@@ -101,12 +101,28 @@ def measure_all(wanted: list[Cell], path: Path, seconds: float) -> list[dict]:
 
 def read(path: Path) -> list[dict]:
     """The records of a file, none if there is no file."""
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+    records = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines() if path.exists() else [], start=1):
+        try:
+            record = json.loads(line)
+            cell_of(record), identity(record)
+        except (AttributeError, KeyError, TypeError, ValueError):
+            raise SystemExit(f"error: line {number} of {path} is not a record of a cell; delete it") from None
+        records.append(record)
+    return records
 
 
 def identity(record: dict) -> str:
     """The machine and the versions of a record, which must not differ in one grid."""
     return ", ".join([record["machine"], *(f"{name} {version}" for name, version in record["versions"].items())])
+
+
+def identity_here() -> str:
+    """The machine and the versions that are measured now."""
+    try:
+        return identity({"machine": machine(), "versions": versions(argparse.Namespace(against="torch"))})
+    except PackageNotFoundError:
+        raise SystemExit('error: PyTorch is needed to compare with: pip install ".[bench]"') from None
 
 
 def cell_of(record: dict) -> Cell:
@@ -175,6 +191,21 @@ def growth(records: list[dict]) -> str:
     return "\n".join(rows)
 
 
+def heat(records: list[dict], layout: str) -> tuple[list, list, list[list[float]]]:
+    """The heat map of a layout: its rows (model, mode), its columns (size of the batch: 0, 1, 2; threads), its ratios.
+
+    A ratio that was not measured is NaN. Where --quick has a batch of its own, that of the whole grid is preferred.
+    """
+    rows = list(dict.fromkeys((record["model"], record["mode"]) for record in records))
+    columns = [(size, threads) for size in range(3) for threads in sorted({record["threads"] for record in records})]
+    ratios = [[math.nan] * len(columns) for _ in rows]
+    for record in sorted(records, key=lambda record: record["batch"] in batches_of(record["model"])):
+        row = rows.index((record["model"], record["mode"]))
+        size = sum(batch < record["batch"] for batch in batches_of(record["model"]))
+        ratios[row][columns.index((size, record["threads"]))] = record[f"ratio_{layout}"]
+    return rows, columns, ratios
+
+
 def draw(records: list[dict], path: Path) -> None:
     """The ratios as a heat map, for each of PyTorch's layouts: blue where minidl is faster, red where it is slower."""
     import matplotlib
@@ -182,20 +213,16 @@ def draw(records: list[dict], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import colors, pyplot
 
-    rows = list(dict.fromkeys((record["model"], record["mode"]) for record in records))
-    columns = [(size, threads) for size in range(3) for threads in sorted({record["threads"] for record in records})]
+    rows, columns, _ = heat(records, LAYOUTS[0])
     figure, panels = pyplot.subplots(1, 2, figsize=(11, 1.6 + 0.34 * len(rows)), dpi=110, sharey=True)
     norm = colors.TwoSlopeNorm(1, vmin=0.4, vmax=1.6)
     for axes, layout in zip(panels, LAYOUTS, strict=True):
-        grid = [[float("nan")] * len(columns) for _ in rows]
-        for record in records:
-            row = rows.index((record["model"], record["mode"]))
-            size = sum(batch < record["batch"] for batch in batches_of(record["model"]))
-            column = columns.index((size, record["threads"]))
-            grid[row][column] = record[f"ratio_{layout}"]
-            label = f"{record[f'ratio_{layout}']:.2f}"
-            axes.text(column, row, label, ha="center", va="center", fontsize=8)
-        axes.imshow(grid, cmap="RdBu_r", norm=norm, aspect="auto", alpha=0.75)
+        _, _, ratios = heat(records, layout)
+        axes.imshow(ratios, cmap="RdBu_r", norm=norm, aspect="auto", alpha=0.75)
+        for row, ratios_of_row in enumerate(ratios):
+            for column, ratio in enumerate(ratios_of_row):
+                if not math.isnan(ratio):
+                    axes.text(column, row, f"{ratio:.2f}", ha="center", va="center", fontsize=8)
         labels = [f"{('one image', 'small', 'large')[size]}\n{threads} thr." for size, threads in columns]
         axes.set_xticks(range(len(columns)), labels, fontsize=7)
         axes.set_title(f"time of minidl / PyTorch, {layout}", fontsize=9)
@@ -211,31 +238,36 @@ def show(records: list[dict], out: Path) -> None:
     order = {cell: number for number, cell in enumerate(cells(MODELS, (1, 2)))}
     records = sorted(records, key=lambda record: order.get(cell_of(record), len(order)))
     print(table(records), growth(records), summary(records), sep="\n\n")
-    draw(records, out / "heat_map.png")
-    print(out / "heat_map.png")
+    try:
+        draw(records, out / "heat_map.png")
+        print(out / "heat_map.png")
+    except ModuleNotFoundError:
+        print("no heat map: pip install matplotlib, and --show")
 
 
 def main() -> None:
     """Measure what is missing, and show all."""
+    from common.options import positive, positive_number  # found since step_worker was imported
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="the folder of cells.jsonl and heat_map.png")
     parser.add_argument("--quick", action="store_true", help="a few cells, five minutes")
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), metavar="MODEL")
-    parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
-    parser.add_argument("--seconds", type=float, help="for each cell, after its warm-up; default: 20, or 4 if --quick")
+    parser.add_argument("--threads", nargs="+", type=positive, default=[1, 2])
+    parser.add_argument(
+        "--seconds", type=positive_number, help="for each cell, after its warm-up; default: 20, or 4 if --quick"
+    )
     parser.add_argument("--show", action="store_true", help="measure nothing")
     args = parser.parse_args()
     path = args.out / "cells.jsonl"
     if args.show:
         records = read(path)
     else:
-        try:
-            versions(argparse.Namespace(against="torch"))
-        except PackageNotFoundError:
-            raise SystemExit('error: PyTorch is needed to compare with: pip install ".[bench]"') from None
-        args.out.mkdir(parents=True, exist_ok=True)
         wanted = QUICK if args.quick else cells(args.models, args.threads)
-        records = measure_all(wanted, path, args.seconds or (4 if args.quick else 20))
+        try:
+            records = measure_all(wanted, path, args.seconds or (4 if args.quick else 20))
+        except KeyboardInterrupt:
+            raise SystemExit("stopped; the same command goes on") from None
     if not records:
         raise SystemExit(f"error: {path} has no cells yet")
     show(records, args.out)

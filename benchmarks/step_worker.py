@@ -7,6 +7,7 @@ and their losses. Both sides start from the file of weights and draw the same ba
 """
 
 import json
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -150,6 +151,7 @@ def blas_in_use() -> str:
 
 def main() -> None:
     """Answer until standard input ends."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C, which the script that started it gets too, ends it silently
     side, name, batch, threads, weights, *rest = sys.argv[1:]
     arguments = name, int(batch), int(threads), weights, "--forward" in rest
     step = our_step(*arguments) if side == "ours" else torch_step(*arguments, side)

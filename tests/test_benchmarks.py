@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -17,6 +18,8 @@ import pytest
 import train_step
 from common.cifar import CifarData
 from PIL import Image
+from safetensors.numpy import save_file
+from step_worker import make_ours
 
 import minidl
 from minidl import Tensor, get_convolution, nn, optim, set_convolution
@@ -65,6 +68,16 @@ def test_train_step_measures_ours_against_torch(torch, tmp_path):
         assert record[f"ratio_{layout}"] == pytest.approx(record["ours_ms"] / record[f"torch_{layout}_ms"], rel=0.01)
     memory = [f"{kind}_rss_{who}_mb" for kind in ("peak", "step") for who in ("ours", "torch")]
     assert all(record[key] > 0 for key in memory)
+
+
+def test_ctrl_c_ends_a_side_silently(tmp_path, capfd):
+    save_file(make_ours("resnet20").state_dict(), tmp_path / "weights")
+    arguments = Namespace(model="resnet20", batch=1, threads=1, forward=True)
+    side = train_step.Side("ours", arguments, tmp_path / "weights")
+    side.process.send_signal(signal.SIGINT)
+    side.close()
+    assert side.process.returncode == -signal.SIGINT
+    assert not capfd.readouterr().err
 
 
 class FakeSide:

@@ -1,6 +1,7 @@
 """benchmarks/grid.py: what it measures, that it goes on, and what it makes of the records."""
 
 import json
+import sys
 from argparse import Namespace
 from importlib.metadata import PackageNotFoundError
 
@@ -49,7 +50,7 @@ def test_every_network_is_in_it_with_three_batches_twice():
 
 
 def test_a_cell_is_measured_once(measured, tmp_path, monkeypatch, capsys):
-    options = "--out", tmp_path, "--models", "resnet20", "--threads", 1
+    options = "--out", tmp_path, "--models", "resnet20", "resnet20", "--threads", 1, 1
     run(monkeypatch, *options)
     assert measured == grid.cells(["resnet20"], [1])
     path = tmp_path / "cells.jsonl"
@@ -87,6 +88,65 @@ def test_without_pytorch_nothing_is_measured(tmp_path, monkeypatch):
 def test_there_is_nothing_to_show_before_something_is_measured(tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="has no cells yet"):
         run(monkeypatch, "--out", tmp_path, "--show")
+
+
+@pytest.mark.parametrize("damage", ["{", "[1]", "{}", '{"model": "resnet20"}', "null"])
+def test_a_damaged_line_is_named(damage, measured, tmp_path, monkeypatch):
+    """As after a full disk or a loss of power."""
+    whole = json.dumps(record_of(Cell("resnet20", "train", 1, 1)))
+    (tmp_path / "cells.jsonl").write_text(f"{whole}\n{damage}\n")
+    for option in ((), ("--show",)):
+        with pytest.raises(SystemExit, match=r"error: line 2 of .*cells.jsonl is not a record of a cell; delete it"):
+            run(monkeypatch, "--out", tmp_path, *option)
+    assert not measured
+
+
+def test_ctrl_c_keeps_what_was_measured(measured, tmp_path, monkeypatch):
+    measure = grid.measure
+
+    def measure_two(cell, seconds):
+        if len(measured) == 2:
+            raise KeyboardInterrupt
+        return measure(cell, seconds)
+
+    monkeypatch.setattr(grid, "measure", measure_two)
+    with pytest.raises(SystemExit, match="the same command goes on"):
+        run(monkeypatch, "--out", tmp_path, "--quick")
+    assert len((tmp_path / "cells.jsonl").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (("--threads", 0), "--threads: expected a whole number >= 1, got 0"),
+        (("--seconds", 0), "--seconds: expected a finite number > 0, got 0"),
+        (("--seconds", "nan"), "--seconds: expected a finite number > 0, got nan"),
+        (("--models", "alexnet"), "--models: invalid choice: 'alexnet'"),
+    ],
+)
+def test_a_bad_option_is_refused_before_anything_is_measured(option, message, measured, tmp_path, monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        run(monkeypatch, "--out", tmp_path / "grid", *option)
+    assert message in capsys.readouterr().err
+    assert not measured and not (tmp_path / "grid").exists()
+
+
+def test_without_matplotlib_there_are_the_tables_alone(measured, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    run(monkeypatch, "--out", tmp_path, "--models", "resnet20")
+    assert "| resnet20, train, batch 1, 1 thread |" in capsys.readouterr().out
+    assert not (tmp_path / "heat_map.png").exists()
+
+
+def test_a_place_of_the_heat_map_shows_one_number():
+    """--quick has a small batch of its own, 8 images of ResNet-18, beside the 16 of the whole grid."""
+    cells = [Cell("resnet18", "train", batch, 2) for batch in (1, 16, 8, 32)]
+    records = [record_of(cell, ratio_default=cell.batch / 10) for cell in cells]
+    for order in (records, records[::-1]):
+        rows, columns, ratios = grid.heat(order, "default")
+        assert (rows, columns) == ([("resnet18", "train")], [(0, 2), (1, 2), (2, 2)])
+        assert ratios == [[0.1, 1.6, 3.2]]
+    assert grid.heat(records[2:3], "default")[2][0][1] == 0.8
 
 
 def test_fast_steps_are_timed_several_at_a_time_and_slow_ones_five_times_at_least(monkeypatch):

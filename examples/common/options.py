@@ -38,8 +38,8 @@ def rate(text: str) -> float:
 
 def positive_number(text: str) -> float:
     """An argparse type: a finite number > 0, such as 9.9 epochs."""
-    number = rate(text)
-    if number == 0:
+    number = float(text)
+    if not 0 < number < math.inf:  # also rejects NaN
         raise argparse.ArgumentTypeError(f"expected a finite number > 0, got {text}")
     return number
 

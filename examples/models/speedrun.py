@@ -2,7 +2,7 @@
 
 Eight layers for 32x32 images, 1,972,792 parameters. Seven are convolutions, in the style of VGG:
 
-    whiten    2x2, 24 channels, not learned but for its bias; GELU                     32x32 -> 31x31
+    whiten    2x2, 24 channels, of which only the bias is learned; GELU                32x32 -> 31x31
     groups    three groups of 3x3, 64, 256 and 256 channels: see `ConvGroup`           -> 15x15 -> 7x7 -> 3x3
     head      max-pool 3x3, and a linear layer whose logits are divided by 9           -> classes
 
@@ -11,6 +11,7 @@ f1c599c ("legacy/airbench94.py"). Images are (N, 32, 32, 3).
 """
 
 import math
+from itertools import pairwise
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -54,7 +55,7 @@ class SpeedrunNet(Module):
         self.whitening = Conv2d(3, channels, WHITENING_SIZE)
         self.whitening.weight.requires_grad = False
         self.activ = GELU()
-        self.groups = [ConvGroup(*pair) for pair in zip((channels, *WIDTHS), WIDTHS, strict=False)]
+        self.groups = [ConvGroup(*pair) for pair in pairwise((channels, *WIDTHS))]
         self.pool, self.flatten = MaxPool2d(3), Flatten()
         self.head = Linear(WIDTHS[-1], num_classes, bias=False)
         self.head.weight.data[...] = init.uniform(self.head.weight.shape, 1 / math.sqrt(WIDTHS[-1]))
@@ -97,8 +98,8 @@ def norm(channels: int) -> BatchNorm2d:
 def whitening_weight(images: np.ndarray, size: int = WHITENING_SIZE, eps: float = WHITENING_EPS) -> np.ndarray:
     """The weight (size, size, C, 2 D) of a convolution that whitens size x size patches of the images, D = size^2 C.
 
-    Output i < D is the patch's component along eigenvector i of the patches' second moments E[p p^T], divided by the
-    root of its eigenvalue plus eps. Over all patches these outputs are uncorrelated and have a mean square of nearly 1.
+    Output i < D is the patch's component along eigenvector i of the patches' second moments E[p p^T], divided by
+    sqrt(eigenvalue + eps). Over all patches these outputs are uncorrelated and have a mean square of nearly 1.
     The outputs after D are the same with the other sign, as a GELU keeps one sign only. Page 2019, "How to train your
     ResNet 8: bag of tricks".
     """

@@ -58,8 +58,9 @@ def _per_pixel(statistic: Statistic, shape: tuple[int, ...]) -> np.ndarray:
 class CropAndFlip:
     """Normalise uint8 images, then crop and flip them at random, on the device that holds them.
 
-    A call equals random_flip(random_crop(normalize(images, mean, std), rng, padding), rng), bit for bit. Its two halves
-    can also be called separately: `draw` runs on the host, `apply` on the device of the images.
+    With zeros around the images, a call equals random_flip(random_crop(normalize(images, mean, std), rng, padding),
+    rng), bit for bit. Its two halves can also be called separately: `draw` runs on the host, `apply` on the device of
+    the images.
 
     Args:
         mean: subtracted from the images; shapes as in `normalize`.

@@ -146,7 +146,7 @@ class AugmentedLoader(DataLoader):
         for images, labels in AugmentedLoader(dataset.to("cuda"), 128, CropAndFlip(mean), shuffle=True):
             loss = cross_entropy(model(images), labels)
 
-    On any device the batches equal those of a `DataLoader` with `transform=augment`.
+    On any device the batches equal those of a `DataLoader` with `transform=augment`, except with `alternating_flip`.
 
     Args:
         dataset: uint8 images; `dataset.to(device)` sets the device.
@@ -156,8 +156,9 @@ class AugmentedLoader(DataLoader):
         seed: all randomness depends only on the seed, the epoch and the batch number.
         drop_last: drop the last batch if it is not full.
         dtype: of the images, and so of the network's computation. 'bfloat16' needs a GPU.
-        alternating_flip: flip each image in every second epoch, instead of at random. Which of them are flipped in the
-            first epoch is random. In two epochs the network sees each image both ways (Jordan 2024).
+        alternating_flip: flip each image in every second epoch, whatever the flip_probability of `augment`. Which
+            images are flipped in the first epoch is random. In two epochs the network sees each image both ways
+            (Jordan 2024).
     """
 
     def __init__(

@@ -23,11 +23,12 @@ class Optimizer:
         groups = _as_groups(type(self).__name__, parameters)
         self.parameters = [parameter for group in groups for parameter in group["params"]]
         _check(type(self).__name__, groups, self.parameters)
-        options = [(group.get("weight_decay", weight_decay), group.get("lr_scale", 1.0)) for group in groups]
-        for decay, scale in options:
+        self._options = []  # (weight decay, scale of the learning rate) of each parameter
+        for group in groups:
+            decay, scale = group.get("weight_decay", weight_decay), group.get("lr_scale", 1.0)
             check_range(type(self).__name__, 0, np.inf, weight_decay=decay, lr_scale=scale)
-        self._options = [pair for pair, group in zip(options, groups, strict=True) for _ in group["params"]]
-        scales = {1.0, *(scale for _, scale in options)}
+            self._options += [(float(decay), float(scale))] * len(group["params"])
+        scales = {1.0, *(scale for _, scale in self._options)}
         self._rates = {scale: np.zeros((), np.float64, like=self.parameters[0].data) for scale in scales}
         self.lr = lr
 

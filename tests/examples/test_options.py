@@ -1,7 +1,6 @@
 """The options of the scripts: what is wrong with one is said in one line, before anything else happens."""
 
 import argparse
-import re
 
 import degradation
 import evaluate_imagenet
@@ -54,11 +53,11 @@ def test_a_count_is_a_whole_number_of_1_or_more(run, option):
     assert "expected a whole number >= 1, got 0" in output
 
 
-@pytest.mark.parametrize("number", ["0", "nan", "-0.5"])
+@pytest.mark.parametrize("number", ["0", "nan", "-0.5", "inf"])
 def test_epochs_that_may_be_broken_off_are_more_than_0(run, number):
     status, output = run(speedrun_cifar10, "--epochs", number)
     assert status == 2
-    assert re.search(rf"argument --epochs: expected a finite number >=? 0, got {number}", output)
+    assert f"argument --epochs: expected a finite number > 0, got {number}" in output
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.__name__)

@@ -238,6 +238,26 @@ def test_other_options_do_not_continue_a_run(speed, narrow, tmp_path):
     assert "epochs was 1.0, is 2.0" in status
 
 
+def test_a_finished_run_whose_metrics_are_lost_is_tested_again(speed, narrow, tmp_path):
+    options = tmp_path, "--epochs", 2
+    expected = re.search(r"^seed 0: .*$", speed(*options)[1], re.M)[0]
+    path = tmp_path / "seed0" / "metrics.jsonl"
+    first, _ = path.read_text().splitlines(keepends=True)
+    for left in (first, ""):
+        path.write_text(left)
+        status, output = speed(*options)
+        assert status == 0
+        assert re.search(r"^seed 0: .*$", output, re.M)[0] == expected
+
+
+def test_a_loss_of_nan_ends_the_run_with_advice_that_can_be_followed(speed, narrow, tmp_path, monkeypatch):
+    monkeypatch.setattr(speedrun_cifar10, "LR", 1e30)
+    with np.errstate(all="ignore"):
+        status, _ = speed(tmp_path, "--epochs", 2)
+    assert re.search("error: (the loss is|NaN or infinity)", status)
+    assert "--lr" not in status and "--batch-size" in status  # the script has no --lr
+
+
 def test_a_run_on_a_device_ends_as_on_the_cpu(speed, narrow, tmp_path, device):
     """There it is two graphs: with the bias of the first layer, and without it."""
     if device == "cpu":

@@ -1,5 +1,6 @@
 """The threads under the CPU kernels: every piece once, results in order, errors not lost, BLAS given back."""
 
+import concurrent.futures
 import contextlib
 import gc
 import os
@@ -158,6 +159,33 @@ def test_blas_has_one_thread_inside_and_its_own_number_again_afterwards(two_blas
 
     map_pieces(work, [0])
     assert inner == [{1}, {1}]
+    assert blas_threads() == {2}
+
+
+def test_blas_has_one_thread_inside_whichever_thread_calls(two_blas_threads):
+    """threadpoolctl 3.8 obeys one thread, here the main one, and ignores the others."""
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        assert pool.submit(map_pieces, lambda piece: blas_threads(), [0]).result() == [{1}]
+    assert blas_threads() == {2}
+
+
+def test_the_thread_that_leaves_last_gives_blas_back(two_blas_threads):
+    inside, leave = threading.Event(), threading.Event()
+
+    def work(piece):
+        inside.set()
+        leave.wait(10)
+
+    other = threading.Thread(target=map_pieces, args=(work, [0]))
+
+    def start_the_other(piece):
+        other.start()
+        inside.wait(10)
+
+    map_pieces(start_the_other, [0])
+    assert blas_threads() == {1}
+    leave.set()
+    other.join()
     assert blas_threads() == {2}
 
 

@@ -10,6 +10,7 @@ import minidl
 from minidl import Tensor
 from minidl.functional import cross_entropy
 from minidl.kernels import cpu, reference
+from minidl.kernels.cpu import conv
 from minidl.optim import SGD
 from tests.kernels.compare import Runner, arrays_in
 
@@ -25,13 +26,26 @@ def draw(*shape):
     return rng.standard_normal(shape, dtype=np.float32)
 
 
+# x, kernel size, output channels, stride, padding. Strides of 1 and 2, kernels of 3x3 and 1x1, and each algorithm.
+CONVOLUTIONS = [
+    (SHAPE, 3, 32, 1, 1),
+    (SHAPE, 3, 32, 2, 1),
+    (SHAPE, 1, 32, 1, 0),
+    (SHAPE, 1, 32, 2, 0),
+    (SHAPE, 3, 64, 1, 1),
+    (SHAPE, 3, 16, 1, 1),
+    ((1, 7, 7, 256), 3, 256, 1, 1),
+    ((4, 7, 7, 512), 1, 512, 1, 0),
+]
+
+
 def conv_workloads():
-    """Of stride 1 and 2, and with kernels of 3x3 and 1x1, as an implementation may treat each in its own way."""
-    for kernel_size, stride, padding in [(3, 1, 1), (3, 2, 1), (1, 1, 0), (1, 2, 0)]:
-        x, weight = draw(*SHAPE), draw(kernel_size, kernel_size, 64, 32)
-        grad = draw(40, 20 // stride, 12 // stride, 32)
+    for x_shape, kernel_size, out_channels, stride, padding in CONVOLUTIONS:
+        n, h, w, channels = x_shape
+        x, weight = draw(*x_shape), draw(kernel_size, kernel_size, channels, out_channels)
+        grad = draw(n, -(-h // stride), -(-w // stride), out_channels)
         window = (stride, stride), (padding, padding)
-        yield "conv2d_forward", x, weight, draw(32), *window
+        yield "conv2d_forward", x, weight, draw(out_channels), *window
         for needs in ((True, True), (True, False), (False, True)):
             yield "conv2d_backward", grad, x, weight, *window, *needs
 
@@ -143,6 +157,17 @@ def test_the_number_of_threads_changes_no_bit(workload):
     alone = results(1, name, args)
     for threads in (2, 3, 8):
         assert results(threads, name, args) == alone
+
+
+def test_every_algorithm_of_a_convolution_is_among_them():
+    used = {"conv2d_forward": set(), "conv2d_backward": set()}
+    for name, *args in conv_workloads():
+        x, weight, stride, padding = (args[0], args[1], *args[3:]) if "forward" in name else args[1:5]
+        used[name].add(conv.algorithm_for(x.shape, weight.shape, stride, padding, "backward" in name))
+    assert used == {
+        "conv2d_forward": {"im2col", "pairs", "taps", "winograd"},
+        "conv2d_backward": {"im2col", "taps", "winograd"},
+    }
 
 
 def test_every_kernel_has_a_workload_here():

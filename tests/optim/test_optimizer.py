@@ -257,6 +257,8 @@ def test_numbers_of_numpy_and_the_ends_of_the_ranges_are_taken(make, problem):
     parameters, make_loss = problem.minidl()
     make(parameters, np.float32(LR), weight_decay=np.int64(0))
     make(parameters, np.array(0.0), weight_decay=np.array(0.1))
+    groups = [{"params": parameters, "weight_decay": np.array(0.1), "lr_scale": np.array(2.0)}]
+    train(make(groups, LR), make_loss, 1)
     train(SGD(parameters, 0, momentum=0), make_loss, 1)
     train(Adam(parameters, 0, betas=(0, 0), eps=0), make_loss, 1)
 

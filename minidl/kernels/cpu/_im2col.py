@@ -88,14 +88,14 @@ class Patches(NamedTuple):
         return np.ndarray(shape, f"V{kw * x.shape[3] * x.itemsize}", x, top * row + left * pixel, strides)
 
 
-_thread = threading.local()  # `margins`: where this thread's buffer "padded" holds zeros
+_thread = threading.local()  # `margins`: which part of this thread's buffer "padded" holds zeros
 
 
 class Gather:
     """`Patches.columns` of a piece. The views of this thread's scratch are made once, and are used for every x.
 
     If windows see padding, the pixels that they see are first copied to the buffer "padded", between margins of zeros.
-    The margins stay from one call to the next, while the layers of a network have the same shape.
+    The zeros are written again only if another shape has used the buffer since.
     """
 
     def __init__(self, patches: Patches, shape: tuple[int, ...], first_row: int, last_row: int, dtype):

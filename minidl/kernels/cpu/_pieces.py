@@ -47,7 +47,7 @@ def scratch(name: str, shape: tuple[int, ...], dtype) -> np.ndarray:
     size = math.prod(shape)
     buffer = _scratch.buffers.get((name, dtype))
     if buffer is None or buffer.size < size:
-        _scratch.views.clear()  # they would keep the smaller buffer alive
+        _scratch.views.clear()  # they may be views of the smaller buffer
         buffer = _scratch.buffers[name, dtype] = np.empty(size, dtype)
     return buffer[:size].reshape(shape)
 

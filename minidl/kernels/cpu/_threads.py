@@ -51,11 +51,9 @@ def map_pieces(work: Callable, pieces: Sequence, multiplications: float = math.i
     """[work(piece) for piece in pieces], computed by several threads: each one takes the next piece when it is free.
 
     If pieces fail, the error of the first one is raised, and pieces that were not yet started are skipped. BLAS is
-    limited to one thread meanwhile, so that it does not compete with ours, unless `multiplications`, those of the
-    largest matrix product, are so few that BLAS uses one thread anyway. 0: there is no matrix product.
+    limited to one thread meanwhile, so that it does not compete with ours, unless no matrix product has more than
+    `multiplications`, and these are so few that BLAS uses one thread anyway. 0: there is no matrix product.
     """
-    if len(pieces) == 1 and multiplications <= SMALL_FOR_BLAS:
-        return [work(pieces[0])]
     if multiplications <= SMALL_FOR_BLAS:
         return _map(work, pieces)
     user = object()
@@ -188,7 +186,7 @@ def _limit_blas(user: object) -> None:
         if not _blas_limits:
             _blas_limits[:] = [(library, library.num_threads) for library in _blas_libraries()]
         for library, _ in _blas_limits:
-            library.set_num_threads(1)
+            _set_blas_threads(library, 1)
 
 
 def _restore_blas(user: object) -> None:
@@ -197,8 +195,19 @@ def _restore_blas(user: object) -> None:
         _blas_users.discard(user)
         if not _blas_users:
             for library, threads in _blas_limits:
-                library.set_num_threads(threads)
+                _set_blas_threads(library, threads)
             _blas_limits.clear()
+
+
+def _set_blas_threads(library, number: int) -> None:
+    """Set a library's number of threads, from any of our threads, which do this one at a time.
+
+    threadpoolctl 3.8 obeys only the first thread that sets it, until that is forgotten, and ignores all others.
+    """
+    forget = getattr(library, "clear_controlling_thread", lambda force: None)
+    forget(force=True)
+    library.set_num_threads(number)
+    forget(force=True)
 
 
 def _after_fork() -> None:

@@ -53,10 +53,11 @@ def _forward(x, weight, bias, stride, padding):
 
 
 def _forward_in_pairs(x, weight, bias, stride, padding):
-    """y of two neighbouring pixels at once, as one pixel of 2*O channels: in memory they are the same.
+    """`conv2d_forward` for an even OW: two neighbouring pixels of y at once.
 
-    A pair sees one more column of pixels, the first pixel the taps 0:KW of it, the second the taps 1:KW+1. For KW = 3
-    this takes a third more multiplications, but a third less to copy, and products that are twice as wide.
+    In memory they are one pixel of 2*O channels. The kernel for it has KW + 1 columns and moves by 2 pixels. Its first
+    O outputs use the columns 0:KW, the others 1:KW+1, and a column that is not used has weights of 0. For KW = 3 this
+    takes a third more multiplications, but a third less to copy, and products that are twice as wide.
     """
     kh, kw, c, o = weight.shape
     wide = np.zeros((kh, kw + 1, c, 2, o), weight.dtype)
@@ -233,8 +234,9 @@ def set_convolution(algorithm: str) -> None:
     computes 4x4 outputs together from 6x6 inputs, by sums in which the inputs outside an output's window cancel. In
     float32 they cancel only up to rounding, 5e-6 of max |x| times max |weight| at most: with the initial weights of
     `nn.Conv2d`, an input of 1e6 adds an error of about 0.3 to outputs up to 5 pixels away. One NaN or infinity makes up
-    to 8x8 outputs NaN instead of 3x3. With up to 16 output channels, "auto" computes two neighbouring outputs together,
-    and NaN reaches the other one too. With "im2col", an output depends only on the inputs in its window.
+    to 8x8 outputs NaN instead of 3x3. With up to 16 output channels, "auto" computes two neighbouring outputs together:
+    a NaN or infinity in the window of one makes the other NaN too. With "im2col", an output depends only on the inputs
+    in its window.
 
     The two differ by about 1e-6 of the largest output. Each one is reproducible bit for bit, with any number of
     threads. The setting applies to the whole process and has no effect on a GPU.
@@ -257,7 +259,7 @@ _choice = "auto"
 # kernels. In backward they take 0.9 of it for a batch of 16, but as long for 128.
 PAIR_CHANNELS = 16
 # (measured) With few pixels for each channel, im2col spends its time reading the weights, and in backward turning them.
-# So the most pixels for each channel depend on the taps, one or several. Products of fewer channels are too small.
+# The most pixels for each channel are for one tap and for several. With fewer channels the products are too small.
 TAP_CHANNELS, FORWARD_TAP_PIXELS, BACKWARD_TAP_PIXELS = 128, (1, 2), (1, 3)
 
 

@@ -123,7 +123,7 @@ class _Windows:
         self.output_shape = (n, *self.output_size, c)
         self.channels = c
         self.taps = [(u, v) for u in range(kernel_size[0]) for v in range(kernel_size[1])]
-        # (measured) Twice the usual elements take 10 to 25 % less time on two threads: a piece has up to 24 calls.
+        # (measured) Twice the usual elements take 10 to 25 % less time on two threads: a piece takes up to 24 calls.
         self.pieces = slices(n, rows_of(2 * PIECE_ELEMENTS, h * w * c))  # images
 
     def padded_shape(self, images):
