@@ -111,10 +111,12 @@ class Gather:
         if self.sees_padding:
             self.padded = scratch("padded", (n, bottom - top, right - left, c), dtype)
             self.runs = patches.runs(self.padded, oh, 0, 0)
-            # x[source] is copied to `middle`. It is empty if only padding is seen.
-            (rows, inner_rows), (columns, inner_columns) = _overlap(top, bottom, h), _overlap(left, right, w)
-            self.source, self.middle = np.s_[:, rows, columns], self.padded[:, inner_rows, inner_columns]
-            self.margins = self.padded.shape, inner_rows, inner_columns, dtype
+            # The part of it that is on the image. It is empty if only padding is seen.
+            rows, columns = range(h)[max(top, 0) : max(bottom, 0)], range(w)[max(left, 0) : max(right, 0)]
+            self.source = np.s_[:, rows.start : rows.stop, columns.start : columns.stop]
+            inside = np.s_[:, rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
+            self.middle = self.padded[inside]
+            self.margins = self.padded.shape, inside, dtype
             _thread.margins = None  # the buffer may be a new one
 
     def columns_of(self, x: np.ndarray) -> np.ndarray:
@@ -128,10 +130,3 @@ class Gather:
         self.middle[...] = x[self.source]
         self.target[...] = self.runs
         return self.columns
-
-
-def _overlap(start: int, stop: int, size: int) -> tuple[slice, slice]:
-    """The part of start:stop that is in 0:size, counted from 0 and counted from `start`."""
-    first = max(start, 0)
-    last = max(first, min(stop, size))
-    return slice(first, last), slice(first - start, last - start)

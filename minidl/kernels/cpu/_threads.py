@@ -54,6 +54,8 @@ def map_pieces(work: Callable, pieces: Sequence, multiplications: float = math.i
     limited to one thread meanwhile, so that it does not compete with ours, unless no matrix product has more than
     `multiplications`, and these are so few that BLAS uses one thread anyway. 0: there is no matrix product.
     """
+    if len(pieces) == 1 and multiplications <= SMALL_FOR_BLAS:
+        return [work(pieces[0])]
     if multiplications <= SMALL_FOR_BLAS:
         return _map(work, pieces)
     user = object()
