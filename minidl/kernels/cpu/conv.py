@@ -265,12 +265,12 @@ TAP_CHANNELS, FORWARD_TAP_PIXELS, BACKWARD_TAP_PIXELS = 128, (1, 2), (1, 3)
 
 def algorithm_for(x_shape, weight_shape, stride, padding, backward: bool) -> str:
     """The fastest of "im2col", "pairs", "taps", "winograd". Depends on shapes and the setting, not on the machine."""
+    if _choice != "auto":
+        return _choice
     n, h, w, _ = x_shape
     kh, kw, c, o = weight_shape
     oh, ow = output_size((h, w), (kh, kw), stride, padding)
     channels, pixels = min(c, o), n * oh * ow
-    if _choice != "auto":
-        return _choice
     if not backward and o <= PAIR_CHANNELS and kw >= 3 and stride[1] == 1 and ow % 2 == 0:
         return "pairs"
     pixels_per_channel = (BACKWARD_TAP_PIXELS if backward else FORWARD_TAP_PIXELS)[kh * kw > 1]
