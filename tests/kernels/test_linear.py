@@ -5,8 +5,8 @@ import pytest
 
 from tests.kernels.compare import assert_close, torch_gradients
 
-# N, in, out; the last two are large enough for several chunks
-CASES = [(1, 1, 1), (1, 5, 3), (4, 1, 7), (3, 6, 1), (5, 7, 4), (2, 300, 900), (2, 900, 300)]
+# N, in, out; the last three are large enough for several chunks
+CASES = [(1, 1, 1), (1, 5, 3), (4, 1, 7), (3, 6, 1), (5, 7, 4), (1, 300, 900), (2, 300, 900), (2, 900, 300)]
 cases = pytest.mark.parametrize(("n", "features", "outputs"), CASES)
 
 
