@@ -213,11 +213,11 @@ def draw(records: list[dict], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import colors, pyplot
 
-    rows, columns, _ = heat(records, LAYOUTS[0])
+    maps = [heat(records, layout) for layout in LAYOUTS]
+    rows, columns, _ = maps[0]
     figure, panels = pyplot.subplots(1, 2, figsize=(11, 1.6 + 0.34 * len(rows)), dpi=110, sharey=True)
     norm = colors.TwoSlopeNorm(1, vmin=0.4, vmax=1.6)
-    for axes, layout in zip(panels, LAYOUTS, strict=True):
-        _, _, ratios = heat(records, layout)
+    for axes, layout, (_, _, ratios) in zip(panels, LAYOUTS, maps, strict=True):
         axes.imshow(ratios, cmap="RdBu_r", norm=norm, aspect="auto", alpha=0.75)
         for row, ratios_of_row in enumerate(ratios):
             for column, ratio in enumerate(ratios_of_row):
