@@ -23,14 +23,19 @@ def process(monkeypatch):
 
 
 def test_freed_memory_is_kept(process):
-    """mallopt(M_MMAP_THRESHOLD, 32 MiB) and mallopt(M_TRIM_THRESHOLD, 2 GiB), with the numbers of glibc's malloc.h."""
+    """mallopt(M_MMAP_MAX, 0) and mallopt(M_TRIM_THRESHOLD, 2 GiB), with the numbers of glibc's malloc.h."""
     assert malloc.keep_freed_memory()
-    assert process.calls == [(-3, 32 * 2**20), (-1, 2**31 - 1)]
+    assert process.calls == [(-4, 0), (-1, 2**31 - 1)]
 
 
 @pytest.mark.parametrize(
     ("variable", "value"),
-    [("MALLOC_MMAP_THRESHOLD_", "1000"), ("MALLOC_TRIM_THRESHOLD_", "1000"), ("MINIDL_MALLOPT", "0")],
+    [
+        ("MALLOC_MMAP_MAX_", "9"),
+        ("MALLOC_MMAP_THRESHOLD_", "1000"),
+        ("MALLOC_TRIM_THRESHOLD_", "1000"),
+        ("MINIDL_MALLOPT", "0"),
+    ],
 )
 def test_whoever_has_chosen_otherwise_is_left_alone(variable, value, process):
     process.environ[variable] = value
@@ -53,7 +58,7 @@ def test_other_systems_are_left_alone(platform, process, monkeypatch):
 PAGE_FAULTS = """
 import minidl, numpy as np, resource
 def step():
-    return [np.ones(2**20) for _ in range(20)]
+    return [np.ones(LENGTH) for _ in range(20)]
 step()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 step()
@@ -62,7 +67,9 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a setting of glibc")
-def test_a_second_step_pays_no_page_faults():
-    done = subprocess.run([sys.executable, "-c", PAGE_FAULTS], capture_output=True, text=True, check=True)
-    pages = 20 * 2**23 // resource.getpagesize()
-    assert int(done.stdout) < 0.1 * pages
+@pytest.mark.parametrize("length", [2**20, 3 * 2**21])  # 8 and 48 MiB: above glibc's largest threshold
+def test_a_second_step_pays_no_page_faults(length):
+    program = PAGE_FAULTS.replace("LENGTH", str(length))
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    pages = 20 * 8 * length // resource.getpagesize()
+    assert int(done.stdout) < 0.001 * pages
