@@ -382,7 +382,7 @@ SENTENCES = {
     ),
     "too much of the CPU's time": (
         with_backward("import os, signal; os.kill(os.getpid(), signal.SIGXCPU)"),
-        "It was stopped after 20 s, while relu_backward ran in case 1 of 2, in float64. Is there an endless loop?",
+        "It was stopped after 60 s, while relu_backward ran in case 1 of 2, in float64. Is there an endless loop?",
     ),
     "too much memory": (with_backward("return np.ones(10**11)"), "MemoryError in line 10"),
     "deep recursion": (with_backward("return relu_backward(grad, y)"), "RecursionError in line 10"),
@@ -407,7 +407,7 @@ SENTENCES = {
 
 @pytest.mark.parametrize(("text", "words"), SENTENCES.values(), ids=SENTENCES)
 def test_whatever_the_file_holds_is_answered_by_a_sentence(text, words, folder):
-    assert words in said(written(folder, text))
+    assert words in said(written(folder, text), seconds=60)  # 20 are too few beside other programs
 
 
 @pytest.mark.parametrize(
