@@ -7,9 +7,10 @@ gradients are plain arrays.
 """
 
 import contextlib
-import threading
+import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 
 from minidl.kernels import add
 
@@ -125,27 +126,46 @@ def count_consumers(root: Node | Leaf) -> Counter:
     return consumers
 
 
-_thread = threading.local()
+# The blocks that are open, from the outermost to the innermost: True for each that records operations. A context
+# variable, so each thread and each asyncio task has its own.
+_blocks: ContextVar[tuple["set_grad_enabled", ...]] = ContextVar("blocks", default=())
 
 
 def is_grad_enabled() -> bool:
-    """True if this thread records operations in the graph."""
-    return getattr(_thread, "grad_enabled", True)
+    """True if operations are recorded in the graph here: in this thread and this asyncio task."""
+    blocks = _blocks.get()
+    return blocks[-1].enabled if blocks else True
 
 
-@contextlib.contextmanager
-def no_grad() -> Iterator[None]:
-    """Record no operations inside the `with` block (or the decorated function), in this thread only."""
-    with set_grad_enabled(False):
-        yield
+class set_grad_enabled(contextlib.ContextDecorator):  # noqa: N801 - used like a function, as in PyTorch
+    """Switch the recording of operations on or off inside the `with` block, or in the decorated function.
+
+    It applies to this thread and this asyncio task only. A generator shares it with its caller: one that yields inside
+    the block leaves recording switched for the caller until it goes on.
+    """
+
+    def __init__(self, enabled: bool):
+        self.enabled = enabled
+
+    def __enter__(self) -> None:
+        _blocks.set((*_blocks.get(), self))
+
+    def __exit__(self, *error) -> None:
+        # Generators may leave their blocks in another order than they entered them: take out this block, not the last.
+        _blocks.set(tuple(block for block in _blocks.get() if block is not self))
+
+    def _recreate_cm(self) -> "set_grad_enabled":
+        return set_grad_enabled(self.enabled)  # a block of its own for each call of a decorated function
+
+    def __call__(self, function: Callable) -> Callable:
+        if inspect.isgeneratorfunction(function) or inspect.iscoroutinefunction(function):
+            raise TypeError(
+                f"no_grad: {function.__name__} only begins to run when it is decorated like this, as it is a generator "
+                "or a coroutine; write `with minidl.no_grad():` inside it"
+            )
+        return super().__call__(function)
 
 
-@contextlib.contextmanager
-def set_grad_enabled(enabled: bool) -> Iterator[None]:
-    """Switch the recording of operations on or off inside the `with` block, in this thread only."""
-    before = is_grad_enabled()
-    _thread.grad_enabled = enabled
-    try:
-        yield
-    finally:
-        _thread.grad_enabled = before
+def no_grad() -> set_grad_enabled:
+    """Record no operations inside the `with` block, or in the decorated function: `set_grad_enabled(False)`."""
+    return set_grad_enabled(False)

@@ -1,5 +1,6 @@
 """The graph, and the walk back through it."""
 
+import asyncio
 import threading
 import weakref
 
@@ -374,6 +375,63 @@ def test_no_grad_is_of_its_own_thread(x):
         thread.start()
         thread.join()
     assert recorded == [True]
+
+
+def test_no_grad_is_of_its_own_asyncio_task(x):
+    """Two tasks enter their blocks one after the other, and leave them in the same order."""
+
+    async def evaluate(inside, other_is_inside):
+        with no_grad():
+            inside.set()
+            await other_is_inside.wait()
+            assert not (x * 2).requires_grad
+
+    async def train(inside):
+        await inside.wait()
+        assert (x * 2).requires_grad
+
+    async def everything():
+        a, b = asyncio.Event(), asyncio.Event()
+        await asyncio.gather(evaluate(a, b), evaluate(b, a), train(a))
+
+    asyncio.run(everything())
+    assert minidl.is_grad_enabled()
+
+
+def test_generators_may_leave_their_blocks_in_any_order():
+    def generate():
+        with no_grad():
+            yield
+
+    first, second = generate(), generate()
+    next(first), next(second)
+    first.close()
+    assert not minidl.is_grad_enabled()  # the second one is still inside
+    second.close()
+    assert minidl.is_grad_enabled()
+
+
+def test_no_grad_decorates_no_generator_and_no_coroutine():
+    def generate():
+        yield
+
+    async def answer():
+        pass
+
+    for function in generate, answer:
+        with pytest.raises(TypeError, match=rf"no_grad: {function.__name__} only begins .* write `with minidl.no_grad"):
+            no_grad()(function)
+
+
+def test_a_decorated_function_may_call_itself(x):
+    @no_grad()
+    def count_down(number):
+        if number:
+            count_down(number - 1)
+        assert not minidl.is_grad_enabled()
+
+    count_down(3)
+    assert minidl.is_grad_enabled()
 
 
 # -- what is left out --------------------------------------------------------------------------------------------------

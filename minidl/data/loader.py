@@ -7,7 +7,9 @@ integers describe the position, and loading batches ahead does not change what i
 the device, `DeviceLoader` to copy each batch there while the GPU works on the one before.
 """
 
-from collections import deque
+import os
+import queue
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import islice
@@ -29,10 +31,10 @@ SHUFFLE, TRANSFORM, FLIP = 0, 1, 2
 
 
 class DataLoader:
-    """Batches of a data set. `for images, labels in loader:` runs one epoch, or the rest of one.
+    """Batches of a data set. Each `for images, labels in loader:` runs one epoch; after a `break`, the next one begins.
 
     The position counts the batches yielded, including the current one; the last batch moves it to (epoch + 1, 0). After
-    a `break`, the next `for` continues with the next batch.
+    `load_state_dict`, the next `for` runs the rest of that epoch.
 
     Args:
         dataset: any object with a length that returns `(images, labels)` for an array of indices.
@@ -65,7 +67,8 @@ class DataLoader:
         self.drop_last = drop_last
         self.prefetch = prefetch
         self._check()
-        self._epoch, self._batch = 0, 0
+        self._position = 0, 0  # (epoch, batches yielded)
+        self._start = 0, 0  # where the next loop begins
 
     def _check(self) -> None:
         limits = ("batch_size", self.batch_size, 1), ("seed", self.seed, 0), ("prefetch", self.prefetch, 0)
@@ -86,23 +89,26 @@ class DataLoader:
         return full + (rest > 0 and not self.drop_last)
 
     def __iter__(self) -> Iterator[Batch]:
-        """Yield the batches from the current position to the end of the epoch.
+        """Yield the batches of the next epoch, or of the rest of one after `load_state_dict`.
 
         An exception in the data set or the transform is raised here, with its traceback. The position then stays before
         the batch that failed.
         """
-        epoch, order = self._epoch, self._order(self._epoch)
-        numbers = range(self._batch, len(self))
-        load = partial(self._load, order, epoch)
+        epoch, first = self._start
+        self._start = epoch + 1, 0  # two loops at a time, as in zip(loader, loader), have epochs of their own
+        return self._batches(epoch, range(first, len(self)))
+
+    def _batches(self, epoch: int, numbers: range) -> Iterator[Batch]:
+        load = partial(self._load, self._order(epoch), epoch)
         batches = _map_ahead(load, numbers, self.prefetch) if self.prefetch else map(load, numbers)
         for number, batch in zip(numbers, batches, strict=True):
-            last = number + 1 == len(self)
-            self._epoch, self._batch = (epoch + 1, 0) if last else (epoch, number + 1)
+            self._position = (epoch + 1, 0) if number + 1 == len(self) else (epoch, number + 1)
             yield batch
 
     def state_dict(self) -> dict[str, int]:
         """Return the position: `epoch`, and `batch`, the number of batches of this epoch yielded so far."""
-        return {"epoch": self._epoch, "batch": self._batch}
+        epoch, batch = self._position
+        return {"epoch": epoch, "batch": batch}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Set a saved position. The next `for` yields the same batches as an uninterrupted run.
@@ -115,7 +121,7 @@ class DataLoader:
                 f"{type(self).__name__}.load_state_dict: no batch {state['batch']} of epoch {state['epoch']}: "
                 f"an epoch has {len(self)} batches: was the position saved with another batch_size or data set?"
             )
-        self._epoch, self._batch = state["epoch"], state["batch"]
+        self._position = self._start = state["epoch"], state["batch"]
 
     def _order(self, epoch: int) -> np.ndarray:
         count = len(self.dataset)
@@ -234,16 +240,46 @@ class DeviceLoader:
 
 
 def _map_ahead(function: Callable[[int], Batch], numbers: range, ahead: int) -> Iterator[Batch]:
-    """Like `map(function, numbers)`, but a background thread computes up to `ahead` results in advance."""
-    from concurrent.futures import ThreadPoolExecutor  # imported on first use: it loads logging too
+    """Like `map(function, numbers)`, but a background thread computes up to `ahead` results in advance.
 
-    thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="DataLoader")
+    When the loop ends, for any reason, the thread ends after the batch that it is loading. Nobody waits for that: a
+    batch can take long, and Ctrl-C should not.
+    """
+    requests: queue.SimpleQueue[int | None] = queue.SimpleQueue()
+    results: queue.SimpleQueue[tuple[Batch | None, BaseException | None]] = queue.SimpleQueue()
+    waiting, process, left = iter(numbers), os.getpid(), threading.Event()
+    threading.Thread(target=_answer, args=(function, requests, results, left), name="DataLoader", daemon=True).start()
     try:
-        waiting = iter(numbers)
-        started = deque(thread.submit(function, number) for number in islice(waiting, ahead))
-        while started:
-            result = started.popleft().result()
-            started.extend(thread.submit(function, number) for number in islice(waiting, 1))
+        for number in islice(waiting, ahead):
+            requests.put(number)
+        for _ in numbers:
+            if os.getpid() != process:
+                raise RuntimeError(
+                    "DataLoader: this loop began before the process was forked, and its background thread is in the "
+                    "other process; begin a new loop here, or pass prefetch=0"
+                )
+            result, error = results.get()
+            if error is not None:
+                try:
+                    raise error
+                finally:
+                    del error  # its traceback refers to this frame: a cycle
+            for number in islice(waiting, 1):
+                requests.put(number)
             yield result
+            del result  # so that one batch less is in memory
     finally:  # runs after a `break` too: a generator is closed as soon as nothing refers to it
-        thread.shutdown(cancel_futures=True)
+        left.set()
+        requests.put(None)
+
+
+def _answer(function: Callable, requests: queue.SimpleQueue, results: queue.SimpleQueue, left: threading.Event) -> None:
+    """Put (function(number), None) or (None, error) into `results` for each requested number, until None comes."""
+    for number in iter(requests.get, None):
+        if left.is_set():
+            return
+        try:
+            results.put((function(number), None))
+        except BaseException as error:
+            results.put((None, error))
+            return

@@ -1,6 +1,7 @@
 import gc
 import itertools
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -40,6 +41,14 @@ def record(batches):
 
 def background_threads():
     return [thread for thread in threading.enumerate() if thread.name.startswith("DataLoader")]
+
+
+def wait_for_the_end_of_background_threads():
+    """A thread ends after the batch that it loads."""
+    deadline = time.monotonic() + 5
+    while background_threads():
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
 
 
 class Recording:
@@ -175,11 +184,35 @@ def test_the_position_counts_the_batches_handed_out_not_those_loaded_ahead(prefe
 
 
 @BOTH
-def test_a_loop_left_by_break_is_continued_by_the_next_one(prefetch):
+def test_a_look_at_the_first_batch_takes_nothing_from_an_epoch(prefetch):
     loader = DataLoader(numbered(12), batch_size=4, prefetch=prefetch)
-    for _, labels in loader:
-        if 4 in labels:
-            break
+    next(iter(loader))
+    assert len(run(loader)) == 3
+
+
+@BOTH
+def test_after_a_break_the_next_loop_runs_the_next_epoch(prefetch):
+    loader = DataLoader(numbered(12), batch_size=4, shuffle=True, prefetch=prefetch)
+    epochs = [run(loader), run(loader)]
+    again = DataLoader(numbered(12), batch_size=4, shuffle=True, prefetch=prefetch)
+    next(iter(again))
+    assert run(again) == epochs[1]
+
+
+@BOTH
+def test_two_loops_at_a_time_have_epochs_of_their_own(prefetch):
+    epochs = DataLoader(numbered(12), batch_size=4, shuffle=True, prefetch=prefetch)
+    first, second = run(epochs), run(epochs)
+    loader = DataLoader(numbered(12), batch_size=4, shuffle=True, prefetch=prefetch)
+    pairs = [(list(a[1]), list(b[1])) for a, b in zip(loader, loader, strict=True)]
+    assert pairs == list(zip(first, second, strict=True))
+    assert loader.state_dict() == {"epoch": 2, "batch": 0}
+
+
+@BOTH
+def test_a_loaded_position_is_continued_once(prefetch):
+    loader = DataLoader(numbered(12), batch_size=4, prefetch=prefetch)
+    loader.load_state_dict({"epoch": 0, "batch": 2})
     assert run(loader) == [[8, 9, 10, 11]]
     assert len(run(loader)) == 3
 
@@ -246,7 +279,7 @@ def test_an_error_while_loading_reaches_the_loop_with_its_traceback_after_the_ba
     place = traceback.extract_tb(caught.value.__traceback__)[-1]
     assert place.name == ("__getitem__" if part == "dataset" else "fragile")
     assert loader.state_dict() == {"epoch": 0, "batch": 2}
-    assert background_threads() == []
+    wait_for_the_end_of_background_threads()
 
 
 # Threads: each way to leave a loop ends the one in the background.
@@ -289,7 +322,7 @@ def leave_by_garbage_collection(loader):
 def test_no_thread_outlives_its_loop(leave):
     dataset = Recording(1000)
     leave(DataLoader(dataset, batch_size=1))
-    assert background_threads() == []
+    wait_for_the_end_of_background_threads()
     assert len(dataset.asked) == 1000 if leave is leave_at_the_end else len(dataset.asked) <= 3
 
 
@@ -302,6 +335,68 @@ def test_a_loop_left_early_does_not_wait_for_all_that_was_planned():
 
     leave_by_break(DataLoader(dataset, batch_size=1, transform=slow, prefetch=100))
     assert len(dataset.asked) < 50
+
+
+def test_a_loop_left_early_does_not_wait_for_a_slow_batch():
+    released = threading.Event()
+
+    def slow(images, rng):
+        if images[0, 0, 0, 0] > 0:
+            released.wait(20)
+        return images
+
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        for _ in DataLoader(numbered(3), batch_size=1, transform=slow):
+            raise KeyboardInterrupt
+    assert time.monotonic() - began < 5
+    released.set()
+    wait_for_the_end_of_background_threads()
+
+
+def test_ctrl_c_while_waiting_for_a_slow_batch_ends_the_program_at_once():
+    code = """
+import time
+from minidl.data import DataLoader, make_shapes
+print("begun", flush=True)
+for _ in DataLoader(make_shapes(3), batch_size=1, transform=lambda images, rng: time.sleep(60)):
+    pass
+"""
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.readline()
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=20)
+    assert "KeyboardInterrupt" in errors and process.returncode != 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_a_child_that_goes_on_with_its_parents_loop_gets_an_error_and_does_not_wait_for_ever():
+    code = """
+import os, warnings
+warnings.simplefilter("ignore")
+from minidl.data import DataLoader, make_shapes
+loader = DataLoader(make_shapes(9), batch_size=1)
+batches = iter(loader)
+next(batches)
+child = os.fork()
+if child == 0:
+    try:
+        next(batches)
+    except RuntimeError as error:
+        print(error, len(list(loader)))  # a new loop works
+    os._exit(0)
+os.waitpid(child, 0)
+print(len(list(batches)))
+"""
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    result = subprocess.run([sys.executable, "-uc", code], env=env, capture_output=True, text=True, timeout=20)
+    assert result.stderr == ""
+    childs, parents = result.stdout.splitlines()
+    assert childs.startswith("DataLoader: this loop began before the process was forked") and childs.endswith("9")
+    assert parents == "8"
 
 
 @pytest.mark.parametrize("ending", ["", "raise SystemExit(0)", "loader.extra = iterator"])
@@ -449,9 +544,10 @@ def test_the_position_of_the_loader_counts_what_the_device_loader_has_handed_out
         assert loader.state_dict() == DeviceLoader(loader, device).state_dict() == {"epoch": 0, "batch": 1}
         assert list(on_host([batch])) == [[0, 1, 2, 3]]
         break
+    loader.load_state_dict(loader.state_dict())
     assert list(on_host(DeviceLoader(loader, device))) == [[4, 5, 6, 7], [8, 9, 10, 11]]
     assert loader.state_dict() == {"epoch": 1, "batch": 0}
-    assert background_threads() == []
+    wait_for_the_end_of_background_threads()
 
 
 def test_an_error_of_the_loader_comes_after_the_batches_before_it(device, on_host):
