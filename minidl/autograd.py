@@ -16,14 +16,19 @@ from minidl.kernels import add
 
 
 class Leaf:
-    """A leaf of the graph, for a tensor that requires grad and was not computed from others. It holds the gradient."""
+    """A leaf of the graph, for a tensor that requires grad and was not computed from others. It holds the gradient.
 
-    __slots__ = ("__weakref__", "grad", "hooks", "retains_grad")
+    `version` counts how often the tensor was changed in place, which optimisers do.
+    """
+
+    __slots__ = ("__weakref__", "grad", "hooks", "retains_grad", "version")
     inputs = ()
+    saved = ()
 
     def __init__(self):
         self.grad, self.retains_grad = None, True
         self.hooks: list[Callable[[], None]] = []  # called when a backward pass has completed `grad`
+        self.version = 0
 
 
 class Node:
@@ -31,16 +36,17 @@ class Node:
 
     `inputs` holds the edges: the Node or Leaf of each input, or None if that input needs no gradient. `kinds` holds the
     shape and dtype of each input, which its gradient must have too. After its use `backward` is set to None, which
-    frees the values that the op saved. A node keeps its gradient, as leaves do, only if `retains_grad` is set.
+    frees the values that the op saved. `saved` holds (leaf, version) of each leaf among these values. A node keeps its
+    gradient, as leaves do, only if `retains_grad` is set.
     """
 
-    __slots__ = ("__weakref__", "backward", "grad", "inputs", "kinds", "name", "retains_grad")
+    __slots__ = ("__weakref__", "backward", "grad", "inputs", "kinds", "name", "retains_grad", "saved")
     hooks = ()
 
-    def __init__(self, name: str, backward: Callable, inputs: Sequence, kinds: Sequence = ()):
+    def __init__(self, name: str, backward: Callable, inputs: Sequence, kinds: Sequence = (), saved: Sequence = ()):
         self.name, self.grad, self.retains_grad = name, None, False
         self.backward: Callable | None = backward
-        self.inputs, self.kinds = inputs, kinds or (None,) * len(inputs)
+        self.inputs, self.kinds, self.saved = inputs, kinds or (None,) * len(inputs), saved
 
     def input_grads(self, grad) -> tuple:
         """Return dL/d(input) for each input. Works once: it frees what the op saved."""
@@ -58,6 +64,15 @@ class Node:
                 expected = f"a gradient of {kind[0]} {kind[1]} for input {number}"
                 raise ValueError(f"{self.name}.backward: expected {expected}, got {grad.shape} {grad.dtype}")
         return grads
+
+
+def saved_leaves(sources: Sequence, arrays: Sequence, saved: tuple) -> list[tuple[Leaf, int]]:
+    """Return (leaf, version) of each input that is a leaf and whose array is among the values that the op saved."""
+    return [
+        (source, source.version)
+        for source, array in zip(sources, arrays, strict=True)
+        if isinstance(source, Leaf) and any(value is array for value in saved)
+    ]
 
 
 def backward(root: Node | Leaf, grad) -> None:
@@ -109,7 +124,10 @@ def in_order(root: Node | Leaf) -> Iterator[Node | Leaf]:
 
 
 def count_consumers(root: Node | Leaf) -> Counter:
-    """Return how many edges lead to each node and leaf below root. Raise RuntimeError if one of them is freed."""
+    """Return how many edges lead to each node and leaf below root.
+
+    Raise RuntimeError if the saved values of one are freed, or are not those of the forward pass any more.
+    """
     consumers = Counter()
     unvisited = [root]
     while unvisited:
@@ -118,6 +136,11 @@ def count_consumers(root: Node | Leaf) -> Counter:
             raise RuntimeError(
                 f"backward: this graph was used before, and the values that {node.name} saved are freed; "
                 "run the forward pass again, or add the losses and call backward once"
+            )
+        if any(leaf.version != version for leaf, version in node.saved):
+            raise RuntimeError(
+                f"backward: {node.name} saved a parameter that was changed since, by an optimiser's step or in place; "
+                "call backward before step, or run the forward pass again"
             )
         for source in filter(None, node.inputs):
             if source not in consumers:

@@ -331,6 +331,7 @@ def cross_entropy(logits: Tensor, labels, label_smoothing: float = 0.0) -> Tenso
     expect("cross_entropy", 0 <= label_smoothing <= 1, "label_smoothing in [0, 1]", label_smoothing)
     labels = Tensor(labels).data if isinstance(labels, list | tuple | Tensor) else labels
     check_labels(labels, logits)
+    labels = labels.copy() if isinstance(labels, np.ndarray) else labels  # the caller may write the next ones there
     return apply(CrossEntropy, _in_float32(logits), labels=labels, label_smoothing=float(label_smoothing))
 
 

@@ -3,11 +3,15 @@
 import functools
 import reprlib
 import warnings
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import NamedTuple
 
 import numpy as np
 
-from minidl.autograd import Leaf, Node, backward, is_grad_enabled
+from minidl.autograd import Leaf, Node, backward, is_grad_enabled, saved_leaves
 from minidl.dtypes import as_dtype, float32, float64, is_half
+from minidl.idioms import Idioms
 from minidl.kernels import device_of, is_capturing, is_device, to_device
 from minidl.ops.arithmetic import Add, Clip, Div, Exp, Log, MatMul, Mul, Pow, Sigmoid, Sqrt, Sub, Tanh
 from minidl.ops.convert import Cast, Move
@@ -21,7 +25,14 @@ Dim = int | tuple[int, ...] | None  # None and () both mean all dimensions, as i
 NUMBERS = set("biuf")
 
 
-class Tensor:
+class Maxima(NamedTuple):
+    """What `Tensor.max(dim)` returns."""
+
+    values: "Tensor"
+    indices: "Tensor"
+
+
+class Tensor(Idioms):
     """An array that remembers how it was computed.
 
     An array keeps its dtype, and its memory too if that is C-contiguous; Python floats become float32, Python integers
@@ -29,7 +40,6 @@ class Tensor:
     """
 
     __slots__ = ("__weakref__", "_node", "data")
-    __array_ufunc__ = None  # ndarray * Tensor calls Tensor.__rmul__ once, not for every element of the ndarray
 
     def __init__(self, data, dtype=None, device: str | None = None, requires_grad: bool = False):
         self.data = _as_array(data.data if isinstance(data, Tensor) else data, dtype, device)
@@ -296,7 +306,7 @@ class Tensor:
         if not self.numel():
             raise ValueError(f"mean: expected a tensor that is not empty, got shape {self.shape}")
         check_floats("mean", self)
-        total = self.sum(dim, keepdim)
+        total = apply(Sum, self, dim=_as_dims("mean", dim, self), keepdim=keepdim)
         return total / (self.numel() / total.numel())
 
     def var(self, dim: Dim = None, keepdim: bool = False, correction: int = 1) -> "Tensor":
@@ -306,13 +316,22 @@ class Tensor:
         total = (deviations * deviations).sum(dim, keepdim)
         return (total / (self.numel() / total.numel() - correction)).to(self.dtype)
 
-    def max(self, dim: Dim = None, keepdim: bool = False) -> "Tensor":
-        """Return the maximum over `dim`, or over all: values only, as torch.amax. Equal maxima share the gradient."""
-        return apply(Max, self, dim=_as_dims("max", dim, self), keepdim=keepdim)
+    def amax(self, dim: Dim = None, keepdim: bool = False) -> "Tensor":
+        """Return the maximum over the dimensions `dim`, or over all. Equal maxima share the gradient, as in PyTorch."""
+        return apply(Max, self, dim=_as_dims("amax", dim, self), keepdim=keepdim)
 
-    def argmax(self, dim: int | None = None) -> "Tensor":
+    def max(self, dim: int | None = None, keepdim: bool = False) -> "Tensor | Maxima":
+        """Return the maximum of all elements, or with `dim` the pair (values, indices) of the maxima along it."""
+        if dim is None:
+            return self.amax(keepdim=keepdim)
+        return Maxima(self.amax(dim, keepdim), self.argmax(dim, keepdim))
+
+    def argmax(self, dim: int | None = None, keepdim: bool = False) -> "Tensor":
         """Return the index of the first maximum along `dim`, or in the flattened tensor."""
-        return Tensor(self.data.argmax(axis=dim))
+        if isinstance(dim, tuple | list):
+            raise TypeError(f"argmax: expected one dimension, got {dim}; for the maxima alone use .amax({dim})")
+        _as_dims("argmax", dim, self)
+        return Tensor(self.data.argmax(axis=dim, keepdims=keepdim))
 
     # -- shapes --------------------------------------------------------------------------------------------------------
 
@@ -348,6 +367,7 @@ class Parameter(Tensor):
     """A tensor that a module learns. With requires_grad=False it is frozen, and is still a parameter of the module."""
 
     __slots__ = ("layout",)
+    is_state = True
 
     def __init__(self, data, layout=None, requires_grad: bool = True):
         super().__init__(data, requires_grad=requires_grad)
@@ -361,10 +381,15 @@ class Buffer(Tensor):
     """
 
     __slots__ = ("persistent",)
+    is_state = True
 
     def __init__(self, data, persistent: bool = True):
         super().__init__(data)
         self.persistent = persistent
+
+
+# Called after each operation as watcher(function, ctx, inputs, output), in the thread or asyncio task that set them.
+watchers: ContextVar[tuple[Callable, ...]] = ContextVar("watchers", default=())
 
 
 def apply(function: type[Function], *inputs: Tensor | None, **hyperparameters) -> Tensor:
@@ -391,7 +416,10 @@ def apply(function: type[Function], *inputs: Tensor | None, **hyperparameters) -
             raise RuntimeError(f"{operation}: {error}") from error
         raise
     if any(ctx.needs_grad) and output.is_floating_point():  # integers and bools have no gradient
-        output._node = Node(function.__name__, functools.partial(function.backward, ctx), sources, kinds)
+        backward = functools.partial(function.backward, ctx)
+        output._node = Node(function.__name__, backward, sources, kinds, saved_leaves(sources, arrays, ctx.saved))
+    for watcher in watchers.get():
+        watcher(function, ctx, inputs, output)
     return output
 
 
@@ -480,7 +508,11 @@ def _as_array(data, dtype, device):
         except ValueError:
             raise TypeError(f"Tensor: expected lists of equal lengths, got {reprlib.repr(data)}") from None
         dtype = dtype or (float32 if data.dtype == float64 else None)
+    if isinstance(data, np.ma.MaskedArray):
+        raise TypeError("Tensor: got a masked array, whose mask would be lost; fill it with .filled(value)")
     kind = getattr(data.dtype, "kind", "O")  # the dtypes of other libraries have no kind
+    if kind == "f" and data.dtype.itemsize > 8:
+        raise TypeError(f"Tensor: expected float64 at most, got {data.dtype}; convert it with .astype('float64')")
     if kind not in NUMBERS and not (kind == "V" and is_half(data.dtype)):
         raise TypeError(f"Tensor: expected real numbers, or a NumPy or CuPy array of them, got {reprlib.repr(data)}")
     if device_of(data) == "cpu":

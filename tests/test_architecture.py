@@ -27,7 +27,8 @@ MAY_IMPORT = {
     "kernels": {"system"},
     "autograd": {"kernels"},  # adds gradients on all threads
     "ops": {"kernels"},
-    "tensor": {"kernels", "ops", "autograd", "dtypes"},
+    "idioms": {"autograd"},
+    "tensor": {"kernels", "ops", "autograd", "dtypes", "idioms"},
     "data": {"tensor", "kernels", "system"},
     "checks": {"tensor", "kernels", "dtypes"},
     "creation": {"tensor", "random", "dtypes"},
@@ -55,7 +56,7 @@ READING_PATH = [
 ]
 BESIDE_THE_PATH = "kernels/cuda"
 # Raising one of these needs a reason in the commit.
-MOST_LINES_TO_READ = 3250
+MOST_LINES_TO_READ = 3400
 MOST_LINES_OF_A_FUNCTION = 40
 MOST_LINES_OF_THE_MEDIAN_FUNCTION = 10
 MOST_SECONDS_OF_IMPORT = 0.3

@@ -81,12 +81,12 @@ def shapes_and_dims(draw):
     return shape, draw(st.one_of(st.none(), axes, several))
 
 
-@pytest.mark.parametrize("name", ["sum", "mean", "max"])
+@pytest.mark.parametrize("name", ["sum", "mean", "amax"])
 @given(shape_and_dim=shapes_and_dims(), keepdim=st.booleans())
 def test_reductions_over_any_dimensions(name, shape_and_dim, keepdim, device, torch):
     shape, dim = shape_and_dim
     every = tuple(range(len(shape)))
-    theirs = {"sum": torch.sum, "mean": torch.mean, "max": torch.amax}[name]
+    theirs = {"sum": torch.sum, "mean": torch.mean, "amax": torch.amax}[name]
     assert_same_in_pytorch(
         torch,
         lambda x: getattr(x, name)(dim, keepdim),
@@ -451,11 +451,6 @@ def test_an_array_on_the_left_makes_a_tensor_not_an_array_of_objects(function):
         assert y.requires_grad
     np.testing.assert_array_equal(function(np.array([3.0, 4.0]), x).numpy(), function(np.array([3.0, 4.0]), x.numpy()))
     assert type(np.ones((3, 2)) @ x.reshape(2, 1)) is Tensor
-
-
-def test_numpys_own_functions_refuse_it():
-    with pytest.raises(TypeError, match="does not support ufuncs"):
-        np.exp(Tensor([1.0]))
 
 
 @pytest.mark.parametrize("name", ["eq", "ne", "lt", "le", "gt", "ge"])

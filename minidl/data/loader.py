@@ -73,8 +73,8 @@ class DataLoader:
     def _check(self) -> None:
         limits = ("batch_size", self.batch_size, 1), ("seed", self.seed, 0), ("prefetch", self.prefetch, 0)
         for name, value, least in limits:
-            if value < least:
-                raise ValueError(f"{type(self).__name__}: {name} must be {least} or more, got {value}")
+            if not isinstance(value, int | np.integer) or value < least:
+                raise ValueError(f"{type(self).__name__}: {name} must be a whole number >= {least}, got {value!r}")
         if len(self.dataset) == 0:
             raise ValueError(f"{type(self).__name__}: the data set is empty")
         if len(self) == 0:

@@ -42,6 +42,16 @@ class Module:
         finally:
             self.forward_hooks = tuple(other for other in self.forward_hooks if other is not hook)
 
+    def __setattr__(self, name: str, value):
+        old = vars(self).get(name)
+        if isinstance(old, Parameter | Buffer) and type(value) is Tensor:
+            kind = type(old).__name__
+            raise TypeError(
+                f"{type(self).__name__}.{name}: expected a {kind}, got a Tensor, which would be neither trained nor saved; "
+                f"change the values with {name}.data[...] = values, or assign minidl.{kind}(values)"
+            )
+        super().__setattr__(name, value)
+
     # -- submodules, parameters, buffers -------------------------------------------------------------------------------
 
     def members(self) -> Iterator[tuple[str, object]]:
@@ -154,11 +164,25 @@ class Module:
 
 def _parts(name: str, value) -> Iterator[tuple[str, object]]:
     """Yield (name, value). For a list or dict, yield ("name.0", item) or ("name.key", item), ..., at any depth."""
-    if isinstance(value, list | tuple | dict):
-        for key, part in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from _parts(f"{name}.{key}", part)
+    if isinstance(value, list | tuple):
+        for number, part in enumerate(value):
+            yield from _parts(f"{name}.{number}", part)
+    elif isinstance(value, dict):
+        for key, part in value.items():
+            for below, found in _parts(f"{name}.{key}", part):
+                if isinstance(found, Module | Tensor):
+                    _check_key(name, key)
+                yield below, found
+    elif isinstance(value, set | frozenset) and any(isinstance(part, Module | Tensor) for part in value):
+        raise TypeError(f"{name}: expected layers in a list, tuple or dict, got a set, which has no order; use a list")
     else:
         yield name, value
+
+
+def _check_key(name: str, key) -> None:
+    """Raise ValueError for a key that would make names ambiguous, or that files cannot have."""
+    if not isinstance(key, str) or not key or set(key) & set("./"):
+        raise ValueError(f"{name}: expected a key that is a string without '.' and '/', got {key!r}; rename it")
 
 
 def _layout(tensor: Tensor):

@@ -64,6 +64,8 @@ class Optimizer:
                 grads = [self.parameters[i].grad.data for i in chosen]
                 state = [[arrays[i] for i in chosen] for arrays in self.state().values()]
                 self.update(parameters, grads, self._rates[scale], weight_decay, *state)
+        for i in ready:  # so that backward finds out if it comes too late
+            self.parameters[i]._node.version += 1
 
     def update(self, parameters: list, grads: list, lr, weight_decay: float, *state: list) -> None:
         """Update these arrays of parameters in place, given their gradients and a list of arrays per kind of state.

@@ -47,7 +47,8 @@ def recompute(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     if leaves:
         outside = {copy._node: x._node for copy, x in zip(copies, inputs, strict=True)}
         sources = tuple(outside.get(leaf, leaf) for leaf in leaves)
-        y._node = Node("recompute", partial(_backward, function, copies, values, leaves), sources)
+        versions = [(leaf, leaf.version) for leaf in leaves]  # backward computes with them again
+        y._node = Node("recompute", partial(_backward, function, copies, values, leaves), sources, saved=versions)
     return y
 
 

@@ -97,9 +97,9 @@ def test_images_stay_with_their_labels(prefetch):
     ("arguments", "message"),
     [
         ({"dataset": numbered(0)}, "the data set is empty"),
-        ({"batch_size": 0}, "batch_size must be 1 or more, got 0"),
-        ({"prefetch": -1}, "prefetch must be 0 or more, got -1"),
-        ({"seed": -1}, "seed must be 0 or more, got -1"),
+        ({"batch_size": 0}, "batch_size must be a whole number >= 1, got 0"),
+        ({"prefetch": -1}, "prefetch must be a whole number >= 0, got -1"),
+        ({"seed": -1}, "seed must be a whole number >= 0, got -1"),
         ({"batch_size": 11, "drop_last": True}, "drop_last leaves no batch: 10 images are fewer than batch_size 11"),
     ],
 )
@@ -482,7 +482,7 @@ def test_an_alternating_flip_shows_each_image_both_ways_in_two_epochs(device):
 
 
 def test_the_errors_of_an_augmented_loader_have_its_name():
-    with pytest.raises(ValueError, match=r"^AugmentedLoader: batch_size must be 1 or more, got 0"):
+    with pytest.raises(ValueError, match=r"^AugmentedLoader: batch_size must be a whole number >= 1, got 0"):
         AugmentedLoader(noise(), 0, CropAndFlip(0.0))
 
 

@@ -12,8 +12,8 @@ from tests.ops.case import Case, distinct, same_in_both
 
 def largest(dim, keepdim=False):
     return Case(
-        f"max over {dim}, keepdim={keepdim}",
-        lambda x: x.max(dim, keepdim),
+        f"amax over {dim}, keepdim={keepdim}",
+        lambda x: x.amax(dim, keepdim),
         lambda torch, x: torch.amax(x, () if dim is None else dim, keepdim),
         [(2, 3, 4)],
         distinct,
@@ -50,7 +50,7 @@ def test_a_million_float32_numbers_are_added_with_an_error_of_float32(shape, dim
 
 @pytest.mark.parametrize("keepdim", [False, True])
 @pytest.mark.parametrize("dim", [(), []], ids=str)
-@pytest.mark.parametrize(("ours", "theirs"), [("sum", "sum"), ("mean", "mean"), ("var", "var"), ("max", "amax")])
+@pytest.mark.parametrize(("ours", "theirs"), [("sum", "sum"), ("mean", "mean"), ("var", "var"), ("amax", "amax")])
 def test_no_dimensions_are_all_dimensions_as_in_pytorch(ours, theirs, dim, keepdim, device, torch):
     x = np.arange(6.0).reshape(2, 3)
     expected = getattr(torch, theirs)(torch.tensor(x), dim, keepdim=keepdim)
@@ -76,13 +76,13 @@ def test_the_gradient_of_a_number_that_a_million_rows_share_has_an_error_of_floa
 
 def test_equal_maxima_share_the_gradient(device):
     x = Tensor([[3.0, 1.0, 3.0], [0.0, 0.0, 0.0]], device=device, requires_grad=True)
-    x.max(dim=1).backward(Tensor([4.0, 6.0], device=device))
+    x.amax(dim=1).backward(Tensor([4.0, 6.0], device=device))
     np.testing.assert_array_equal(x.grad.numpy(), [[2, 0, 2], [2, 2, 2]])
 
 
 def test_nans_are_the_maximum_and_share_its_gradient(device):
     x = Tensor([[np.nan, 1.0, np.nan], [0.0, 2.0, 1.0]], device=device, requires_grad=True)
-    y = x.max(dim=1)
+    y = x.amax(dim=1)
     np.testing.assert_array_equal(y.numpy(), [np.nan, 2])
     y.backward(Tensor([4.0, 6.0], device=device))
     np.testing.assert_array_equal(x.grad.numpy(), [[2, 0, 2], [0, 6, 0]])
