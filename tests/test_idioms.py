@@ -1,4 +1,4 @@
-"""What people write who come from PyTorch and NumPy: right here, or an error that says what to write. Never silently wrong."""
+"""What people write who come from PyTorch and NumPy: it is right, or an error says what to write instead."""
 
 import re
 
@@ -209,7 +209,7 @@ def test_the_maximum_over_two_dimensions_has_no_indices():
 def test_methods_of_pytorch_are_named_with_what_to_write_instead(name, hint):
     with pytest.raises(AttributeError, match=rf"Tensor has no attribute '{name}'; write {re.escape(hint)}"):
         getattr(Tensor([1.0]), name)
-    with pytest.raises(AttributeError, match="Parameter has no attribute 'wieght'$"):
+    with pytest.raises(AttributeError, match=r"Parameter has no attribute 'wieght'$"):
         Parameter([1.0]).wieght  # noqa: B018 (the error is the point)
 
 

@@ -116,7 +116,7 @@ SHOWN_BY = [
     (case(test_reduce, "sum over -1 and 0"), "Sum", "dL/dx not spread: dL/dy as it is"),
     # of a shape that would broadcast
     (case(test_reduce, "sum over 2 and 1, kept"), "Sum", "dL/dx not spread: dL/dy as it is"),
-    (case(test_reduce, "max over 1, keepdim=False"), "Max", "dL/dx to all elements instead of the largest"),
+    (case(test_reduce, "amax over 1, keepdim=False"), "Max", "dL/dx to all elements instead of the largest"),
     (case(test_shape, "x[a list with repeats]"), "GetItem", "dL/dx with repeats assigned instead of added"),
     (case(test_shape, "permute"), "Permute", "dL/dx permuted once more instead of back"),
     (case(test_shape, "cat along 1"), "Cat", "the gradients one element further along the last axis"),

@@ -47,7 +47,7 @@ class Module:
         if isinstance(old, Parameter | Buffer) and type(value) is Tensor:
             kind = type(old).__name__
             raise TypeError(
-                f"{type(self).__name__}.{name}: expected a {kind}, got a Tensor, which would be neither trained nor saved; "
+                f"{type(self).__name__}.{name}: expected a {kind}, got a Tensor, which would not be trained or saved; "
                 f"change the values with {name}.data[...] = values, or assign minidl.{kind}(values)"
             )
         super().__setattr__(name, value)
