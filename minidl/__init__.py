@@ -14,6 +14,7 @@ from minidl.system.memory import explain_out_of_memory, set_per_process_memory_f
 from minidl.system.precision import tf32
 from minidl.tensor import Buffer, Parameter, Tensor, apply, matmul
 from minidl.testing import gradcheck
+from minidl.training.anomaly import AnomalyError, detect_anomaly
 from minidl.training.capture import CapturedStep, cuda_graph
 from minidl.training.checkpoint import load_checkpoint, save_checkpoint
 from minidl.training.nvtx import emit_nvtx

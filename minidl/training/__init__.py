@@ -1,1 +1,1 @@
-"""Tools around the training step: recomputation, CUDA graphs, outputs of inner layers, checkpoints."""
+"""Tools around the training step: recomputation, CUDA graphs, anomalies, outputs of inner layers, checkpoints."""
