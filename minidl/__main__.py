@@ -16,6 +16,7 @@ from minidl.system.report import (
     describe_cupy,
     describe_gpus,
     describe_threads,
+    describe_workspace,
     read_cpuinfo,
     warnings_about_blas,
 )
@@ -31,6 +32,7 @@ def main() -> None:
         "CPU": describe_cpu(cpuinfo, available_cpus()),
         "BLAS": describe_blas(libraries),
         "threads": describe_threads(minidl.get_num_threads(), os.environ),
+        "scratch": describe_workspace(os.environ),
         "CuPy": describe_cupy(),
         **describe_gpus(),
         "malloc": "keeps freed memory for the next step" if keep_freed_memory() else "system default",

@@ -68,6 +68,12 @@ def describe_threads(threads: int, environment: Mapping[str, str]) -> str:
     return f"{threads}" if wanted is None else f"{threads} (MINIDL_NUM_THREADS={wanted})"
 
 
+def describe_workspace(environment: Mapping[str, str]) -> str:
+    """The bound of the scratch memory that the CPU kernels keep."""
+    wanted = environment.get("MINIDL_WORKSPACE_MB")
+    return "not bounded" if wanted is None else f"at most {wanted} MB (MINIDL_WORKSPACE_MB)"
+
+
 def warnings_about_blas(libraries: Iterable[Mapping], flags: set[str], environment: Mapping[str, str]) -> list[str]:
     """One warning for each OpenBLAS that does not use all instruction sets of the CPU. Only OpenBLAS is checked."""
     warnings = []

@@ -5,6 +5,7 @@ import contextlib
 import gc
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -345,3 +346,65 @@ def test_what_a_convolution_leaves_in_scratch_does_not_reach_the_next_one(rng):
 def test_a_number_of_threads_that_makes_no_sense_is_refused(number):
     with pytest.raises(ValueError, match="set_num_threads"):
         minidl.set_num_threads(number)
+
+
+# -- MINIDL_WORKSPACE_MB -----------------------------------------------------------------------------------------------
+
+
+def bytes_kept():
+    return sum(buffer.nbytes for buffer in _pieces._scratch.buffers.values())
+
+
+def convolutions(threads):
+    """The outputs and gradients of convolutions by im2col, by Winograd and with strides, and the scratch they leave."""
+    rng = np.random.default_rng(0)
+    before = minidl.get_num_threads()
+    minidl.set_num_threads(threads)
+    kept, results = [], []
+    try:
+        for channels, size, kernel, stride in (3, 64, 7, 2), (64, 28, 3, 1), (256, 7, 3, 1), (32, 40, 3, 2):
+            x = rng.standard_normal((4, size, size, channels), np.float32)
+            weight = rng.standard_normal((kernel, kernel, channels, 64), np.float32)
+            y = cpu.conv2d_forward(x, weight, None, (stride, stride), (1, 1))
+            grad = rng.standard_normal(y.shape, np.float32)
+            results += [y, *cpu.conv2d_backward(grad, x, weight, (stride, stride), (1, 1), True, True)]
+            kept.append(bytes_kept())
+    finally:
+        minidl.set_num_threads(before)
+    return results, kept
+
+
+@pytest.mark.parametrize("megabytes", [1, 4])
+def test_no_more_scratch_is_kept_than_the_user_allows(megabytes, monkeypatch):
+    free, kept = run_on_a_new_thread(lambda: convolutions(1))
+    assert max(kept) > 6 * 2**20
+    monkeypatch.setattr(_pieces, "_workspace", megabytes * 2**20)
+    bounded, kept = run_on_a_new_thread(lambda: convolutions(1))
+    assert max(kept) <= megabytes * 2**20
+    for ours, expected in zip(bounded, free, strict=True):
+        assert abs(ours - expected).max() <= 1e-5 * abs(expected).max()
+
+
+def test_two_threads_share_what_is_allowed(monkeypatch):
+    monkeypatch.setattr(_pieces, "_workspace", 4 * 2**20)
+    _, kept = run_on_a_new_thread(lambda: convolutions(2))
+    assert max(kept) <= 2 * 2**20
+
+
+def test_with_a_bound_too_the_bits_do_not_depend_on_the_number_of_threads(monkeypatch):
+    monkeypatch.setattr(_pieces, "_workspace", 2 * 2**20)
+    one, three = convolutions(1)[0], convolutions(3)[0]
+    assert all(np.array_equal(a, b) for a, b in zip(one, three, strict=True))
+
+
+@pytest.mark.parametrize("wanted", ["0", "-1", "much", "1.5", ""])
+def test_a_bound_that_is_no_number_of_megabytes_is_an_error(wanted):
+    environment = os.environ | {"MINIDL_WORKSPACE_MB": wanted}
+    done = subprocess.run([sys.executable, "-c", "import minidl"], env=environment, capture_output=True, text=True)
+    assert f"MINIDL_WORKSPACE_MB: expected a whole number of megabytes >= 1, got {wanted!r}" in done.stderr
+
+
+def run_on_a_new_thread(function):
+    """function(), on a thread that has no scratch yet."""
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        return thread.submit(function).result()

@@ -8,11 +8,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minidl.kernels.cpu._pieces import even_slices, remembered, scratch
+from minidl.kernels.cpu._pieces import even_slices, remembered, scratch, workspace
 
 # (measured) Elements of `columns` for one piece: 2 MB of float32. Smaller pieces would fit into a core's own cache, but
 # make the threads wait for each other and for the GIL. Larger ones do not even fit into the shared cache.
 COLUMN_ELEMENTS = 2**19
+# Of a bounded workspace: 8 bytes of `columns` and 8 for the buffers beside it, on 4 threads. Not on the actual number
+# of threads, on which no result may depend.
+BYTES_FOR_A_COLUMN_ELEMENT = 64
 # Even a small batch is cut into 4 pieces, so that several threads have work, unless the pieces get too small:
 # (measured) below 2^23 multiplications, about 0.1 ms, waking a thread costs more than it saves.
 LEAST_PIECES, LEAST_MULTIPLICATIONS = 4, 2**23
@@ -52,7 +55,8 @@ class Patches(NamedTuple):
         oh, ow = self.output_size
         row = ow * self.kernel_size[0] * self.kernel_size[1] * channels  # elements of `columns` for one row of outputs
         count = min(LEAST_PIECES, images * oh * row * out_channels // LEAST_MULTIPLICATIONS)
-        rows_at_once = max(1, min(COLUMN_ELEMENTS // row, images * oh // max(1, count)))
+        most = min(COLUMN_ELEMENTS, workspace() // BYTES_FOR_A_COLUMN_ELEMENT)
+        rows_at_once = max(1, min(int(most // row), images * oh // max(1, count)))
         return pieces_of(images, oh, rows_at_once // oh, rows_at_once)
 
     def columns(self, x: np.ndarray, piece: Piece) -> np.ndarray:

@@ -1,15 +1,19 @@
 """How arrays are cut into pieces. The cuts depend on shapes alone, never on the dtype or the number of threads.
 
+MINIDL_WORKSPACE_MB bounds the scratch memory that all threads keep from one kernel to the next. Pieces of convolutions
+are then cut finer, so a weight's gradient is summed in another order. A kernel that needs more takes it, and frees it.
+
 Also here: scratch buffers that stay in the cache, and elementwise functions computed piece by piece.
 """
 
 import math
+import os
 import threading
 from collections.abc import Callable
 
 import numpy as np
 
-from minidl.kernels.cpu._threads import map_pieces
+from minidl.kernels.cpu._threads import get_num_threads, map_pieces
 
 # (measured) 1 MB of float32. With smaller pieces the threads spend their time waiting for each other and for the GIL.
 PIECE_ELEMENTS = 2**18
@@ -49,7 +53,32 @@ def scratch(name: str, shape: tuple[int, ...], dtype) -> np.ndarray:
     if buffer is None or buffer.size < size:
         _scratch.views.clear()  # they may be views of the smaller buffer
         buffer = _scratch.buffers[name, dtype] = np.empty(size, dtype)
+        _keep_within(workspace() / get_num_threads())
     return buffer[:size].reshape(shape)
+
+
+def _keep_within(limit: float) -> None:
+    """Forget this thread's buffers, the oldest first, until those left have `limit` bytes. One in use stays valid."""
+    buffers = _scratch.buffers
+    while buffers and sum(buffer.nbytes for buffer in buffers.values()) > limit:
+        del buffers[next(iter(buffers))]
+
+
+def workspace() -> float:
+    """The bytes of scratch that all threads together may keep: MINIDL_WORKSPACE_MB, or else infinitely many."""
+    return _workspace
+
+
+def _workspace_in_bytes() -> float:
+    wanted = os.environ.get("MINIDL_WORKSPACE_MB")
+    if wanted is None:
+        return math.inf
+    if not wanted.isdecimal() or int(wanted) < 1:
+        raise ValueError(f"MINIDL_WORKSPACE_MB: expected a whole number of megabytes >= 1, got {wanted!r}")
+    return int(wanted) * 2**20
+
+
+_workspace = _workspace_in_bytes()
 
 
 def remembered(make: Callable, *key):
