@@ -47,7 +47,7 @@ def test_the_program_prints_a_line_for_each_thing():
     )
     table, _, rest = done.stdout.partition("\n\n")
     names = [line.split()[0] for line in table.splitlines()]
-    assert names == ["minidl", "Python", "NumPy", "CPU", "BLAS", "threads", "CuPy", "malloc"]
+    assert names == ["minidl", "Python", "NumPy", "CPU", "BLAS", "threads", "scratch", "CuPy", "malloc"]
     assert {line.index(line.split(maxsplit=1)[1]) for line in table.splitlines()} == {9}
     assert minidl.__version__ in table
     assert not rest or rest.startswith("warning: OpenBLAS")

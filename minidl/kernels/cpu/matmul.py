@@ -2,7 +2,10 @@
 
 import numpy as np
 
+from minidl.kernels.cpu._threads import product_of_blas
+
 
 def matmul(a, b):
     """y = a b over the last two axes: (..., n, k), (..., k, m) -> (..., n, m). The other axes broadcast."""
-    return np.matmul(a, b, order="C")
+    with product_of_blas():
+        return np.matmul(a, b, order="C")
