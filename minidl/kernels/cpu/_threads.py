@@ -217,7 +217,7 @@ def _set_blas_threads(library, number: int) -> None:
 # -- fork --------------------------------------------------------------------------------------------------------------
 
 # os.fork() in one thread can wait for ever while another is inside BLAS: OpenBLAS ends its threads before a fork, and
-# waits for those that work (measured: 6 of 6 programs with NumPy alone). So a fork waits for the products that are under
+# waits for those at work (measured: 6 of 6 programs with NumPy alone). So a fork waits for the products that are under
 # way, and those that begin meanwhile wait for the fork. Products outside of minidl are not known here.
 MOST_SECONDS_BEFORE_A_FORK = 10
 _no_fork_waits = threading.Event()
