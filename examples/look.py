@@ -32,7 +32,7 @@ from looking import drawing
 from looking.features import deep_dream, invert, maximise_channels, maximise_classes
 from looking.gradients import saliency, smallest_step, smooth_grad
 from looking.maps import class_activation_map, grad_cam, pooled_features
-from looking.network import OnPixels, UnsuitedError, feature_maps, last_convolution, last_of_each_size
+from looking.network import OnPixels, UnsuitedError, feature_maps, last_convolution, last_of_each_size, layers_of_style
 from looking.pictures import expand, read_pixels
 from looking.style import transfer_style
 from models.config import NetworkConfig, load_network
@@ -138,8 +138,8 @@ def draw_style(subject: Subject, args: argparse.Namespace) -> "Figure":
     """Content, style, result, and the two losses."""
     size = args.size or max(128, subject.config.size)
     style = read_pixels(args.style, size, args.data_dir)[None]
-    style_layers = args.style_layers or last_of_each_size(subject.layers)[:4]
-    content_layer = args.layer or style_layers[len(style_layers) // 2]
+    style_layers = args.style_layers or layers_of_style(subject.layers)
+    content_layer = args.layer or style_layers[-1]
     rows = []
     for source in args.images:
         content = read_pixels(source, size, args.data_dir)[None]
@@ -219,9 +219,9 @@ def options_parser() -> argparse.ArgumentParser:
         "--size", type=positive, metavar="N", help="pixels of a side, for dream and style; default: 128"
     )
     parser.add_argument("--style", metavar="PICTURE", help="the picture with the style")
-    parser.add_argument("--style-layers", nargs="+", metavar="NAME", help="default: the last of each size")
+    parser.add_argument("--style-layers", nargs="+", metavar="NAME", help="default: four of its first half")
     parser.add_argument(
-        "--style-weight", type=positive_number, default=10, metavar="X", help="default: 10, content is 1"
+        "--style-weight", type=positive_number, default=100, metavar="X", help="default: 100; the content's is 1"
     )
     add_options(parser, "data_dir", "seed")
     return parser

@@ -104,7 +104,7 @@ def sheet(rows: int, columns: int, side: float = SIDE) -> tuple["Figure", np.nda
     """A figure with rows x columns empty places, each `side` inches wide, with room for a title above."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(side * columns, (side + 0.25) * rows + 0.1), dpi=110, layout="constrained")
+    figure = Figure(figsize=(side * columns, (side + 0.35) * rows), dpi=110, layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
     for place in axes.flat:
         place.set_axis_off()

@@ -26,13 +26,13 @@ def descend(loss_of: Loss, images: np.ndarray, steps: int, lr: float) -> np.ndar
 
 
 def total_variation(images: Tensor) -> Tensor:
-    """The mean of |x[h+1, w] - x[h, w]|^2 + |x[h, w+1] - x[h, w]|^2 over the pixels of (N, H, W, 3): small if smooth.
+    """sum |x[h+1, w] - x[h, w]|^2 + |x[h, w+1] - x[h, w]|^2, divided by the number of pixels: small for smooth images.
 
-    Mahendran and Vedaldi, equation 4 with beta = 2, divided by the number of pixels.
+    Mahendran and Vedaldi, equation 4, with beta = 2. Images are (N, H, W, 3).
     """
-    corner = images[:, :-1, :-1]
-    down, right = images[:, 1:, :-1] - corner, images[:, :-1, 1:] - corner
-    return (down * down + right * right).sum(dim=3).mean()
+    down, right = images[:, 1:] - images[:, :-1], images[:, :, 1:] - images[:, :, :-1]
+    count, height, width, _ = images.shape
+    return ((down * down).sum() + (right * right).sum()) * (1 / (count * height * width))
 
 
 def invert(
@@ -62,28 +62,36 @@ def invert(
 
 
 def ascend(
-    score_of: Loss, images: np.ndarray, steps: int, step_size: float, jitter: int = 0, seed: int = 0
+    score_of: Loss, images: np.ndarray, steps: int, step_size: float = 0.01, jitter: int = 2, blur: int = 0, seed: int = 0
 ) -> tuple[np.ndarray, list[float]]:
-    """Maximise score_of(images) by steps along the gradient, each scaled to a mean of `step_size` per pixel.
+    """Maximise score_of(images) by steps along the gradient, scaled to a mean of `step_size` per pixel.
 
     Before each step the images are shifted by up to `jitter` pixels, cyclically, and back after it: what excites the
-    network at one position only does not last (Mordvintsev, Olah and Tyka 2015, "Inceptionism").
+    network at one position only does not last (Mordvintsev, Olah and Tyka 2015, "Inceptionism"). The gradient is
+    averaged with its neighbours `blur` times, so that patterns larger than a pixel grow.
 
     Returns:
         The images found, with pixels in 0..1, and the score at each step.
     """
     rng, scores = np.random.default_rng(seed), []
     for _ in range(steps):
-        shift = tuple(rng.integers(-jitter, jitter + 1, 2).tolist())
-        x = Tensor(np.roll(images, shift, axis=(1, 2)), requires_grad=True)
+        down, right = rng.integers(-jitter, jitter + 1, 2).tolist()
+        x = Tensor(np.roll(images, (down, right), axis=(1, 2)), requires_grad=True)
         score = score_of(x)
         score.backward()
-        grad = x.grad.numpy()
+        grad = blurred(x.grad.numpy(), blur)
         grad = grad / (np.abs(grad).mean(axis=(1, 2, 3), keepdims=True) + 1e-12)
         moved = np.clip(x.numpy() + np.float32(step_size) * grad, 0, 1)
-        images = np.roll(moved, (-shift[0], -shift[1]), axis=(1, 2))
+        images = np.roll(moved, (-down, -right), axis=(1, 2))
         scores.append(float(score))
     return images, scores
+
+
+def blurred(images: np.ndarray, times: int) -> np.ndarray:
+    """Replace each pixel by 1/4, 1/2, 1/4 of itself and its two neighbours, along both axes, several times."""
+    for axis in (1, 2) * times:
+        images = (np.roll(images, 1, axis) + 2 * images + np.roll(images, -1, axis)) / 4
+    return images
 
 
 def maximise_classes(
@@ -101,7 +109,7 @@ def maximise_classes(
     def score_of(x: Tensor) -> Tensor:
         return class_scores(model(x), classes).mean() - smoothness * total_variation(x)
 
-    return ascend(score_of, grey_noise(len(classes), size, seed), steps, step_size=0.01, jitter=2, seed=seed)
+    return ascend(score_of, grey_noise(len(classes), size, seed), steps, seed=seed)
 
 
 def maximise_channels(
@@ -126,7 +134,7 @@ def maximise_channels(
         activations = features_of(x).mean(dim=(1, 2))
         return class_scores(activations, channels).mean() - smoothness * total_variation(x)
 
-    return ascend(score_of, grey_noise(len(channels), size, seed), steps, step_size=0.01, jitter=2, seed=seed)
+    return ascend(score_of, grey_noise(len(channels), size, seed), steps, seed=seed)
 
 
 def grey_noise(count: int, size: int, seed: int) -> np.ndarray:
@@ -136,19 +144,14 @@ def grey_noise(count: int, size: int, seed: int) -> np.ndarray:
 
 
 def deep_dream(
-    model: Module, images: np.ndarray, layer: str, steps: int = 60, seed: int = 0
+    model: Module, images: np.ndarray, layer: str, steps: int = 40, blur: int = 4, seed: int = 0
 ) -> tuple[np.ndarray, list[float]]:
     """Photographs changed so that the layer is more active: whatever it sees a little of, it sees more of.
 
-    The score is half the mean square of the layer's output (Mordvintsev, Olah and Tyka 2015, "Inceptionism").
+    The score is the mean square of the layer's output (Mordvintsev, Olah and Tyka 2015, "Inceptionism").
 
     Returns:
         The images, and the score at each step.
     """
     features_of = FeatureExtractor(model, layer)
-
-    def score_of(x: Tensor) -> Tensor:
-        features = features_of(x)
-        return (features * features).mean() * 0.5
-
-    return ascend(score_of, images, steps, step_size=0.01, jitter=4, seed=seed)
+    return ascend(lambda x: (features_of(x) ** 2).mean(), images, steps, jitter=4, blur=blur, seed=seed)

@@ -51,6 +51,15 @@ def last_of_each_size(maps: dict[str, tuple[int, int, int]]) -> list[str]:
     return list({shape[:2]: name for name, shape in maps.items()}.values())
 
 
+def layers_of_style(maps: dict[str, tuple[int, int, int]]) -> list[str]:
+    """Four layers of the first half of the network, at equal distances, beginning with the second layer.
+
+    Gatys et al. take five layers of VGG-19 by hand. What the second layer computes keeps the colours of the style.
+    """
+    names = list(maps)
+    return [names[min(1 + len(names) * i // 8, len(names) - 1)] for i in range(4)]
+
+
 def last_convolution(model: Module, maps: dict[str, tuple[int, int, int]]) -> str:
     """The layer whose output Grad-CAM weights: the last one that has as many pixels as the last convolution.
 

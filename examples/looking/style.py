@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from looking.features import descend
+from looking.features import descend, total_variation
 from minidl import FeatureExtractor, Tensor, no_grad, watch
 from minidl.nn import Module
 
@@ -35,15 +35,18 @@ def transfer_style(
     content_layer: str,
     style_layers: list[str],
     steps: int = 200,
-    style_weight: float = 10.0,
+    style_weight: float = 100.0,
+    smoothness: float = 100.0,
 ) -> tuple[np.ndarray, Curves]:
     """A picture with the content features of one image and the Gram matrices of another, both (1, H, W, 3).
 
         loss(x) = content_loss(x) / c + style_weight * (mean over the layers l of style_loss_l(x) / s_l)
+                  + smoothness * total_variation(x)
 
     Gatys, Ecker and Bethge 2015, arXiv 1508.06576, equations 1 to 7. They choose the weights for one network. Here c
-    and s_l are the losses of features that are 0, so one weight serves networks and images of any size. They start from
-    noise and use L-BFGS; this starts from the content and uses Adam, which needs fewer steps.
+    and s_l are the losses of features that are 0, so one weight serves networks and images of any size. The last term
+    is not theirs: it keeps single pixels from satisfying the losses. They start from noise and use L-BFGS; this starts
+    from the content and uses Adam.
 
     Returns:
         The picture (1, H, W, 3), and both terms of the loss at each step, {"content": [...], "style": [...]}.
@@ -64,7 +67,7 @@ def transfer_style(
         of_style = sum(parts) * (1 / len(parts))
         curves["content"].append(float(of_content))
         curves["style"].append(float(of_style))
-        return of_content + style_weight * of_style
+        return of_content + style_weight * of_style + smoothness * total_variation(x)
 
     return descend(loss_of, content, steps, lr=0.02), curves
 
