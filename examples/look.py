@@ -130,7 +130,7 @@ def draw_dream(subject: Subject, args: argparse.Namespace) -> "Figure":
     images = np.stack([read_pixels(source, size, args.data_dir) for source in args.images])
     columns = {"image": images}
     for layer in [args.layer] if args.layer else last_of_each_size(subject.layers):
-        columns[layer], _ = deep_dream(subject.any_size, images, layer, args.steps or 40, seed=args.seed)
+        columns[layer], _ = deep_dream(subject.any_size, images, layer, args.steps or 25, seed=args.seed)
     return drawing.draw_columns(columns)
 
 

@@ -62,7 +62,13 @@ def invert(
 
 
 def ascend(
-    score_of: Loss, images: np.ndarray, steps: int, step_size: float = 0.01, jitter: int = 2, blur: int = 0, seed: int = 0
+    score_of: Loss,
+    images: np.ndarray,
+    steps: int,
+    step_size: float = 0.01,
+    jitter: int = 2,
+    blur: int = 0,
+    seed: int = 0,
 ) -> tuple[np.ndarray, list[float]]:
     """Maximise score_of(images) by steps along the gradient, scaled to a mean of `step_size` per pixel.
 
@@ -144,7 +150,7 @@ def grey_noise(count: int, size: int, seed: int) -> np.ndarray:
 
 
 def deep_dream(
-    model: Module, images: np.ndarray, layer: str, steps: int = 40, blur: int = 4, seed: int = 0
+    model: Module, images: np.ndarray, layer: str, steps: int = 25, blur: int = 4, seed: int = 0
 ) -> tuple[np.ndarray, list[float]]:
     """Photographs changed so that the layer is more active: whatever it sees a little of, it sees more of.
 
