@@ -14,7 +14,7 @@ Each method is a short function in examples/looking, and draws one picture:
     style (needs --style)                 style.png       the image in the style of another picture
 
 A picture is a file, a folder of files, cifar10:N (number N of the test images), shapes:N (a drawn shape),
-pattern:mosaic or pattern:strokes.
+pattern:mosaic or pattern:strokes. docs/chapters/what-it-sees.md shows and explains all of it.
 """
 
 import argparse
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 MAPS = "saliency", "smoothgrad", "gradcam", "cam"
 METHODS = *MAPS, "fgsm", "invert", "maximise", "dream", "style"
 FGSM_STEPS = np.arange(1, 33) / 255  # whole numbers of 0..255, so that the changed image can be saved as a file
-MOST_IMAGES_OF_CLASSES = 12  # drawn by `maximise`
+MOST_MAXIMISED = 12  # classes or channels
 
 
 @dataclass
@@ -61,7 +61,7 @@ class Subject:
     classes: np.ndarray
 
     def answers(self, images: np.ndarray, classes: np.ndarray | None = None) -> list[str]:
-        """'cat 98 %' for each image: the network's answer, or the probability that it gives to these classes."""
+        """'cat 98%' for each image: the network's answer, or else these classes, and the probability."""
         rows = probabilities(self.model, Tensor(images))
         classes = rows.argmax(axis=1) if classes is None else classes
         return [f"{self.config.names[c].partition(',')[0]} {row[c]:.0%}" for c, row in zip(classes, rows, strict=True)]
@@ -114,12 +114,12 @@ def draw_maximise(subject: Subject, args: argparse.Namespace) -> "Figure":
     """An image for each class, or for the first channels of --layer."""
     size, steps = subject.config.size, args.steps or 150
     if args.layer:
-        channels = np.arange(min(MOST_IMAGES_OF_CLASSES, subject.layers[args.layer][2]))
+        channels = np.arange(min(MOST_MAXIMISED, subject.layers[args.layer][2]))
         images, _ = maximise_channels(subject.model, args.layer, channels, size, steps, seed=args.seed)
         return drawing.draw_grid(images, [f"channel {channel}" for channel in channels])
     classes = np.arange(len(subject.config.names))
-    if len(classes) > MOST_IMAGES_OF_CLASSES:
-        classes = np.unique(subject.classes)[:MOST_IMAGES_OF_CLASSES]
+    if len(classes) > MOST_MAXIMISED:
+        classes = np.unique(subject.classes)[:MOST_MAXIMISED]
     images, _ = maximise_classes(subject.model, classes, size, steps, seed=args.seed)
     return drawing.draw_grid(images, subject.answers(images, classes))
 

@@ -86,7 +86,7 @@ def draw_grid(images: np.ndarray, titles: list[str], columns: int = 5) -> "Figur
 
 def draw_style(rows: list[tuple[np.ndarray, np.ndarray, np.ndarray, "Curves"]]) -> "Figure":
     """A row for each content: content, style, result, and both terms of the loss at each step."""
-    figure, axes = sheet(len(rows), 4, side=2.4)
+    figure, axes = sheet(len(rows), 4, side=2.4, above=0.75)
     for (content, style, result, curves), row in zip(rows, axes, strict=True):
         for place, image, title in zip(row, (content, style, result), ("content", "style", "result"), strict=False):
             show(place, image, title)
@@ -100,11 +100,11 @@ def draw_style(rows: list[tuple[np.ndarray, np.ndarray, np.ndarray, "Curves"]]) 
     return figure
 
 
-def sheet(rows: int, columns: int, side: float = SIDE) -> tuple["Figure", np.ndarray]:
-    """A figure with rows x columns empty places, each `side` inches wide, with room for a title above."""
+def sheet(rows: int, columns: int, side: float = SIDE, above: float = 0.35) -> tuple["Figure", np.ndarray]:
+    """A figure with rows x columns empty places, each `side` inches wide, with `above` inches for titles."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(side * columns, (side + 0.35) * rows), dpi=110, layout="constrained")
+    figure = Figure(figsize=(side * columns, (side + above) * rows), dpi=110, layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
     for place in axes.flat:
         place.set_axis_off()

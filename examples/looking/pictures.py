@@ -8,8 +8,6 @@ from PIL import Image, ImageDraw, ImageOps
 from minidl.data import BrokenImageError, image_files, load_cifar10, make_shapes, read_image
 from minidl.data.views import centre_box
 
-SOURCES = "image files, folders, cifar10:N, shapes:N, pattern:NAME"
-
 
 def expand(sources: list[str]) -> list[str]:
     """Replace each folder with the image files in it."""
@@ -28,7 +26,8 @@ def read_pixels(source: str, size: int, data_dir: str = "data", least: int = 1) 
     """
     kind, _, name = source.partition(":")
     if kind in ("cifar10", "shapes", "pattern") and not Path(source).exists():
-        return np.float32(Image.fromarray(_drawn(kind, name, size, data_dir)).resize((size, size), 3)) / 255
+        picture = Image.fromarray(_drawn(kind, name, size, data_dir))
+        return np.float32(picture.resize((size, size), Image.Resampling.BICUBIC)) / 255
     photograph = read_photograph(source, size, least)
     return np.float32(photograph.crop(centre_box(photograph.size, size))) / 255
 
@@ -38,11 +37,11 @@ def read_photograph(path: str, shorter_side: int, least: int = 1) -> Image.Image
     try:
         photograph = read_image(path, shorter_side)
     except BrokenImageError as problem:
-        raise ValueError(f"--images: {path} is damaged or no image; pass JPEG or PNG files") from problem
+        raise ValueError(f"read_pixels: {path} is damaged or no image; pass JPEG or PNG files") from problem
     with Image.open(path) as image:
         if min(image.size) < least:
             raise ValueError(
-                f"--images: expected at least {least} x {least} pixels, which the network needs, got "
+                f"read_pixels: expected at least {least} x {least} pixels, which the network needs, got "
                 f"{image.width} x {image.height} in {path}; pass a larger photograph"
             )
         if image.has_transparency_data:
@@ -55,11 +54,11 @@ def _drawn(kind: str, name: str, size: int, data_dir: str) -> np.ndarray:
     """The pixels of a picture that needs no image file, uint8 (H, W, 3)."""
     if kind == "pattern":
         if name not in PATTERNS:
-            raise ValueError(f"--images: expected pattern:{' or pattern:'.join(PATTERNS)}, got pattern:{name}")
+            raise ValueError(f"read_pixels: expected pattern:{' or pattern:'.join(PATTERNS)}, got pattern:{name}")
         return PATTERNS[name](size)
     count = {"cifar10": 10_000, "shapes": 1000}[kind]
     if not name.isdecimal() or int(name) >= count:
-        raise ValueError(f"--images: expected {kind}:0 to {kind}:{count - 1}, got {kind}:{name}")
+        raise ValueError(f"read_pixels: expected {kind}:0 to {kind}:{count - 1}, got {kind}:{name}")
     if kind == "shapes":
         return make_shapes(int(name) + 1, train=False, size=size).images[-1]
     return load_cifar10(data_dir, train=False).images[int(name)]

@@ -1,11 +1,22 @@
 """examples/look.py and examples/looking: what each method promises, and what bad input gets."""
 
+import re
+import shlex
 import sys
 
 import look
 import numpy as np
 import pytest
-from looking.features import ascend, blurred, deep_dream, invert, maximise_channels, maximise_classes, total_variation
+from looking.features import (
+    ascend,
+    blurred,
+    deep_dream,
+    grey_noise,
+    invert,
+    maximise_channels,
+    maximise_classes,
+    total_variation,
+)
 from looking.gradients import class_scores, fgsm, image_gradient, saliency, sign_of_gradient, smallest_step, smooth_grad
 from looking.maps import class_activation_map, grad_cam
 from looking.network import OnPixels, UnsuitedError, feature_maps, last_convolution, last_of_each_size, layers_of_style
@@ -20,7 +31,7 @@ from minidl import Tensor, fork_rng, no_grad, save_checkpoint
 from minidl.data import CentreView, normalize
 from minidl.functional import cross_entropy
 from minidl.nn import AvgPool2d, Conv2d, Flatten, GlobalAvgPool, Linear, MaxPool2d, ReLU, Sequential
-from tests.examples.tools import run_main
+from tests.examples.tools import ROOT, run_main
 
 NAMES = tuple("abcdef")
 MEAN = np.array([120, 110, 100], np.float32)
@@ -256,8 +267,8 @@ def test_images_of_classes_excite_them():
     assert found.shape == (4, 16, 16, 3) and found.min() >= 0 and found.max() <= 1
     assert (np.diff(scores) > 0).mean() > 0.9 and scores[-1] > scores[0] + 0.1
     with no_grad():
-        logits = model(Tensor(found)).numpy()
-    assert (logits.argmax(axis=0) == classes).all()  # of the four images, that of class c has the highest score of c
+        before, after = (class_scores(model(Tensor(x)), classes).numpy() for x in (grey_noise(4, 16, seed=0), found))
+    assert (after > before).all()
 
 
 def test_images_of_channels_excite_them():
@@ -464,20 +475,20 @@ def bad_picture(kind, folder):
     path = folder / "picture.png"
     if kind == "text":
         path.write_text("no image")
-        return path, f"--images: {path} is damaged or no image; pass JPEG or PNG files"
+        return path, f"read_pixels: {path} is damaged or no image; pass JPEG or PNG files"
     if kind == "truncated":
         Image.effect_noise((64, 64), 50).save(path)
         path.write_bytes(path.read_bytes()[:1000])
         return path, f"{path} is damaged or no image"
     if kind == "small":
         Image.new("RGB", (60, 31)).save(path)
-        return path, f"--images: expected at least 32 x 32 pixels, which the network needs, got 60 x 31 in {path}"
+        return path, f"read_pixels: expected at least 32 x 32 pixels, which the network needs, got 60 x 31 in {path}"
     if kind == "missing":
         return path, "No such file"
     if kind == "empty":
         (folder / "empty").mkdir()
         return folder / "empty", "no image in"
-    return kind, "--images: expected"
+    return kind, "read_pixels: expected"
 
 
 @pytest.mark.parametrize(
@@ -519,3 +530,23 @@ def test_without_matplotlib_the_error_says_what_to_install(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     status, _, _ = run("--images", "shapes:0")
     assert status == "error: import of matplotlib halted; None in sys.modules: pip install matplotlib"
+
+
+# -- the chapter -------------------------------------------------------------------------------------------------------
+
+
+def test_the_commands_of_the_chapter_draw_its_figures():
+    """One of them is for the reader's own photograph; each of the others draws a figure."""
+    text = (ROOT / "docs" / "chapters" / "what-it-sees.md").read_text(encoding="utf-8").replace("\\\n", "")
+    commands = re.findall(r"^\$ python examples/look\.py (.*)$", text, re.MULTILINE)
+    drawn = set()
+    for command in commands:
+        args = look.options_parser().parse_args(shlex.split(command))
+        if args.out.as_posix() == "docs/figures/looks":
+            drawn |= {name for name, (_, methods) in look.PICTURES.items() if set(methods) & set(args.methods)}
+    assert len(commands) == 7
+    assert drawn == look.PICTURES.keys()
+    assert sorted(re.findall(r"^```{figure} \.\./figures/looks/(.*)$", text, re.MULTILINE)) == sorted(drawn)
+    folder = ROOT / "docs" / "figures" / "looks"
+    assert {path.name for path in folder.iterdir()} == drawn
+    assert all(path.stat().st_size < 300_000 for path in folder.iterdir())
