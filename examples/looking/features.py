@@ -42,14 +42,14 @@ def invert(
 
         loss(x) = |F(x) - F(x0)|^2 / |F(x0)|^2 + smoothness * total_variation(x)
 
-    Mahendran and Vedaldi 2014, arXiv 1412.0035, equations 1 to 4. They descend with momentum; this is Adam.
+    Mahendran and Vedaldi 2014, arXiv 1412.0035, equations 1, 2 and 4. They descend with momentum; this is Adam.
 
     Returns:
         The images found, and the loss at each step.
     """
     features_of = FeatureExtractor(model, layer)
     target = features_of(Tensor(images)).detach()
-    scale, losses = float((target * target).sum()), []
+    scale, losses = float((target * target).sum()) or 1.0, []  # 1 if all features are 0
 
     def loss_of(x: Tensor) -> Tensor:
         difference = features_of(x) - target

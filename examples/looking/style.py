@@ -55,9 +55,9 @@ def transfer_style(
     with no_grad():
         content_target = outputs_of(content)[content_layer]
         style_targets = {name: gram(output) for name, output in outputs_of(style).items() if name in style_layers}
-        outputs = outputs_of(content)
-        content_scale = float(content_loss(content_target * 0, content_target))
-        style_scales = {name: float(style_loss(outputs[name] * 0, target)) for name, target in style_targets.items()}
+        zeros = {name: output * 0 for name, output in outputs_of(content).items()}
+        content_scale = float(content_loss(zeros[content_layer], content_target)) or 1.0  # 1 if all features are 0
+        style_scales = {name: float(style_loss(zeros[name], target)) or 1.0 for name, target in style_targets.items()}
     curves: Curves = {"content": [], "style": []}
 
     def loss_of(x: Tensor) -> Tensor:

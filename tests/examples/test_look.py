@@ -319,6 +319,14 @@ def test_the_picture_takes_on_the_style(resnet):
     assert weak["content"][-1] < 0.1 * curves["content"][-1]
 
 
+def test_features_that_are_all_0_are_no_error():
+    """A black picture has no features in layers without bias."""
+    network, black = hand_made(), np.zeros((1, 8, 8, 3), np.float32)
+    assert np.isfinite(invert(network, black, "0", steps=2)[1]).all()
+    picture, curves = transfer_style(network, black, black, "1", ["0"], steps=2)
+    assert np.isfinite(picture).all() and np.isfinite([*curves["content"], *curves["style"]]).all()
+
+
 def test_style_takes_images_that_only_the_last_layers_refuse():
     """The fully connected layer of this VGG takes 32 x 32 pixels. The content layer is the deepest here."""
     model = OnPixels(vgg("A", num_classes=3, image_size=32), MEAN, 64.0)
