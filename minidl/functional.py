@@ -200,7 +200,7 @@ def interpolate(x: Tensor, size: Pair | None = None, scale_factor: Scale | None 
     Each pixel is interpolated between the four nearest pixels, as in PyTorch with align_corners=False: pixel i of the
     output has its centre at (i + 1/2) / s among the pixels of x, where s is `scale_factor`, or OH / H for a `size`. It
     does not smooth: of an image made much smaller, most pixels are left out. On the CPU an infinity or a NaN reaches
-    all pixels of its channel. Without a default for `mode`, as PyTorch's is "nearest".
+    all pixels of its channel. `mode` has no default, as PyTorch's is "nearest".
 
     >>> interpolate(Tensor([[[[0.0], [4.0]]]]), size=(1, 4), mode="bilinear").reshape(4)
     Tensor([0., 1., 3., 4.], shape=(4,), float32)

@@ -5,7 +5,7 @@ import pytest
 from models.fcn import fcn
 
 from minidl import Tensor
-from minidl.functional import interpolate
+from minidl.functional import interpolate, relu
 from tests.models.counting import count_parameters
 
 
@@ -23,24 +23,24 @@ def test_a_skip_adds_a_1x1_convolution_and_nothing_else():
     assert with_two - with_one == 4 * 5 + 5
 
 
-def test_without_skips_the_scores_are_those_of_the_last_features_interpolated():
-    model = fcn(3, skips=0, width=4).eval()
-    x = Tensor(np.random.default_rng(0).standard_normal((1, 32, 32, 3), np.float32))
-    features = model.layer3(model.layer2(model.layer1(model.bn1(model.conv1(x)).clip(0, np.inf))))
-    assert features.shape == (1, 4, 4, 16)
-    expected = interpolate(model.score3(features), scale_factor=8, mode="bilinear")
-    np.testing.assert_allclose(model(x).numpy(), expected.numpy(), rtol=1e-5, atol=1e-5)
+def times(factor, scores):
+    return interpolate(scores, scale_factor=factor, mode="bilinear")
 
 
-@pytest.mark.parametrize(("skips", "finest"), [(0, 8), (1, 4), (2, 2)])
-def test_the_scores_of_the_finest_features_have_the_stride_that_the_name_says(skips, finest):
-    """The gradient of one score with respect to the bias of one place: measured by the places that `score` has."""
-    model, places = fcn(3, skips, width=4), []
-    for name in ("score1", "score2", "score3"):
-        if score := getattr(model, name):
-            score.bias.data[...] = 0
-            places.append(64 // {"score1": 2, "score2": 4, "score3": 8}[name])
-    assert 64 // max(places) == finest
+@pytest.mark.parametrize("skips", [0, 1, 2])
+def test_scores_of_finer_features_are_added_to_the_interpolated_ones(skips):
+    model = fcn(3, skips, width=4).eval()
+    x = Tensor(np.random.default_rng(0).standard_normal((1, 32, 48, 3), np.float32))
+    fine = model.layer1(relu(model.bn1(model.conv1(x))))
+    middle = model.layer2(fine)
+    coarse = model.layer3(middle)
+    assert [features.shape for features in (fine, middle, coarse)] == [(1, 16, 24, 4), (1, 8, 12, 8), (1, 4, 6, 16)]
+    scores = model.score3(coarse)
+    if skips >= 1:
+        scores = times(2, scores) + model.score2(middle)
+    if skips == 2:
+        scores = times(2, scores) + model.score1(fine)
+    np.testing.assert_allclose(model(x).numpy(), times(8 >> skips, scores).numpy(), rtol=1e-5, atol=1e-5)
 
 
 def test_every_parameter_has_a_gradient():
