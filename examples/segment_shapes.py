@@ -65,7 +65,7 @@ def train(args: argparse.Namespace) -> None:
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        wrong = (scores.argmax(dim=1).numpy() != labels).mean()  # of the pixels
+        wrong = float((scores.argmax(dim=1).numpy() != labels).mean())  # of the pixels
         return loss, wrong * len(images)
 
     folder = RunFolder(args.out, args.resume, options_of_run(args))

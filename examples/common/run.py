@@ -53,7 +53,8 @@ class Totals:
 
     def read(self) -> None:
         """Copy the sums from the device, which synchronises a GPU."""
-        self.loss_sum, self.wrong = float(self.loss_sum), float(self.wrong)
+        self.loss_sum = float(self.loss_sum)
+        self.wrong = self.wrong.item() if isinstance(self.wrong, Tensor) else self.wrong
 
     @property
     def loss(self) -> float:
