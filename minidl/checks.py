@@ -11,6 +11,7 @@ from minidl.kernels import device_of
 from minidl.tensor import Tensor, check_alike, check_floats, check_tensors
 
 Pair = int | tuple[int, int]
+Scale = float | tuple[float, float]
 
 
 def expect(function: str, holds: bool, expected: str, *got) -> None:
@@ -106,6 +107,20 @@ def check_pooling(function: str, x: Tensor, kernel_size: Pair, stride: Pair | No
     kernel_size, stride, padding = as_windows(function, kernel_size, stride, padding)
     check_fits(function, x, kernel_size, padding)
     return {"kernel_size": kernel_size, "stride": stride, "padding": padding}
+
+
+def check_interpolation(function: str, size: Pair | None, scale_factor: Scale | None, mode: str) -> None:
+    """Raise ValueError unless the mode is bilinear and either a size or a positive, finite scale factor is given."""
+    expect(function, mode == "bilinear", "mode='bilinear'", repr(mode))
+    given = f"size={size} and scale_factor={scale_factor}"
+    expect(function, (size is None) != (scale_factor is None), "either size or scale_factor", given)
+    if size is not None:
+        as_pair(function, "size", size, 1)
+    else:
+        factors = scale_factor if isinstance(scale_factor, tuple | list) else (scale_factor, scale_factor)
+        are_positive = all(hasattr(factor, "__float__") and 0 < factor < math.inf for factor in factors)
+        expected = "scale_factor to be a number > 0 or a pair of them"
+        expect(function, len(factors) == 2 and are_positive, expected, repr(scale_factor))
 
 
 def check_batch_norm(x: Tensor, weight: Tensor, bias: Tensor, running_mean, running_var) -> None:

@@ -26,6 +26,7 @@ from minidl.functional import (
     flatten,
     gelu,
     global_avg_pool,
+    interpolate,
     linear,
     local_response_norm,
     log_softmax,
@@ -163,6 +164,7 @@ IMAGES = {
     "avg_pool2d": lambda x: avg_pool2d(x, 2),
     "global_avg_pool": global_avg_pool,
     "local_response_norm": local_response_norm,
+    "interpolate": lambda x: interpolate(x, 2, mode="bilinear"),
 }
 FLOATS = IMAGES | {
     "linear": lambda x: linear(x, tensor(2, 4)),
@@ -384,6 +386,38 @@ ERRORS = {
     "dropout, dtype of the key": (
         lambda: dropout(tensor(2), 0.5, np.zeros(4)),
         r"dropout: expected a key of four uint32",
+    ),
+    "interpolate, mode": (
+        lambda: interpolate(tensor(1, 2, 2, 1), 4, mode="nearest"),
+        r"interpolate: expected mode='bilinear', got 'nearest'",
+    ),
+    "interpolate, neither": (
+        lambda: interpolate(tensor(1, 2, 2, 1), mode="bilinear"),
+        r"interpolate: expected either size or scale_factor, got size=None and scale_factor=None",
+    ),
+    "interpolate, both": (
+        lambda: interpolate(tensor(1, 2, 2, 1), 4, 2, mode="bilinear"),
+        r"interpolate: expected either size or scale_factor, got size=4 and scale_factor=2",
+    ),
+    "interpolate, size": (
+        lambda: interpolate(tensor(1, 2, 2, 1), (4, 0), mode="bilinear"),
+        r"interpolate: expected size to be a whole number >= 1 or a pair of them, got \(4, 0\)",
+    ),
+    "interpolate, factor": (
+        lambda: interpolate(tensor(1, 2, 2, 1), scale_factor=(2, -1), mode="bilinear"),
+        r"interpolate: expected scale_factor to be a number > 0 or a pair of them, got \(2, -1\)",
+    ),
+    "interpolate, three factors": (
+        lambda: interpolate(tensor(1, 2, 2, 1), scale_factor=(2, 2, 2), mode="bilinear"),
+        r"interpolate: expected scale_factor to be a number > 0 or a pair of them, got \(2, 2, 2\)",
+    ),
+    "interpolate, a factor of NaN": (
+        lambda: interpolate(tensor(1, 2, 2, 1), scale_factor=float("nan"), mode="bilinear"),
+        r"interpolate: expected scale_factor to be a number > 0 or a pair of them, got nan",
+    ),
+    "interpolate, nothing left": (
+        lambda: interpolate(tensor(1, 2, 4, 1), scale_factor=0.4, mode="bilinear"),
+        r"interpolate: expected an output of at least one pixel, got \(0, 1\) for x \(1, 2, 4, 1\)",
     ),
     "local_response_norm, size": (
         lambda: local_response_norm(tensor(1, 1, 1, 2), 0),

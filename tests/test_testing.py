@@ -28,6 +28,7 @@ from tests.ops import (
     test_reduce,
     test_shape,
     test_softmax,
+    test_upsample,
 )
 
 
@@ -82,6 +83,11 @@ SHOWN_BY = [
     (POOL, "max_pool2d_backward", "dL/dx to all pixels of the window"),
     (case(test_pool, "average, 2"), "avg_pool2d_backward", "dL/dx as a sum: not divided"),
     (case(test_pool, "global"), "global_avg_pool_backward", "dL/dx not divided"),
+    (
+        test_upsample.CASES[0],
+        "upsample_bilinear2d_backward",
+        "dL/dx as dL/dy interpolated at the size of x: not the transpose of forward",
+    ),
     (SMOOTHED, "cross_entropy_backward", "dL/dlogits not divided by N"),
     (SMOOTHED, "cross_entropy_backward", "dL/dlogits with the labels not smoothed"),
     (SMOOTHED, "cross_entropy_backward", "dL/dlogits of p instead of p - t: the targets are missing"),
@@ -173,6 +179,7 @@ CASES_OF_KERNELS = {
     "dropout_backward": test_dropout,
     "local_response_norm_backward": test_local_response_norm,
     "pad_channels_backward": test_pad,
+    "upsample_bilinear2d_backward": test_upsample,
 }
 FILES_OF_OPS = {module.__name__.split(".test_")[1]: module for module in CASES_OF_KERNELS.values()} | {
     "arithmetic": test_arithmetic,

@@ -43,9 +43,9 @@ class Totals:
 
     images: int = 0
     loss_sum: float | Tensor = 0.0
-    wrong: int | Tensor = 0
+    wrong: float | Tensor = 0  # of an image with masks, the fraction of its pixels
 
-    def add(self, images: int, loss: Tensor, wrong: int | Tensor) -> None:
+    def add(self, images: int, loss: Tensor, wrong: float | Tensor) -> None:
         """Add a batch: its size, its mean loss and its number of misclassified images. Does not synchronise a GPU."""
         self.images += images
         self.loss_sum = self.loss_sum + loss.detach().to("float64") * images
@@ -53,7 +53,8 @@ class Totals:
 
     def read(self) -> None:
         """Copy the sums from the device, which synchronises a GPU."""
-        self.loss_sum, self.wrong = float(self.loss_sum), int(self.wrong)
+        self.loss_sum = float(self.loss_sum)
+        self.wrong = self.wrong.item() if isinstance(self.wrong, Tensor) else self.wrong
 
     @property
     def loss(self) -> float:
@@ -146,7 +147,7 @@ class Run:
                     break
         self._check_finite()
 
-    def log(self, loss: Tensor, wrong: int | Tensor) -> None:
+    def log(self, loss: Tensor, wrong: float | Tensor) -> None:
         """Log a finished step: the mean loss of its batch and its number of misclassified images."""
         self.progress.step += 1
         self.progress.totals.add(self._images, loss, wrong)

@@ -6,7 +6,7 @@ from minidl.data.dataset import ArrayDataset, Dataset
 from minidl.data.image_statistics import ImageStatistics, measure_images
 from minidl.data.images import BrokenImageError, ImageFolder, ImageLoader, image_files, read_image, read_names
 from minidl.data.loader import AugmentedLoader, DataLoader, DeviceLoader
-from minidl.data.shapes import make_shapes
+from minidl.data.shapes import Scenes, make_scenes, make_shapes
 from minidl.data.views import (
     RESNET_SIDES,
     VGG_SIDES,
@@ -35,6 +35,7 @@ __all__ = [
     "ImageFolder",
     "ImageLoader",
     "ImageStatistics",
+    "Scenes",
     "TrainingView",
     "WholeView",
     "channel_mean_std",
@@ -43,6 +44,7 @@ __all__ = [
     "image_files",
     "load_cifar10",
     "load_cifar100",
+    "make_scenes",
     "make_shapes",
     "measure_images",
     "normalize",

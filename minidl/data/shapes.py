@@ -13,6 +13,7 @@ import numpy as np
 from minidl.data.dataset import ArrayDataset
 
 if TYPE_CHECKING:
+    from PIL import Image
     from PIL.ImageDraw import ImageDraw as Drawing
 
 Colour = tuple[int, int, int]
@@ -26,6 +27,11 @@ CONTRAST = 64  # least difference between shape and background, in each channel
 CLUTTER = 3  # number of lines, and of blobs, behind the shape
 BLOB = 0.12  # largest width of a blob, in image widths
 NOISE = 20  # largest change of a pixel value, up or down
+
+# Of the images with several shapes.
+LEAST_SCENE = 32  # pixels
+SHAPES_TRIED = 6  # how many are drawn, without those that would cover another one
+RADIUS_IN_A_SCENE = (0.14, 0.28)  # 9 to 18 of 64 pixels
 
 
 def make_shapes(count: int, seed: int = 0, train: bool = True, size: int = 32) -> ArrayDataset:
@@ -74,9 +80,81 @@ def draw_shape(
     _draw_clutter(drawing, canvas.width, rng)
     corners = canvas.width * _placed(_outlines()[shape], rng, radius, margin)
     drawing.polygon(corners.view(np.float64).tolist(), fill=foreground)  # complex -> x, y, x, y, ...
-    noise = rng.integers(-NOISE, NOISE + 1, (size, size, 3), dtype=np.int16)
-    image = (np.asarray(canvas.reduce(SUPERSAMPLING)) + noise).clip(0, 255).astype(np.uint8)
-    return image, _box_around(corners / SUPERSAMPLING)
+    return _with_noise(canvas, rng), _box_around(corners / SUPERSAMPLING)
+
+
+class Scenes:
+    """Images (N, H, W, 3) of several shapes, uint8 RGB, and their masks (N, H, W), int64: the class of each pixel.
+
+    `scenes[indices]` is `(images[indices], masks[indices])`, as a `DataLoader` needs it. Class 0 is the background, and
+    class 1 + i is `SHAPES[i]`; `classes` has the names.
+    """
+
+    classes = ("background", *SHAPES)
+
+    def __init__(self, images: np.ndarray, masks: np.ndarray) -> None:
+        self.images, self.masks = images, masks
+
+    def __len__(self) -> int:
+        """The number of images N."""
+        return len(self.images)
+
+    def __getitem__(self, indices: np.ndarray | slice) -> tuple[np.ndarray, np.ndarray]:
+        """The images and masks at these indices."""
+        return self.images[indices], self.masks[indices].astype(np.int64)
+
+
+def make_scenes(count: int, seed: int = 0, train: bool = True, size: int = 64) -> Scenes:
+    """Draw `count` images of several shapes, with masks: a data set for segmentation. See `draw_scene`.
+
+    Image i depends only on (seed, train, i).
+
+    Args:
+        count: number of images; each takes about 0.5 ms.
+        seed: different seeds draw different images.
+        train: True for the training images, False for the test images.
+        size: height and width in pixels, 32 or more: in smaller images nobody can tell the shapes apart.
+
+    Raises:
+        ValueError: the size is less than 32.
+    """
+    if size < LEAST_SCENE:
+        raise ValueError(f"make_scenes: expected a size of {LEAST_SCENE} pixels or more, got {size}")
+    images, masks = np.empty((count, size, size, 3), np.uint8), np.empty((count, size, size), np.uint8)
+    for i in range(count):
+        images[i], masks[i] = draw_scene(size, np.random.default_rng([seed, int(train), i]))
+    return Scenes(images, masks)
+
+
+def draw_scene(size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Draw clutter, several shapes over it, and noise. Return the image and its mask, uint8 (size, size).
+
+    Each shape has a colour of its own that differs from the background's. A shape that would cover a part of another
+    one is left out, so all shapes are whole. A pixel belongs to a shape that covers at least half of it.
+    """
+    from PIL import Image, ImageDraw
+
+    background = tuple(rng.integers(0, 256, 3).tolist())
+    canvas = Image.new("RGB", (SUPERSAMPLING * size, SUPERSAMPLING * size), background)
+    drawing = ImageDraw.Draw(canvas)
+    _draw_clutter(drawing, canvas.width, rng)
+    mask = np.zeros((size, size), np.uint8)
+    for label in rng.integers(1, len(SHAPES) + 1, SHAPES_TRIED):
+        outline = canvas.width * _placed(_outlines()[SHAPES[label - 1]], rng, RADIUS_IN_A_SCENE)
+        corners = outline.view(np.float64).tolist()
+        shape = Image.new("L", canvas.size)
+        ImageDraw.Draw(shape).polygon(corners, fill=255)
+        covered = np.asarray(shape.reduce(SUPERSAMPLING)) >= 128
+        if not mask[covered].any():
+            mask[covered] = label
+            drawing.polygon(corners, fill=_colour_far_from(background, rng))
+    return _with_noise(canvas, rng), mask
+
+
+def _with_noise(canvas: "Image.Image", rng: np.random.Generator) -> np.ndarray:
+    pixels = np.asarray(canvas.reduce(SUPERSAMPLING))
+    noise = rng.integers(-NOISE, NOISE + 1, pixels.shape, dtype=np.int16)
+    return (pixels + noise).clip(0, 255).astype(np.uint8)
 
 
 def _box_around(points: np.ndarray) -> np.ndarray:
@@ -84,10 +162,13 @@ def _box_around(points: np.ndarray) -> np.ndarray:
 
 
 def _contrasting_colours(rng: np.random.Generator) -> tuple[Colour, Colour]:
-    first = rng.integers(0, 256, 3)
+    first = tuple(rng.integers(0, 256, 3).tolist())
+    return first, _colour_far_from(first, rng)
+
+
+def _colour_far_from(first: Colour, rng: np.random.Generator) -> Colour:
     # Modulo 256, a step between CONTRAST and 256 - CONTRAST ends at least CONTRAST away.
-    second = (first + rng.integers(CONTRAST, 257 - CONTRAST, 3)) % 256
-    return tuple(first.tolist()), tuple(second.tolist())
+    return tuple(((first + rng.integers(CONTRAST, 257 - CONTRAST, 3)) % 256).tolist())
 
 
 def _draw_clutter(drawing: "Drawing", width: int, rng: np.random.Generator) -> None:

@@ -236,6 +236,45 @@ def global_avg_pool_backward(grad, x_shape):
     return grad_x
 
 
+# ---- bilinear interpolation ------------------------------------------------------------------------------------------
+
+
+def upsample_bilinear2d_forward(x, output_size, step):
+    """y[n, i, j] = the sum over the four nearest pixels (h, w) of weight * x[n, h, w]:  see `_nearest_pixels`."""
+    y = np.zeros((len(x), *output_size, x.shape[3]), x.dtype)
+    for i, j, h, w, weight in _nearest_pixels(x.shape[1:3], output_size, step):
+        y[:, i, j] += weight * x[:, h, w]
+    return y
+
+
+def upsample_bilinear2d_backward(grad, x_shape, step):
+    """grad_x: each of the four nearest pixels gets the share of the gradient that it had of y."""
+    grad_x = np.zeros(x_shape, grad.dtype)
+    for i, j, h, w, weight in _nearest_pixels(x_shape[1:3], grad.shape[1:3], step):
+        grad_x[:, h, w] += weight * grad[:, i, j]
+    return grad_x
+
+
+def _nearest_pixels(size, output_size, step):
+    """Yield (i, j, h, w, weight): the two nearest rows times the two nearest columns of each output pixel (i, j)."""
+    for i, j in np.ndindex(*output_size):
+        for h, weight_of_row in _two_nearest(i, size[0], step[0]):
+            for w, weight_of_column in _two_nearest(j, size[1], step[1]):
+                yield i, j, h, w, weight_of_row * weight_of_column
+
+
+def _two_nearest(i, size, step):
+    """(h, 1 - f) and (h + 1, f): the nearest pixels along one axis, and their weights.
+
+    h + f is the position (i + 1/2) * step - 1/2 of output pixel i, with `step` in input pixels per output pixel; it is
+    at least 0 and at most size - 1. At the last pixel f is 0, so any pixel will do in the place of h + 1.
+    """
+    position = min(max((i + 0.5) * step - 0.5, 0), size - 1)
+    h = int(position)
+    f = position - h
+    return (h, 1 - f), (min(h + 1, size - 1), f)
+
+
 # ---- batch normalisation: Ioffe and Szegedy 2015, arXiv:1502.03167 ---------------------------------------------------
 # Each channel is normalised on its own, over its M values in the batch: M = N*H*W for images, M = N for vectors.
 

@@ -3,7 +3,16 @@
 import numpy as np
 
 from minidl import functional as F  # noqa: N812 - the usual name
-from minidl.checks import Pair, as_pair, as_windows, check_batch_norm_options, check_whole, expect
+from minidl.checks import (
+    Pair,
+    Scale,
+    as_pair,
+    as_windows,
+    check_batch_norm_options,
+    check_interpolation,
+    check_whole,
+    expect,
+)
 from minidl.nn import init
 from minidl.nn.layout import ConvWeight, LinearWeight
 from minidl.nn.module import Module
@@ -165,6 +174,26 @@ class GlobalAvgPool(Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, H, W, C) -> (N, C)."""
         return F.global_avg_pool(x)
+
+
+class Upsample(Module):
+    """Images at another size, by bilinear interpolation: see `functional.interpolate`.
+
+    It is PyTorch's `nn.Upsample` with align_corners=False, its default. (Its `nn.UpsamplingBilinear2d` has True.)
+    """
+
+    def __init__(self, size: Pair | None = None, scale_factor: Scale | None = None, *, mode: str):
+        check_interpolation("Upsample", size, scale_factor, mode)
+        self.size, self.scale_factor, self.mode = size, scale_factor, mode
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, H, W, C) -> (N, OH, OW, C)."""
+        return F.interpolate(x, self.size, self.scale_factor, mode=self.mode)
+
+    def extra_repr(self) -> str:
+        """Return the size or the scale factor, and the mode."""
+        given = f"scale_factor={self.scale_factor}" if self.size is None else f"size={self.size}"
+        return f"{given}, mode={self.mode!r}"
 
 
 class Flatten(Module):

@@ -205,6 +205,27 @@ def _global_avg_pool_backward(rng):
         yield {"grad": rng.standard_normal((n, c)), "x_shape": (n, h, w, c)}
 
 
+# -- bilinear interpolation --------------------------------------------------------------------------------------------
+
+# Scale factors of the rows and of the columns; not all sizes times them are whole numbers.
+SCALES = [(2, 3), (1.5, 2.7), (3.4, 0.6)]
+
+
+def _upsample_bilinear2d_forward(rng):
+    for scale in SCALES:
+        n, h, w, c = sizes(rng, 4, 3)
+        output_size = math.floor(h * scale[0]), math.floor(w * scale[1])
+        step = 1 / scale[0], 1 / scale[1]
+        yield {"x": rng.standard_normal((n, h, w, c)), "output_size": output_size, "step": step}
+
+
+def _upsample_bilinear2d_backward(rng):
+    for call in _upsample_bilinear2d_forward(rng):
+        n, h, w, c = call["x"].shape
+        grad = rng.standard_normal((n, *call["output_size"], c))
+        yield {"grad": grad, "x_shape": (n, h, w, c), "step": call["step"]}
+
+
 # -- normalisation -----------------------------------------------------------------------------------------------------
 
 
@@ -467,6 +488,8 @@ KERNEL_CASES: dict[str, Callable] = {
     "avg_pool2d_backward": _avg_pool2d_backward,
     "global_avg_pool_forward": _global_avg_pool_forward,
     "global_avg_pool_backward": _global_avg_pool_backward,
+    "upsample_bilinear2d_forward": _upsample_bilinear2d_forward,
+    "upsample_bilinear2d_backward": _upsample_bilinear2d_backward,
     "batch_statistics": _batch_statistics,
     "batch_norm_apply": _batch_norm_apply,
     "batch_norm_backward": _batch_norm_backward,
@@ -618,6 +641,7 @@ OP_CASES: dict[str, Callable] = {
     "MaxPool2d": _from_kernel("max_pool2d_forward", ("x",)),
     "AvgPool2d": _from_kernel("avg_pool2d_forward", ("x",)),
     "GlobalAvgPool": _from_kernel("global_avg_pool_forward", ("x",)),
+    "UpsampleBilinear2d": _from_kernel("upsample_bilinear2d_forward", ("x",)),
     "Sum": _reduced,
     "Max": _reduced,
     "Reshape": _reshape,

@@ -13,7 +13,7 @@ import numpy as np
 
 from minidl.kernels import cpu
 from minidl.study.calls import WRITTEN, Call, arrays_in, backward_of, kernels, map_arrays, ops, result_names, returning
-from minidl.study.slips import arrays, convolution, elementwise, normalisation, pooling, residual, updates
+from minidl.study.slips import arrays, convolution, elementwise, normalisation, pooling, residual, updates, upsample
 from minidl.study.slips import ops as slips_of_ops
 from minidl.study.slips.tools import Wrong, changed, only, scaled
 
@@ -65,7 +65,7 @@ def _has_images(target: str, result: str) -> bool:
 
 def _collected() -> Iterator[Mistake]:
     tables: dict[str, dict[str, Wrong]] = {}
-    for file in (convolution, arrays, pooling, normalisation, elementwise, residual, updates):
+    for file in (convolution, arrays, pooling, upsample, normalisation, elementwise, residual, updates):
         tables |= file.MISTAKES
     for target in kernels():
         results = result_names(target)

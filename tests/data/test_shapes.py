@@ -3,8 +3,8 @@ import itertools
 import numpy as np
 import pytest
 
-from minidl.data import make_shapes, shapes
-from minidl.data.shapes import CONTRAST, SHAPES, _contrasting_colours, _outlines, _placed, draw_shape
+from minidl.data import make_scenes, make_shapes, shapes
+from minidl.data.shapes import CONTRAST, SHAPES, _contrasting_colours, _outlines, _placed, draw_scene, draw_shape
 
 
 def test_images_and_labels_have_the_shapes_and_types_of_cifar():
@@ -113,3 +113,54 @@ def test_a_linear_classifier_stays_below_60_percent():
         weights = np.linalg.solve(products + strength * np.eye(len(products), dtype=np.float32), with_targets)
         accuracy = np.mean((x_test @ weights).argmax(axis=1) == test.labels)
         assert accuracy < 0.6
+
+
+# -- several shapes, with masks ----------------------------------------------------------------------------------------
+
+
+def test_scenes_have_an_image_and_a_class_for_each_pixel():
+    scenes = make_scenes(12, size=48)
+    assert scenes.images.shape == (12, 48, 48, 3) and scenes.images.dtype == np.uint8
+    images, masks = scenes[np.array([3, 5])]
+    assert images.shape == (2, 48, 48, 3)
+    assert masks.shape == (2, 48, 48) and masks.dtype == np.int64
+    np.testing.assert_array_equal(masks, scenes.masks[[3, 5]])
+    assert len(scenes) == 12 and scenes.classes == ("background", *SHAPES)
+
+
+def test_scenes_depend_on_seed_split_and_number_alone():
+    short, long = make_scenes(5, seed=2), make_scenes(9, seed=2)
+    np.testing.assert_array_equal(long.images[:5], short.images)
+    np.testing.assert_array_equal(long.masks[:5], short.masks)
+    sets = [make_scenes(10, seed, train).images for seed, train in itertools.product((0, 1), (True, False))]
+    assert len(np.unique(np.concatenate(sets).reshape(40, -1), axis=0)) == 40
+
+
+def test_each_scene_has_a_shape_and_all_shapes_occur():
+    masks = make_scenes(200).masks
+    shapes_of_scene = [len(np.unique(mask)) - 1 for mask in masks]
+    assert min(shapes_of_scene) >= 1 and max(shapes_of_scene) >= 3
+    pixels = np.bincount(masks.ravel(), minlength=11)
+    assert len(pixels) == 11 and pixels.min() > 0
+    assert 0.7 < pixels[0] / masks.size < 0.9
+
+
+def test_a_mask_is_where_the_image_differs_from_the_background(monkeypatch):
+    """Without clutter and noise: up to pixels at the edges, of which a shape covers less than half."""
+    monkeypatch.setattr(shapes, "CLUTTER", 0)
+    monkeypatch.setattr(shapes, "NOISE", 0)
+    for seed in range(30):
+        image, mask = draw_scene(64, np.random.default_rng(seed))
+        background = image[mask == 0]
+        colours, counts = np.unique(background, axis=0, return_counts=True)
+        differs = (image != colours[counts.argmax()]).any(axis=2)
+        assert differs[mask > 0].all()  # all of each shape
+        assert differs[mask == 0].mean() < 0.06  # and little beyond it
+        for label in np.unique(mask[mask > 0]):
+            assert abs(image[mask == label].astype(int) - colours[counts.argmax()]).max() >= CONTRAST
+
+
+def test_scenes_that_are_too_small_are_refused():
+    with pytest.raises(ValueError, match="make_scenes: expected a size of 32 pixels or more, got 31"):
+        make_scenes(1, size=31)
+    assert make_scenes(1, size=32).masks.shape == (1, 32, 32)

@@ -7,6 +7,7 @@ import evaluate_imagenet
 import localize
 import predict
 import pytest
+import segment_shapes
 import speedrun_cifar10
 import train_cifar_resnet
 import train_cifar_vgg
@@ -21,6 +22,7 @@ SCRIPTS = [
     degradation,
     speedrun_cifar10,
     localize,
+    segment_shapes,
     transfer,
     predict,
     evaluate_imagenet,

@@ -21,6 +21,7 @@ COMMANDS = {
     "degradation.py": ["--depths", 8, "--shortcuts", "A", *TINY, "--budget", 1],
     "speedrun_cifar10.py": ["--dataset", "shapes", "--limit-train", 64, "--batch-size", 32, "--epochs", 0.5],
     "localize.py": ["--images", 16, "--test-images", 4, "--class-epochs", 1, "--box-epochs", 1],
+    "segment_shapes.py": ["--images", 16, "--test-images", 4, "--epochs", 1],
     "transfer.py": ["--random-init", "--depth", 8, *TINY[:2]],
 }
 SAYS = {
@@ -29,6 +30,7 @@ SAYS = {
     "degradation.py": r"^8 layers, option A +75,290 +1 ",
     "speedrun_cifar10.py": r"^seed 0: test accuracy \d+\.\d\d %$",
     "localize.py": r"^96 pixels, anywhere( +\d+\.\d%){3}$",
+    "segment_shapes.py": r"^mean IoU of FCN-2s on the test images: \d+\.\d%$",
     "transfer.py": r"^training accuracy \d+\.\d+%, test accuracy \d+\.\d+%$",
 }
 
@@ -113,8 +115,9 @@ def test_there_are_two_training_loops():
     steps = sorted(
         path.name for path, source in SOURCES.items() if re.search(r"optimizer\.step\(\)|\.step\(optimizer\)", source)
     )
-    # One for images, one for boxes, and those to read.
-    assert steps == ["fit.py", "localize.py", "speedrun_cifar10.py", "tour.py", "train_cifar_resnet.py"]
+    # One for images, one for boxes, one for masks, and those to read.
+    to_read = ["speedrun_cifar10.py", "tour.py", "train_cifar_resnet.py"]
+    assert steps == ["fit.py", "localize.py", "segment_shapes.py", *to_read]
 
 
 def test_the_script_to_read_fits_two_screens():

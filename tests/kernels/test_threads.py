@@ -68,6 +68,8 @@ def pool_workloads():
     yield "avg_pool2d_backward", grad, x.shape, *window, False, True
     yield "global_avg_pool_forward", x
     yield "global_avg_pool_backward", draw(40, 64), x.shape
+    yield "upsample_bilinear2d_forward", grad, SHAPE[1:3], (0.5, 0.5)
+    yield "upsample_bilinear2d_backward", x, POOLED, (0.5, 0.5)
 
 
 def batch_norm_workloads():

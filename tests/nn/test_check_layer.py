@@ -22,6 +22,7 @@ LAYERS = [
     (lambda: nn.MaxPool2d(2), (2, 6, 4, 2)),
     (lambda: nn.AvgPool2d(2), (2, 6, 4, 2)),
     (lambda: nn.GlobalAvgPool(), (2, 5, 3, 2)),
+    (lambda: nn.Upsample(scale_factor=2, mode="bilinear"), (2, 3, 2, 2)),
     (lambda: nn.Flatten(), (2, 2, 3, 2)),
     (lambda: nn.Dropout(0.5), (2, 4, 3)),
     (lambda: nn.LocalResponseNorm(3), (2, 2, 2, 5)),

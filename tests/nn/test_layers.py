@@ -37,6 +37,16 @@ TWINS = {
         lambda t: t.Sequential(t.AdaptiveAvgPool2d(1), t.Flatten()),
         (2, 4, 5, 3),
     ),
+    "upsample": (
+        nn.Upsample(scale_factor=2.5, mode="bilinear"),
+        lambda t: t.Upsample(scale_factor=2.5, mode="bilinear"),
+        (2, 3, 5, 4),
+    ),
+    "upsample to a size": (
+        nn.Upsample((5, 7), mode="bilinear"),
+        lambda t: t.Upsample((5, 7), mode="bilinear"),
+        (2, 3, 5, 4),
+    ),
     "local response norm": (
         nn.LocalResponseNorm(3, 0.2, 0.6, 1.5),
         lambda t: t.LocalResponseNorm(3, alpha=0.6, beta=0.6, k=1.5),  # PyTorch divides alpha by the size
@@ -133,6 +143,15 @@ WRONG = {
     "a dropout of NaN": (lambda: nn.Dropout(NAN), r"Dropout: expected a probability in \[0, 1\), got nan"),
     "a norm over 0 channels": (lambda: nn.LocalResponseNorm(0), "LocalResponseNorm: expected size .* >= 1, got 0"),
     "-1 channels of zeros": (lambda: nn.PadChannels(2, -1), "PadChannels: expected after .* >= 0, got -1"),
+    "an upsampling to no size": (
+        lambda: nn.Upsample(mode="bilinear"),
+        "Upsample: expected either size or scale_factor, got size=None and scale_factor=None",
+    ),
+    "an upsampling by copies": (lambda: nn.Upsample(2, mode="nearest"), "expected mode='bilinear', got 'nearest'"),
+    "an upsampling by 0": (
+        lambda: nn.Upsample(scale_factor=0, mode="bilinear"),
+        "Upsample: expected scale_factor to be a number > 0 or a pair of them, got 0",
+    ),
     "a GELU by erf": (lambda: nn.GELU("erf"), "GELU: expected approximate='none' or 'tanh', got 'erf'"),
     "smoothing above 1": (lambda: nn.CrossEntropyLoss(1.2), r"CrossEntropyLoss: expected label_smoothing in \[0, 1\]"),
     "a flatten of another size": (
@@ -158,6 +177,8 @@ REPRS = [
     (nn.LocalResponseNorm(3), "LocalResponseNorm(3, alpha=0.0001, beta=0.75, k=2.0)"),
     (nn.PadChannels(1, 2), "PadChannels(1, 2)"),
     (nn.GlobalAvgPool(), "GlobalAvgPool()"),
+    (nn.Upsample(scale_factor=2, mode="bilinear"), "Upsample(scale_factor=2, mode='bilinear')"),
+    (nn.Upsample((5, 7), mode="bilinear"), "Upsample(size=(5, 7), mode='bilinear')"),
     (nn.GELU(), "GELU(approximate='none')"),
 ]
 

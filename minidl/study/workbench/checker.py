@@ -291,6 +291,10 @@ ADJOINTS: dict[tuple[str, int | None], tuple[Callable, str]] = {
         "grad",
     ),
     ("global_avg_pool_backward", None): (lambda call, v: v.mean(axis=(1, 2)), "grad"),
+    ("upsample_bilinear2d_backward", None): (
+        lambda call, v: reference.upsample_bilinear2d_forward(v, call.grad.shape[1:3], call.step),
+        "grad",
+    ),
     ("pad_channels_backward", None): (
         lambda call, v: reference.pad_channels_forward(v, call.before, call.after),
         "grad",

@@ -50,6 +50,8 @@ def calls(rng, channels):
     yield "avg_pool2d_backward", pooled_, x.shape, *WINDOW, True, False
     yield "global_avg_pool_forward", x_
     yield "global_avg_pool_backward", row, x.shape
+    yield "upsample_bilinear2d_forward", x_, (9, 13), (7 / 9, 6 / 13)
+    yield "upsample_bilinear2d_backward", grad_, (3, 4, 9, channels), (4 / 7, 9 / 6)
 
 
 def converted(arguments, images, others):
