@@ -4,20 +4,25 @@
     python examples/degradation.py --dataset cifar10 --budget 64000             as in the paper: days on a CPU
     python examples/degradation.py --dataset cifar10 --device cuda              on a GPU
     python examples/degradation.py --depths 20 --shortcuts A B C                the shortcut options of section 3.3
+    python examples/degradation.py --depths 20 56 --shortcuts none A preact     and pre-activation networks
     python examples/degradation.py --out runs/degradation                       rerun after Ctrl-C to continue
 
 Trains one network per depth and shortcut with the paper's recipe. The default shortcuts are `none` (the plain network)
-and A (zero padding). Option B projects where the shape changes, C in every block.
+and A (zero padding). Option B projects where the shape changes, C in every block. He et al. 2016 have `preact`, the
+pre-activation network (figure 4(e)), and compare A and C with other shortcuts: constant-scaling, exclusive-gating,
+shortcut-only-gating and dropout-shortcut (table 1).
 
 Writes degradation.png and one folder per network to --out. Unfinished networks are drawn up to their last measurement.
 The figure has one column per shortcut and one line per depth. With a single depth, all shortcuts share one column.
 
     error         training (dashed) and test error (solid) over the iterations (figures 4 and 6)
-    responses     standard deviation of each 3x3 layer's output, after batch-norm, before ReLU and addition (figure 7)
+    responses     standard deviation of each 3x3 layer's output, after batch-norm, before ReLU and addition (figure 7);
+                  of pre-activation networks, whose batch-norm comes before the layer, the output itself
     gradients     |dL/dweight| of each 3x3 layer, at initialisation (dotted) and at the last measurement (solid)
 """
 
 import argparse
+import copy
 import math
 import re
 import time
@@ -31,31 +36,42 @@ from common.errors import warn_if_not_drawn
 from common.evaluate import error_rate
 from common.fit import classification_step, fit
 from common.folder import RunFolder
-from common.options import CIFAR, add_options, make_parser
+from common.options import CIFAR, add_options, make_parser, positive
 from common.recipes import CIFAR_RECIPES, PAPER_ERROR, WARMUP_DEPTH, WarmUp
 from common.run import Run, running
 from common.stop import Stopped
-from models.resnet import CifarResNet, cifar_resnet
+from models.resnet import cifar_resnet
+from models.resnet_variants import PreActivationResNet, cifar_shortcut_resnet, preact_resnet
 
 from minidl import Tensor, cuda_graph, no_grad, watch
 from minidl.data import AugmentedLoader
 from minidl.functional import cross_entropy
+from minidl.nn import Module
 from minidl.optim import SGD
 from minidl.system.files import write_whole
 from minidl.training.checkpoint import load_checkpoint
 
 RECIPE = CIFAR_RECIPES["paper"]
-KINDS = {"none": "plain", "A": "option A", "B": "option B", "C": "option C"}  # shortcut -> name of the network
-FOLDERS = {"none": "plain", "A": "residual", "B": "residual-B", "C": "residual-C"}
-MEASUREMENTS = 10  # evaluations per run: points in the figure
+OTHER_KINDS = "constant-scaling", "exclusive-gating", "shortcut-only-gating", "dropout-shortcut"  # He et al. 2016
+KINDS = {"none": "plain", "A": "option A", "B": "option B", "C": "option C", "preact": "pre-activation"}
+KINDS |= {kind: kind.replace("-", " ") for kind in OTHER_KINDS}  # shortcut -> name of the network
+FOLDERS = {"none": "plain", "A": "residual", "B": "residual-B", "C": "residual-C", "preact": "preact"}
+FOLDERS |= {kind: kind for kind in OTHER_KINDS}
 PROBES = 128  # test images for responses and gradients; the paper's batch size
 WARMUP_STEPS, TIMED_STEPS = 3, 5  # steps to measure the speed, which converts a time budget to iterations
 UNITS = {"s": 1, "min": 60, "h": 3600}
 
 
-def make_network(shortcut: str, depth: int, data: CifarData, args: argparse.Namespace) -> CifarResNet:
+def make_network(shortcut: str, depth: int, data: CifarData, args: argparse.Namespace) -> Module:
     """The untrained network."""
-    return cifar_resnet(depth, shortcut, len(data.train.classes), args.seed).to(args.device)
+    options = {"num_classes": len(data.train.classes), "seed": args.seed}
+    if shortcut == "preact":
+        model = preact_resnet(depth, bottleneck=False, **options)
+    elif shortcut in OTHER_KINDS:
+        model = cifar_shortcut_resnet(depth, shortcut, **options)
+    else:
+        model = cifar_resnet(depth, shortcut, **options)
+    return model.to(args.device)
 
 
 def folder_path(shortcut: str, depth: int, args: argparse.Namespace) -> Path:
@@ -76,9 +92,13 @@ def probe_batch(data: CifarData) -> tuple[Tensor, Tensor]:
     return next(iter(data.test_loader(min(PROBES, len(data.test)))))
 
 
-def responses(model: CifarResNet, images: Tensor) -> tuple[list[float], Tensor]:
-    """The standard deviation of each 3x3 layer's output, after batch-norm, before ReLU and addition; and the logits."""
-    names = [name for name, _ in model.named_modules() if name.endswith(("bn1", "bn2"))]
+def responses(model: Module, images: Tensor) -> tuple[list[float], Tensor]:
+    """The standard deviation of each 3x3 layer's output, after batch-norm, before ReLU and addition; and the logits.
+
+    A pre-activation network, which has no batch-norm right after the layer, is measured at the layer.
+    """
+    layers = ("conv1", "conv2") if isinstance(model, PreActivationResNet) else ("bn1", "bn2")
+    names = [name for name, _ in model.named_modules() if name.endswith(layers)]
     model.eval()
     with no_grad(), watch(model, *names) as outputs:
         logits = model(images)
@@ -86,25 +106,22 @@ def responses(model: CifarResNet, images: Tensor) -> tuple[list[float], Tensor]:
     return [float(outputs[name].numpy().std()) for name in names], logits
 
 
-def gradient_norms(model: CifarResNet, images: Tensor, labels) -> list[float]:
-    """|dL/dweight| of each 3x3 layer in training mode. The model is left unchanged, including its running statistics.
+def gradient_norms(model: Module, images: Tensor, labels) -> list[float]:
+    """|dL/dweight| of each 3x3 layer in training mode, of a copy: running statistics and dropout's counters stay.
 
     The 1x1 projections of options B and C are left out, so that all networks of a depth have the same layers.
     """
-    before = model.state_dict()
+    model = copy.deepcopy(model)
     cross_entropy(model(images), labels).backward()
     weights = [parameter for _, parameter in model.named_parameters() if parameter.shape[:2] == (3, 3)]
-    norms = [float(np.linalg.norm(weight.grad.numpy())) for weight in weights]
-    model.zero_grad()
-    model.load_state_dict(before)
-    return norms
+    return [float(np.linalg.norm(weight.grad.numpy())) for weight in weights]
 
 
 # -- training ----------------------------------------------------------------------------------------------------------
 
 
 def train(shortcut: str, depth: int, data: CifarData, args: argparse.Namespace, iterations: int) -> None:
-    """Train one network, from its checkpoint if there is one, with MEASUREMENTS evaluations."""
+    """Train one network, from its checkpoint if there is one, with --measurements evaluations."""
     model = make_network(shortcut, depth, data, args)
     optimizer = SGD(model.parameters(), RECIPE.lr, momentum=0.9, weight_decay=RECIPE.weight_decay)
     schedule = WarmUp(RECIPE.schedule(RECIPE.lr, iterations), warming_up=depth >= WARMUP_DEPTH)
@@ -116,7 +133,7 @@ def train(shortcut: str, depth: int, data: CifarData, args: argparse.Namespace, 
         open_folder(shortcut, depth, args, iterations),
         stateful={"warm_up": schedule},
         name=folder_path(shortcut, depth, args).name,
-        evaluate_at={round(iterations * (i + 1) / MEASUREMENTS) for i in range(MEASUREMENTS)},
+        evaluate_at={round(iterations * (i + 1) / args.measurements) for i in range(args.measurements)},
         nan_hint="the recipe's learning rate is too high for this batch size; try a larger --batch-size",
         resume_hint="the same command",
     )
@@ -133,7 +150,7 @@ def train(shortcut: str, depth: int, data: CifarData, args: argparse.Namespace, 
 def open_folder(shortcut: str, depth: int, args: argparse.Namespace, iterations: int) -> RunFolder:
     """The folder of a network. The run is resumed if the folder has a checkpoint."""
     path = folder_path(shortcut, depth, args)
-    relevant = "dataset", "limit_train", "holdout", "batch_size", "seed"
+    relevant = "dataset", "limit_train", "limit_test", "holdout", "batch_size", "seed"
     options = {"iterations": iterations} | {name: getattr(args, name) for name in relevant}
     return RunFolder(path, (path / "checkpoint.safetensors").exists(), options)
 
@@ -161,7 +178,7 @@ def count_iterations(data: CifarData, args: argparse.Namespace) -> int:
     if not saved.exists():
         step, measurement = np.sum([seconds_per_layer(shortcut, data, args) for shortcut in args.shortcuts], axis=0)
         share = number * UNITS[unit] / sum(args.depths)
-        iterations = int((share - MEASUREMENTS * measurement) / step)
+        iterations = int((share - args.measurements * measurement) / step)
         saved.parent.mkdir(parents=True, exist_ok=True)
         write_whole(saved, str(max(iterations, 1)).encode())
     return int(saved.read_text())
@@ -255,7 +272,7 @@ def label_panels(axes, titles: Iterable[str]) -> None:
         panel.xaxis.get_major_locator().set_params(integer=True)
 
 
-def draw_network(column, model: CifarResNet, folder: RunFolder, probes: tuple, color: str) -> None:
+def draw_network(column, model: Module, folder: RunFolder, probes: tuple, color: str) -> None:
     """Draw the lines of one network in the three panels of its column."""
     records = folder.records
     steps, layers = [record["step"] for record in records], range(1, len(records[-1]["gradients"]) + 1)
@@ -318,6 +335,7 @@ def main() -> None:
     parser.add_argument("--depths", type=int, nargs="+", default=[20, 32, 44, 56, 110], metavar="DEPTH")
     parser.add_argument("--shortcuts", choices=KINDS, nargs="+", default=["none", "A"], help="default: none A")
     parser.add_argument("--budget", type=budget, default="1h", help="iterations per network, or a total time")
+    parser.add_argument("--measurements", type=positive, default=10, metavar="N", help="per network; default: 10")
     add_options(parser, *CIFAR, "batch_size", "seed", "device", "out", out="runs/degradation", batch_size=128)
     args = parser.parse_args()
     with running(parser, args):

@@ -1,4 +1,4 @@
-"""Train a ResNet on 32x32 images (He et al. 2015, section 4.2).
+"""Train a ResNet on 32x32 images (He et al. 2015, section 4.2), or one of the networks that followed it.
 
     python examples/train_cifar_resnet.py --epochs 4                                        shapes, no download
     python examples/train_cifar_resnet.py --dataset cifar10                                 ResNet-20, 10 epochs
@@ -7,19 +7,29 @@
     python examples/train_cifar_resnet.py --dataset cifar10 --depth 56 --shortcut none      a plain network
     python examples/train_cifar_resnet.py --dataset cifar10 --depth 1202 --recompute        1 GiB instead of 11
     python examples/train_cifar_resnet.py --out runs/resnet20 --resume                      continue after Ctrl-C
+    python examples/train_cifar_resnet.py --dataset cifar10 --model wrn-16-8 --cutout 16 --mixup 1 --ema 0.999
 
 Test accuracy and time on two CPU cores: 96 % on the shapes (4 epochs, 2 minutes) and 87 % on CIFAR-10 (the one-cycle
 recipe's 10 epochs, half an hour). Each epoch writes metrics.jsonl, curves.png and a checkpoint to the --out folder.
 Ctrl-C, SIGTERM and SIGHUP save a checkpoint and stop, with exit status 0, 143 and 129.
+
+--model NAME is a network of models/resnet_variants.py, such as preact-110 or wrn-28-10. With D the depth, W the width,
+there are resnet-D, plain-D, preact-D, wrn-D-W, stochastic-D, se-resnet-D, se-preact-D, se-wrn-D-W, and the shortcuts of
+He et al. 2016: original-D, constant-scaling-D, exclusive-gating-D, shortcut-only-gating-D, conv-shortcut-D,
+dropout-shortcut-D.
+--ema tests a moving average of the network. checkpoint.safetensors has both, for --resume, and average.safetensors the
+average alone, for other scripts. With --mixup the training error is that of the mixed images.
 """
 
 import argparse
 
-from common.cifar import load_data
+from common.average import MovingAverage
+from common.cifar import load_data, network_of
 from common.evaluate import error_rate
 from common.folder import RunFolder
-from common.options import CIFAR, FOLDER, TRAINING, add_options, make_parser, options_of_run
-from common.recipes import CIFAR_RECIPES, PAPER_ERROR, WARMUP_DEPTH, WarmUp
+from common.mixup import mixup_loss, random_mixup
+from common.options import CIFAR, FOLDER, REGULARISATION, TRAINING, add_options, make_parser, options_of_run
+from common.recipes import CIFAR_RECIPES, WARMUP_DEPTH, WarmUp, published_error
 from common.run import Run, running
 
 from minidl import GradScaler, cuda_graph
@@ -30,47 +40,50 @@ from minidl.optim import SGD
 def train(args: argparse.Namespace) -> None:
     """Train the network and compare its error with the paper's."""
     data, recipe = load_data(args), CIFAR_RECIPES[args.recipe].with_options(args)
-    loader, test_loader = data.train_loader(args.batch_size, args.seed), data.test_loader()
+    loader, test_loader = data.train_loader(args.batch_size, args.seed, cutout=args.cutout), data.test_loader()
     total_steps = recipe.steps(len(loader))
 
-    name = f"{'plain' if args.shortcut == 'none' else 'resnet'}{args.depth}"
-    config = data.config(name, "cifar_resnet", depth=args.depth, shortcut=args.shortcut)
+    config = network_of(args, data)
     model = config.build(seed=args.seed, recompute=args.recompute).to(args.device)
+    average = MovingAverage(model, args.ema) if args.ema is not None else None
 
-    warming_up = args.recipe == "paper" and args.depth >= WARMUP_DEPTH
+    warming_up = args.recipe == "paper" and config.arguments["depth"] >= WARMUP_DEPTH
     schedule = WarmUp(recipe.schedule(recipe.lr, total_steps), warming_up)
     optimizer = SGD(model.parameters(), recipe.lr, 0.9, recipe.weight_decay, nesterov=recipe.nesterov)
     scaler = GradScaler(enabled=args.dtype == "float16")
 
-    def step(images, labels):
+    def step(images, labels, *mixed):
         logits = model(images)
-        loss = cross_entropy(logits, labels)
+        loss = mixup_loss(logits, labels, *mixed) if mixed else cross_entropy(logits, labels)
         scaler.scale(loss).backward()
         scaler.step(optimizer)
         optimizer.zero_grad()
+        if average is not None:
+            average.update()
         return loss, (logits.argmax(dim=1) != labels).sum()
 
-    if args.device != "cpu" and not scaler.enabled:  # which reads a number in each step
+    # A scaler reads a number in each step, and stochastic depth draws one.
+    if args.device != "cpu" and not scaler.enabled and config.builder != "stochastic_resnet":
         step = cuda_graph(step)  # one launch for the whole step
-    folder = RunFolder(args.out, args.resume, options_of_run(args), config)
+    folder = RunFolder(args.out, args.resume, options_of_run(args), config, average and average.model)
     with Run(model, optimizer, loader, total_steps, folder, stateful={"warm_up": schedule, "scaler": scaler}) as run:
         for images, labels in run.batches():  # already augmented and on the device
             optimizer.lr = schedule(run.step)
-            run.log(*step(images, labels))
+            mixed = random_mixup(images, labels, args.mixup, args.seed, run.step) if args.mixup else (images, labels)
+            run.log(*step(*mixed))
             if run.epoch_ended:
                 schedule.report(run.train_error)
-                run.end_epoch(error_rate(model, test_loader), data.split)
-
+                tested = model if average is None else average.model
+                run.end_epoch(error_rate(tested, test_loader, args.mirror_test), data.split)
     print(run.summary())
-    print(f"{data.split} error of {name} on {args.dataset}: {run.test_error:.2%}")
-    if args.dataset == "cifar10" and args.shortcut == "A" and args.depth in PAPER_ERROR:
-        print(f"test error in the paper, after 64,000 iterations: {PAPER_ERROR[args.depth]} %")
+    print(f"{data.split} error of {config.name} on {args.dataset}: {run.test_error:.2%}")
+    print(published_error(args), end="")
 
 
 def main() -> None:
     """Parse the options and train."""
     parser = make_parser(__doc__)
-    add_options(parser, "depth", "shortcut", "recompute")
+    add_options(parser, "model", "depth", "shortcut", "recompute", *REGULARISATION)
     parser.add_argument("--recipe", choices=CIFAR_RECIPES, default="fast", help="default: fast")
     add_options(parser, *CIFAR, *TRAINING, *FOLDER, "dtype", "lr", "weight_decay", out="runs/latest", batch_size=128)
     args = parser.parse_args()

@@ -369,3 +369,11 @@ def test_what_does_not_fit_is_said_with_the_name_of_the_file(tmp_path):
     save_checkpoint(tmp_path / "checkpoint", make_model())
     with pytest.raises(ValueError, match=r"load_checkpoint: .*checkpoint: .*missing \['weight', 'bias'\]"):
         load_checkpoint(tmp_path / "checkpoint", nn.Linear(2, 2))
+
+
+def test_a_safetensors_file_whose_header_has_a_length_of_80_in_its_first_byte_is_not_taken_for_pytorchs(tmp_path):
+    """A pickle begins with this byte too. The file is cut off, so that it cannot be read."""
+    path = tmp_path / "cut.safetensors"
+    path.write_bytes((0x580).to_bytes(8, "little") + b"{" + b" " * 100)
+    with pytest.raises(ValueError, match="is not a complete safetensors file"):
+        read_checkpoint(path)

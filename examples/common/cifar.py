@@ -4,12 +4,13 @@ import argparse
 from dataclasses import dataclass
 
 import numpy as np
-from models.config import NetworkConfig
+from models.config import NetworkConfig, cifar_model
 
 from minidl.data import (
     ArrayDataset,
     AugmentedLoader,
     CropAndFlip,
+    Cutout,
     load_cifar10,
     load_cifar100,
     make_shapes,
@@ -44,9 +45,15 @@ class CifarData:
         self.prepare = CropAndFlip(self.mean, self.std, padding=0, flip_probability=0)
         self.train, self.test = self.train.to(self.device), self.test.to(self.device)  # uint8: 184 MB for CIFAR-10
 
-    def train_loader(self, batch_size: int, seed: int, drop_last: bool = False) -> AugmentedLoader:
-        """Augmented batches of the training images, shuffled anew for each epoch."""
-        return AugmentedLoader(self.train, batch_size, self.augment, True, seed, drop_last, self.dtype)
+    def train_loader(
+        self, batch_size: int, seed: int, drop_last: bool = False, cutout: int | None = None
+    ) -> AugmentedLoader:
+        """Augmented batches of the training images, shuffled anew for each epoch.
+
+        With `cutout` a random square of that many pixels a side is set to the mean: see `minidl.data.random_cutout`.
+        """
+        augment = Cutout(self.augment, cutout, self.train.images.shape[1:3]) if cutout else self.augment
+        return AugmentedLoader(self.train, batch_size, augment, True, seed, drop_last, self.dtype)
 
     def test_loader(self, batch_size: int = TEST_BATCH) -> AugmentedLoader:
         """Batches of the test images, not augmented."""
@@ -57,6 +64,17 @@ class CifarData:
         names, size = self.train.classes, self.train.images.shape[1]
         arguments |= {"num_classes": len(names)}
         return NetworkConfig(name, builder, arguments, names, names, size, size, self.mean, self.std)
+
+
+def network_of(args: argparse.Namespace, data: CifarData) -> NetworkConfig:
+    """The config of the network of --model, or of --depth and --shortcut."""
+    if args.model is None:
+        name = f"{'plain' if args.shortcut == 'none' else 'resnet'}{args.depth}"
+        return data.config(name, "cifar_resnet", depth=args.depth, shortcut=args.shortcut)
+    if (args.depth, args.shortcut) != (20, "A"):
+        raise ValueError("--model names the depth and the shortcut too; omit --depth and --shortcut")
+    builder, arguments = cifar_model(args.model)
+    return data.config(args.model, builder, **arguments)
 
 
 def load_data(args: argparse.Namespace, kind: type[CifarData] = CifarData) -> CifarData:
@@ -73,5 +91,7 @@ def load_data(args: argparse.Namespace, kind: type[CifarData] = CifarData) -> Ci
         train, test = train.subset(order[held_out:]), train.subset(order[:held_out])
     if args.limit_train is not None:
         train = train.subset(slice(args.limit_train))
+    if args.limit_test is not None:
+        test = test.subset(slice(args.limit_test))
     dtype = getattr(args, "dtype", "float32").replace("tf32", "float32")  # TF32 arrays are float32
     return kind(train, test, "validation" if args.holdout else "test", args.device, dtype)

@@ -9,13 +9,19 @@ from minidl.functional import softmax
 from minidl.nn import Module
 
 
-def error_rate(model: Module, loader: Iterable[tuple[Tensor, Tensor]]) -> float:
-    """The fraction of images that the model misclassifies in evaluation mode."""
+def error_rate(model: Module, loader: Iterable[tuple[Tensor, Tensor]], mirror: bool | None = False) -> float:
+    """The fraction of images that the model misclassifies in evaluation mode.
+
+    With `mirror` the logits of an image and of its mirror image are added.
+    """
     count, wrong = 0, 0
     model.eval()
     with no_grad():
         for images, labels in loader:
-            count, wrong = count + len(labels), wrong + (model(images).argmax(dim=1) != labels).sum()
+            logits = model(images)
+            if mirror:
+                logits = logits + model(images[:, :, ::-1])
+            count, wrong = count + len(labels), wrong + (logits.argmax(dim=1) != labels).sum()
     model.train()
     return int(wrong) / count
 

@@ -23,7 +23,8 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-CHECKPOINT = "checkpoint.safetensors"
+CHECKPOINT, AVERAGE = "checkpoint.safetensors", "average.safetensors"
+AVERAGED = "extra/average/"  # prefix of the moving average's arrays in a checkpoint
 DRAWN = {"step", "train_error", "test_error", "split"}  # keys of a record that the curves need
 
 
@@ -93,6 +94,8 @@ class RunFolder:
         resume: True to continue from the checkpoint in DIR, False to start a new run.
         options: the options of the run. Resuming requires the same options.
         config: describes the network; saved in the checkpoint, so that other scripts need only that file.
+        average: a moving average of the network. It goes into the checkpoint, from which the run is resumed, and alone
+            into DIR/average.safetensors, from which other scripts load it.
 
     Attributes:
         records: the lines of metrics.jsonl, as dictionaries.
@@ -101,8 +104,15 @@ class RunFolder:
         ValueError: `resume` without a checkpoint, a checkpoint without `resume`, or a damaged line in metrics.jsonl.
     """
 
-    def __init__(self, path: str | Path, resume: bool, options: dict, config: NetworkConfig | None = None):
-        self.path, self.resume, self.options, self.config = Path(path), resume, options, config
+    def __init__(
+        self,
+        path: str | Path,
+        resume: bool,
+        options: dict,
+        config: NetworkConfig | None = None,
+        average: Module | None = None,
+    ):
+        self.path, self.resume, self.options, self.config, self.average = Path(path), resume, options, config, average
         self.checkpoint = self.path / CHECKPOINT
         self.metrics = self.path / "metrics.jsonl"
         check_folder(path, resume)
@@ -130,9 +140,13 @@ class RunFolder:
         counters = counters | {"options": self.options}
         if self.config is not None:
             counters |= {"network": self.config.to_json()}
-        extra = None if self.config is None else self.config.arrays()
+        extra = {} if self.config is None else self.config.arrays()
+        averages = {} if self.average is None else self.average.state_dict()
+        averages = {f"average/{name}": array for name, array in averages.items()}
         try:
-            save_checkpoint(self.checkpoint, model, optimizer, counters, extra)
+            save_checkpoint(self.checkpoint, model, optimizer, counters, extra | averages)
+            if self.average is not None:
+                save_checkpoint(self.path / AVERAGE, self.average, None, counters, extra)
         except OSError as problem:
             reason = problem.strerror or problem
             raise SystemExit(f"error: could not write {self.checkpoint} ({reason}); {self.last_good}") from None
@@ -161,6 +175,9 @@ class RunFolder:
         counters = load_checkpoint(self.checkpoint, model, optimizer)
         if broken := not_finite(model, optimizer):
             raise ValueError(f"NaN or infinity in {len(broken)} of its arrays, such as {broken[0]}")
+        if self.average is not None:
+            arrays, _ = read_checkpoint(self.checkpoint, AVERAGED)
+            self.average.load_state_dict({name.removeprefix(AVERAGED): array for name, array in arrays.items()})
         return counters
 
     def _check_options(self, saved: dict) -> None:

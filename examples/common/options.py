@@ -44,6 +44,14 @@ def positive_number(text: str) -> float:
     return number
 
 
+def decay(text: str) -> float:
+    """An argparse type: a number in [0, 1), such as the decay of a moving average."""
+    number = float(text)
+    if not 0 <= number < 1:  # also rejects NaN
+        raise argparse.ArgumentTypeError(f"expected a number in [0, 1), got {text}")
+    return number
+
+
 def device(text: str) -> str:
     """An argparse type: the name of a device."""
     if not is_device(text):
@@ -65,13 +73,20 @@ OPTIONS = {
     "lr": {"type": rate, "help": "maximum learning rate; default: the recipe's"},
     "weight_decay": {"type": rate, "help": "default: the recipe's"},
     "recompute": {"action": "store_true", "help": "save memory, take a third longer; identical results"},
+    # regularisation, and what is tested; None where absent, as in checkpoints from before these options
+    "mixup": {"type": positive_number, "metavar": "ALPHA", "help": "mix pairs of images with shares from Beta(A, A)"},
+    "cutout": {"type": positive, "metavar": "SIZE", "help": "set a random square of SIZE x SIZE pixels to the mean"},
+    "ema": {"type": decay, "metavar": "DECAY", "help": "test and save a moving average of the network too"},
+    "mirror_test": {"action": "store_true", "default": None, "help": "test on each image and its mirror image"},
     # networks
+    "model": {"metavar": "NAME", "help": "instead of --depth and --shortcut: preact-110, wrn-28-10, ...; see above"},
     "depth": {"type": int, "default": 20, "help": "6n + 2: 20, 32, 44, 56, 110, 1202; default: %(default)s"},
     "shortcut": {"choices": ("A", "B", "C", "none"), "default": "A", "help": "none for a plain network; default: A"},
     # 32x32 images
     "dataset": {"choices": ("shapes", "cifar10", "cifar100"), "default": "shapes", "help": "default: %(default)s"},
     "data_dir": {"default": "data", "metavar": "DIR", "help": "folder of CIFAR; downloaded if absent; default: data"},
     "limit_train": {"type": positive, "metavar": "N", "help": "train on the first N images only"},
+    "limit_test": {"type": positive, "metavar": "N", "help": "test on the first N images only"},
     "holdout": {"action": "store_true", "help": "hold out a tenth of the training images (45k/5k) and test on it"},
     # photographs
     "data": {"required": True, "metavar": "DIR", "help": "folder of the photographs, see above"},
@@ -79,10 +94,11 @@ OPTIONS = {
     "skip_broken": {"action": "store_true", "help": "skip files that cannot be decoded, with a warning"},
     "threads": {"type": int, "metavar": "N", "help": "for decoding; default: one per core"},
 }
-CIFAR = "dataset", "data_dir", "limit_train", "holdout"
+CIFAR = "dataset", "data_dir", "limit_train", "limit_test", "holdout"
 PHOTOGRAPHS = "data", "names", "skip_broken", "threads"
 TRAINING = "epochs", "iterations", "batch_size", "seed", "device"
 FOLDER = "out", "resume"
+REGULARISATION = "mixup", "cutout", "ema", "mirror_test"
 
 
 def add_options(parser: argparse.ArgumentParser, *names: str, **defaults) -> None:

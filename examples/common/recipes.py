@@ -4,6 +4,8 @@ import argparse
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from models.resnet_variants import SHORTCUT_KINDS
+
 from minidl.optim import MultiStepLR, OneCycleLR, ReduceLROnPlateau
 
 
@@ -87,8 +89,33 @@ IMAGENET_RECIPES = {
 # Table 6 of He et al. 2015: test error on CIFAR-10 after 64,000 iterations, in per cent.
 PAPER_ERROR = {20: 8.75, 32: 7.51, 44: 7.17, 56: 6.97, 110: 6.43, 1202: 7.93}
 
+# Test error on CIFAR-10, in per cent, after the training of each network's own paper: see models/resnet_variants.py.
+MODEL_ERROR = {
+    **{f"resnet-{depth}": error for depth, error in PAPER_ERROR.items()},
+    **{f"{kind}-110": error for kind, (_, error) in SHORTCUT_KINDS.items() if error is not None},
+    "preact-110": 6.37,  # He et al. 2016, table 3
+    "preact-164": 5.46,
+    "preact-1001": 4.92,
+    "wrn-40-4": 4.53,  # Zagoruyko and Komodakis 2016, table 5
+    "wrn-16-8": 4.27,
+    "wrn-28-10": 4.00,
+    "se-preact-110": 5.21,  # Hu et al. 2017, table 4
+    "se-preact-164": 4.39,
+    "se-wrn-16-8": 3.88,
+    "stochastic-1202": 4.91,  # Huang et al. 2016, abstract
+}
+
 # Section 4.2: lr = 0.1 is too high at first for 110 layers. They start at 0.01 until the training error is below 80 %.
 WARMUP_DEPTH, WARMUP_LR, WARMUP_ERROR = 110, 0.01, 0.80
+
+
+def published_error(args: argparse.Namespace) -> str:
+    """A line with the paper's test error on CIFAR-10; empty for other data and for networks that it does not have."""
+    name = args.model or (f"resnet-{args.depth}" if args.shortcut == "A" else "")
+    if args.dataset != "cifar10" or name not in MODEL_ERROR:
+        return ""
+    length = "64,000 iterations" if name.startswith("resnet-") else "all of its training"
+    return f"test error in the paper, after {length}: {MODEL_ERROR[name]} %\n"
 
 
 class WarmUp:

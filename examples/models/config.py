@@ -7,6 +7,7 @@ The training scripts save it in the checkpoint, so that the file alone is enough
     config.names[model(Tensor(view(path)[None])).argmax(dim=1).item()]
 """
 
+import re
 from dataclasses import asdict, dataclass, replace
 from inspect import signature
 from pathlib import Path
@@ -17,22 +18,62 @@ from minidl.data import CentreView, read_names
 from minidl.nn import Module
 from minidl.training.checkpoint import load_checkpoint, read_checkpoint
 from models.resnet import IMAGENET_BLOCKS, cifar_resnet, imagenet_resnet
+from models.resnet_variants import (
+    SHORTCUT_KINDS,
+    cifar_se_resnet,
+    cifar_shortcut_resnet,
+    imagenet_se_resnet,
+    preact_resnet,
+    stochastic_resnet,
+    wide_resnet,
+)
 from models.speedrun import speedrun
 from models.vgg import CONFIGS, vgg
 
 BUILDERS = {builder.__name__: builder for builder in (cifar_resnet, imagenet_resnet, speedrun, vgg)}
+VARIANTS = cifar_shortcut_resnet, stochastic_resnet, cifar_se_resnet, preact_resnet, wide_resnet, imagenet_se_resnet
+BUILDERS |= {builder.__name__: builder for builder in VARIANTS}  # of the papers that followed
 
-# The networks of the two papers: name -> (builder, arguments).
+# The networks for photographs: name -> (builder, arguments).
 IMAGENET_MODELS = {
     **{f"vgg-{config}": ("vgg", {"config": config}) for config in CONFIGS},
     **{f"vgg-{config}-bn": ("vgg", {"config": config, "batch_norm": True}) for config in CONFIGS},
     **{f"resnet{depth}": ("imagenet_resnet", {"depth": depth}) for depth in IMAGENET_BLOCKS},
     **{f"plain{depth}": ("imagenet_resnet", {"depth": depth, "shortcut": "none"}) for depth in IMAGENET_BLOCKS},
+    **{f"se-resnet{depth}": ("imagenet_se_resnet", {"depth": depth}) for depth in (50, 101, 152)},
+}
+
+# The networks for 32x32 images: family -> (builder, arguments). Names add the depth, and the width of a wide network.
+CIFAR_FAMILIES = {
+    "resnet": ("cifar_resnet", {}),
+    "plain": ("cifar_resnet", {"shortcut": "none"}),
+    **{kind: ("cifar_shortcut_resnet", {"kind": kind}) for kind in SHORTCUT_KINDS},
+    "stochastic": ("stochastic_resnet", {}),
+    "se-resnet": ("cifar_se_resnet", {}),
+    "preact": ("preact_resnet", {}),
+    "se-preact": ("preact_resnet", {"se": True}),
+    "wrn": ("wide_resnet", {}),
+    "se-wrn": ("wide_resnet", {"se": True}),
 }
 
 # The normalisation of torchvision's networks, for pixels in 0..255.
 TORCHVISION_MEAN = np.array([123.675, 116.28, 103.53], np.float32)
 TORCHVISION_STD = np.array([58.395, 57.12, 57.375], np.float32)
+
+
+def cifar_model(name: str) -> tuple[str, dict]:
+    """The (builder, arguments) of a network for 32x32 images: 'resnet-20', 'preact-110', 'se-preact-164', 'wrn-28-10'.
+
+    Raises a ValueError if the name is not FAMILY-DEPTH, or FAMILY-DEPTH-WIDTH for the wide networks.
+    """
+    found = re.fullmatch(r"(.+?)-(\d+)(?:-(\d+))?", name, re.ASCII)
+    family, depth, width = found.groups() if found else (name, None, None)
+    is_wide = family.endswith("wrn")
+    if family not in CIFAR_FAMILIES or depth is None or is_wide != (width is not None):
+        expected = ", ".join(f"{family}-DEPTH{'-WIDTH' * family.endswith('wrn')}" for family in CIFAR_FAMILIES)
+        raise ValueError(f"--model: expected {expected}, got {name}")
+    builder, arguments = CIFAR_FAMILIES[family]
+    return builder, arguments | {"depth": int(depth)} | ({"width": int(width)} if is_wide else {})
 
 
 @dataclass(frozen=True)
@@ -102,7 +143,8 @@ def check_variant(path: str | Path, config: NetworkConfig) -> None:
 
     A file without a description is assumed to come from torchvision.
     """
-    if config.builder != "imagenet_resnet" or IMAGENET_BLOCKS[config.arguments["depth"]][0] != "bottleneck":
+    is_resnet = config.builder in ("imagenet_resnet", "imagenet_se_resnet")
+    if not is_resnet or IMAGENET_BLOCKS[config.arguments["depth"]][0] != "bottleneck":
         return
     saved, expected = read_config(path), config.arguments.get("variant", "torchvision")
     variant = "torchvision" if saved is None else saved.arguments.get("variant", "torchvision")

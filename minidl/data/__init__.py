@@ -1,6 +1,15 @@
 """Data: data sets, augmentation, and loaders that make batches."""
 
-from minidl.data.augment import CropAndFlip, channel_mean_std, normalize, per_pixel_mean, random_crop, random_flip
+from minidl.data.augment import (
+    CropAndFlip,
+    Cutout,
+    channel_mean_std,
+    normalize,
+    per_pixel_mean,
+    random_crop,
+    random_cutout,
+    random_flip,
+)
 from minidl.data.cifar import load_cifar10, load_cifar100
 from minidl.data.dataset import ArrayDataset, Dataset
 from minidl.data.image_statistics import ImageStatistics, measure_images
@@ -29,6 +38,7 @@ __all__ = [
     "ColourComponents",
     "CropAndFlip",
     "CropsView",
+    "Cutout",
     "DataLoader",
     "Dataset",
     "DeviceLoader",
@@ -50,6 +60,7 @@ __all__ = [
     "normalize",
     "per_pixel_mean",
     "random_crop",
+    "random_cutout",
     "random_flip",
     "read_image",
     "read_names",

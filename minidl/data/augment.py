@@ -1,4 +1,4 @@
-"""Augmentation of image batches (N, H, W, C): crops, flips, normalisation. The random generator is an argument.
+"""Augmentation of image batches (N, H, W, C): crops, flips, cutout, normalisation. The random generator is an argument.
 
 The recipe of ResNet's section 4.2 (He et al. 2015), as a `DataLoader` transform:
 
@@ -37,6 +37,26 @@ def random_flip(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     result = images.copy()
     result[flipped] = images[flipped, :, ::-1]
     return result
+
+
+def random_cutout(images: np.ndarray, rng: np.random.Generator, size: int) -> np.ndarray:
+    """Set a square of size x size pixels to 0 in each image, which is the mean of normalised images.
+
+    DeVries, Taylor 2017, "Improved regularization of convolutional neural networks with cutout", section 3. The centre
+    is any pixel with equal probability, so a part of the square may lie outside the image: row r of the centre cuts
+    rows r - size // 2 to r - size // 2 + size - 1, as far as they exist.
+    """
+    count, height, width, _ = images.shape
+    result = images.copy()
+    for image, row, column in zip(result, *_draw_pixels(rng, count, height, width), strict=True):
+        top, left = row - size // 2, column - size // 2
+        image[max(top, 0) : top + size, max(left, 0) : left + size] = 0
+    return result
+
+
+def _draw_pixels(rng: np.random.Generator, count: int, height: int, width: int) -> np.ndarray:
+    """Draw (rows, columns) of `count` pixels: int64 (2, count)."""
+    return np.stack([rng.integers(0, height, count), rng.integers(0, width, count)])
 
 
 def normalize(images: np.ndarray, mean: Statistic, std: Statistic = 1.0) -> np.ndarray:
@@ -144,6 +164,52 @@ class CropAndFlip:
                 raise ValueError(
                     f"CropAndFlip: expected {name} in [0, {limit}), got numbers from {draw.min()} to {draw.max()}"
                 )
+
+
+class Cutout:
+    """A `CropAndFlip` with cutout after it: see `random_cutout`, which it equals bit for bit.
+
+    Args:
+        augment: what comes before. Its random numbers are drawn first and are the same as without cutout.
+        size: side of the square in pixels; 16 in the paper for CIFAR-10, 8 for CIFAR-100.
+        image_size: (height, width) of the images.
+
+    Raises:
+        ValueError: the square is larger than the images, or smaller than a pixel.
+    """
+
+    def __init__(self, augment: CropAndFlip, size: int, image_size: tuple[int, int]) -> None:
+        if not 1 <= size <= min(image_size):
+            height, width = image_size
+            raise ValueError(
+                f"Cutout: expected a size from 1 to {min(height, width)} for {height}x{width} images, got {size}"
+            )
+        self.augment, self.size, self.image_size = augment, size, image_size
+
+    def __call__(self, images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Augment all images (N, H, W, C), in order. An instance can be the `transform` of a `DataLoader`."""
+        return self.apply(images, np.arange(len(images)), *self.draw(rng, len(images)))
+
+    def draw(self, rng: np.random.Generator, count: int) -> np.ndarray:
+        """Draw (tops, lefts, flips, rows, columns), int64 (5, count): those of `augment`, and the squares' centres."""
+        return np.vstack([self.augment.draw(rng, count), _draw_pixels(rng, count, *self.image_size)])
+
+    def apply(self, images, chosen, tops, lefts, flips, rows, columns):
+        """Augment images[chosen]: (M, H, W, C) uint8 -> (N, H, W, C) float32, on the device of the images."""
+        if images.shape[1:3] != self.image_size:
+            raise ValueError(f"Cutout: expected images of {self.image_size} pixels as declared, got {images.shape}")
+        result, device = self.augment.apply(images, chosen, tops, lefts, flips), device_of(images)
+        in_rows, in_columns = (
+            self._is_cut(to_device(centres, device), to_device(np.arange(length), device))
+            for centres, length in zip((rows, columns), self.image_size, strict=True)
+        )
+        result[in_rows[:, :, None] & in_columns[:, None, :]] = 0
+        return result
+
+    def _is_cut(self, centres, positions):
+        """True where a position is within the square, along one dimension: (N,), (length,) -> (N, length)."""
+        first = centres[:, None] - self.size // 2
+        return (first <= positions) & (positions < first + self.size)
 
 
 def per_pixel_mean(images: np.ndarray) -> np.ndarray:

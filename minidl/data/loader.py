@@ -16,7 +16,7 @@ from itertools import islice
 
 import numpy as np
 
-from minidl.data.augment import CropAndFlip
+from minidl.data.augment import CropAndFlip, Cutout
 from minidl.data.dataset import ArrayDataset, Dataset
 from minidl.kernels import device_of, to_device
 from minidl.system.copies import CopyRing
@@ -171,7 +171,7 @@ class AugmentedLoader(DataLoader):
         self,
         dataset: ArrayDataset,
         batch_size: int,
-        augment: CropAndFlip,
+        augment: CropAndFlip | Cutout,
         shuffle: bool = False,
         seed: int = 0,
         drop_last: bool = False,

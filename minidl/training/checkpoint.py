@@ -146,7 +146,9 @@ def _counters(path: str | Path, metadata: dict[str, str]) -> dict:
 def _what_it_is(path: Path, error: Exception) -> str:
     """Describe a file that safetensors cannot read, and the remedy."""
     with path.open("rb") as file:
-        if file.read(4).startswith(PYTORCH_BEGINS):
+        start = file.read(9)
+        # A safetensors file begins with the length of its header, of which \x80 may be the first of 8 bytes, and a {.
+        if start.startswith(PYTORCH_BEGINS) and start[8:] != b"{":
             old = path.with_suffix(".pth") if path.suffix == ".safetensors" else path  # torch.load looks at the suffix
             new = path.with_suffix(".safetensors")
             rename = f"rename it to {old} and " if old != path else ""

@@ -3,7 +3,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minidl.data import CropAndFlip, channel_mean_std, normalize, per_pixel_mean, random_crop, random_flip
+from minidl.data import (
+    CropAndFlip,
+    Cutout,
+    channel_mean_std,
+    normalize,
+    per_pixel_mean,
+    random_crop,
+    random_cutout,
+    random_flip,
+)
 
 
 def rng(seed=0):
@@ -12,6 +21,10 @@ def rng(seed=0):
 
 def some_images(count=8, height=6, width=5, channels=3, dtype=np.uint8):
     return rng(1).integers(1, 256, (count, height, width, channels)).astype(dtype)
+
+
+def cut_2_pixels(images, rng):
+    return random_cutout(images, rng, size=2)
 
 
 def all_crops(image, padding):
@@ -59,14 +72,16 @@ def test_a_flip_mirrors_each_image_left_to_right_or_leaves_it():
     assert 65 <= mirrored.sum() <= 135  # 100, five standard deviations
 
 
-@pytest.mark.parametrize("augment", [random_crop, random_flip])
+@pytest.mark.parametrize("augment", [random_crop, random_flip, cut_2_pixels])
 def test_augmentation_is_decided_by_the_generator_alone(augment):
     images = some_images(50)
     np.testing.assert_array_equal(augment(images, rng(5)), augment(images, rng(5)))
     assert not np.array_equal(augment(images, rng(5)), augment(images, rng(6)))
 
 
-@pytest.mark.parametrize("function", [random_crop, random_flip, lambda images, _: normalize(images, 9.0, 2.0)])
+@pytest.mark.parametrize(
+    "function", [random_crop, random_flip, cut_2_pixels, lambda images, _: normalize(images, 9.0, 2.0)]
+)
 @pytest.mark.parametrize("images", [some_images(), some_images(dtype=np.float32), some_images()[:, ::-1, ::2]])
 def test_the_result_is_a_new_contiguous_array_and_the_argument_is_untouched(function, images):
     before = images.copy()
@@ -230,3 +245,66 @@ def test_draws_that_do_not_fit_the_images_are_an_error(changes, message):
     arguments = {name: np.asarray(value) for name, value in (arguments | changes).items()}
     with pytest.raises(ValueError, match=f"^CropAndFlip: .*{message}"):
         CropAndFlip(0.0).apply(**arguments)
+
+
+# Cutout
+
+
+def test_a_cutout_is_a_square_of_zeros_that_the_border_clips():
+    """A single image, all its 30 centres: rows r - 1, r, r + 1 for size 3, and r - 1, r for size 2."""
+    images, height, width = some_images(3000), 6, 5
+    for size in (2, 3):
+        for before, after in zip(images, random_cutout(images, rng(), size), strict=True):
+            rows, columns = np.nonzero((after == 0).all(axis=2))
+            kept = np.ones((height, width), bool)
+            kept[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1] = False
+            assert len(rows) == (~kept).sum(), "a rectangle"
+            assert np.array_equal(after[kept], before[kept]), "nothing else changes"
+            for places, length in ((rows, height), (columns, width)):
+                first, last = places.min(), places.max()
+                clipped = first == 0 or last == length - 1
+                assert last - first + 1 == size or (clipped and size // 2 <= last - first + 1 < size)
+
+
+def test_all_centres_of_a_cutout_are_equally_likely():
+    images = np.ones((30_000, 6, 5, 1), np.uint8)
+    cut = random_cutout(images, rng(), size=1)[..., 0] == 0
+    assert (cut.sum(axis=(1, 2)) == 1).all()
+    assert abs(cut.sum(axis=0) - 1000).max() < 160  # five standard deviations
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5])
+def test_cutout_as_a_transform_has_the_bits_of_the_functions(size):
+    images, draws = some_images(50), rng(5)
+    expected = random_cutout(CropAndFlip(100.0, 64.0)(images, draws), draws, size)
+    augment = Cutout(CropAndFlip(100.0, 64.0), size, (6, 5))
+    assert augment(images, rng(5)).tobytes() == expected.tobytes()
+
+
+def test_a_cutout_is_drawn_on_the_host_and_applied_where_the_images_are(to_device, to_host):
+    images, augment = some_images(50), Cutout(CropAndFlip(100.0, 64.0), 3, (6, 5))
+    chosen, draws = rng(4).permutation(50)[:20], augment.draw(rng(5), 20)
+    assert (draws.shape, draws.dtype) == ((5, 20), np.int64)
+    expected = augment(images[chosen], rng(5))
+    for place in (to_device, lambda draw: draw):
+        y = augment.apply(to_device(images), *map(place, (chosen, *draws)))
+        assert type(y) is type(to_device(images))
+        assert to_host(y).tobytes() == expected.tobytes()
+
+
+def test_with_cutout_the_crops_and_flips_are_the_same_as_without():
+    plain = CropAndFlip(100.0)
+    assert np.array_equal(Cutout(plain, 2, (6, 5)).draw(rng(1), 20)[:3], plain.draw(rng(1), 20))
+
+
+@pytest.mark.parametrize("size", [0, -1, 6])
+def test_a_cutout_larger_than_the_image_or_without_a_pixel_is_an_error(size):
+    with pytest.raises(ValueError, match=rf"Cutout: expected a size from 1 to 5 for 6x5 images, got {size}"):
+        Cutout(CropAndFlip(0.0), size, (6, 5))
+
+
+def test_a_cutout_of_images_of_another_size_is_an_error():
+    with pytest.raises(
+        ValueError, match=r"Cutout: expected images of \(32, 32\) pixels as declared, got \(8, 6, 5, 3\)"
+    ):
+        Cutout(CropAndFlip(0.0), 8, (32, 32))(some_images(), rng())

@@ -9,7 +9,6 @@ import degradation
 import numpy as np
 import pytest
 from common.cifar import CifarData
-from models.resnet import cifar_resnet
 from PIL import Image
 from safetensors.numpy import save_file
 
@@ -108,14 +107,51 @@ def test_degradation_compares_the_options_of_one_depth_in_one_column(degrade, tm
         assert re.search(rf"^8 layers, option {option} +{parameters} +1 +{errors} +-$", output, re.MULTILINE)
 
 
+def test_pre_activation_is_a_third_kind_beside_plain_and_residual(degrade, tmp_path):
+    status, output = degrade("--shortcuts", "none", "A", "preact", "--budget", 2, "--measurements", 2, depths=(8, 14))
+    assert status == 0
+    assert re.search(r"^14 layers, pre-activation +175,066 +2 ", output, re.MULTILINE)
+    with Image.open(tmp_path / "degradation.png") as picture:
+        assert picture.size == (1650, 1100), "a column for each kind"
+    assert [record["step"] for record in metrics(tmp_path / "preact-14")] == [1, 2]
+    assert len(metrics(tmp_path / "preact-14")[-1]["gradients"]) == 13
+
+
+def test_the_shortcuts_of_the_second_paper_are_compared(degrade, tmp_path):
+    kinds = "constant-scaling", "exclusive-gating", "shortcut-only-gating", "dropout-shortcut"
+    status, output = degrade("--shortcuts", *kinds, "--budget", 1)
+    assert status == 0
+    for kind in kinds:
+        assert f"8 layers, {kind.replace('-', ' ')} " in output
+        assert len(metrics(tmp_path / f"{kind}-8")) == 1
+
+
+def test_what_stands_after_the_sum_tells_the_networks_apart():
+    """relu of the first paper, nothing of the second."""
+    networks = [
+        degradation.make_network(kind, 8, shapes(), settings("")) for kind in ("A", "constant-scaling", "preact")
+    ]
+    assert [type(network.layer1[0]).__name__ for network in networks] == [
+        *("BasicBlock", "ConstantScalingBlock", "PreActivationBlock"),
+    ]
+
+
 def settings(folder, **changes):
     """The options of degradation.py."""
     options = {"depths": [8], "shortcuts": ["none", "A"], "budget": (4, ""), "batch_size": 16, "seed": 0}
-    options |= {"out": folder, "device": "cpu", "dataset": "shapes", "limit_train": None, "holdout": False}
+    options |= {
+        "out": folder,
+        "device": "cpu",
+        "dataset": "shapes",
+        "limit_train": None,
+        "limit_test": None,
+        "holdout": False,
+        "measurements": 10,
+    }
     return Namespace(**options | changes)
 
 
-@pytest.mark.parametrize("changed", [{"limit_train": 20}, {"holdout": True}], ids=str)
+@pytest.mark.parametrize("changed", [{"limit_train": 20}, {"limit_test": 10}, {"holdout": True}], ids=str)
 @pytest.mark.parametrize("at_first", [True, False])
 def test_degradation_goes_on_with_the_images_it_began_with(tmp_path, changed, at_first):
     begun, resumed = settings(tmp_path), settings(tmp_path, **changed)
@@ -193,7 +229,7 @@ def test_the_speed_is_that_of_full_batches_of_the_network_in_question(device, co
 
 @pytest.mark.parametrize("shortcut", degradation.KINDS)
 def test_the_responses_are_those_of_the_networks_own_forward_pass(shortcut, device, rng):
-    model = cifar_resnet(14, shortcut).to(device)
+    model = degradation.make_network(shortcut, 14, shapes(), settings("", device=device))
     images = Tensor(rng.standard_normal((4, 32, 32, 3), np.float32), device=device)
     deviations, logits = degradation.responses(model, images)
     assert len(deviations) == 13 and all(deviation > 0 for deviation in deviations)
@@ -202,7 +238,8 @@ def test_the_responses_are_those_of_the_networks_own_forward_pass(shortcut, devi
 
 @pytest.mark.parametrize("shortcut", degradation.KINDS)
 def test_the_gradients_are_those_of_the_3x3_layers_and_measuring_leaves_the_network_as_it_was(shortcut, rng):
-    model, images, labels = cifar_resnet(8, shortcut), Tensor(rng.random((4, 32, 32, 3), np.float32)), np.arange(4)
+    model = degradation.make_network(shortcut, 8, shapes(), settings(""))
+    images, labels = Tensor(rng.random((4, 32, 32, 3), np.float32)), np.arange(4)
     before = model.state_dict()
     norms = degradation.gradient_norms(model, images, labels)
     assert all(array.tobytes() == before[name].tobytes() for name, array in model.state_dict().items())
@@ -237,5 +274,5 @@ def test_a_run_of_degradation_writes_down_what_it_needs_to_go_on(tmp_path):
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["residual-8"]
     assert written.keys() == {"progress", "warm_up", "loader", "options"}
     options = {"iterations": 5, "dataset": "shapes", "batch_size": 16, "seed": 0}
-    assert written["options"] == options | {"limit_train": None, "holdout": False}
+    assert written["options"] == options | {"limit_train": None, "limit_test": None, "holdout": False}
     assert records[-1].keys() >= {"step", "train_error", "test_error", "split", "gradients"}

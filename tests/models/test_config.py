@@ -60,9 +60,10 @@ def test_weights_from_elsewhere_need_a_config(config, tmp_path):
     np.testing.assert_array_equal(again.fc.weight.numpy(), model.fc.weight.numpy())
 
 
-def test_the_networks_of_both_papers_have_names():
+def test_the_networks_for_photographs_have_names():
     expected = {f"vgg-{config}{norm}" for config in ("A", "A-LRN", "B", "C", "D", "E") for norm in ("", "-bn")}
     expected |= {f"{kind}{depth}" for kind in ("resnet", "plain") for depth in (18, 34, 50, 101, 152)}
+    expected |= {f"se-resnet{depth}" for depth in (50, 101, 152)}
     assert expected == IMAGENET_MODELS.keys()
     for builder, arguments in IMAGENET_MODELS.values():
         assert builder in BUILDERS

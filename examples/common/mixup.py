@@ -1,0 +1,40 @@
+"""Mixup: training on weighted means of two images (Zhang, Cisse, Dauphin, Lopez-Paz 2017, arXiv 1710.09412)."""
+
+import numpy as np
+
+from minidl import Tensor
+from minidl.functional import cross_entropy
+
+MIXUP = 3  # purpose of the draw in the seed, beside those of minidl.data.loader
+Mixed = tuple[Tensor, Tensor, Tensor, Tensor]
+
+
+def mixup(images: Tensor, labels: Tensor, partners: Tensor, share: float) -> Mixed:
+    """Mix image i with image partners[i]: share * x_i + (1 - share) * x_partner (section 2).
+
+    images (N, H, W, C), labels (N,), partners (N,), a permutation. Returns what `mixup_loss` takes after the logits:
+    (mixed images, labels, labels of the partners, share as a tensor).
+    """
+    share = Tensor(np.float32(share), device=images.device)
+    weight = share.to(images.dtype)
+    return weight * images + (1 - weight) * images[partners], labels, labels[partners], share
+
+
+def mixup_loss(logits: Tensor, labels: Tensor, partner_labels: Tensor, share: Tensor) -> Tensor:
+    """share * cross_entropy(labels) + (1 - share) * cross_entropy(partner_labels): () in float32.
+
+    It equals the cross-entropy with the mixed one-hot targets of section 2, as cross-entropy is linear in the target.
+    """
+    return share * cross_entropy(logits, labels) + (1 - share) * cross_entropy(logits, partner_labels)
+
+
+def random_mixup(images: Tensor, labels: Tensor, alpha: float, seed: int, step: int) -> Mixed:
+    """Mix a batch with a random permutation of itself, and one share for all, drawn from Beta(alpha, alpha).
+
+    The draw depends on (seed, step) alone, so a resumed run draws the same. The larger of share and 1 - share goes to
+    `labels`: Beta is symmetric and the pairs are random, so training is the same, and `labels` are the main classes.
+    """
+    rng = np.random.default_rng([seed, MIXUP, step])
+    share = rng.beta(alpha, alpha)
+    partners = Tensor(rng.permutation(len(images)), device=images.device)
+    return mixup(images, labels, partners, max(share, 1 - share))
