@@ -58,14 +58,15 @@ def download(remote: RemoteFile, folder: Path, patience: float = PATIENCE, speed
     Args:
         remote: the file. Its sources must have https addresses; http is accepted for servers on this machine.
         folder: where it is stored, as `remote.name`. It is `remote.name` + `.partial` until it is complete.
-        patience: in seconds, at least `speed * patience` bytes must arrive in this time. Otherwise the next source is
+        patience: in seconds. A source must send at least `speed * patience` bytes in this time, or the next one is
             tried.
-        speeds: in bytes per second, the values of `speed`. The sources are tried with the first one, then those that
-            were too slow with the second one, and so on.
+        speeds: the values of `speed`, in bytes per second. All sources are tried with the first one, then those that
+            were too slow or cut off with the second one, and so on.
 
     Raises:
         ConnectionError: no source sent the file. The message gives the reason for each of them.
         OSError: the file cannot be written.
+        KeyboardInterrupt: after Ctrl-C. As after a ConnectionError, the .partial file stays for the next call.
     """
     partial = folder / f"{remote.name}.partial"
     created = [each for each in (folder, *folder.parents) if not each.exists()]
@@ -126,12 +127,17 @@ def _complete(file: BinaryIO, remote: RemoteFile, patience: float, speeds: Seque
                     _complete_from(source, file, remote, patience, speed, bar)
                     return
                 except SourceError as error:
-                    reasons[source] = error
-                    bar.write(f"{source}: {error}", file=sys.stderr)
+                    reasons[source] = _printable(str(error))
+                    bar.write(f"{source}: {reasons[source]}", file=sys.stderr)
                     if isinstance(error, UnfinishedError):
                         unfinished.append(source)
             sources = unfinished
     raise ConnectionError("; ".join(f"{source}: {reason}" for source, reason in reasons.items()))
+
+
+def _printable(text: str) -> str:
+    """A text in which a server may have put what it likes, such as control sequences of a terminal."""
+    return "".join(character if character.isprintable() else "?" for character in text[:500])
 
 
 def _complete_from(source: str, file: BinaryIO, remote: RemoteFile, patience: float, speed: float, bar: "tqdm") -> None:

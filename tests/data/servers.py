@@ -2,8 +2,12 @@
 
 import http.server
 import re
+import ssl
 import threading
 import time
+from pathlib import Path
+
+CERTIFICATE = Path(__file__).with_name("localhost.pem")
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -15,6 +19,13 @@ class Server(http.server.ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.content, self.answer, self.ranges, self.closing = content, answer, [], threading.Event()
         self.url = f"http://127.0.0.1:{self.server_port}/file"
+
+    def encrypt(self):
+        """Make it an https server, with a certificate that nobody trusts unless SSL_CERT_FILE names it."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(CERTIFICATE)
+        self.socket = context.wrap_socket(self.socket, server_side=True)
+        self.url = f"https://localhost:{self.server_port}/file"
 
     def handle_error(self, *_):
         """The client may leave at any time."""
@@ -49,8 +60,10 @@ class Servers:
     def __init__(self):
         self.running = []
 
-    def __call__(self, content, answer):
+    def __call__(self, content, answer, encrypted=False):
         server = Server(content, answer)
+        if encrypted:
+            server.encrypt()
         thread = threading.Thread(target=server.serve_forever, args=(0.01,))
         thread.start()
         self.running.append((server, thread))

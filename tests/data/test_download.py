@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from minidl.data import download as module
-from minidl.data.download import RemoteFile, SourceError, check_address, download
+from minidl.data.download import RemoteFile, download
 from tests.data import servers
 from tests.data.servers import Servers, good
 
@@ -24,7 +24,7 @@ NOBODY = "http://127.0.0.1:9/file"  # a port at which nothing listens
 def serve(monkeypatch):
     monkeypatch.setenv("no_proxy", "*")
     with Servers() as start:
-        yield lambda answer, content=CONTENT: start(content, answer)
+        yield lambda answer, content=CONTENT, encrypted=False: start(content, answer, encrypted)
 
 
 def remote(*sources):
@@ -202,6 +202,16 @@ def test_an_error_page_is_left_for_the_next_source(tmp_path, serve, status):
     fetch(tmp_path, broken, serve(good))
 
 
+def test_a_server_cannot_write_to_the_terminal_what_it_likes(tmp_path, serve, capsys):
+    def answer(handler):
+        handler.send_response(404, "\x1b[31mred" + "!" * 5000)
+        handler.end_headers()
+
+    message = fails(tmp_path, serve(answer)) + capsys.readouterr().err
+    assert message.count("HTTP 404 ?[31mred!") == 2
+    assert "\x1b" not in message and len(message) < 1500
+
+
 def test_an_answer_without_content_is_an_error(tmp_path, serve):
     assert "HTTP 204" in fails(tmp_path, serve(lambda handler: handler.head(204)))
 
@@ -273,11 +283,26 @@ def test_a_redirection_to_something_else_is_refused(tmp_path, serve, target):
     assert "not " in fails(tmp_path, serve(servers.redirects_to(target)))
 
 
-def test_https_does_not_lead_back_to_http_even_on_this_machine():
-    check_address("https://example.invalid/b", redirected_from="https://example.invalid/a")
-    check_address("http://localhost/b", redirected_from="http://localhost/a")
-    with pytest.raises(SourceError, match="redirects to http://localhost/b, which is not encrypted"):
-        check_address("http://localhost/b", redirected_from="https://example.invalid/a")
+def test_https_works_with_a_certificate_that_is_trusted(tmp_path, serve, monkeypatch):
+    monkeypatch.setenv("SSL_CERT_FILE", str(servers.CERTIFICATE))
+    last = serve(good, encrypted=True)
+    keep(tmp_path, CONTENT[:7000])
+    fetch(tmp_path, serve(servers.redirects_to(last.url), encrypted=True))
+    assert last.ranges == ["bytes=7000-"]
+
+
+def test_a_certificate_that_is_not_trusted_is_refused(tmp_path, serve):
+    server = serve(good, encrypted=True)
+    assert "cannot connect: [SSL: CERTIFICATE_VERIFY_FAILED]" in fails(tmp_path, server)
+    assert server.ranges == []
+
+
+def test_https_does_not_lead_back_to_http_even_on_this_machine(tmp_path, serve, monkeypatch):
+    monkeypatch.setenv("SSL_CERT_FILE", str(servers.CERTIFICATE))
+    plain = serve(good)
+    message = fails(tmp_path, serve(servers.redirects_to(plain.url), encrypted=True))
+    assert f"redirects to {plain.url}, which is not encrypted: expected an https address" in message
+    assert plain.ranges == []
 
 
 def test_a_redirection_in_a_circle_ends(tmp_path, serve):
