@@ -179,7 +179,7 @@ def _paced(parts: Iterator[tuple[int, bytes]], patience: float, speed: float) ->
     and does not apply to the look-up of a name. A thread that still waits when the download ends does no harm.
     """
     arrived, stop = queue.Queue(maxsize=1024), threading.Event()
-    threading.Thread(target=_collect, args=(parts, arrived, stop), daemon=True).start()
+    threading.Thread(target=_collect, args=(parts, arrived, stop), name="minidl download", daemon=True).start()
     total, recent, deadline = 0, 0, time.monotonic() + patience
     try:
         while True:

@@ -143,6 +143,13 @@ def test_the_beginning_of_another_file_is_downloaded_again(tmp_path, serve, coun
     assert server.ranges == ([f"bytes={count}-"] if count < 20_000 else []) + [None]
 
 
+def test_a_server_without_ranges_that_has_another_file_is_asked_once(tmp_path, serve):
+    keep(tmp_path, CONTENT[:7000])
+    wrong = serve(servers.without_ranges, OTHER)
+    assert "has another file: SHA-256" in fails(tmp_path, wrong)
+    assert wrong.ranges == ["bytes=7000-"]
+
+
 def test_a_source_is_not_blamed_for_the_bytes_of_another(tmp_path, serve):
     wrong, right = serve(servers.cut_after(5000), OTHER), serve(good)
     fetch(tmp_path, wrong, right)
@@ -249,6 +256,12 @@ def test_a_server_that_becomes_slow_is_left_for_the_next_one(tmp_path, serve, an
     assert asked and asked != "bytes=0-"  # what the slow one has sent is kept
 
 
+def test_a_server_that_is_fast_enough_may_take_longer_than_the_patience(tmp_path, serve):
+    server = serve(servers.steady(30_000))  # 0.67 s
+    fetch(tmp_path, server, patience=0.3, speeds=(5000,))
+    assert server.ranges == [None]
+
+
 def test_slow_sources_are_tried_again_with_a_lower_speed(tmp_path, serve, capsys):
     slower, slow = serve(servers.steady(20_000)), serve(servers.steady(40_000))
     fetch(tmp_path, slower, slow, patience=0.2, speeds=(200_000, 30_000))
@@ -316,7 +329,7 @@ def test_a_redirection_in_a_circle_ends(tmp_path, serve):
 def test_without_a_network_the_error_has_all_reasons_and_nothing_is_left(tmp_path, monkeypatch):
     monkeypatch.setenv("no_proxy", "*")
     message = fails(tmp_path / "new/deep", NOBODY, "http://localhost:9/file")
-    assert message.count("cannot connect: [Errno 111] Connection refused") == 2
+    assert message.count("cannot connect: ") == message.count("Connection refused") == 2
     assert [*tmp_path.iterdir()] == []
 
 
@@ -399,12 +412,10 @@ def test_a_full_disk_is_not_blamed_on_the_source(tmp_path, serve, monkeypatch):
     assert [*tmp_path.iterdir()] == []
 
 
-def test_no_thread_stays_behind_after_a_download(tmp_path, serve):
-    before = threading.active_count()
-    server = serve(servers.endless, OTHER)
-    fails(tmp_path, server)
-    server.closing.set()
+@pytest.mark.parametrize("answer", [servers.endless, servers.trickled_body, servers.silent])
+def test_no_thread_stays_behind_although_the_server_stays(tmp_path, serve, answer):
+    fails(tmp_path, serve(answer, OTHER), patience=0.2, speeds=(20_000,))
     deadline = time.monotonic() + 10
-    while threading.active_count() > before + 1 and time.monotonic() < deadline:  # + 1: the server
+    while any(thread.name == "minidl download" for thread in threading.enumerate()):
+        assert time.monotonic() < deadline
         time.sleep(0.01)
-    assert threading.active_count() == before + 1
