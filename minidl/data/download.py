@@ -122,17 +122,18 @@ def _complete(file: BinaryIO, remote: RemoteFile, patience: float, speeds: Seque
         for speed in speeds:
             unfinished = []
             for source in sources:
-                bar.set_postfix_str(urlsplit(source).hostname or source, refresh=False)
+                server = urlsplit(source).netloc or source
+                bar.set_postfix_str(server, refresh=False)
                 try:
                     _complete_from(source, file, remote, patience, speed, bar)
                     return
                 except SourceError as error:
-                    reasons[source] = _printable(str(error))
-                    bar.write(f"{source}: {reasons[source]}", file=sys.stderr)
+                    reasons[server] = _printable(str(error))
+                    bar.write(f"{server}: {reasons[server]}", file=sys.stderr)
                     if isinstance(error, UnfinishedError):
                         unfinished.append(source)
             sources = unfinished
-    raise ConnectionError("; ".join(f"{source}: {reason}" for source, reason in reasons.items()))
+    raise ConnectionError("; ".join(f"{server}: {reason}" for server, reason in reasons.items()))
 
 
 def _printable(text: str) -> str:

@@ -505,7 +505,8 @@ def test_the_next_mirror_continues_a_download_that_was_cut_off(tmp_path, serve):
 def test_a_download_with_other_bytes_is_an_error_and_leaves_nothing_behind(tmp_path, serve):
     content = packed(honest_members())
     server = serve(bytes(len(content)))
-    message = rf"load_toy: cannot download toy\.tar\.gz: .* \({server.url}: has another file: SHA-256 expected "
+    host = urlsplit(server.url).netloc
+    message = rf"load_toy: cannot download toy\.tar\.gz: .* \({host}: has another file: SHA-256 expected "
     with pytest.raises(ConnectionError, match=message):
         load_archive(toy_archive(content, server.url), tmp_path, train=True, download=True)
     assert list(tmp_path.iterdir()) == []
@@ -528,7 +529,7 @@ def test_a_mirror_of_ones_own_replaces_all_others(tmp_path, serve, monkeypatch, 
 
 def test_a_mirror_of_ones_own_must_be_encrypted(tmp_path, monkeypatch):
     monkeypatch.setenv("MINIDL_CIFAR_URL", "http://example.invalid/cifar")
-    message = r"\(http://example.invalid/cifar/toy.tar.gz: is .*, which is not encrypted: expected an https address"
+    message = r"\(example.invalid: is http://example.invalid/cifar/toy.tar.gz, which is not encrypted"
     with pytest.raises(ConnectionError, match=message):
         load_archive(toy_archive(b"x"), tmp_path, train=True, download=True)
 

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -204,7 +205,7 @@ def test_a_range_of_an_unknown_total_is_accepted(tmp_path, serve):
 @pytest.mark.parametrize("status", [403, 404, 416, 429, 500, 503])
 def test_an_error_page_is_left_for_the_next_source(tmp_path, serve, status):
     broken = serve(servers.error(status))
-    assert f"{broken.url}: HTTP {status} " in fails(tmp_path, broken)
+    assert f"{urlsplit(broken.url).netloc}: HTTP {status} " in fails(tmp_path, broken)
     assert len(broken.ranges) == 1
     fetch(tmp_path, broken, serve(good))
 
@@ -244,7 +245,7 @@ def test_a_broken_chunk_is_an_error_that_keeps_what_came_before(tmp_path, serve)
 @pytest.mark.parametrize("answer", [servers.silent, servers.trickled_headers])
 def test_a_server_that_does_not_answer_is_left_for_the_next_one(tmp_path, serve, answer):
     slow = serve(answer)
-    assert f"{slow.url}: no data in 0.3 s; nothing is kept" in fails(tmp_path, slow, patience=0.3)
+    assert f"{urlsplit(slow.url).netloc}: no data in 0.3 s; nothing is kept" in fails(tmp_path, slow, patience=0.3)
     fetch(tmp_path, slow, serve(good), patience=0.3)
 
 
@@ -282,7 +283,7 @@ def test_a_download_ends_where_all_sources_stay_slow(tmp_path, serve):
 @pytest.mark.parametrize("address", ["http://example.invalid/file", "ftp://127.0.0.1/file", "file:///etc/passwd", "x"])
 def test_other_addresses_than_https_are_refused(tmp_path, serve, address, monkeypatch):
     monkeypatch.setattr("socket.socket.connect", None)
-    assert f"{address}: is {address}, which is not encrypted: expected an https address" in fails(tmp_path, address)
+    assert f": is {address}, which is not encrypted: expected an https address" in fails(tmp_path, address)
 
 
 @pytest.mark.parametrize("target", ["http://example.invalid/file", "http://127.0.0.1.example.invalid/", "//10.0.0.1/"])
