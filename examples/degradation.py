@@ -113,7 +113,7 @@ def train(shortcut: str, depth: int, data: CifarData, args: argparse.Namespace, 
         optimizer,
         data.train_loader(args.batch_size, args.seed),
         iterations,
-        open_folder(shortcut, depth, args, iterations),
+        open_folder(shortcut, depth, data, args, iterations),
         stateful={"warm_up": schedule},
         name=folder_path(shortcut, depth, args).name,
         evaluate_at={round(iterations * (i + 1) / MEASUREMENTS) for i in range(MEASUREMENTS)},
@@ -130,12 +130,13 @@ def train(shortcut: str, depth: int, data: CifarData, args: argparse.Namespace, 
     fit(run, cuda_graph(step) if args.device != "cpu" else step, schedule, evaluate)
 
 
-def open_folder(shortcut: str, depth: int, args: argparse.Namespace, iterations: int) -> RunFolder:
+def open_folder(shortcut: str, depth: int, data: CifarData, args: argparse.Namespace, iterations: int) -> RunFolder:
     """The folder of a network. The run is resumed if the folder has a checkpoint."""
     path = folder_path(shortcut, depth, args)
     relevant = "dataset", "limit_train", "holdout", "batch_size", "seed"
     options = {"iterations": iterations} | {name: getattr(args, name) for name in relevant}
-    return RunFolder(path, (path / "checkpoint.safetensors").exists(), options)
+    resume = (path / "checkpoint.safetensors").exists()
+    return RunFolder(path, resume, options, None, data.fingerprint(), args.keep)
 
 
 # -- the budget --------------------------------------------------------------------------------------------------------
@@ -318,7 +319,7 @@ def main() -> None:
     parser.add_argument("--depths", type=int, nargs="+", default=[20, 32, 44, 56, 110], metavar="DEPTH")
     parser.add_argument("--shortcuts", choices=KINDS, nargs="+", default=["none", "A"], help="default: none A")
     parser.add_argument("--budget", type=budget, default="1h", help="iterations per network, or a total time")
-    add_options(parser, *CIFAR, "batch_size", "seed", "device", "out", out="runs/degradation", batch_size=128)
+    add_options(parser, *CIFAR, "batch_size", "seed", "device", "out", "keep", out="runs/degradation", batch_size=128)
     args = parser.parse_args()
     with running(parser, args):
         for depth in args.depths:

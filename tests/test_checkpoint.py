@@ -417,14 +417,24 @@ def test_every_flipped_bit_is_found(saved, rng):
 
 
 def test_every_truncation_and_every_longer_file_is_found(saved, rng):
-    """After each byte of the header, at the border of each array, at pages, and at 50 other places."""
+    """In the header's length, throughout the header, at the border of each array, at pages, and at 50 other places."""
     path, load = saved
     whole = path.read_bytes()
     header = 8 + int.from_bytes(whole[:8], "little")
     entries = json.loads(whole[8:header])
     borders = {header + end for entry in entries.values() if "shape" in entry for end in entry["data_offsets"]}
     pages = range(0, len(whole), 512)
-    lengths = {*range(header + 1), *borders, *pages, *rng.integers(len(whole), size=50).tolist(), len(whole) - 1}
+    lengths = {
+        *range(12),
+        *range(12, header, 16),
+        header - 1,
+        header,
+        header + 1,
+        *borders,
+        *pages,
+        *rng.integers(len(whole), size=50).tolist(),
+        len(whole) - 1,
+    }
     for length in sorted(lengths - {len(whole)}):
         path.write_bytes(whole[:length])
         assert load() is None, length
@@ -458,7 +468,7 @@ def test_a_checksum_is_compared_even_if_only_a_few_arrays_are_read(saved):
 
 def test_the_checksum_is_that_of_the_file_with_zeros_in_its_place(saved):
     """The digits may occur elsewhere in the header, too."""
-    path, load = saved
+    path, _ = saved
     save_checkpoint(path, make_model(), None, {"zeros": "0" * 64, "key": '"sha256":"' + "0" * 64})
     content = path.read_bytes()
     header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])

@@ -3,7 +3,7 @@
 The model's weights have PyTorch's names and layouts, so any reader of safetensors can use them. All other arrays have a
 "/" in their names: "optimizer/velocity.0", "buffer/..." for buffers that are not in the model's state dict, "extra/..."
 for arrays that a script adds, such as the mean that it subtracts from images. Numbers and strings are JSON in the
-file's header, under "counters". The header also has a checksum, "sha256", so that damage to any bit of the file is found.
+file's header, under "counters". The header also has a checksum of the file, "sha256": damage to any bit is found.
 """
 
 import hashlib
@@ -46,8 +46,8 @@ def save_checkpoint(
 ) -> None:
     """Write the model, the optimiser's state, `counters` (any JSON) and extra arrays to one file.
 
-    The file gets a temporary name first and is then renamed to `path`. `read_checkpoint` reads all of it back, and checks
-    the SHA-256 checksum of every byte.
+    The file gets a temporary name first and is then renamed to `path`. `read_checkpoint` reads all of it back. The
+    header has the SHA-256 checksum of the file.
 
     With a model alone, the file holds only its state dict, under PyTorch's names. To resume a run, pass the optimizer:
     with its state go the buffers that are not in the state dict, such as the counters of dropout.
@@ -140,7 +140,9 @@ def _check_checksum(path: Path, metadata: dict[str, str]) -> None:
         if "counters" in metadata and len(metadata) > 1:  # minidl writes these two: the other one has another name now
             raise _damaged(path, f"expected counters and sha256 in its header, got {sorted(metadata)}")
         if "counters" in metadata:
-            note = "minidl: %s has no checksum, as it is from an older version: damage to its arrays would not be noticed"
+            note = (
+                "minidl: %s has no checksum, as it is from an older version: damage to its arrays would not be noticed"
+            )
             logging.getLogger("minidl").warning(note, path)
         return
     content = np.memmap(path, np.uint8, "r")
@@ -197,7 +199,8 @@ def _counters(path: str | Path, metadata: dict[str, str]) -> dict:
         counters = None
     if not isinstance(counters, dict):
         raise BrokenCheckpointError(
-            f"load_checkpoint: {path}: expected counters as minidl writes them, got damaged ones; use an earlier checkpoint"
+            f"load_checkpoint: {path}: expected counters as minidl writes them, got damaged ones; "
+            "use an earlier checkpoint"
         )
     return counters
 
