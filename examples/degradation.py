@@ -165,7 +165,12 @@ def count_iterations(data: CifarData, args: argparse.Namespace) -> int:
         iterations = int((share - MEASUREMENTS * measurement) / step)
         saved.parent.mkdir(parents=True, exist_ok=True)
         write_whole(saved, str(max(iterations, 1)).encode())
-    return int(saved.read_text())
+    try:
+        return int(saved.read_text())
+    except ValueError as problem:
+        raise ValueError(
+            f"{saved}: expected a number of iterations ({problem}); delete it, or choose another --out"
+        ) from None
 
 
 def seconds_per_layer(shortcut: str, data: CifarData, args: argparse.Namespace) -> tuple[float, float]:

@@ -126,7 +126,7 @@ def make_network(config: NetworkConfig, args: argparse.Namespace) -> Module:
     model = config.build(seed=args.seed)
     if config.builder == "vgg":
         initialise(model, INITIALISATIONS[args.init], args.seed)
-    if args.init_from:
+    if args.init_from is not None:
         check_variant(args.init_from, config)
         arrays, _ = read_checkpoint(args.init_from)
         weights = {name: array for name, array in arrays.items() if "/" not in name}

@@ -27,7 +27,6 @@ except ImportError:  # Windows
 
 CHECKPOINT, BEST = "checkpoint.safetensors", "best.safetensors"
 KEPT = re.compile(r"step-(\d+)\.safetensors")
-KEEP = 2  # checkpoints: the newest, and the one to go on from if the disk damages it
 DRAWN = {"step", "train_error", "test_error", "split"}  # keys of a record that the curves need
 
 
@@ -38,10 +37,12 @@ def locked(folder: str | Path) -> Iterator[None]:
     The operating system releases the lock when the process ends, even by SIGKILL. Child processes do not inherit it.
     Windows (which has no fcntl) and file systems without locks are not protected.
     """
-    path, made = Path(folder, "lock"), not Path(folder).exists()
+    path = Path(folder, "lock")
+    made = [parent for parent in path.parents if not parent.exists()]
     try:
         descriptor = _lock(path)
     except OSError as problem:
+        _remove_empty(made)
         raise SystemExit(f"error: --out: cannot write to {folder} ({problem.strerror}); choose another --out") from None
     try:
         yield
@@ -49,9 +50,14 @@ def locked(folder: str | Path) -> Iterator[None]:
         with contextlib.suppress(OSError):
             path.unlink()  # before unlocking: see _lock
         os.close(descriptor)
-        if made:
-            with contextlib.suppress(OSError):  # the folder is not empty
-                path.parent.rmdir()
+        _remove_empty(made)
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """Remove these folders, of which each is in the next one, as far as they are empty."""
+    with contextlib.suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 def _lock(path: Path) -> int:
@@ -117,7 +123,7 @@ class RunFolder:
         options: dict,
         config: NetworkConfig | None = None,
         data: dict[str, str] | None = None,
-        keep: int = KEEP,
+        keep: int = 1,
     ):
         self.path, self.resume, self.options, self.config = Path(path), resume, options, config
         self.data, self.keep = data, keep
