@@ -4,6 +4,9 @@ The table has more than 300 of them, for all scripts. They run in this process, 
 runs them, in a process of their own.
 """
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import degradation
@@ -342,3 +345,61 @@ def test_a_command_line_that_makes_no_sense_is_one_line(things, few_images, tmp_
     assert [lines[0], *program] == lines
     assert not program or "PICKLE" in options
     assert everything_in(tmp_path, things) == before
+
+
+# -- as a user runs them -----------------------------------------------------------------------------------------------
+
+BY_USERS = [
+    ("examples/train_cifar_resnet.py", ["--weight-decay", "nan", "--out", "run"], 2),
+    ("examples/train_cifar_resnet.py", ["--weight-decay", "-5", "--out", "run"], 2),
+    ("examples/train_cifar_resnet.py", ["--depth", "7", "--out", "runs/run"], 2),
+    ("examples/train_cifar_vgg.py", ["--resume", "--out", "runs/run"], 2),
+    ("examples/train_imagenet.py", ["--data", "nowhere", "--model", "resnet18", "--out", "runs/run"], 2),
+    ("examples/predict.py", ["--weights", "nowhere", "--images", "nowhere"], 2),
+    ("examples/degradation.py", ["--out", "/proc/run"], 1),
+    ("examples/localize.py", ["--images", "8", "--test-images", "2", "--class-lr", "1e30"], 1),
+    ("examples/tour.py", ["11"], 2),
+    ("-m", ["minidl", "nonsense"], 2),
+    ("-m", ["minidl.study", "nonsense"], 2),
+    ("-m", ["minidl.study", "exercise", "nonsense"], 2),
+    ("-m", ["minidl.study", "explain", "nonsense"], 1),
+    ("-m", ["minidl.study", "explain", "resnet20", "--weights", "nowhere"], 1),
+    ("-m", ["minidl.study", "mistakes", "nonsense"], 2),
+    ("benchmarks/train_step.py", ["--batch", "0"], 2),
+    ("benchmarks/train_step.py", ["--rounds", "none"], 2),
+    ("benchmarks/kernels.py", ["--threads", "0"], 2),
+    ("benchmarks/kernels.py", ["--json", "nowhere/x.json"], 2),
+    ("benchmarks/kernels.py", ["--plot", "nowhere/x.png"], 2),
+    ("benchmarks/grid.py", ["--out", "FILE", "--quick"], 1),
+    ("benchmarks/images.py", ["--data", "nowhere"], 1),
+    ("benchmarks/images.py", ["--data", ".", "--limit", "0"], 2),
+    ("benchmarks/feeding.py", ["--data", "FILE"], 1),
+    ("benchmarks/recompute.py", ["--depth", "7", "--batch", "2"], 1),
+    ("benchmarks/recompute.py", ["--steps", "0"], 2),
+    ("benchmarks/fast_paths.py", ["losses", "--lr", "nan"], 2),
+    ("benchmarks/fast_paths.py", ["losses", "--steps", "0"], 2),
+    ("benchmarks/fast_paths.py", ["losses", "--data-dir", "FILE"], 1),
+    ("benchmarks/gpu_model.py", ["--batch", "0"], 2),
+    ("benchmarks/gpu_model.py", ["--measured", "nowhere"], 1),
+    ("benchmarks/gpu_model.py", ["--measured", "FILE"], 1),
+    ("benchmarks/gpu_model.py", ["--dtype", "nonsense"], 2),
+    ("benchmarks/gpu_report.py", ["--out", "run", "--only", "nonsense"], 2),
+    ("benchmarks/gpu.py", ["--what", "nonsense"], 2),
+    ("benchmarks/launches.py", ["nonsense"], 2),
+    ("benchmarks/step_worker.py", ["nonsense"], 2),
+    ("benchmarks/gpu_facts.py", [], 2),
+]
+
+
+@pytest.mark.parametrize(("script", "options", "status"), BY_USERS, ids=lambda part: str(part)[:60])
+def test_the_exit_status_and_the_line_that_a_user_sees(tmp_path, script, options, status):
+    (tmp_path / "FILE").write_text("nothing that anyone would read")
+    before = everything_in(tmp_path)
+    command = [sys.executable, script if script == "-m" else ROOT / script, *options]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "MINIDL_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == status, done.stderr
+    assert "Traceback" not in done.stderr
+    lines = lines_of(done.stderr)
+    assert len(lines) == 1 or script == "-m", lines  # minidl.study breaks its line
+    assert everything_in(tmp_path) == before
