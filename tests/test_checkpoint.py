@@ -408,7 +408,7 @@ def test_every_flipped_bit_is_found(saved, rng):
     path, load = saved
     whole = path.read_bytes()
     assert load() is not None
-    places = [*range(8 * (whole.index(b"}") + 1)), *rng.integers(8 * len(whole), size=200).tolist()]
+    places = [*range(8 * (whole.index(b'},"') + 1)), *rng.integers(8 * len(whole), size=200).tolist()]
     for place in places:
         content = bytearray(whole)
         content[place // 8] ^= 1 << place % 8
