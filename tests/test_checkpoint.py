@@ -488,3 +488,8 @@ def test_a_checkpoint_without_a_checksum_loads_with_a_note(tmp_path, caplog):
         write_file(tmp_path / "other", GOOD, metadata)
         assert load_checkpoint(tmp_path / "other", nn.Linear(1, 1)) == {}
     assert caplog.text == ""
+
+
+def test_a_folder_is_no_checkpoint(tmp_path):
+    with pytest.raises(ValueError, match="load_checkpoint: expected a file, got the folder"):
+        read_checkpoint(tmp_path)

@@ -107,6 +107,8 @@ def read_checkpoint(path: str | Path, prefix: str = "") -> tuple[dict[str, np.nd
     """
     from safetensors import SafetensorError, deserialize, safe_open
 
+    if Path(path).is_dir():
+        raise ValueError(f"load_checkpoint: expected a file, got the folder {path}; pass the path of a file in it")
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}

@@ -79,8 +79,6 @@ SCRIPTS = {
             ["--frobnicate"],
             ["stray"],
             ["--lr"],
-            ["--dataset", "cifar10", "--data-dir", "FILE"],
-            ["--dataset", "cifar100", "--data-dir", "FILE"],
         ],
     ),
     train_cifar_vgg: (
@@ -378,7 +376,11 @@ BY_USERS = [
     ("benchmarks/recompute.py", ["--steps", "0"], 2),
     ("benchmarks/fast_paths.py", ["losses", "--lr", "nan"], 2),
     ("benchmarks/fast_paths.py", ["losses", "--steps", "0"], 2),
-    ("benchmarks/fast_paths.py", ["losses", "--data-dir", "FILE"], 1),
+    (
+        "benchmarks/fast_paths.py",
+        ["losses", "--dataset", "shapes", "--limit-train", "2", "--lr", "0", "--device", "gpu"],
+        2,
+    ),
     ("benchmarks/gpu_model.py", ["--batch", "0"], 2),
     ("benchmarks/gpu_model.py", ["--measured", "nowhere"], 1),
     ("benchmarks/gpu_model.py", ["--measured", "FILE"], 1),
