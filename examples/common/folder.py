@@ -172,13 +172,12 @@ class RunFolder:
         Removes the others, and those of later steps: the run has gone back to an earlier checkpoint.
         """
         try:
-            earlier = {number: path for number, path in self.kept().items() if number < step}
+            kept, stay = self.kept(), []
             if self.keep > 1:
                 link_whole(self.checkpoint, self.path / f"step-{step}.safetensors")
-            stays = [step, *sorted(earlier, reverse=True)][: self.keep] if self.keep > 1 else []
-            for number, path in self.kept().items():
-                if number not in stays:
-                    path.unlink()
+                stay = [step, *sorted((number for number in kept if number < step), reverse=True)][: self.keep]
+            for number in kept.keys() - stay:
+                kept[number].unlink()
             errors = [record["test_error"] for record in self.records]
             if errors and self.records[-1]["step"] == step and errors[-1] < min(errors[:-1], default=math.inf):
                 link_whole(self.checkpoint, self.path / BEST)
