@@ -237,5 +237,5 @@ def test_a_run_of_degradation_writes_down_what_it_needs_to_go_on(tmp_path):
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["residual-8"]
     assert written.keys() == {"progress", "warm_up", "loader", "options", "data"}
     options = {"iterations": 5, "dataset": "shapes", "batch_size": 16, "seed": 0}
-    assert written["options"] == options | {"limit_train": None, "holdout": False, "keep": 2}
+    assert written["options"] == options | {"limit_train": None, "holdout": False}
     assert records[-1].keys() >= {"step", "train_error", "test_error", "split", "gradients"}
