@@ -25,6 +25,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "examples"), str(ROOT / "benchmarks")]
 
+from command_line import natural, new_file, positive, rate, run_main
 from common.cifar import load_data
 from common.evaluate import error_rate
 from common.fit import classification_step
@@ -144,11 +145,11 @@ def main() -> None:
     """Run each side in a process of its own, as the switches last as long as the process, and compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("losses", "accuracy"))
-    parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--lr", type=float, help="of `losses`; default: the recipe's, 0.008 and rising")
-    parser.add_argument("--epochs", type=int, default=5)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--json", type=Path, help="where to keep the results")
+    parser.add_argument("--steps", type=positive, default=20)
+    parser.add_argument("--lr", type=rate, help="of `losses`; default: the recipe's, 0.008 and rising")
+    parser.add_argument("--epochs", type=positive, default=5)
+    parser.add_argument("--seeds", type=natural, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--json", type=new_file, help="where to keep the results")
     parser.add_argument("--side", choices=SIDES, help="run this side alone and print its result as JSON")
     add_options(parser, *CIFAR, "device")
     parser.set_defaults(dataset="cifar10")
@@ -168,4 +169,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -18,6 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 
+from command_line import positive, run_main
 from models.config import IMAGENET_MODELS, standard_config
 
 from minidl import Tensor
@@ -83,10 +84,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="a folder with one folder of photographs per class")
     parser.add_argument("--model", choices=IMAGENET_MODELS, default="resnet18", metavar="NAME")
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=4, help="of a turn")
-    parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--threads", type=int, help="that decode; default: as many as there are cores")
+    parser.add_argument("--batch", type=positive, default=16)
+    parser.add_argument("--steps", type=positive, default=4, help="of a turn")
+    parser.add_argument("--rounds", type=positive, default=7)
+    parser.add_argument("--threads", type=positive, help="that decode; default: as many as there are cores")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     args = parser.parse_args()
     for name, (seconds, waited) in measure(args).items():
@@ -94,4 +95,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -3,6 +3,7 @@
 python benchmarks/gpu_facts.py facts.json
 """
 
+import argparse
 import functools
 import json
 import platform
@@ -64,6 +65,8 @@ def device_facts() -> dict:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        argparse.ArgumentParser().error("expected the FILE to write")
     found = json.dumps(device_facts(), indent=1) + "\n"
     print(found)
     Path(sys.argv[1]).write_text(found)

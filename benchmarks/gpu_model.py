@@ -54,6 +54,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from command_line import DTYPES, new_file, positive, run_main
 from sass import Code, Loop, code_of
 from step_worker import MODELS
 
@@ -458,9 +459,12 @@ def measured_ms(path: Path | None, model: str, batch: int) -> dict[str, float]:
 
 def measured_gpu(path: Path | None) -> str | None:
     """The GPU of GPUS that a record was measured on."""
-    if path is None or not path.exists():
+    if path is None:
         return None
-    name = json.loads(path.read_text())["device"]["gpu"]
+    try:
+        name = json.loads(path.read_text())["device"]["gpu"]
+    except (ValueError, LookupError, TypeError):
+        raise ValueError(f"--measured: expected a record of gpu.py, got {path}") from None
     return next((known for known in GPUS if known in name.replace("H100", "H200")), None)
 
 
@@ -468,13 +472,15 @@ def main() -> None:
     """Model each network on each GPU, and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", choices=MODELS, nargs="+", default=list(WORKLOADS))
-    parser.add_argument("--batch", type=int, help="default: 256 for ResNet-50, 64 for VGG-16, 128 for ResNet-20, or 32")
+    parser.add_argument(
+        "--batch", type=positive, help="default: 256 for ResNet-50, 64 for VGG-16, 128 for ResNet-20, or 32"
+    )
     parser.add_argument("--gpus", choices=GPUS, nargs="+", help="default: all; with --measured the one of the record")
-    parser.add_argument("--dtype", help="of activations; default: bfloat16, on a T4 float16")
+    parser.add_argument("--dtype", choices=DTYPES, help="of activations; default: bfloat16, on a T4 float16")
     parser.add_argument("--by-launch", action="store_true", help="a line for each shape instead of each kernel")
     parser.add_argument("--measured", type=Path, metavar="FILE", help="a record of gpu.py")
-    parser.add_argument("--workers", type=int, help="processes that compile; default: one per core")
-    parser.add_argument("--json", type=Path, help="where to write the lines")
+    parser.add_argument("--workers", type=positive, help="processes that compile; default: one per core")
+    parser.add_argument("--json", type=new_file, help="where to write the lines")
     args = parser.parse_args()
     there = measured_gpu(args.measured)
     result = {}
@@ -492,4 +498,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

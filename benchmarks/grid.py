@@ -12,12 +12,12 @@ measured twice.
 import argparse
 import json
 import math
-import sys
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import NamedTuple
 
+from command_line import run_main
 from step_worker import MODELS
 from train_step import machine, make_record, start, take_turns, versions
 
@@ -274,4 +274,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_main(main)

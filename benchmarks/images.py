@@ -26,6 +26,7 @@ from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from command_line import new_file, positive, run_main
 from train_step import machine, versions
 
 from minidl.data import RESNET_SIDES, ImageFolder, ImageLoader, TrainingView
@@ -97,11 +98,11 @@ def main() -> None:
     """Measure, print, and write the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="a folder with one folder of photographs per class")
-    parser.add_argument("--limit", type=int, help="use the first photographs only")
-    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--batch", type=int, default=50)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--limit", type=positive, help="use the first photographs only")
+    parser.add_argument("--threads", type=positive, nargs="+", default=[1, 2])
+    parser.add_argument("--batch", type=positive, default=50)
+    parser.add_argument("--rounds", type=positive, default=9)
+    parser.add_argument("--json", type=new_file)
     args = parser.parse_args()
     results, cores = measure(args)
     for name, rates in results.items():
@@ -113,4 +114,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

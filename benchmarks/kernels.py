@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from command_line import new_file, positive, run_main
 from step_worker import MODELS, blas_in_use, make_our_step, make_ours
 from threadpoolctl import threadpool_info, threadpool_limits
 from train_step import MARKED, machine, versions
@@ -355,14 +356,14 @@ def main() -> None:
     """Measure, print, write, plot."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=MODELS, default="resnet20")
-    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--batch", type=positive, default=128)
     parser.add_argument("--against", choices=["torch"])
     parser.add_argument("--apart", action="store_true", help="the two gradients of a convolution, each by itself")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--repeat", type=int, default=7, help="turns of each side; default: 7")
-    parser.add_argument("--top", type=int, default=25, help="rows to print and to plot; default: 25")
-    parser.add_argument("--json", type=Path, help="where to write the record, with all rows")
-    parser.add_argument("--plot", type=Path, help="where to write a PNG")
+    parser.add_argument("--threads", type=positive, default=2)
+    parser.add_argument("--repeat", type=positive, default=7, help="turns of each side; default: 7")
+    parser.add_argument("--top", type=positive, default=25, help="rows to print and to plot; default: 25")
+    parser.add_argument("--json", type=new_file, help="where to write the record, with all rows")
+    parser.add_argument("--plot", type=new_file, help="where to write a PNG")
     args = parser.parse_args()
     for warning in warnings_about_blas(threadpool_info(), cpu_flags(read_cpuinfo()), os.environ):
         print(f"warning: {warning}\n")
@@ -375,4 +376,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

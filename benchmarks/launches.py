@@ -7,6 +7,7 @@ that is never touched is never taken, so that a batch of 256 images of ResNet-50
 source, constants, grid and arguments are written down.
 """
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -188,5 +189,7 @@ def record(name: str, batch: int, dtype: str, capability: int) -> dict:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 6:
+        argparse.ArgumentParser().error("expected NETWORK BATCH DTYPE CAPABILITY FILE")
     model, images, dtype, capability, path = sys.argv[1:]
     Path(path).write_text(json.dumps(record(model, int(images), dtype, int(capability))))

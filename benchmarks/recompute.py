@@ -8,13 +8,10 @@ Each side is a process of its own; its memory is the largest resident size the s
 import argparse
 import multiprocessing
 import resource
-import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "examples")]
+from command_line import positive, run_main
 
 
 def measure(depth: int, batch: int, steps: int, recompute: bool) -> tuple[float, float, float]:
@@ -47,8 +44,8 @@ def main() -> None:
     """Measure both sides, one after the other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--depth", type=int, default=110, help="default: 110")
-    parser.add_argument("--batch", type=int, default=128, help="default: 128")
-    parser.add_argument("--steps", type=int, default=2, help="the fastest counts; default: 2")
+    parser.add_argument("--batch", type=positive, default=128, help="default: 128")
+    parser.add_argument("--steps", type=positive, default=2, help="the fastest counts; default: 2")
     parser.add_argument("--only", choices=("with", "without"), help="one side, where the memory does not do for both")
     args = parser.parse_args()
     for side in (args.only,) if args.only else ("with", "without"):
@@ -59,4 +56,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

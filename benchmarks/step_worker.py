@@ -6,6 +6,7 @@ It reads a number of steps from each line of standard input and answers with a l
 and their losses. Both sides start from the file of weights and draw the same batch.
 """
 
+import argparse
 import json
 import signal
 import sys
@@ -152,6 +153,8 @@ def blas_in_use() -> str:
 def main() -> None:
     """Answer until standard input ends."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C, which the script that started it gets too, ends it silently
+    if len(sys.argv) < 6:
+        argparse.ArgumentParser().error("expected SIDE MODEL BATCH THREADS WEIGHTS [--forward]")
     side, name, batch, threads, weights, *rest = sys.argv[1:]
     arguments = name, int(batch), int(threads), weights, "--forward" in rest
     step = our_step(*arguments) if side == "ours" else torch_step(*arguments, side)

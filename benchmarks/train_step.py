@@ -19,6 +19,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+from command_line import natural, new_file, positive, run_main
 from safetensors.numpy import save_file
 from step_worker import MODELS, make_ours
 
@@ -171,15 +172,15 @@ def main() -> None:
     """Measure, print, and write the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", choices=MODELS, default="resnet20")
-    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--batch", type=positive, default=128)
     parser.add_argument("--forward", action="store_true", help="evaluation instead of a training step")
     parser.add_argument("--against", choices=["torch"])
     parser.add_argument("--all", action="store_true", help="also PyTorch's default SGD, and torch.compile")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=9, help="turns of each side; default: 9")
-    parser.add_argument("--steps", type=int, default=3, help="steps in a turn; default: 3")
-    parser.add_argument("--warmup", type=int, default=5, help="steps before, not counted; default: 5")
-    parser.add_argument("--json", type=Path, help="where to write the record")
+    parser.add_argument("--threads", type=positive, default=2)
+    parser.add_argument("--rounds", type=positive, default=9, help="turns of each side; default: 9")
+    parser.add_argument("--steps", type=positive, default=3, help="steps in a turn; default: 3")
+    parser.add_argument("--warmup", type=natural, default=5, help="steps before, not counted; default: 5")
+    parser.add_argument("--json", type=new_file, help="where to write the record")
     args = parser.parse_args()
     sides = start(args)
     take_turns(sides, args.rounds, args.steps)
@@ -189,4 +190,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -130,7 +130,7 @@ def train(shortcut: str, depth: int, data: CifarData, args: argparse.Namespace, 
         optimizer,
         data.train_loader(args.batch_size, args.seed),
         iterations,
-        open_folder(shortcut, depth, args, iterations),
+        open_folder(shortcut, depth, data, args, iterations),
         stateful={"warm_up": schedule},
         name=folder_path(shortcut, depth, args).name,
         evaluate_at={round(iterations * (i + 1) / args.measurements) for i in range(args.measurements)},
@@ -147,12 +147,13 @@ def train(shortcut: str, depth: int, data: CifarData, args: argparse.Namespace, 
     fit(run, cuda_graph(step) if args.device != "cpu" else step, schedule, evaluate)
 
 
-def open_folder(shortcut: str, depth: int, args: argparse.Namespace, iterations: int) -> RunFolder:
+def open_folder(shortcut: str, depth: int, data: CifarData, args: argparse.Namespace, iterations: int) -> RunFolder:
     """The folder of a network. The run is resumed if the folder has a checkpoint."""
     path = folder_path(shortcut, depth, args)
     relevant = "dataset", "limit_train", "limit_test", "holdout", "batch_size", "seed"
     options = {"iterations": iterations} | {name: getattr(args, name) for name in relevant}
-    return RunFolder(path, (path / "checkpoint.safetensors").exists(), options)
+    resume = (path / "checkpoint.safetensors").exists()
+    return RunFolder(path, resume, options, data=data.fingerprint(), keep=args.keep)
 
 
 # -- the budget --------------------------------------------------------------------------------------------------------
@@ -181,7 +182,12 @@ def count_iterations(data: CifarData, args: argparse.Namespace) -> int:
         iterations = int((share - args.measurements * measurement) / step)
         saved.parent.mkdir(parents=True, exist_ok=True)
         write_whole(saved, str(max(iterations, 1)).encode())
-    return int(saved.read_text())
+    try:
+        return int(saved.read_text())
+    except ValueError as problem:
+        raise ValueError(
+            f"{saved}: expected a number of iterations ({problem}); delete it, or choose another --out"
+        ) from None
 
 
 def seconds_per_layer(shortcut: str, data: CifarData, args: argparse.Namespace) -> tuple[float, float]:
@@ -336,7 +342,7 @@ def main() -> None:
     parser.add_argument("--shortcuts", choices=KINDS, nargs="+", default=["none", "A"], help="default: none A")
     parser.add_argument("--budget", type=budget, default="1h", help="iterations per network, or a total time")
     parser.add_argument("--measurements", type=positive, default=10, metavar="N", help="per network; default: 10")
-    add_options(parser, *CIFAR, "batch_size", "seed", "device", "out", out="runs/degradation", batch_size=128)
+    add_options(parser, *CIFAR, "batch_size", "seed", "device", "out", "keep", out="runs/degradation", batch_size=128)
     args = parser.parse_args()
     with running(parser, args):
         for depth in args.depths:

@@ -39,7 +39,7 @@ from common.boxes import (
 )
 from common.errors import format_time, one_line_errors, warn_if_not_drawn
 from common.fit import RandomBatches, fit
-from common.options import add_options, make_parser, positive, rate
+from common.options import add_options, make_parser, nonempty, positive, rate
 from common.run import Run
 from models.localization import STRIDE, VIEW, box_network, boxes_of_class, euclidean_loss, small_vgg
 from models.vgg import VGG, DenseVGG
@@ -314,7 +314,7 @@ def main() -> None:
     parser.add_argument("--images", type=positive, default=10_000, metavar="N", help="for training; default: 10,000")
     parser.add_argument("--test-images", type=positive, default=1000, metavar="N", help="per size; default: 1,000")
     add_options(parser, "seed")
-    parser.add_argument("--out", metavar="DIR", help="folder for boxes.png; default: draw nothing")
+    parser.add_argument("--out", type=nonempty, metavar="DIR", help="folder for boxes.png; default: draw nothing")
     args = parser.parse_args()
     with one_line_errors(parser):
         if args.out:

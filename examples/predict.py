@@ -23,6 +23,7 @@ from minidl.data import BrokenImageError, image_files, read_image
 from minidl.nn import Module
 
 BATCH = 16  # photographs at a time
+PICTURES = ".png", ".pdf", ".svg"
 Guesses = list[tuple[str, float]]  # (class, probability), most likely first
 
 
@@ -93,6 +94,10 @@ def main() -> None:
     args = parser.parse_args()
     with one_line_errors(parser):
         check_device(args)
+        if args.out and args.out.suffix.lower() not in PICTURES:
+            raise ValueError(f"--out: expected a file ending in {', '.join(PICTURES)}, got {args.out}")
+        if args.names and not args.model:
+            raise ValueError("--names needs --model: without it the file of --weights describes its classes")
         config = args.model and torchvision_config(args.model, args.weights, args.names)
         model, config = load_network(args.weights, config)
         guesses = predict(model.to(args.device), config, find_images(args.images), args.top, args.device)

@@ -65,7 +65,8 @@ def train(args: argparse.Namespace) -> None:
     # A scaler reads a number in each step, and stochastic depth draws one.
     if args.device != "cpu" and not scaler.enabled and config.builder != "stochastic_resnet":
         step = cuda_graph(step)  # one launch for the whole step
-    folder = RunFolder(args.out, args.resume, options_of_run(args), config, average and average.model)
+    kept = {"average": average and average.model, "data": data.fingerprint(), "keep": args.keep}
+    folder = RunFolder(args.out, args.resume, options_of_run(args), config, **kept)
     with Run(model, optimizer, loader, total_steps, folder, stateful={"warm_up": schedule, "scaler": scaler}) as run:
         for images, labels in run.batches():  # already augmented and on the device
             optimizer.lr = schedule(run.step)

@@ -22,7 +22,7 @@ from common.errors import log
 from common.evaluate import scores_of, top_errors
 from common.fit import classification_step, fit
 from common.folder import RunFolder
-from common.imagenet import report_broken, training_folders
+from common.imagenet import describe_files, report_broken, training_folders
 from common.options import FOLDER, PHOTOGRAPHS, TRAINING, add_options, make_parser, natural, options_of_run, positive
 from common.recipes import IMAGENET_RECIPES, Recipe
 from common.run import Run, running
@@ -72,7 +72,8 @@ def train(args: argparse.Namespace) -> None:
 
     total_steps = recipe.steps(len(loader))
     plateau = recipe.schedule(recipe.lr, total_steps, args.patience)
-    folder = RunFolder(args.out, args.resume, options_of_run(args), config)
+    files = {"training photographs": describe_files(data), "validation photographs": describe_files(validation_data)}
+    folder = RunFolder(args.out, args.resume, options_of_run(args), config, data=files, keep=args.keep)
     micro_batch = args.micro_batch or args.batch_size
     scaler = GradScaler(enabled=args.dtype == "float16")
     stateful = {"plateau": plateau, "scaler": scaler}
@@ -125,7 +126,7 @@ def make_network(config: NetworkConfig, args: argparse.Namespace) -> Module:
     model = config.build(seed=args.seed)
     if config.builder == "vgg":
         initialise(model, INITIALISATIONS[args.init], args.seed)
-    if args.init_from:
+    if args.init_from is not None:
         check_variant(args.init_from, config)
         arrays, _ = read_checkpoint(args.init_from)
         weights = {name: array for name, array in arrays.items() if "/" not in name}

@@ -16,7 +16,7 @@ from minidl.tensor import Buffer, Parameter, Tensor, apply, matmul
 from minidl.testing import gradcheck
 from minidl.training.anomaly import AnomalyError, detect_anomaly
 from minidl.training.capture import CapturedStep, cuda_graph
-from minidl.training.checkpoint import load_checkpoint, save_checkpoint
+from minidl.training.checkpoint import BrokenCheckpointError, load_checkpoint, save_checkpoint
 from minidl.training.nvtx import emit_nvtx
 from minidl.training.recompute import recompute
 from minidl.training.scaler import GradScaler

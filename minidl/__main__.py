@@ -1,5 +1,6 @@
 """`python -m minidl` prints the CPU, BLAS and GPU that minidl runs on, and warns about settings that make it slow."""
 
+import argparse
 import os
 import platform
 
@@ -44,4 +45,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(prog="python -m minidl", description=__doc__).parse_args()  # there are no options
     main()

@@ -34,6 +34,7 @@ hypothesis.settings.load_profile("minidl")
 
 def pytest_addoption(parser):
     parser.addoption("--device", choices=DEVICES, default="cpu", help="cpu (the default), cuda, all, fake")
+    parser.addoption("--long", action="store_true", help="ten times as many random cases where a test has them")
 
 
 def pytest_configure(config):

@@ -1,5 +1,6 @@
 """Checkpoints: whole or not there, readable by others, and enough to go on with the same bits."""
 
+import hashlib
 import importlib
 import json
 import pickle
@@ -15,7 +16,7 @@ from minidl import Tensor, load_checkpoint, nn, save_checkpoint
 from minidl.functional import cross_entropy
 from minidl.optim import SGD, Adam
 from minidl.tensor import Buffer
-from minidl.training.checkpoint import read_checkpoint
+from minidl.training.checkpoint import BrokenCheckpointError, read_checkpoint
 
 OPTIMIZERS = [lambda parameters: SGD(parameters, 0.1, momentum=0.9), lambda parameters: Adam(parameters)]
 
@@ -377,3 +378,126 @@ def test_a_safetensors_file_whose_header_has_a_length_of_80_in_its_first_byte_is
     path.write_bytes((0x580).to_bytes(8, "little") + b"{" + b" " * 100)
     with pytest.raises(ValueError, match="is not a complete safetensors file"):
         read_checkpoint(path)
+
+
+# -- damage ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """The path of a checkpoint with all kinds of arrays, and a function that loads it into another model.
+
+    The function returns the counters, or None if the file was refused with its name and nothing of it was loaded.
+    """
+    model = make_model()
+    path, optimizer = tmp_path / "damaged", SGD(model.parameters(), 0.1, momentum=0.9)
+    for velocity in optimizer.velocities:
+        velocity[...] = 1
+    save_checkpoint(path, model, optimizer, {"step": 3}, {"mean": np.ones(3), "zeros": np.zeros(9)})
+
+    def load():
+        model = make_model()
+        optimizer = SGD(model.parameters(), 0.1, momentum=0.9)
+        for tensor in model.parameters():
+            tensor.data[...] = 7
+        try:
+            return load_checkpoint(path, model, optimizer)
+        except BrokenCheckpointError as error:
+            assert str(path) in str(error) and "use an earlier checkpoint" in str(error)
+            assert all((tensor.data == 7).all() for tensor in model.parameters())
+            assert all((array == 0).all() for array in optimizer.state_dict().values())
+            return None
+
+    return path, load
+
+
+def test_every_flipped_bit_is_found(saved, rng):
+    """All bits of the header's length and of its metadata, with the checksum, and 200 of the whole file."""
+    path, load = saved
+    whole = path.read_bytes()
+    assert load() is not None
+    places = [*range(8 * (whole.index(b'},"') + 1)), *rng.integers(8 * len(whole), size=200).tolist()]
+    for place in places:
+        content = bytearray(whole)
+        content[place // 8] ^= 1 << place % 8
+        path.write_bytes(content)
+        assert load() is None, f"bit {place % 8} of byte {place // 8}"
+
+
+def test_every_truncation_and_every_longer_file_is_found(saved, rng):
+    """In the header's length, throughout the header, at the border of each array, at pages, and at 50 other places."""
+    path, load = saved
+    whole = path.read_bytes()
+    header = 8 + int.from_bytes(whole[:8], "little")
+    entries = json.loads(whole[8:header])
+    borders = {header + end for entry in entries.values() if "shape" in entry for end in entry["data_offsets"]}
+    pages = range(0, len(whole), 512)
+    lengths = {
+        *range(12),
+        *range(12, header, 16),
+        header - 1,
+        header,
+        header + 1,
+        *borders,
+        *pages,
+        *rng.integers(len(whole), size=50).tolist(),
+        len(whole) - 1,
+    }
+    for length in sorted(lengths - {len(whole)}):
+        path.write_bytes(whole[:length])
+        assert load() is None, length
+        path.write_bytes(whole[:length] + bytes(len(whole) - length))
+        assert load() is None or not any(whole[length:]), length
+    path.write_bytes(whole + b"\0")
+    assert load() is None
+
+
+def test_blocks_of_zeros_and_blocks_of_another_place_are_found(saved, rng):
+    """As a disk that lost a write leaves them."""
+    path, load = saved
+    whole = path.read_bytes()
+    for _ in range(100):
+        size = int(rng.integers(1, 513))
+        start, other = (int(place) for place in rng.integers(len(whole) - size, size=2))
+        for block in (bytes(size), whole[other : other + size]):
+            content = whole[:start] + block + whole[start + size :]
+            path.write_bytes(content)
+            assert (load() is not None) == (content == whole)
+
+
+def test_a_checksum_is_compared_even_if_only_a_few_arrays_are_read(saved):
+    path, _ = saved
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(BrokenCheckpointError, match=r"damaged is damaged \(its bytes do not have the SHA-256"):
+        read_checkpoint(path, "extra/mean")
+
+
+def test_the_checksum_is_that_of_the_file_with_zeros_in_its_place(saved):
+    """The digits may occur elsewhere in the header, too."""
+    path, _ = saved
+    save_checkpoint(path, make_model(), None, {"zeros": "0" * 64, "key": '"sha256":"' + "0" * 64})
+    content = path.read_bytes()
+    header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+    digits = header["__metadata__"]["sha256"].encode()
+    key = b'"sha256":"'
+    assert hashlib.sha256(content.replace(key + digits, key + b"0" * 64)).hexdigest().encode() == digits
+    assert load_checkpoint(path, make_model())["zeros"] == "0" * 64
+
+
+def test_a_checkpoint_without_a_checksum_loads_with_a_note(tmp_path, caplog):
+    """minidl wrote such files until December 2026. Files of other programs are read without a word."""
+    write_file(tmp_path / "old", GOOD, {"counters": '{"step": 3}'})
+    assert load_checkpoint(tmp_path / "old", nn.Linear(1, 1)) == {"step": 3}
+    assert f"{tmp_path / 'old'} has no checksum" in caplog.text
+    caplog.clear()
+    for metadata in (None, {"format": "pt"}):
+        write_file(tmp_path / "other", GOOD, metadata)
+        assert load_checkpoint(tmp_path / "other", nn.Linear(1, 1)) == {}
+    assert caplog.text == ""
+
+
+def test_a_folder_is_no_checkpoint(tmp_path):
+    with pytest.raises(ValueError, match="load_checkpoint: expected a file, got the folder"):
+        read_checkpoint(tmp_path)

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 
 from minidl.system import files
-from minidl.system.files import write_whole
+from minidl.system.files import link_whole, write_whole
 
 # Writes a file, and when all of it is in the part but not yet under its name: says so, and waits.
 WRITER = """
 import os, sys
 from pathlib import Path
-from minidl.system.files import write_whole
+from minidl.system.files import link_whole, write_whole
 
 fsync = os.fsync
 
@@ -184,3 +184,44 @@ def test_a_failed_write_leaves_the_old_file_and_no_part(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="not here"):
         write_whole(tmp_path / "a", b"new")
     assert [*tmp_path.iterdir()] == [tmp_path / "a"] and (tmp_path / "a").read_bytes() == b"old"
+
+
+# -- a second name -----------------------------------------------------------------------------------------------------
+
+
+def test_a_second_name_replaces_the_file_that_had_it_and_is_no_copy(tmp_path):
+    write_whole(tmp_path / "old", b"old")
+    write_whole(tmp_path / "new", b"new")
+    for _ in range(2):  # the second time it has the name already
+        link_whole(tmp_path / "new", tmp_path / "old")
+        assert (tmp_path / "old").read_bytes() == b"new"
+        assert (tmp_path / "old").samefile(tmp_path / "new")
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "old"]
+    write_whole(tmp_path / "new", b"newer")
+    assert (tmp_path / "old").read_bytes() == b"new"
+
+
+def test_the_part_of_a_killed_writer_goes_with_the_next_second_name(tmp_path):
+    write_whole(tmp_path / "new", b"new")
+    (tmp_path / f"old.{'0' * 16}.part").touch()
+    link_whole(tmp_path / "new", tmp_path / "old")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "old"]
+
+
+def test_the_content_is_the_pieces_one_after_the_other(tmp_path):
+    write_whole(tmp_path / "a", b"one ", memoryview(b"two "), b"three")
+    assert (tmp_path / "a").read_bytes() == b"one two three"
+
+
+def test_the_folder_is_flushed_to_the_disk_after_a_second_name(tmp_path, monkeypatch):
+    """Else a power cut could bring the old file back."""
+    write_whole(tmp_path / "new", b"")
+    fsync, flushed = os.fsync, []
+
+    def note(descriptor):
+        flushed.append(stat.S_ISDIR(os.fstat(descriptor).st_mode) and (tmp_path / "a").exists())
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", note)
+    link_whole(tmp_path / "new", tmp_path / "a")
+    assert flushed == [True]

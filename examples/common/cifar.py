@@ -1,6 +1,7 @@
 """Data for the CIFAR scripts: CIFAR-10, CIFAR-100, or synthetic shapes."""
 
 import argparse
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,6 +60,10 @@ class CifarData:
         """Batches of the test images, not augmented."""
         return AugmentedLoader(self.test, batch_size, self.prepare, dtype=self.dtype)
 
+    def fingerprint(self) -> dict[str, str]:
+        """A description of the training and test images, with a checksum of their pixels and labels, for RunFolder."""
+        return {"training images": describe_arrays(self.train), f"{self.split} images": describe_arrays(self.test)}
+
     def config(self, name: str, builder: str, **arguments) -> NetworkConfig:
         """The config of a network for these images; `builder` and `arguments` define the network."""
         names, size = self.train.classes, self.train.images.shape[1]
@@ -75,6 +80,13 @@ def network_of(args: argparse.Namespace, data: CifarData) -> NetworkConfig:
         raise ValueError("--model names the depth and the shortcut too; omit --depth and --shortcut")
     builder, arguments = cifar_model(args.model)
     return data.config(args.model, builder, **arguments)
+
+
+def describe_arrays(dataset: ArrayDataset) -> str:
+    """Such as '50,000 with SHA-256 0123456789abcdef': the number, and a checksum of pixels and labels."""
+    digest = hashlib.sha256(np.ascontiguousarray(dataset.to("cpu").images))
+    digest.update(np.ascontiguousarray(dataset.labels))
+    return f"{len(dataset):,} with SHA-256 {digest.hexdigest()[:16]}"
 
 
 def load_data(args: argparse.Namespace, kind: type[CifarData] = CifarData) -> CifarData:

@@ -5,6 +5,7 @@ import contextlib
 import io
 import signal
 import sys
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
@@ -17,13 +18,14 @@ from minidl.data import BrokenImageError
 
 @contextlib.contextmanager
 def one_line_errors(parser: argparse.ArgumentParser | None = None) -> Iterator[None]:
-    """Print errors that the user can fix in one line, without a traceback. Ctrl-C exits with status 130.
+    """Print errors that the user can fix in one line, without a traceback, and warnings too. Ctrl-C exits with 130.
 
     With a `parser` (during set-up) the usage is printed first and the status is 2; otherwise it is 1. Other errors,
     such as RuntimeError, keep their traceback: they are bugs or GPU errors.
     """
     try:
-        yield
+        with _one_line_warnings():
+            yield
     except (ValueError, OSError, ModuleNotFoundError) as problem:
         remedy = f": pip install {problem.name}" if isinstance(problem, ModuleNotFoundError) else ""
         remedy = " (--skip-broken)" if isinstance(problem, BrokenImageError) else remedy
@@ -33,6 +35,15 @@ def one_line_errors(parser: argparse.ArgumentParser | None = None) -> Iterator[N
     except KeyboardInterrupt:
         log("interrupted", sys.stderr)
         raise SystemExit(128 + signal.SIGINT) from None
+
+
+@contextlib.contextmanager
+def _one_line_warnings() -> Iterator[None]:
+    """Print warnings above the progress bars. NumPy's about overflow and NaN are dropped: a run looks for both."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "(overflow|invalid value|divide by zero) encountered", RuntimeWarning)
+        warnings.showwarning = lambda message, *_, **__: log(f"warning: {message}", sys.stderr)
+        yield
 
 
 def precision(dtype: str) -> contextlib.AbstractContextManager:

@@ -1,8 +1,10 @@
-"""The output folder of a training run: a lock, the checkpoint, the metrics and the curves."""
+"""The output folder of a training run: a lock, the checkpoints, the metrics and the curves."""
 
 import contextlib
 import json
+import math
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,9 +16,9 @@ from common.errors import log, warn_if_not_drawn
 from minidl import Tensor
 from minidl.nn import Module
 from minidl.optim import Optimizer
-from minidl.system.files import write_whole
+from minidl.system.files import link_whole, write_whole
 from minidl.tensor import Buffer, Parameter
-from minidl.training.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
+from minidl.training.checkpoint import BrokenCheckpointError, load_checkpoint, read_checkpoint, save_checkpoint
 
 try:
     import fcntl
@@ -25,6 +27,8 @@ except ImportError:  # Windows
 
 CHECKPOINT, AVERAGE = "checkpoint.safetensors", "average.safetensors"
 AVERAGED = "extra/average/"  # prefix of the moving average's arrays in a checkpoint
+CHECKPOINT, BEST = "checkpoint.safetensors", "best.safetensors"
+KEPT = re.compile(r"step-(\d+)\.safetensors")
 DRAWN = {"step", "train_error", "test_error", "split"}  # keys of a record that the curves need
 
 
@@ -35,10 +39,12 @@ def locked(folder: str | Path) -> Iterator[None]:
     The operating system releases the lock when the process ends, even by SIGKILL. Child processes do not inherit it.
     Windows (which has no fcntl) and file systems without locks are not protected.
     """
-    path, made = Path(folder, "lock"), not Path(folder).exists()
+    path = Path(folder, "lock")
+    made = [parent for parent in path.parents if not parent.exists()]
     try:
         descriptor = _lock(path)
     except OSError as problem:
+        _remove_empty(made)
         raise SystemExit(f"error: --out: cannot write to {folder} ({problem.strerror}); choose another --out") from None
     try:
         yield
@@ -46,9 +52,14 @@ def locked(folder: str | Path) -> Iterator[None]:
         with contextlib.suppress(OSError):
             path.unlink()  # before unlocking: see _lock
         os.close(descriptor)
-        if made:
-            with contextlib.suppress(OSError):  # the folder is not empty
-                path.parent.rmdir()
+        _remove_empty(made)
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    """Remove these folders, of which each is in the next one, as far as they are empty."""
+    with contextlib.suppress(OSError):
+        for folder in folders:
+            folder.rmdir()
 
 
 def _lock(path: Path) -> int:
@@ -87,6 +98,9 @@ def check_folder(path: str | Path, resume: bool) -> None:
 class RunFolder:
     """DIR/checkpoint.safetensors, DIR/metrics.jsonl (one line per epoch) and DIR/curves.png.
 
+    The last `keep` checkpoints also have the names DIR/step-N.safetensors, and the one with the lowest test error is
+    DIR/best.safetensors. These are hard links: a checkpoint with two names is on the disk once.
+
     A script must hold the lock of the folder (see `locked`) while it writes to it.
 
     Args:
@@ -96,6 +110,8 @@ class RunFolder:
         config: describes the network; saved in the checkpoint, so that other scripts need only that file.
         average: a moving average of the network. It goes into the checkpoint, from which the run is resumed, and alone
             into DIR/average.safetensors, from which other scripts load it.
+        data: a description of the training and test images, {name: text}. Resuming requires the same.
+        keep: number of checkpoints to keep, 1 or more, besides the best one.
 
     Attributes:
         records: the lines of metrics.jsonl, as dictionaries.
@@ -110,9 +126,13 @@ class RunFolder:
         resume: bool,
         options: dict,
         config: NetworkConfig | None = None,
+        *,
         average: Module | None = None,
+        data: dict[str, str] | None = None,
+        keep: int = 1,
     ):
-        self.path, self.resume, self.options, self.config, self.average = Path(path), resume, options, config, average
+        self.path, self.resume, self.options, self.config = Path(path), resume, options, config
+        self.average, self.data, self.keep = average, data, keep
         self.checkpoint = self.path / CHECKPOINT
         self.metrics = self.path / "metrics.jsonl"
         check_folder(path, resume)
@@ -136,8 +156,8 @@ class RunFolder:
         if record is not None:
             self.records.append(record)
             self._unwritten = True
-        self._write_metrics()
-        counters = counters | {"options": self.options}
+        warning = self._write_metrics()
+        counters = counters | {"options": self.options, "data": self.data}
         if self.config is not None:
             counters |= {"network": self.config.to_json()}
         extra = {} if self.config is None else self.config.arrays()
@@ -150,14 +170,42 @@ class RunFolder:
         except OSError as problem:
             reason = problem.strerror or problem
             raise SystemExit(f"error: could not write {self.checkpoint} ({reason}); {self.last_good}") from None
+        if warning:  # after the checkpoint, as a full disk is one error
+            log(warning, sys.stderr)
+        self.keep_checkpoints(counters["progress"]["step"])
         if record is not None:
             draw_curves(self.records, self.path / "curves.png")
+
+    def keep_checkpoints(self, step: int) -> None:
+        """Keep the newest checkpoint, which is that of `step`, also as one of the last `keep`, and maybe as the best.
+
+        Removes the others, and those of later steps: the run has gone back to an earlier checkpoint.
+        """
+        try:
+            kept, stay = self.kept(), []
+            if self.keep > 1:
+                link_whole(self.checkpoint, self.path / f"step-{step}.safetensors")
+                stay = [step, *sorted((number for number in kept if number < step), reverse=True)][: self.keep]
+            for number in kept.keys() - stay:
+                kept[number].unlink()
+            errors = [record["test_error"] for record in self.records]
+            if errors and self.records[-1]["step"] == step and errors[-1] < min(errors[:-1], default=math.inf):
+                link_whole(self.checkpoint, self.path / BEST)
+        except OSError as problem:
+            log(f"warning: could not keep {self.checkpoint} under another name ({problem})", sys.stderr)
+
+    def kept(self) -> dict[int, Path]:
+        """The checkpoints DIR/step-N.safetensors: {N: path}."""
+        found = ((KEPT.fullmatch(path.name), path) for path in self.path.iterdir())
+        return {int(match[1]): path for match, path in found if match}
 
     @contextlib.contextmanager
     def resuming(self) -> Iterator[None]:
         """Turn errors from a damaged or unsuitable checkpoint into a ValueError that names the file."""
         try:
             yield
+        except BrokenCheckpointError as problem:
+            raise BrokenCheckpointError(f"--resume: {problem}{self._earlier()}") from problem
         except (AttributeError, KeyError, TypeError, ValueError) as problem:
             if str(self.checkpoint) in str(problem):
                 raise
@@ -166,12 +214,20 @@ class RunFolder:
                 f"--resume: {self.checkpoint} is not a checkpoint of this run ({reason}); choose another --out"
             ) from problem
 
+    def _earlier(self) -> str:
+        """How to go on from the checkpoint before a damaged one. (A name of the damaged one itself is no help.)"""
+        for _, path in sorted(self.kept().items(), reverse=True):
+            if not path.samefile(self.checkpoint):
+                return f": mv {path} {self.checkpoint}"
+        return f", or start anew with another --out (none was kept in {self.path}: see --keep)"
+
     def load(self, model: Module, optimizer: Optimizer) -> dict:
         """Load the checkpoint into the model and optimizer; return its counters. Call this within `resuming`."""
         _, counters = read_checkpoint(self.checkpoint, "extra/")
         self._check_options(counters["options"])
         if self.config is not None and counters["network"]["classes"] != list(self.config.classes):
             raise ValueError("the classes of the data differ from those that the run was started with")
+        self._check_data(counters.get("data"))
         counters = load_checkpoint(self.checkpoint, model, optimizer)
         if broken := not_finite(model, optimizer):
             raise ValueError(f"NaN or infinity in {len(broken)} of its arrays, such as {broken[0]}")
@@ -187,21 +243,34 @@ class RunFolder:
         if changed:
             raise SystemExit(f"error: --resume: {'; '.join(changed)}; pass the same options or choose another --out")
 
+    def _check_data(self, saved: dict[str, str] | None) -> None:
+        """Other images would train on without a word. Checkpoints of older versions have no description of theirs."""
+        if saved and self.data:
+            changed = [
+                f"{name}: {saved.get(name)}, now {new}" for name, new in self.data.items() if saved.get(name) != new
+            ]
+            if changed:
+                raise SystemExit(
+                    f"error: --resume: the data are not those that the run was started with ({'; '.join(changed)}); "
+                    "restore them or choose another --out"
+                )
+
     def drop_records_after(self, step: int) -> None:
         """Remove the records of later steps, which were written after the checkpoint of `step`."""
         self.records = [record for record in self.records if record["step"] <= step]
         self._unwritten = True
-        self._write_metrics()
+        if warning := self._write_metrics():
+            log(warning, sys.stderr)
 
-    def _write_metrics(self) -> None:
-        """Write metrics.jsonl if it is out of date. If that fails, the next `save` tries again."""
-        if not self._unwritten:
-            return
-        try:
-            write_whole(self.metrics, "".join(json.dumps(record) + "\n" for record in self.records).encode())
+    def _write_metrics(self) -> str:
+        """Write metrics.jsonl if it is out of date. If that fails, return a warning; the next `save` tries again."""
+        if self._unwritten:
+            try:
+                write_whole(self.metrics, "".join(json.dumps(record) + "\n" for record in self.records).encode())
+            except OSError as problem:
+                return f"warning: could not write {self.metrics} ({problem.strerror or problem})"
             self._unwritten = False
-        except OSError as problem:
-            log(f"warning: could not write {self.metrics} ({problem.strerror or problem})", sys.stderr)
+        return ""
 
 
 def not_finite(model: Module, optimizer: Optimizer) -> list[str]:

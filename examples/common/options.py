@@ -1,47 +1,45 @@
 """The command-line options that scripts share, each declared once."""
 
 import argparse
+import contextlib
 import math
+from collections.abc import Callable
 
 from minidl.system.gpu import is_device, select_gpu
 
 DTYPES = "float32", "tf32", "bfloat16", "float16"
 
 # Options that may differ with --resume: paths, and how the same training is computed.
-MAY_CHANGE = {"out", "resume", "data_dir", "device", "dtype", "recompute"}
+MAY_CHANGE = {"out", "resume", "keep", "data_dir", "device", "dtype", "recompute"}
 MAY_CHANGE |= {"data", "names", "statistics", "init_from", "skip_broken", "threads", "micro_batch"}
+
+
+def _number(text: str, kind: type, is_right: Callable, expected: str) -> float:
+    """The number in the text, if it is right."""
+    with contextlib.suppress(ValueError):
+        if is_right(number := kind(text)):
+            return number
+    raise argparse.ArgumentTypeError(f"expected {expected}, got {text or 'nothing'}")
 
 
 def positive(text: str) -> int:
     """An argparse type: a whole number >= 1, such as a batch size."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number >= 1, got {text}")
-    return number
+    return _number(text, int, lambda number: number >= 1, "a whole number >= 1")
 
 
 def natural(text: str) -> int:
     """An argparse type: a whole number >= 0, such as a seed."""
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"expected a whole number >= 0, got {text}")
-    return number
+    return _number(text, int, lambda number: number >= 0, "a whole number >= 0")
 
 
 def rate(text: str) -> float:
     """An argparse type: a finite number >= 0, such as a learning rate or a weight decay."""
-    number = float(text)
-    if not 0 <= number < math.inf:  # also rejects NaN
-        raise argparse.ArgumentTypeError(f"expected a finite number >= 0, got {text}")
-    return number
+    return _number(text, float, lambda number: 0 <= number < math.inf, "a finite number >= 0")  # NaN is neither
 
 
 def positive_number(text: str) -> float:
     """An argparse type: a finite number > 0, such as 9.9 epochs."""
-    number = float(text)
-    if not 0 < number < math.inf:  # also rejects NaN
-        raise argparse.ArgumentTypeError(f"expected a finite number > 0, got {text}")
-    return number
+    return _number(text, float, lambda number: 0 < number < math.inf, "a finite number > 0")
 
 
 def decay(text: str) -> float:
@@ -55,7 +53,14 @@ def decay(text: str) -> float:
 def device(text: str) -> str:
     """An argparse type: the name of a device."""
     if not is_device(text):
-        raise argparse.ArgumentTypeError(f"expected cpu, cuda or cuda:N, got {text}")
+        raise argparse.ArgumentTypeError(f"expected cpu, cuda or cuda:N, got {text or 'nothing'}")
+    return text
+
+
+def nonempty(text: str) -> str:
+    """An argparse type: a path. An empty one, as from an unset variable, would be the current folder."""
+    if not text:
+        raise argparse.ArgumentTypeError("expected a path, got an empty string; the current folder is .")
     return text
 
 
@@ -64,8 +69,18 @@ OPTIONS = {
     "device": {"type": device, "default": "cpu", "metavar": "DEVICE", "help": "cpu (the default), cuda, or cuda:N"},
     "dtype": {"choices": DTYPES, "default": "float32", "help": "of activations; others need --device cuda"},
     "seed": {"type": natural, "default": 0, "metavar": "N", "help": "of initial weights, shuffling and augmentation"},
-    "out": {"metavar": "DIR", "help": "folder for the checkpoint and the metrics; default: %(default)s"},
+    "out": {
+        "type": nonempty,
+        "metavar": "DIR",
+        "help": "folder for the checkpoint and the metrics; default: %(default)s",
+    },
     "resume": {"action": "store_true", "help": "continue from the checkpoint in --out"},
+    "keep": {
+        "type": positive,
+        "default": 2,
+        "metavar": "K",
+        "help": "keep the last K checkpoints and the best; default: 2",
+    },
     # training
     "epochs": {"type": positive, "metavar": "N", "help": "default: the recipe's"},
     "iterations": {"type": positive, "metavar": "N", "help": "number of training steps, instead of --epochs"},
@@ -84,20 +99,29 @@ OPTIONS = {
     "shortcut": {"choices": ("A", "B", "C", "none"), "default": "A", "help": "none for a plain network; default: A"},
     # 32x32 images
     "dataset": {"choices": ("shapes", "cifar10", "cifar100"), "default": "shapes", "help": "default: %(default)s"},
-    "data_dir": {"default": "data", "metavar": "DIR", "help": "folder of CIFAR; downloaded if absent; default: data"},
+    "data_dir": {
+        "type": nonempty,
+        "default": "data",
+        "metavar": "DIR",
+        "help": "folder of CIFAR; downloaded if absent; default: data",
+    },
     "limit_train": {"type": positive, "metavar": "N", "help": "train on the first N images only"},
     "limit_test": {"type": positive, "metavar": "N", "help": "test on the first N images only"},
     "holdout": {"action": "store_true", "help": "hold out a tenth of the training images (45k/5k) and test on it"},
     # photographs
-    "data": {"required": True, "metavar": "DIR", "help": "folder of the photographs, see above"},
-    "names": {"metavar": "FILE", "help": "class names, one line 'n01440764 tench, Tinca tinca' per class"},
+    "data": {"type": nonempty, "required": True, "metavar": "DIR", "help": "folder of the photographs, see above"},
+    "names": {
+        "type": nonempty,
+        "metavar": "FILE",
+        "help": "class names, one line 'n01440764 tench, Tinca tinca' per class",
+    },
     "skip_broken": {"action": "store_true", "help": "skip files that cannot be decoded, with a warning"},
-    "threads": {"type": int, "metavar": "N", "help": "for decoding; default: one per core"},
+    "threads": {"type": positive, "metavar": "N", "help": "for decoding; default: one per core"},
 }
 CIFAR = "dataset", "data_dir", "limit_train", "limit_test", "holdout"
 PHOTOGRAPHS = "data", "names", "skip_broken", "threads"
 TRAINING = "epochs", "iterations", "batch_size", "seed", "device"
-FOLDER = "out", "resume"
+FOLDER = "out", "resume", "keep"
 REGULARISATION = "mixup", "cutout", "ema", "mirror_test"
 
 

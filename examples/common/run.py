@@ -272,6 +272,7 @@ class Run:
                 if name in counters:  # else the run was started with other options
                     part.load_state_dict(counters[name])
             self.folder.drop_records_after(self.step)
+            self.folder.keep_checkpoints(self.step)  # a kill may have come between a checkpoint and its other names
 
     def _check_finite(self) -> None:
         """End the run if the network or optimiser contains NaN or infinity, as the update after a finite loss may."""

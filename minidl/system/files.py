@@ -13,8 +13,10 @@ except ImportError:  # Windows has no fcntl
     fcntl = None
 
 
-def write_whole(path: Path, content: bytes) -> None:
+def write_whole(path: Path, *content: bytes | memoryview) -> None:
     """Write a file atomically: at any time the old or the new file exists, even if several processes write it.
+
+    The pieces of the content are written one after the other.
 
     The content is written to a new file in the same folder, NAME.<random>.part, which is then renamed. A process that
     is killed leaves its .part file behind; the next call for the same path removes it.
@@ -24,13 +26,33 @@ def write_whole(path: Path, content: bytes) -> None:
     with _open_part(path) as file:
         part = Path(file.name)
         try:
-            file.write(content)
+            file.writelines(content)
             file.flush()
             os.fsync(file.fileno())
             if fcntl is None:
                 file.close()  # Windows cannot rename an open file; elsewhere the lock is held until after the renaming
             part.replace(path)
         finally:
+            with contextlib.suppress(OSError):  # the disk may be read-only by now; the first error is the one to report
+                part.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
+def link_whole(source: Path, path: Path) -> None:
+    """Give a file a second name, atomically replacing what had that name.
+
+    The two names share one copy on the disk (a hard link), which is safe for files that are only ever replaced. A file
+    system without hard links gets a second copy.
+    """
+    _remove_abandoned_parts(path)
+    part = path.with_name(f"{path.name}.{secrets.token_hex(8)}.part")
+    try:
+        os.link(source, part)
+        part.replace(path)
+    except OSError:
+        write_whole(path, source.read_bytes())
+    finally:
+        with contextlib.suppress(OSError):  # it is still there if both names were the same file before
             part.unlink(missing_ok=True)
     _sync_folder(path.parent)
 

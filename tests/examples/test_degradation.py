@@ -147,6 +147,7 @@ def settings(folder, **changes):
         "limit_test": None,
         "holdout": False,
         "measurements": 10,
+        "keep": 2,
     }
     return Namespace(**options | changes)
 
@@ -272,7 +273,7 @@ def test_degradation_on_a_device_gives_the_cpus_numbers(tmp_path, device):
 def test_a_run_of_degradation_writes_down_what_it_needs_to_go_on(tmp_path):
     records, (_, written) = trained(tmp_path, "cpu")
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["residual-8"]
-    assert written.keys() == {"progress", "warm_up", "loader", "options"}
+    assert written.keys() == {"progress", "warm_up", "loader", "options", "data"}
     options = {"iterations": 5, "dataset": "shapes", "batch_size": 16, "seed": 0}
     assert written["options"] == options | {"limit_train": None, "limit_test": None, "holdout": False}
     assert records[-1].keys() >= {"step", "train_error", "test_error", "split", "gradients"}

@@ -124,6 +124,7 @@ def test_a_run_that_was_stopped_and_resumed_ends_with_the_same_bits(train, tmp_p
     assert_same_run(tmp_path / "parts", tmp_path / "whole")
 
 
+@pytest.mark.filterwarnings("default:ImageLoader")  # as for users: printed
 def test_a_run_that_met_a_broken_photograph_can_go_on_without_it(train, photographs, monkeypatch):
     """It is among those that the run is validated on, after a checkpoint."""
     (photographs / "val" / "n02" / "0.png").write_bytes(b"no image")
@@ -131,22 +132,23 @@ def test_a_run_that_met_a_broken_photograph_can_go_on_without_it(train, photogra
     status, *_ = train("run", "--epochs", 1)
     assert "0.png cannot be decoded" in str(status)
     assert "--skip-broken" in str(status)
-    with pytest.warns(RuntimeWarning, match="skipped"):
-        status, output, _ = train("run", "--epochs", 1, "--resume", "--skip-broken")
+    status, output, errors = train("run", "--epochs", 1, "--resume", "--skip-broken")
     assert status == 0
+    assert re.search(r"[\r\n]warning: ImageLoader: skipped: .*0\.png cannot be decoded", errors)
     assert "validation error of resnet18" in output
     assert "skipped 1 photographs that cannot be decoded" in output
 
 
+@pytest.mark.filterwarnings("default:ImageLoader")
 def test_a_broken_photograph_is_named_and_counted_when_testing(photographs, evaluate):
     (photographs / "val" / "n02" / "0.png").write_bytes(b"no image")
     options = ["--random-init", "--model", "resnet18", "--mode", "dense", "--scales", 64]
     status, _, errors = evaluate(*options)
     assert status == 2
     assert "0.png cannot be decoded" in errors
-    with pytest.warns(RuntimeWarning, match="0.png"):
-        status, output, _ = evaluate(*options, "--skip-broken")
+    status, output, errors = evaluate(*options, "--skip-broken")
     assert status == 0
+    assert re.search(r"[\r\n]warning: ImageLoader: skipped: .*0\.png cannot be decoded", errors)
     assert "skipped 1 photographs that cannot be decoded" in output
 
 
@@ -306,7 +308,6 @@ def test_what_the_options_leave_open_is_as_in_the_papers(
     assert (found[0].sides, found[0].validation_side) == (sides, validation_side)
 
 
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # overflow
 def test_a_step_that_breaks_the_network_is_an_error_and_no_checkpoint(train, tmp_path):
     """Its loss is of before the update, and fine."""
     status, *_ = train("run", "--iterations", 1, "--lr", 1e300)

@@ -69,7 +69,6 @@ def test_a_run_that_was_stopped_and_resumed_ends_with_the_same_bits(tmp_path, tr
     assert_same_run(tmp_path / "parts", tmp_path / "whole")
 
 
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # overflow
 def test_a_loss_that_is_nan_stops_the_run_and_the_steps_it_may_be_of_are_named(tmp_path, train, device, monkeypatch):
     monkeypatch.setitem(READ_LOSS_EVERY, device, 50)
     status, _ = train(tmp_path, "--lr", 1e30)

@@ -85,7 +85,6 @@ def test_a_run_is_not_resumed_from_nan(tmp_path):
         train(small_run(tmp_path, resume=True))
 
 
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # overflow
 @pytest.mark.parametrize("lr", ["1e3", "1e5", "1e7", "1e38"])
 def test_a_learning_rate_that_is_too_high_never_leaves_a_broken_checkpoint(resnet, tmp_path, lr):
     status, _ = resnet("--epochs", 6, "--recipe", "paper", "--lr", lr, "--out", tmp_path)
@@ -96,7 +95,24 @@ def test_a_learning_rate_that_is_too_high_never_leaves_a_broken_checkpoint(resne
     assert not checkpoint.exists() or all(np.isfinite(array).all() for array in load_file(checkpoint).values())
 
 
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.filterwarnings("default")  # as for users: printed
+def test_an_overflow_is_one_line_and_no_warning_of_numpy(resnet, tmp_path):
+    """At the step with the loss that is infinite or NaN, and no later one: the bar stands before it."""
+    status, output = resnet("--epochs", 6, "--recipe", "paper", "--lr", "1e38", "--out", tmp_path)
+    step = int(re.fullmatch(r"error: the loss is (inf|nan) at step (\d+); .*; no checkpoint exists", status)[2])
+    assert step <= 2
+    assert "Warning" not in output and "encountered" not in output and "nan" not in output
+
+
+@pytest.mark.parametrize("loss", [np.inf, -np.inf, np.nan])
+def test_a_run_stops_at_the_step_whose_loss_is_not_finite(tmp_path, loss):
+    run, losses = small_run(tmp_path), iter([1.0, loss, 1.0, 1.0])
+    with pytest.raises(SystemExit, match=f"error: the loss is {loss} at step 1; .*; no checkpoint exists"), run:
+        for _ in run.batches():
+            run.log(Tensor(next(losses)), 1)
+    assert run.step == 2
+
+
 @pytest.mark.parametrize("option", ["--class-lr", "--box-lr"])
 def test_localize_names_the_rate_that_is_too_high(run, option):
     few = ["--images", 8, "--test-images", 2, "--class-epochs", 2, "--box-epochs", 2]
