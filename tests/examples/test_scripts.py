@@ -146,4 +146,4 @@ def test_a_batch_makes_three_hops_from_the_loader_to_the_network(resnet, tmp_pat
         resnet("--iterations", 1, "--out", tmp_path)
     finally:
         sys.setprofile(None)
-    assert hops == ["DataLoader.__iter__", "Run.batches", "train.<locals>.step"]
+    assert hops == ["DataLoader._batches", "Run.batches", "train.<locals>.step"]
