@@ -175,9 +175,10 @@ def _unpack(archive: Archive, packed: Path, folder: Path) -> None:
 
 def _members(archive: Archive, packed: Path) -> Iterator[tuple[str, bytes]]:
     """Yield the name and the contents of each data file in the archive."""
+    compressed = _read(archive, packed)
     expected = {f"{archive.folder}/{name}": name for name in archive.md5}
     try:
-        for name, content in _regular_files(_read(archive, packed), expected):
+        for name, content in _regular_files(compressed, expected):
             yield expected.pop(name), content  # KeyError for a second member of the same name
     except MemoryError:
         raise
@@ -199,7 +200,7 @@ def _regular_files(packed: bytes, names: Iterable[str]) -> Iterator[tuple[str, b
     left = LARGEST_UNPACKED
     with gzip.open(io.BytesIO(packed)) as stream:
         while any(header := stream.read(BLOCK)):  # a block of zeros ends the archive
-            member = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
+            member = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")  # checks the header's sum
             size = 0 if member.type in empty else member.size
             padded = -(-size // BLOCK) * BLOCK
             left -= BLOCK + padded
@@ -210,6 +211,8 @@ def _regular_files(packed: bytes, names: Iterable[str]) -> Iterator[tuple[str, b
                 raise EOFError(f"{size - len(content):,} bytes are missing")
             if member.name in names and member.type in (tarfile.REGTYPE, tarfile.AREGTYPE):
                 yield member.name, content[:size]
+    if not header:
+        raise EOFError("the end of the archive is missing")
 
 
 # Read the files: verified, and without running code from them.

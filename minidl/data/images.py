@@ -35,7 +35,7 @@ VIEW = 2
 SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".gif")
 
 # Pillow reads 40 more formats. They are refused: one of them, EPS, is a program, which Pillow runs.
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 
 # The largest ratio of the longer side to the shorter one; no panorama comes near it.
 MAX_PROPORTION = 100

@@ -1,5 +1,8 @@
 import io
 import os
+import struct
+import tracemalloc
+import zipfile
 from pathlib import Path
 
 import numpy as np
