@@ -1,8 +1,8 @@
 """Feed damaged and hostile files to everything that reads files: `python tests/fuzz.py --cases 20000 --seed 1`.
 
-A case is a valid file with random changes, or a file built to lie. Each reader must return a result, or raise one of its
-documented errors with a message that names the file. Anything else is a failure: another exception, a message without
-the name, more memory or time than stated, or code that was run. The input of a failure is stored; `--replay FILE` runs
+A case is a valid file with random changes, or a file built to lie. Each reader must return a result, or raise one of
+its documented errors with a message that names the file. Anything else is a failure: another exception, a message
+without the name, more memory or time than stated, or code that was run. The input of a failure is stored; `--replay FILE` runs
 it again. The cases depend on the seed, the kind and the number of the case only.
 
 The cases run in a worker, a forked process with limits of memory (RLIMIT_AS) and of time per case (SIGALRM, and
@@ -10,6 +10,7 @@ RLIMIT_CPU as a last resort). If it dies, a new worker continues with the next c
 """
 
 import argparse
+import contextlib
 import gzip
 import hashlib
 import io
@@ -44,7 +45,7 @@ SECONDS = 5  # per case
 MEMORY = 2**30  # bytes that a case may allocate on top of what the worker holds at its start
 
 
-# ---- Changes of valid files -------------------------------------------------------------------------------------------
+# ---- Changes of valid files ------------------------------------------------------------------------------------------
 
 # Numbers at the limits of their types: what a length or an offset should not be.
 LIMITS = [struct.pack(form, number) for form, number in (("<Q", 2**62), ("<I", 2**32 - 1), ("<i", -1), ("<I", 2**28))]
@@ -260,10 +261,10 @@ def images() -> list[bytes]:
         more = {"save_all": True, "append_images": [image] * 2} if kind in ("GIF", "WEBP") else {}
         image.save(file, kind, **more, **({"exif": exif} if kind in ("JPEG", "PNG", "WEBP") else {}))
         found.append(file.getvalue())
-    return found + [b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n"]
+    return [*found, b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n%%EOF\n"]
 
 
-def make_image(rng: np.random.Generator, valid: list[bytes] | None = None) -> bytes:
+def make_image(rng: np.random.Generator) -> bytes:
     """A changed image, or a PNG that lies about its size."""
     if not VALID_IMAGES:
         VALID_IMAGES.extend(images())
@@ -324,7 +325,12 @@ def read_run(path: Path) -> object:
     """Read the metrics of a run as `--resume` does."""
     from common.folder import read_metrics
 
-    return read_metrics(path)
+    records = read_metrics(path)
+    for record in records:
+        numbers = [record[name] for name in ("train_error", "test_error")]
+        assert all(type(number) in (int, float) for number in numbers), f"accepted {record}"
+        assert type(record["step"]) is int and type(record["split"]) is str, f"accepted {record}"
+    return records
 
 
 def make_network(rng: np.random.Generator) -> bytes:
@@ -341,9 +347,15 @@ def make_network(rng: np.random.Generator) -> bytes:
 
 def read_network(path: Path) -> object:
     """Read the description of the network as the scripts do."""
-    from models.config import read_config
+    from models.config import load_network, read_config
 
-    return read_config(path)
+    config = read_config(path)
+    if config is not None:
+        config.view()
+        with contextlib.suppress(ValueError):  # the file has no weights; a TypeError would be a failure
+            load_network(path)
+        assert all(isinstance(name, str) for name in (config.name, *config.names)), "accepted names that are not text"
+    return config
 
 
 KINDS = {

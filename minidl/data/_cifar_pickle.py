@@ -2,7 +2,7 @@
 
 A pickle is a program for a stack machine: each opcode is one byte, some with an argument. `pickle` itself may call any
 function that the file names. This reader knows only the opcodes that CIFAR's files need, and the three names by which
-NumPy pickles an array. It never imports a name and never calls one. Source of the format: Lib/pickletools.py of CPython.
+NumPy pickles an array. It never imports a name and never calls one. The opcodes are those of CPython's pickletools.py.
 """
 
 import math
