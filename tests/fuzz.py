@@ -2,8 +2,8 @@
 
 A case is a valid file with random changes, or a file built to lie. Each reader must return a result, or raise one of
 its documented errors with a message that names the file. Anything else is a failure: another exception, a message
-without the name, more memory or time than stated, or code that was run. The input of a failure is stored; `--replay FILE` runs
-it again. The cases depend on the seed, the kind and the number of the case only.
+without the name, more memory or time than stated, or code that was run. The input of a failure is stored, and
+`--replay FILE` runs it again. The cases depend on the seed, the kind and the number of the case only.
 
 The cases run in a worker, a forked process with limits of memory (RLIMIT_AS) and of time per case (SIGALRM, and
 RLIMIT_CPU as a last resort). If it dies, a new worker continues with the next case.

@@ -41,7 +41,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
 MAX_PROPORTION = 100
 
 # The largest photograph: 8192 x 8192 pixels. Pillow stores a pixel of RGB in 4 bytes, and rotating or converting needs
-# a second and a third copy, so an image takes at most 12 * MAX_PIXELS = 768 MiB while it is decoded, besides its file.
+# up to three more copies: 1 GiB while it is decoded, besides its file.
 MAX_PIXELS = 2**26
 MAX_BYTES = 2**28  # of the file
 
@@ -170,7 +170,7 @@ def read_image(path: str | Path, shorter_side: int, crop: Callable[[tuple[int, i
             decoded at 1/2, 1/4 or 1/8 of its size, but never below `shorter_side`; this changes sharp edges by more.
             For exact pixels, call without `crop` and crop the result.
 
-    Only the first picture of an animated file is read. Memory: at most 1 GiB, by the limits below.
+    Only the first picture of an animated file is read. Memory: at most 1.25 GiB (WebP needs the most).
 
     Raises:
         OSError: the file cannot be read.
