@@ -25,11 +25,11 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-CHECKPOINT, AVERAGE = "checkpoint.safetensors", "average.safetensors"
+CHECKPOINT, BEST, AVERAGE = "checkpoint.safetensors", "best.safetensors", "average.safetensors"
 AVERAGED = "extra/average/"  # prefix of the moving average's arrays in a checkpoint
-CHECKPOINT, BEST = "checkpoint.safetensors", "best.safetensors"
 KEPT = re.compile(r"step-(\d+)\.safetensors")
-DRAWN = {"step", "train_error", "test_error", "split"}  # keys of a record that the curves need
+# What the curves need of a record, with the types of the values.
+DRAWN = {"step": {int}, "train_error": {int, float}, "test_error": {int, float}, "split": {str}}
 
 
 @contextlib.contextmanager
@@ -287,8 +287,8 @@ def read_metrics(path: Path) -> list[dict]:
     for number, line in enumerate(path.read_bytes().splitlines() if path.exists() else [], start=1):
         try:
             record = json.loads(line)
-            if not isinstance(record, dict) or not isinstance(record.get("step"), int) or not record.keys() >= DRAWN:
-                raise ValueError(f"expected an object with {', '.join(sorted(DRAWN))}")
+            if not isinstance(record, dict) or not all(type(record.get(name)) in DRAWN[name] for name in DRAWN):
+                raise ValueError("expected the numbers step, train_error, test_error and the text split")
         except (ValueError, RecursionError) as problem:
             raise ValueError(
                 f"--resume: line {number} of {path} is not a record of a run ({problem}); "

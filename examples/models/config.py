@@ -56,6 +56,10 @@ CIFAR_FAMILIES = {
     "se-wrn": ("wide_resnet", {"se": True}),
 }
 
+# The largest numbers in a network's description: ResNet-1202 is the deepest network, ImageNet-21k has 21,841 classes.
+LARGEST_DEPTH = 1202
+LARGEST_SIZE = 2**15
+
 # The normalisation of torchvision's networks, for pixels in 0..255.
 TORCHVISION_MEAN = np.array([123.675, 116.28, 103.53], np.float32)
 TORCHVISION_STD = np.array([58.395, 57.12, 57.375], np.float32)
@@ -133,9 +137,26 @@ def read_config(path: str | Path) -> NetworkConfig | None:
         classes = arguments.arguments["num_classes"]
         if len(config.names) != classes:  # checked before building a network with 10^9 classes
             raise ValueError(f"{len(config.names)} names for {classes} classes")
+        _check(config)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise _damaged(path, error) from error
     return config
+
+
+def _check(config: NetworkConfig) -> None:
+    """Check the types and sizes in a description from a file: a wrong one could build a network without end."""
+    if not all(isinstance(name, str) for name in (config.name, *config.names, *(config.classes or ()))):
+        raise TypeError("expected names that are text")
+    sizes = {"shorter_side": config.shorter_side, "size": config.size}
+    sizes |= {name: value for name, value in config.arguments.items() if type(value) in (int, float)}
+    for name, value in sizes.items():
+        largest = LARGEST_DEPTH if name == "depth" else LARGEST_SIZE
+        if type(value) is not int or not 0 <= value <= largest:
+            raise ValueError(f"expected {name} in 0..{largest}, got {value!r}")
+    for name in ("mean", "std"):
+        if getattr(config, name).shape not in ((), (3,), (config.size, config.size, 3)):
+            raise ValueError(f"expected {name} of shape (3,), got {getattr(config, name).shape}")
+    config.view()  # checks that the crop is not larger than the photograph
 
 
 def check_variant(path: str | Path, config: NetworkConfig) -> None:

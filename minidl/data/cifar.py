@@ -1,26 +1,30 @@
 """CIFAR-10 and CIFAR-100 (Krizhevsky 2009) from their official Python archives, downloaded on demand, always verified.
 
 The files are pickles, and unpickling can run arbitrary code. So each file must match its official md5 sum, and is then
-read by an unpickler that builds only uint8 arrays, lists, dicts, strings and numbers. The archives must match their
-SHA-256 checksum too: it decides whether a mirror is right.
+read by a reader of our own, which runs no code and whose time and memory are bounded (`_cifar_pickle.py`). The archives
+must match their SHA-256 checksum too: it decides whether a mirror is right.
 """
 
 import hashlib
 import io
 import os
 import pickle
-import reprlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
+from minidl.data._cifar_pickle import PickledArray, quoted, unpickle
 from minidl.data.dataset import ArrayDataset
 from minidl.data.download import RemoteFile, download
 from minidl.system.files import write_whole
 
 OWN_MIRROR = "MINIDL_CIFAR_URL"  # an environment variable: the address of a folder that holds the archives
+
+# In bytes. The unpacked archives have up to 178 MiB; the limit stops an archive of zeros that unpacks without end.
+LARGEST_UNPACKED = 2**28
+BLOCK = 512  # of a tar file: a header is one block, a member is padded to whole blocks
 
 
 @dataclass(frozen=True)
@@ -183,19 +187,44 @@ def _unpack(archive: Archive, packed: Path, folder: Path) -> None:
 
 def _members(archive: Archive, packed: Path) -> Iterator[tuple[str, bytes]]:
     """Yield the name and the contents of each data file in the archive."""
-    import tarfile
-
-    content = io.BytesIO(_read(archive, packed))
+    compressed = _read(archive, packed)
     expected = {f"{archive.folder}/{name}": name for name in archive.md5}
     try:
-        with tarfile.open(fileobj=content) as members:
-            for member in members:
-                if member.name in expected and member.isfile():
-                    yield expected[member.name], members.extractfile(member).read()
+        for name, content in _regular_files(compressed, expected):
+            yield expected.pop(name), content  # KeyError for a second member of the same name
     except MemoryError:
         raise
     except Exception as error:  # TarError, EOFError, zlib.error; the caller's errors in writing are not raised here
-        raise _damaged(archive, packed, f"expected a .tar.gz ({_quoted(error)})") from error
+        raise _damaged(archive, packed, f"expected a .tar.gz ({quoted(error)})") from error
+
+
+def _regular_files(packed: bytes, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
+    """Yield (name, contents) of the regular files with these names in a .tar.gz.
+
+    Only tar's basic headers are read. `tarfile` would also follow extended ones, in which a file of a few bytes can say
+    that it is sparse and has any size.
+    """
+    import gzip
+    import tarfile
+
+    names = set(names)
+    empty = tarfile.LNKTYPE, tarfile.SYMTYPE, tarfile.DIRTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE
+    left = LARGEST_UNPACKED
+    with gzip.open(io.BytesIO(packed)) as stream:
+        while any(header := stream.read(BLOCK)):  # a block of zeros ends the archive
+            member = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")  # checks the header's sum
+            size = 0 if member.type in empty else member.size
+            padded = -(-size // BLOCK) * BLOCK
+            left -= BLOCK + padded
+            if size < 0 or left < 0:
+                raise ValueError(f"expected at most {LARGEST_UNPACKED:,} bytes, got a member of {size:,}")
+            content = stream.read(padded)
+            if len(content) < size:
+                raise EOFError(f"{size - len(content):,} bytes are missing")
+            if member.name in names and member.type in (tarfile.REGTYPE, tarfile.AREGTYPE):
+                yield member.name, content[:size]
+    if not header:
+        raise EOFError("the end of the archive is missing")
 
 
 # Read the files: verified, and without running code from them.
@@ -205,7 +234,7 @@ def _read_batch(archive: Archive, path: Path, class_count: int) -> tuple[np.ndar
     """Read the images (N, 32, 32, 3), uint8, and the labels (N,), int64, from a file."""
     batch = _read_pickle(archive, path, (b"data", archive.labels_key))
     data, labels = batch[b"data"], batch[archive.labels_key]
-    rows = data.values if isinstance(data, _PickledArray) else None
+    rows = data.values if isinstance(data, PickledArray) else None
     if rows is None or rows.ndim != 2 or rows.shape[1] != 3 * 32 * 32 or len(rows) == 0:
         got = type(data).__name__ if rows is None else rows.shape
         raise _damaged(archive, path, f"expected data (N, 3072) in uint8, got {got}")
@@ -214,7 +243,7 @@ def _read_batch(archive: Archive, path: Path, class_count: int) -> tuple[np.ndar
         raise _damaged(archive, path, f"expected {len(rows)} labels, got {got}")
     wrong = [label for label in labels if type(label) is not int or not 0 <= label < class_count]
     if wrong:
-        raise _damaged(archive, path, f"expected labels in 0..{class_count - 1}, got {_quoted(wrong[0])}")
+        raise _damaged(archive, path, f"expected labels in 0..{class_count - 1}, got {quoted(wrong[0])}")
     images = rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)  # (N, C*H*W) -> (N, H, W, C)
     return np.ascontiguousarray(images), np.array(labels, dtype=np.int64)
 
@@ -227,7 +256,7 @@ def _read_classes(archive: Archive, path: Path) -> tuple[str, ...]:
             raise TypeError
         return tuple(bytes.decode(name) for name in names)
     except (TypeError, UnicodeDecodeError) as error:
-        raise _damaged(archive, path, f"expected class names, got {_quoted(names)}") from error
+        raise _damaged(archive, path, f"expected class names, got {quoted(names)}") from error
 
 
 def _read_pickle(archive: Archive, path: Path, keys: tuple[bytes, ...]) -> dict:
@@ -238,12 +267,14 @@ def _read_pickle(archive: Archive, path: Path, keys: tuple[bytes, ...]) -> dict:
         raise _damaged(archive, path, f"expected a pickle of a dictionary ({error})") from error
     for key in keys:
         if key not in content:
-            raise _damaged(archive, path, f"expected the key '{key.decode()}', got {_quoted(list(content))}")
+            raise _damaged(archive, path, f"expected the key '{key.decode()}', got {quoted(list(content))}")
     return content
 
 
 def _read(archive: Archive, path: Path) -> bytes:
     """Read the bytes of a file, and check their md5 sum; of the archive, the SHA-256 checksum too."""
+    if path.exists() and (not path.is_file() or path.stat().st_size > LARGEST_UNPACKED):
+        raise _damaged(archive, path, f"expected a regular file of at most {LARGEST_UNPACKED:,} bytes")
     content = path.read_bytes()
     _check_sum(archive, path, content, "md5", archive.md5[path.name])
     if path.name == archive.packed.name:
@@ -264,74 +295,7 @@ def _damaged(archive: Archive, path: Path, what: str) -> ValueError:
     )
 
 
-def _quoted(value: object) -> str:
-    """Shorten a value from a file, which may be very long, for an error message."""
-    quote = reprlib.Repr()
-    quote.maxstring = quote.maxother = 100
-    try:
-        return quote.repr(value)
-    except ValueError:  # Python refuses to print numbers of more than 4,300 digits
-        return type(value).__name__
-
-
-def unpickle(content: bytes) -> dict:
-    """Unpickle the dictionary in a CIFAR file. Its keys are bytes; `[b"data"].values` is the array of the images.
-
-    Raises:
-        pickle.UnpicklingError: the pickle is damaged, is not a dictionary, or needs anything but uint8 arrays, lists,
-            dicts, strings and numbers.
-    """
-    try:
-        found = _Unpickler(io.BytesIO(content), encoding="bytes").load()
-    except pickle.UnpicklingError:
-        raise
-    except Exception as error:  # pickle can raise EOFError, UnicodeError, MemoryError and more
-        raise pickle.UnpicklingError(f"unpickle: damaged, or not a pickle: {_quoted(error)}") from error
-    if not isinstance(found, dict):
-        raise pickle.UnpicklingError(f"unpickle: expected a dictionary, got {type(found).__name__}")
-    return found
-
-
-class _PickledArray:
-    """Replaces `numpy.ndarray` and `_reconstruct` during unpickling; `values` is the uint8 array."""
-
-    values = np.empty(0, np.uint8)  # until __setstate__ is called
-
-    def __init__(self, subtype: type, shape: tuple[int, ...], code: bytes) -> None:
-        """Ignore NumPy's arguments: `__setstate__` receives the shape and the values."""
-
-    def __setstate__(self, state: tuple) -> None:
-        _version, shape, _dtype, fortran_order, content = state
-        self.values = np.frombuffer(content, np.uint8).reshape(shape, order="F" if fortran_order else "C")
-
-
-class _PickledType:
-    """Replaces `numpy.dtype` during unpickling; accepts only uint8."""
-
-    def __init__(self, code: bytes | str, align: bool, copy: bool) -> None:
-        if code not in (b"u1", "u1"):
-            raise pickle.UnpicklingError(
-                f"unpickle: a CIFAR file holds uint8 arrays only, got an array of {_quoted(code)}"
-            )
-
-    def __setstate__(self, state: tuple) -> None:
-        """Ignore byte order and alignment: a byte has neither."""
-
-
-# The names that a CIFAR pickle may use, and their replacements: NumPy's own unpickling code never runs.
-_STAND_INS = {
-    ("numpy", "dtype"): _PickledType,
-    ("numpy", "ndarray"): _PickledArray,
-    ("numpy.core.multiarray", "_reconstruct"): _PickledArray,
-    ("numpy._core.multiarray", "_reconstruct"): _PickledArray,  # its name since NumPy 2
-}
-
-
-class _Unpickler(pickle.Unpickler):
-    """An unpickler that can create only the stand-ins above."""
-
-    def find_class(self, module: str, name: str) -> type:
-        """Return the stand-in for a name in the pickle; refuse every other name."""
-        if (module, name) not in _STAND_INS:
-            raise pickle.UnpicklingError(f"unpickle: a CIFAR file does not need {_quoted(f'{module}.{name}')}: refused")
-        return _STAND_INS[module, name]
+def _check_md5(content: bytes, expected: str, where: str, remedy: str) -> None:
+    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    if found != expected:
+        raise ValueError(f"{where} is damaged: md5 expected {expected}, got {found}; {remedy}")

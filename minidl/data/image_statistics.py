@@ -2,9 +2,12 @@
 
 import hashlib
 import io
+import math
 import os
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -14,6 +17,10 @@ from minidl.system.files import write_whole
 
 # A variance of 0 may be rounded to slightly below 0: 255^2 times the precision of float64 is 1e-11.
 ROUNDING = 1e-9
+
+# In bytes, of the cache and of each array in it: a mean image of 2000 x 2000 pixels. A compressed archive of a few
+# kilobytes could hold gigabytes.
+LARGEST_CACHE = 2**26
 
 
 @dataclass(frozen=True)
@@ -103,8 +110,8 @@ def _load(cache: Path, fingerprint: str, size: int) -> ImageStatistics | None:
     """Read the cached statistics; None if there are none, or they belong to other images."""
     if not cache.exists():
         return None
-    content = io.BytesIO(cache.read_bytes())  # np.load leaves a file open if it is not an archive
     try:
+        content = _read_bounded(cache)
         with np.load(content) as arrays:
             if str(arrays["fingerprint"]) != fingerprint:
                 return None
@@ -115,6 +122,30 @@ def _load(cache: Path, fingerprint: str, size: int) -> ImageStatistics | None:
             f"measure_images: expected a file that it wrote, got {cache} ({error}); remove it, or name another"
         ) from error
     return statistics
+
+
+def _read_bounded(cache: Path) -> io.BytesIO:
+    """Read the .npz file, which is a zip archive, if neither it nor any array in it is too large."""
+    if not cache.is_file() or cache.stat().st_size > LARGEST_CACHE:
+        raise ValueError(f"expected a regular file of at most {LARGEST_CACHE:,} bytes")
+    content = io.BytesIO(cache.read_bytes())  # np.load leaves a file open if it is not an archive
+    with zipfile.ZipFile(content) as archive:
+        for member in archive.infolist():
+            if member.file_size > LARGEST_CACHE:
+                raise ValueError(f"{member.filename[:100]}: expected at most {LARGEST_CACHE:,} bytes")
+            with archive.open(member) as array:
+                _check_header(member.filename[:100], array)
+    content.seek(0)
+    return content
+
+
+def _check_header(name: str, array: IO[bytes]) -> None:
+    """Check the size that an .npy file declares, for which NumPy allocates memory before it reads the numbers."""
+    version = np.lib.format.read_magic(array)
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read_header(array)
+    if math.prod(shape) * dtype.itemsize > LARGEST_CACHE:
+        raise ValueError(f"{name}: expected at most {LARGEST_CACHE:,} bytes, got {dtype} {shape}")
 
 
 def _check(statistics: ImageStatistics, size: int) -> None:

@@ -10,6 +10,7 @@ file and returns the part that the network sees (see `minidl.data.views`).
 
 import io
 import os
+import stat
 import threading
 import warnings
 from collections.abc import Callable
@@ -33,8 +34,16 @@ VIEW = 2
 
 SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".gif")
 
+# Pillow reads 40 more formats. They are refused: one of them, EPS, is a program, which Pillow runs.
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+
 # The largest ratio of the longer side to the shorter one; no panorama comes near it.
 MAX_PROPORTION = 100
+
+# The largest photograph: 8192 x 8192 pixels. Pillow stores a pixel of RGB in 4 bytes, and rotating or converting needs
+# up to three more copies: 1 GiB while it is decoded, besides its file.
+MAX_PIXELS = 2**26
+MAX_BYTES = 2**28  # of the file
 
 
 class ImageFolder:
@@ -161,11 +170,15 @@ def read_image(path: str | Path, shorter_side: int, crop: Callable[[tuple[int, i
             decoded at 1/2, 1/4 or 1/8 of its size, but never below `shorter_side`; this changes sharp edges by more.
             For exact pixels, call without `crop` and crop the result.
 
+    Only the first picture of an animated file is read. Memory: at most 1.25 GiB (WebP needs the most).
+
     Raises:
         OSError: the file cannot be read.
-        BrokenImageError: the file is truncated, damaged or not an image, or one side is more than 100 times the other:
-            a file of a few hundred bytes could fill the memory when scaled.
+        BrokenImageError: the file is truncated, damaged or not an image of one of `FORMATS`; or it is too large: more
+            than 8192 x 8192 pixels or 256 MiB, or one side is more than 100 times the other. A file of a few hundred
+            bytes could fill the memory when decoded or scaled. Also if it is not a regular file.
     """
+    _check_file(Path(path))
     content = Path(path).read_bytes()
     try:
         image = _decode(content, None if crop is None else shorter_side)
@@ -178,15 +191,24 @@ def read_image(path: str | Path, shorter_side: int, crop: Callable[[tuple[int, i
     return _resize(image, shorter_side, crop)
 
 
+def _check_file(path: Path) -> None:
+    """Refuse FIFOs and devices, which may block or send data without end, and files too large for a photograph."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise BrokenImageError(f"read_image: {path} is not a regular file; remove it")
+    if status.st_size > MAX_BYTES:
+        raise BrokenImageError(f"read_image: {path}: expected at most {MAX_BYTES:,} bytes, got {status.st_size:,}")
+
+
 def _decode(content: bytes, least: int | None) -> "Image":
     """Decode an image to upright RGB. With `least`, a JPEG may be decoded smaller, to a shorter side >= `least`."""
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
-        image = Image.open(io.BytesIO(content))
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
     except UnidentifiedImageError:
         raise ValueError("damaged at its beginning, or not an image") from None  # Pillow's message names a BytesIO
-    _check_proportions(image.size)
+    _check_size(*image.size)
     if least is not None:
         image.draft("RGB", (least, least))
     ImageOps.exif_transpose(image, in_place=True)  # decodes the image; in place, to save a copy
@@ -197,12 +219,14 @@ def _decode(content: bytes, least: int | None) -> "Image":
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _check_proportions(size: tuple[int, int]) -> None:
-    """Refuse extreme proportions: a few hundred bytes can hold 1 x 60,000 pixels, 12 GB at a shorter side of 256."""
-    if max(size) > MAX_PROPORTION * min(size):
+def _check_size(width: int, height: int) -> None:
+    """Refuse sizes that would fill the memory: 312 bytes can hold 1 x 60,000 pixels, 12 GB at a shorter side of 256."""
+    if max(width, height) > MAX_PROPORTION * min(width, height):
         raise ValueError(
-            f"{size[0]} x {size[1]} pixels: expected a longer side of at most {MAX_PROPORTION} times the shorter"
+            f"{width} x {height} pixels: expected a longer side of at most {MAX_PROPORTION} times the shorter"
         )
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"{width} x {height} pixels: expected at most {MAX_PIXELS:,} in all; scale it down")
 
 
 def _resize(image: "Image", shorter_side: int, crop: Callable[[tuple[int, int]], Box] | None) -> "Image":

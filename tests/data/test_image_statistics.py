@@ -1,5 +1,8 @@
 import io
 import os
+import struct
+import tracemalloc
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -202,6 +205,42 @@ def test_no_damage_to_the_cache_ends_in_anything_but_an_error_that_names_it(fold
                 assert "got " + str(tmp_path / "mean.npz") in str(error)
                 refused += 1
     assert refused > 100
+
+
+def zipped(header, length=0, version=b"\x01\x00"):
+    """A compressed archive whose first array has this header, and zeros."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        content = b"\x93NUMPY" + version + struct.pack("<H", len(header)) + header + bytes(length)
+        archive.writestr("fingerprint.npy", content)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        zipped(b"{'descr': '|u1', 'fortran_order': False, 'shape': (10995116277760,)}\n"),
+        zipped(b"{'descr': '<f8', 'fortran_order': False, 'shape': (1000000000,)}\n", 1000),
+        zipped(b"{'descr': '|u1', 'fortran_order': False, 'shape': (67108865,)}\n", 2**26 + 1),
+        zipped(b"{'descr': '|O', 'fortran_order': False, 'shape': ()}\n", 100),
+        zipped(b"(" * 9000),
+    ],
+    ids=["10 TiB", "8 GB", "a bomb", "a pickle", "a deep header"],
+)
+def test_a_cache_that_declares_too_much_takes_no_memory(tmp_path, content):
+    (tmp_path / "mean.npz").write_bytes(content)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=r"got .*mean\.npz"):
+        image_statistics._load(tmp_path / "mean.npz", "", 24)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**24
+
+
+def test_a_pipe_in_the_place_of_the_cache_is_refused(tmp_path):
+    os.mkfifo(tmp_path / "mean.npz")
+    with pytest.raises(ValueError, match=r"got .*mean\.npz \(expected a regular file"):
+        image_statistics._load(tmp_path / "mean.npz", "", 24)
 
 
 def mutate(content, generator):

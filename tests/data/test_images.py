@@ -1,9 +1,11 @@
 import io
 import os
+import struct
 import subprocess
 import sys
 import threading
 import warnings
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -275,8 +277,79 @@ def test_an_image_that_scaling_would_make_a_hundred_times_as_long_as_wide_is_bro
     assert read(tmp_path, encode(Image.new("RGB", (300, 3)), "PNG")).size == (3200, 32)
 
 
+def png_header(width, height):
+    """A PNG that declares this size and has no pixels."""
+    chunks = [b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0), b"IDAT"]
+    packed = [struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk)) for chunk in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("size", [(8193, 8192), (65_500, 1025), (13_000, 13_000), (2**20, 2**20)])
+@pytest.mark.parametrize("crop", [None, lambda size: (0, 0, 8, 8)])
+def test_an_image_of_too_many_pixels_is_broken_before_it_is_decoded(tmp_path, size, crop):
+    (tmp_path / "one.JPEG").write_bytes(png_header(*size))
+    with pytest.raises(BrokenImageError, match=r"one\.JPEG cannot be decoded \(.*(pixels|decompression bomb)"):
+        read_image(tmp_path / "one.JPEG", 32, crop)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads the peak of the memory from /proc")
+def test_the_largest_image_stays_within_the_stated_memory(tmp_path):
+    """8192 x 8192, palette with transparency and turned by EXIF: the case with the most copies."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image = Image.new("P", (8192, 8192))
+    image.putpalette(bytes(range(256)) * 3)
+    image.save(tmp_path / "large.png", transparency=bytes(range(256)), exif=exif, compress_level=1)
+    code = (
+        "from minidl.data import read_image; read_image({!r}, 256)\n"
+        "print(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
+    ).format(str(tmp_path / "large.png"))
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    result = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert int(result.stdout) < 2**20  # KiB
+
+
+def test_a_program_in_postscript_is_not_run(tmp_path):
+    """Pillow hands EPS to Ghostscript."""
+    content = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 48\n%%EndComments\nshowpage\n%%EOF\n"
+    with pytest.raises(BrokenImageError, match=r"one\.JPEG cannot be decoded \(damaged at its beginning, or not an"):
+        read(tmp_path, content)
+
+
+def test_what_is_no_regular_file_or_too_large_is_refused_and_not_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe.JPEG")
+    (tmp_path / "zero.JPEG").symlink_to("/dev/zero")
+    (tmp_path / "folder.JPEG").mkdir()
+    for name in ("pipe", "zero", "folder"):
+        with pytest.raises(BrokenImageError, match=rf"{name}\.JPEG is not a regular file"):
+            read_image(tmp_path / f"{name}.JPEG", 32)
+    with (tmp_path / "sparse.JPEG").open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(BrokenImageError, match=r"sparse\.JPEG: expected at most 268,435,456 bytes, got 1,099,511"):
+        read_image(tmp_path / "sparse.JPEG", 32)
+    (tmp_path / "lost.JPEG").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(FileNotFoundError, match="lost"):
+        read_image(tmp_path / "lost.JPEG", 32)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "GIF"])
+@pytest.mark.parametrize("tenth", range(10))
+def test_a_file_cut_off_at_any_tenth_is_an_error_that_names_it(tmp_path, kind, tenth):
+    whole = encode(picture(64, 48), kind)
+    with pytest.raises(BrokenImageError, match=r"one\.JPEG cannot be decoded"):
+        read(tmp_path, whole[: len(whole) * tenth // 10])
+
+
+@pytest.mark.parametrize("kind", ["GIF", "PNG", "WEBP"])
+def test_of_an_animated_file_the_first_picture_is_read(tmp_path, kind):
+    first, second = picture(64, 48, seed=1), picture(64, 48, seed=2)
+    content = encode(first, kind, save_all=True, append_images=[second])
+    assert_close(read(tmp_path, content, 48), first, tolerance=8)
+
+
 def test_a_lack_of_memory_is_not_taken_for_a_broken_file(tmp_path, monkeypatch):
-    def no_memory(file):
+    def no_memory(file, formats):
         raise MemoryError
 
     monkeypatch.setattr(Image, "open", no_memory)
