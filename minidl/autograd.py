@@ -24,6 +24,10 @@ class Leaf:
         self.grad, self.retains_grad = None, True
         self.hooks: list[Callable[[], None]] = []  # called when a backward pass has completed `grad`
 
+    def __getstate__(self):
+        """Return what pickle and copy.deepcopy keep: the gradient. Hooks belong to whoever added them."""
+        return None, {"grad": self.grad, "hooks": [], "retains_grad": True}
+
 
 class Node:
     """One application of an op: `backward` maps dL/d(output) to dL/d(input), or None, for each input.

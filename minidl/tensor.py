@@ -8,6 +8,7 @@ import numpy as np
 
 from minidl.autograd import Leaf, Node, backward, is_grad_enabled
 from minidl.dtypes import as_dtype, float32, float64, is_half
+from minidl.interchange import from_dlpack, is_foreign
 from minidl.kernels import device_of, is_capturing, is_device, to_device
 from minidl.ops.arithmetic import Add, Clip, Div, Exp, Log, MatMul, Mul, Pow, Sigmoid, Sqrt, Sub, Tanh
 from minidl.ops.convert import Cast, Move
@@ -24,8 +25,9 @@ NUMBERS = set("biuf")
 class Tensor:
     """An array that remembers how it was computed.
 
-    An array keeps its dtype, and its memory too if that is C-contiguous; Python floats become float32, Python integers
-    int64. With requires_grad=True, calling `backward()` on anything computed from this tensor adds to its `grad`.
+    An array of NumPy, CuPy or another library with DLPack (PyTorch, JAX) keeps its dtype, and its memory too if that is
+    C-contiguous; Python floats become float32, Python integers int64. With requires_grad=True, calling `backward()` on
+    anything computed from this tensor adds to its `grad`, and read-only memory is copied.
     """
 
     __slots__ = ("__weakref__", "_node", "data")
@@ -35,6 +37,8 @@ class Tensor:
         self.data = _as_array(data.data if isinstance(data, Tensor) else data, dtype, device)
         self._node: Node | Leaf | None = None
         if requires_grad:
+            if self.device == "cpu" and not self.data.flags.writeable:
+                self.data = self.data.copy()  # an optimiser writes into it
             self.requires_grad = True
 
     # -- shape, dtype and values ---------------------------------------------------------------------------------------
@@ -87,8 +91,26 @@ class Tensor:
         """Return the values as a NumPy array, which shares the memory of a tensor on the CPU."""
         return to_device(self.data, "cpu")
 
-    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+    def __array__(self, dtype=None, copy: bool | None = None) -> np.ndarray:
+        if copy is False and self.device != "cpu":
+            raise ValueError(f"__array__: a tensor on {self.device!r} cannot be read without a copy; omit copy=False")
         return np.array(self.numpy(), dtype, copy=copy)
+
+    def __dlpack__(self, **options):
+        if self.requires_grad:
+            raise BufferError("__dlpack__: this tensor requires grad, which other libraries ignore; use its .detach()")
+        return self.data.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.data.__dlpack_device__()
+
+    def __getstate__(self):
+        """Return what pickle and copy.deepcopy keep: the values, and the gradient of a leaf."""
+        if isinstance(self._node, Node):
+            raise RuntimeError(
+                f"copy: this tensor was computed by {self._node.name}, and its graph cannot be copied; use its detach()"
+            )
+        return super().__getstate__()
 
     def item(self) -> float | int | bool:
         """Return the value of a tensor of one element as a Python number."""
@@ -104,6 +126,22 @@ class Tensor:
 
     def __bool__(self) -> bool:
         return bool(self.item())
+
+    def __index__(self) -> int:
+        if self.numel() != 1 or self.dtype.kind not in "iu":
+            got = f"{self.dtype} {self.shape}"
+            raise TypeError(f"index: expected a tensor of one integer, got {got}; use int() for a float")
+        return self.item()
+
+    def __format__(self, spec: str) -> str:
+        if not self.shape:
+            return format(self.item(), spec)
+        if spec:
+            raise TypeError(
+                f"format: {spec!r} formats one number, got a tensor {self.shape}; use item() of an element, "
+                "or np.array2string(x.numpy(), precision=3)"
+            )
+        return repr(self)
 
     # -- the graph -----------------------------------------------------------------------------------------------------
 
@@ -474,7 +512,9 @@ def check_alike(operation: str, first: Tensor, *others: Tensor | None, kept_in_f
 
 def _as_array(data, dtype, device):
     """Return `data` as a C-contiguous array. Python floats and lists of them become float32 unless `dtype` is given."""
-    if not hasattr(data, "dtype"):
+    if is_foreign(data):
+        data = from_dlpack(data)
+    elif not hasattr(data, "dtype"):
         try:
             data = np.asarray(data)
         except ValueError:

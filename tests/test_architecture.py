@@ -27,7 +27,8 @@ MAY_IMPORT = {
     "kernels": {"system"},
     "autograd": {"kernels"},  # adds gradients on all threads
     "ops": {"kernels"},
-    "tensor": {"kernels", "ops", "autograd", "dtypes"},
+    "interchange": {"kernels", "system"},
+    "tensor": {"interchange", "kernels", "ops", "autograd", "dtypes"},
     "data": {"tensor", "kernels", "system"},
     "checks": {"tensor", "kernels", "dtypes"},
     "creation": {"tensor", "random", "dtypes"},
@@ -41,6 +42,7 @@ MAY_IMPORT = {
         *("training", "optim", "nn", "data", "functional", "checks", "tensor"),
         *("ops", "autograd", "kernels", "random", "system"),
     },
+    "onnx": {"study", "nn", "tensor", "ops", "autograd", "kernels", "system"},  # study.record sees the operations
 }
 # What a student reads, with all that it imports. The CUDA kernels, a second language, are read beside kernels/cpu.
 READING_PATH = [
@@ -55,7 +57,7 @@ READING_PATH = [
 ]
 BESIDE_THE_PATH = "kernels/cuda"
 # Raising one of these needs a reason in the commit.
-MOST_LINES_TO_READ = 3250
+MOST_LINES_TO_READ = 3300
 MOST_LINES_OF_A_FUNCTION = 40
 MOST_LINES_OF_THE_MEDIAN_FUNCTION = 10
 MOST_SECONDS_OF_IMPORT = 0.3
@@ -177,11 +179,12 @@ def test_a_new_operation_takes_six_files_of_the_package():
         "nn/layers.py",
     ]
     words = re.compile("local_?response_?norm", re.IGNORECASE)
-    taught = PACKAGE / "study"  # what can be practised and got wrong is no part of the operation
+    # What can be practised and got wrong, and what another format calls it, is no part of the operation.
+    beside = {PACKAGE / "study", PACKAGE / "onnx"}
     naming = [
         path
         for path in FILES
-        if taught not in path.parents and words.search(path.stem + path.read_text(encoding="utf-8"))
+        if beside.isdisjoint(path.parents) and words.search(path.stem + path.read_text(encoding="utf-8"))
     ]
     assert sorted(path.relative_to(PACKAGE).as_posix() for path in naming) == sorted(six)
     guide = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")

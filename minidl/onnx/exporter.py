@@ -156,7 +156,7 @@ class _Converter:
         return Value(name, shape, op.dtype, is_image)
 
     def _length(self, length: int, other: int) -> int | str:
-        """Return a length of a shape. If it differs between the two runs, return a formula of the batch size, or a name."""
+        """Return a length of a shape. If the two runs differ, return a formula of the batch size, or a name."""
         if length == other:
             return length
         factor, rest = divmod(length, self.batch)

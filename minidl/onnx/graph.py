@@ -1,7 +1,7 @@
 """An ONNX graph under construction, and the table of converters that write operations into it.
 
-ONNX has images as (N, C, H, W), minidl as (N, H, W, C). The graph keeps the images of a network in ONNX's order, so that a
-convolution needs no transposition. Converters ask for a value in the order that they need: see `Value`.
+ONNX has images as (N, C, H, W), minidl as (N, H, W, C). The graph keeps the images of a network in ONNX's order, so
+that a convolution needs no transposition. Converters ask for a value in the order that they need: see `Value`.
 """
 
 import dataclasses
@@ -106,7 +106,7 @@ class Graph:
         return x.name if x.is_image else self.transpose(x.name, TO_CHANNELS_FIRST)
 
     def as_stored(self, x: Value) -> str:
-        """Return the name of x in whichever order the graph has it; the result of an element-wise operation has it too."""
+        """Return the name of x in whichever order the graph has it, for element-wise operations."""
         return x.name if x.is_image else self.plain(x)
 
     def convolution_weight(self, weight: Value) -> str:
