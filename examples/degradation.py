@@ -135,7 +135,7 @@ def open_folder(shortcut: str, depth: int, args: argparse.Namespace, iterations:
     path = folder_path(shortcut, depth, args)
     relevant = "dataset", "limit_train", "holdout", "batch_size", "seed"
     options = {"iterations": iterations} | {name: getattr(args, name) for name in relevant}
-    return RunFolder(path, (path / "checkpoint.safetensors").exists(), options)
+    return RunFolder(path, (path / "checkpoint.safetensors").exists(), options, log_to=args.log)
 
 
 # -- the budget --------------------------------------------------------------------------------------------------------
@@ -318,7 +318,7 @@ def main() -> None:
     parser.add_argument("--depths", type=int, nargs="+", default=[20, 32, 44, 56, 110], metavar="DEPTH")
     parser.add_argument("--shortcuts", choices=KINDS, nargs="+", default=["none", "A"], help="default: none A")
     parser.add_argument("--budget", type=budget, default="1h", help="iterations per network, or a total time")
-    add_options(parser, *CIFAR, "batch_size", "seed", "device", "out", out="runs/degradation", batch_size=128)
+    add_options(parser, *CIFAR, "batch_size", "seed", "device", "out", "log", out="runs/degradation", batch_size=128)
     args = parser.parse_args()
     with running(parser, args):
         for depth in args.depths:

@@ -170,7 +170,7 @@ def train(args: argparse.Namespace, data: SpeedrunData, seed: int) -> float:
     total_steps = math.ceil(len(loader) * args.epochs)
     path = Path(args.out, f"seed{seed}")
     options = options_of_run(args) | {"seed": seed, "seeds": None}
-    folder = RunFolder(path, (path / "checkpoint.safetensors").exists(), options, config)
+    folder = RunFolder(path, (path / "checkpoint.safetensors").exists(), options, config, args.log)
     hints = {"nan_hint": "try a smaller --batch-size", "resume_hint": "the same command"}
     run = Run(model, optimizer, loader, total_steps, folder, **hints)
 
@@ -203,7 +203,7 @@ def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--epochs", type=positive_number, default=EPOCHS, metavar="N", help="default: %(default)s")
     parser.add_argument("--seeds", type=positive, default=1, metavar="N", help="runs, of --seed and those after it")
-    add_options(parser, *CIFAR, "batch_size", "seed", "device", "dtype", "out")
+    add_options(parser, *CIFAR, "batch_size", "seed", "device", "dtype", "out", "log")
     parser.set_defaults(dataset="cifar10", batch_size=BATCH_SIZE, out="runs/speedrun")
     args = parser.parse_args()
     with running(parser, args):

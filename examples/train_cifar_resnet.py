@@ -52,7 +52,7 @@ def train(args: argparse.Namespace) -> None:
 
     if args.device != "cpu" and not scaler.enabled:  # which reads a number in each step
         step = cuda_graph(step)  # one launch for the whole step
-    folder = RunFolder(args.out, args.resume, options_of_run(args), config)
+    folder = RunFolder(args.out, args.resume, options_of_run(args), config, args.log)
     with Run(model, optimizer, loader, total_steps, folder, stateful={"warm_up": schedule, "scaler": scaler}) as run:
         for images, labels in run.batches():  # already augmented and on the device
             optimizer.lr = schedule(run.step)

@@ -72,7 +72,7 @@ def train(args: argparse.Namespace) -> None:
 
     total_steps = recipe.steps(len(loader))
     plateau = recipe.schedule(recipe.lr, total_steps, args.patience)
-    folder = RunFolder(args.out, args.resume, options_of_run(args), config)
+    folder = RunFolder(args.out, args.resume, options_of_run(args), config, args.log)
     micro_batch = args.micro_batch or args.batch_size
     scaler = GradScaler(enabled=args.dtype == "float16")
     stateful = {"plateau": plateau, "scaler": scaler}

@@ -47,7 +47,7 @@ class Node:
 
     def input_grads(self, grad) -> tuple:
         """Return dL/d(input) for each input. Works once: it frees what the op saved."""
-        grads = self.backward(grad)
+        grads = self.backward(grad)  # type: ignore[misc]  # count_consumers has checked that it is there
         self.backward = None
         grads = grads if isinstance(grads, tuple) else (grads,)
         if len(grads) != len(self.inputs):
@@ -113,7 +113,7 @@ def in_order(root: Node | Leaf) -> Iterator[Node | Leaf]:
 
 def count_consumers(root: Node | Leaf) -> Counter:
     """Return how many edges lead to each node and leaf below root. Raise RuntimeError if one of them is freed."""
-    consumers = Counter()
+    consumers: Counter = Counter()
     unvisited = [root]
     while unvisited:
         node = unvisited.pop()

@@ -39,7 +39,9 @@ def check_batch_norm_options(function: str, eps: float, momentum: float) -> None
     expect(function, 0 <= momentum <= 1, "momentum in [0, 1]", momentum)
 
 
-def as_windows(function: str, kernel_size: Pair, stride: Pair | None, padding: Pair):
+def as_windows(
+    function: str, kernel_size: Pair, stride: Pair | None, padding: Pair
+) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
     """Return kernel_size, stride and padding of a pooling as checked pairs; stride=None means the kernel size."""
     kernel_size = as_pair(function, "kernel_size", kernel_size, 1)
     stride = kernel_size if stride is None else as_pair(function, "stride", stride, 1)
@@ -103,9 +105,9 @@ def check_fits(function: str, x: Tensor, kernel_size: tuple[int, int], padding: 
 def check_pooling(function: str, x: Tensor, kernel_size: Pair, stride: Pair | None, padding: Pair) -> dict:
     """Return the arguments kernel_size, stride and padding as pairs, after checking them and x (N, H, W, C)."""
     check_batch(function, x, "(N, H, W, C)", 4)
-    kernel_size, stride, padding = as_windows(function, kernel_size, stride, padding)
-    check_fits(function, x, kernel_size, padding)
-    return {"kernel_size": kernel_size, "stride": stride, "padding": padding}
+    size, step, zeros = as_windows(function, kernel_size, stride, padding)
+    check_fits(function, x, size, zeros)
+    return {"kernel_size": size, "stride": step, "padding": zeros}
 
 
 def check_batch_norm(x: Tensor, weight: Tensor, bias: Tensor, running_mean, running_var) -> None:

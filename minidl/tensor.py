@@ -3,6 +3,8 @@
 import functools
 import reprlib
 import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -34,7 +36,7 @@ class Tensor:
     __array_ufunc__ = None  # ndarray * Tensor calls Tensor.__rmul__ once, not for every element of the ndarray
 
     def __init__(self, data, dtype=None, device: str | None = None, requires_grad: bool = False):
-        self.data = _as_array(data.data if isinstance(data, Tensor) else data, dtype, device)
+        self.data: Any = _as_array(data.data if isinstance(data, Tensor) else data, dtype, device)
         self._node: Node | Leaf | None = None
         if requires_grad:
             if self.device == "cpu" and not self.data.flags.writeable:
@@ -131,7 +133,7 @@ class Tensor:
         if self.numel() != 1 or self.dtype.kind not in "iu":
             got = f"{self.dtype} {self.shape}"
             raise TypeError(f"index: expected a tensor of one integer, got {got}; use int() for a float")
-        return self.item()
+        return int(self.item())
 
     def __format__(self, spec: str) -> str:
         if not self.shape:
@@ -276,10 +278,10 @@ class Tensor:
 
     # Comparisons return tensors of bools, through which no gradient flows.
 
-    def __eq__(self, other) -> "Tensor":
+    def __eq__(self, other) -> "Tensor":  # type: ignore[override]
         return Tensor(self.data == _raw(other))
 
-    def __ne__(self, other) -> "Tensor":
+    def __ne__(self, other) -> "Tensor":  # type: ignore[override]
         return Tensor(self.data != _raw(other))
 
     def __lt__(self, other) -> "Tensor":
@@ -354,21 +356,21 @@ class Tensor:
 
     # -- shapes --------------------------------------------------------------------------------------------------------
 
-    def reshape(self, *shape: int) -> "Tensor":
+    def reshape(self, *shape: int | Sequence[int]) -> "Tensor":
         """Return the same elements in the same order in another shape. One length may be -1: it is inferred."""
-        shape = _as_sequence(shape)
+        lengths = _as_sequence(shape)
         try:
-            return apply(Reshape, self, shape=shape)
+            return apply(Reshape, self, shape=lengths)
         except ValueError:
-            raise ValueError(f"reshape: the {self.numel()} elements of {self.shape} do not fit {shape}") from None
+            raise ValueError(f"reshape: the {self.numel()} elements of {self.shape} do not fit {lengths}") from None
 
-    def permute(self, *dims: int) -> "Tensor":
+    def permute(self, *dims: int | Sequence[int]) -> "Tensor":
         """Return the tensor with permuted dimensions: dimension i of the result is dimension dims[i] of this one."""
-        dims = _as_sequence(dims)
+        order = _as_sequence(dims)
         try:
-            return apply(Permute, self, dims=dims)
+            return apply(Permute, self, dims=order)
         except ValueError:
-            raise ValueError(f"permute: {dims} is not a permutation of the dimensions of {self.shape}") from None
+            raise ValueError(f"permute: {order} is not a permutation of the dimensions of {self.shape}") from None
 
     @property
     def T(self) -> "Tensor":  # noqa: N802 - the name in NumPy and PyTorch
@@ -378,7 +380,7 @@ class Tensor:
     def __getitem__(self, index) -> "Tensor":
         return apply(GetItem, self, index=tuple(map(_raw, index if isinstance(index, tuple) else (index,))))
 
-    def __iter__(self):
+    def __iter__(self) -> "Iterator[Tensor]":
         return (self[i] for i in range(len(self)))
 
 
@@ -484,14 +486,16 @@ def check_tensors(operation: str, *values) -> None:
             )
 
 
-def check_floats(operation: str, x: Tensor) -> None:
+def check_floats(operation: str, x: Tensor | None) -> None:
     """Raise TypeError unless x is a tensor of floating-point numbers."""
     check_tensors(operation, x)
     if not x.is_floating_point():
         raise TypeError(f"{operation}: expected floating-point x, got {x.dtype}; convert it with .to('float32')")
 
 
-def check_alike(operation: str, first: Tensor, *others: Tensor | None, kept_in_float32: tuple[int, ...] = ()) -> None:
+def check_alike(
+    operation: str, first: Tensor | None, *others: Tensor | None, kept_in_float32: tuple[int, ...] = ()
+) -> None:
     """Raise TypeError unless all have one device and one dtype, as silent conversions hide mistakes. None is skipped.
 
     If the first, input 0, is bfloat16 or float16, the inputs whose numbers are in `kept_in_float32` must be float32.

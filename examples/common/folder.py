@@ -11,6 +11,7 @@ import numpy as np
 from models.config import NetworkConfig
 
 from common.errors import log, warn_if_not_drawn
+from common.tensorboard import TensorBoardLog
 from minidl import Tensor
 from minidl.nn import Module
 from minidl.optim import Optimizer
@@ -93,18 +94,28 @@ class RunFolder:
         resume: True to continue from the checkpoint in DIR, False to start a new run.
         options: the options of the run. Resuming requires the same options.
         config: describes the network; saved in the checkpoint, so that other scripts need only that file.
+        log_to: "tensorboard" to write the records to DIR/tensorboard, too.
 
     Attributes:
         records: the lines of metrics.jsonl, as dictionaries.
 
     Raises:
-        ValueError: `resume` without a checkpoint, a checkpoint without `resume`, or a damaged line in metrics.jsonl.
+        ValueError: `resume` without a checkpoint, a checkpoint without `resume`, a damaged line in metrics.jsonl, or
+            `log_to` without the package that it needs.
     """
 
-    def __init__(self, path: str | Path, resume: bool, options: dict, config: NetworkConfig | None = None):
+    def __init__(
+        self,
+        path: str | Path,
+        resume: bool,
+        options: dict,
+        config: NetworkConfig | None = None,
+        log_to: str | None = None,
+    ):
         self.path, self.resume, self.options, self.config = Path(path), resume, options, config
         self.checkpoint = self.path / CHECKPOINT
         self.metrics = self.path / "metrics.jsonl"
+        self._tensorboard = TensorBoardLog(self.path / "tensorboard") if log_to == "tensorboard" else None
         check_folder(path, resume)
         self.path.mkdir(parents=True, exist_ok=True)
         if not resume:
@@ -138,6 +149,14 @@ class RunFolder:
             raise SystemExit(f"error: could not write {self.checkpoint} ({reason}); {self.last_good}") from None
         if record is not None:
             draw_curves(self.records, self.path / "curves.png")
+            if self._tensorboard is not None:
+                with warn_if_not_drawn(self._tensorboard.path):
+                    self._tensorboard.write(self.records)
+
+    def close(self) -> None:
+        """Close the file for TensorBoard."""
+        if self._tensorboard is not None:
+            self._tensorboard.close()
 
     @contextlib.contextmanager
     def resuming(self) -> Iterator[None]:

@@ -8,7 +8,7 @@ from minidl.system.gpu import is_device, select_gpu
 DTYPES = "float32", "tf32", "bfloat16", "float16"
 
 # Options that may differ with --resume: paths, and how the same training is computed.
-MAY_CHANGE = {"out", "resume", "data_dir", "device", "dtype", "recompute"}
+MAY_CHANGE = {"out", "resume", "log", "data_dir", "device", "dtype", "recompute"}
 MAY_CHANGE |= {"data", "names", "statistics", "init_from", "skip_broken", "threads", "micro_batch"}
 
 
@@ -58,6 +58,7 @@ OPTIONS = {
     "seed": {"type": natural, "default": 0, "metavar": "N", "help": "of initial weights, shuffling and augmentation"},
     "out": {"metavar": "DIR", "help": "folder for the checkpoint and the metrics; default: %(default)s"},
     "resume": {"action": "store_true", "help": "continue from the checkpoint in --out"},
+    "log": {"choices": ("tensorboard",), "help": "write the metrics to --out/tensorboard, too"},
     # training
     "epochs": {"type": positive, "metavar": "N", "help": "default: the recipe's"},
     "iterations": {"type": positive, "metavar": "N", "help": "number of training steps, instead of --epochs"},
@@ -82,7 +83,7 @@ OPTIONS = {
 CIFAR = "dataset", "data_dir", "limit_train", "holdout"
 PHOTOGRAPHS = "data", "names", "skip_broken", "threads"
 TRAINING = "epochs", "iterations", "batch_size", "seed", "device"
-FOLDER = "out", "resume"
+FOLDER = "out", "resume", "log"
 
 
 def add_options(parser: argparse.ArgumentParser, *names: str, **defaults) -> None:

@@ -2,3 +2,5 @@
 
 from minidl.onnx.exporter import export
 from minidl.onnx.graph import OPSET, Graph, Value, converts
+
+__all__ = ["OPSET", "Graph", "Value", "converts", "export"]

@@ -101,7 +101,7 @@ class _Converter:
     def graph_of(self, example: Tensor) -> tuple[Graph, Value, Value]:
         """Return the graph, and the values of its input and of its output."""
         self.batch = len(example)
-        shape = "batch", *example.shape[1:]
+        shape: tuple[int | str, ...] = ("batch", *example.shape[1:])
         x = Value(self.graph.unique("input"), shape, example.dtype, is_image=example.ndim == 4)
         self.graph.unique("output")
         for op, other in zip(self.recording.ops, self.other.ops, strict=True):

@@ -137,7 +137,7 @@ def _conv2d(graph: Graph, y: Value, x: Value, weight: Value, bias: Value | None,
 def _linear(graph: Graph, y: Value, x: Value, weight: Value, bias: Value | None) -> Result:
     name, transposed = graph.plain(x), 0
     layout = weight.layout
-    if isinstance(layout, LinearWeight):  # a parameter: (out, in) as in the state dict
+    if isinstance(layout, LinearWeight) and weight.array is not None:  # a parameter: (out, in) as in the state dict
         if layout.flattened_from is not None:
             name = graph.flattened_channels_first(x, layout.flattened_from)
         matrix, transposed = graph.constant(layout.to_file(weight.array), name=weight.name), 1
@@ -201,8 +201,9 @@ def _avg_pool2d(
 
 def _padding_at_the_end(x: Value, y: Value, kernel_size, stride, padding) -> tuple[int, ...]:
     """Return the padding that the last windows need: with ceil_mode they may reach beyond that of the operation."""
-    axes = zip(x.shape[1:3], y.shape[1:3], kernel_size, stride, padding, strict=True)
-    return tuple(max((windows - 1) * step + kernel - size - pad, pad) for size, windows, kernel, step, pad in axes)
+    sizes, windows = ([int(length) for length in value.shape[1:3]] for value in (x, y))
+    axes = zip(sizes, windows, kernel_size, stride, padding, strict=True)
+    return tuple(max((count - 1) * step + kernel - size - pad, pad) for size, count, kernel, step, pad in axes)
 
 
 @converts(GlobalAvgPool)

@@ -111,7 +111,7 @@ def test_degradation_compares_the_options_of_one_depth_in_one_column(degrade, tm
 def settings(folder, **changes):
     """The options of degradation.py."""
     options = {"depths": [8], "shortcuts": ["none", "A"], "budget": (4, ""), "batch_size": 16, "seed": 0}
-    options |= {"out": folder, "device": "cpu", "dataset": "shapes", "limit_train": None, "holdout": False}
+    options |= {"out": folder, "device": "cpu", "dataset": "shapes", "limit_train": None, "holdout": False, "log": None}
     return Namespace(**options | changes)
 
 
