@@ -39,9 +39,7 @@ def check_batch_norm_options(function: str, eps: float, momentum: float) -> None
     expect(function, 0 <= momentum <= 1, "momentum in [0, 1]", momentum)
 
 
-def as_windows(
-    function: str, kernel_size: Pair, stride: Pair | None, padding: Pair
-) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:
+def as_windows(function: str, kernel_size: Pair, stride: Pair | None, padding: Pair):
     """Return kernel_size, stride and padding of a pooling as checked pairs; stride=None means the kernel size."""
     kernel_size = as_pair(function, "kernel_size", kernel_size, 1)
     stride = kernel_size if stride is None else as_pair(function, "stride", stride, 1)

@@ -129,12 +129,6 @@ class Tensor:
     def __bool__(self) -> bool:
         return bool(self.item())
 
-    def __index__(self) -> int:
-        if self.numel() != 1 or self.dtype.kind not in "iu":
-            got = f"{self.dtype} {self.shape}"
-            raise TypeError(f"index: expected a tensor of one integer, got {got}; use int() for a float")
-        return int(self.item())
-
     def __format__(self, spec: str) -> str:
         if not self.shape:
             return format(self.item(), spec)
@@ -412,8 +406,8 @@ def apply(function: type[Function], *inputs: Tensor | None, **hyperparameters) -
     operation, recording = function.__name__.lower(), is_grad_enabled()
     check_tensors(operation, inputs[0])
     if function.floats_only:
-        check_floats(operation, inputs[0])
-    check_alike(operation, *inputs, kept_in_float32=function.kept_in_float32)
+        check_floats(operation, inputs[0])  # type: ignore[arg-type]  # the line above refuses None
+    check_alike(operation, *inputs, kept_in_float32=function.kept_in_float32)  # type: ignore[arg-type]
     if function.in_float32 and is_half(inputs[0].dtype):
         wide = (None if tensor is None else tensor.to(float32) for tensor in inputs)
         return apply(function, *wide, **hyperparameters).to(inputs[0].dtype)
@@ -486,16 +480,14 @@ def check_tensors(operation: str, *values) -> None:
             )
 
 
-def check_floats(operation: str, x: Tensor | None) -> None:
+def check_floats(operation: str, x: Tensor) -> None:
     """Raise TypeError unless x is a tensor of floating-point numbers."""
     check_tensors(operation, x)
     if not x.is_floating_point():
         raise TypeError(f"{operation}: expected floating-point x, got {x.dtype}; convert it with .to('float32')")
 
 
-def check_alike(
-    operation: str, first: Tensor | None, *others: Tensor | None, kept_in_float32: tuple[int, ...] = ()
-) -> None:
+def check_alike(operation: str, first: Tensor, *others: Tensor | None, kept_in_float32: tuple[int, ...] = ()) -> None:
     """Raise TypeError unless all have one device and one dtype, as silent conversions hide mistakes. None is skipped.
 
     If the first, input 0, is bfloat16 or float16, the inputs whose numbers are in `kept_in_float32` must be float32.

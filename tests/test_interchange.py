@@ -1,7 +1,6 @@
 """Ways in and out of a Tensor: DLPack, NumPy, Python's numbers and formats, pickle and copy."""
 
 import copy
-import operator
 import pickle
 from types import SimpleNamespace
 
@@ -150,14 +149,6 @@ def test_a_larger_tensor_is_formatted_as_its_repr_and_a_format_for_numbers_is_re
     assert f"{x}" == repr(x)
     with pytest.raises(TypeError, match=r"format: '\.3f' formats one number, got a tensor \(2,\); .*numpy\(\)"):
         f"{x:.3f}"
-
-
-def test_a_whole_number_is_an_index(device):
-    assert "abc"[Tensor(1, device=device)] == "b" and list(range(Tensor(2, device=device))) == [0, 1]
-    with pytest.raises(TypeError, match=r"index: expected a tensor of one integer, got float32 \(\); .*int\(\)"):
-        operator.index(Tensor(1.0, device=device))
-    with pytest.raises(TypeError, match=r"index: expected a tensor of one integer, got int64 \(2,\)"):
-        operator.index(Tensor([1, 2], device=device))
 
 
 def test_a_scalar_cannot_be_iterated_over(device):
