@@ -28,7 +28,8 @@ def export(model: Module, example: Tensor, path: str | Path) -> None:
         onnxruntime.InferenceSession("resnet50.onnx").run(["output"], {"input": images.transpose(0, 3, 1, 2)})
 
     Where the network takes or returns four dimensions (N, H, W, C), the file's `input` or `output` is (N, C, H, W). All
-    other shapes are as in minidl. Image size, channels and dtype are those of `example`; the batch size is free.
+    other shapes are as in minidl. Image size, channels and dtype are those of `example`, of which one row is enough; the
+    batch size is free.
     Parameters and buffers have the names and layouts of state_dict(). The file has opset 20 (onnxruntime 1.17).
 
     Raises TypeError unless model is a Module and example a Tensor of floats, and ValueError for an operation without
@@ -122,15 +123,14 @@ class _Converter:
         """Return the value of one input of an operation."""
         if source is None:
             return None
+        if isinstance(source, Input) and source.kind == "input":
+            return x
         if isinstance(source, Input) and source not in self.values:
-            if source.kind == "input":
-                self.values[source] = x
-            else:
-                if not _equal(source.value, other.value):
-                    raise self._error(op, "an input of it is computed from the network's input outside of operations")
-                array = to_device(source.value, "cpu")
-                name = source.name if source.kind in ("parameter", "buffer") else "constant"
-                self.values[source] = Value(name, array.shape, array.dtype, False, array, self.layouts.get(name))
+            if not _equal(source.value, other.value):
+                raise self._error(op, "an input of it is computed from the network's input outside of operations")
+            array = to_device(source.value, "cpu")
+            name = source.name if source.kind in ("parameter", "buffer") else "constant"
+            self.values[source] = Value(name, array.shape, array.dtype, False, array, self.layouts.get(name))
         return self.values[source]
 
     def _convert(self, op: Op, other: Op, inputs: list[Value | None]) -> Value:
