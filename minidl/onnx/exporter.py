@@ -28,9 +28,9 @@ def export(model: Module, example: Tensor, path: str | Path) -> None:
         onnxruntime.InferenceSession("resnet50.onnx").run(["output"], {"input": images.transpose(0, 3, 1, 2)})
 
     Where the network takes or returns four dimensions (N, H, W, C), the file's `input` or `output` is (N, C, H, W). All
-    other shapes are as in minidl. Image size, channels and dtype are those of `example`, of which one row is enough; the
-    batch size is free.
-    Parameters and buffers have the names and layouts of state_dict(). The file has opset 20 (onnxruntime 1.17).
+    other shapes are as in minidl. Image size, channels and dtype are those of `example`, of which one row is enough;
+    the batch size is free. Parameters and buffers have the names and layouts of state_dict(). The file has opset 20,
+    which onnxruntime reads from version 1.17 on. Memory: about eight times the size of the file.
 
     Raises TypeError unless model is a Module and example a Tensor of floats, and ValueError for an operation without
     an ONNX form (it names the operation and its layer), or if the network computes something outside of its operations,
