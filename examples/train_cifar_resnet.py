@@ -79,8 +79,9 @@ def train(args: argparse.Namespace) -> None:
                     error_rate(average.model if average else model, test_loader, args.mirror_test), data.split
                 )
     print(run.summary())
-    print(f"{data.split} error of {config.name} on {args.dataset}: {run.test_error:.2%}")
-    print(published_error(args), end="")
+    print(
+        f"{data.split} error of {config.name} on {args.dataset}: {run.test_error:.2%}\n{published_error(args)}", end=""
+    )
 
 
 def open_folder(args: argparse.Namespace, data: CifarData, config: NetworkConfig, average: Module | None) -> RunFolder:
