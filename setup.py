@@ -21,6 +21,7 @@ setup(
         "examples": ["matplotlib>=3.8"],
         "cuda12": ["cupy-cuda12x[ctk]>=14", "ml_dtypes>=0.5"],  # ml_dtypes: bfloat16
         "cuda13": ["cupy-cuda13x[ctk]>=14", "ml_dtypes>=0.5"],
+        "hub": ["huggingface_hub>=1"],  # load_network("hf:...")
         "test": TEST,
         # `pytest --device fake`: CuPy on a CUDA driver for the CPU; 300 MB. This exact version, as some of its inside
         # is replaced; of CUDA, headers only.
