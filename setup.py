@@ -25,6 +25,7 @@ setup(
         "cuda13": ["cupy-cuda13x[ctk]>=14", "ml_dtypes>=0.5"],
         "onnx": ["onnx>=1.17"],
         "tensorboard": ["tensorboardX>=2.6.2"],
+        "hub": ["huggingface_hub>=1"],  # load_network("hf:...")
         "test": TEST,
         # `pytest --device fake`: CuPy on a CUDA driver for the CPU; 300 MB. This exact version, as some of its inside
         # is replaced; of CUDA, headers only.

@@ -11,8 +11,9 @@ from common.evaluate import error_rate
 from common.mixup import mixup, mixup_loss, random_mixup
 from common.options import options_of_run
 from common.recipes import MODEL_ERROR, PAPER_ERROR, published_error
-from models.config import BUILDERS, cifar_model, load_network
+from models.config import BUILDERS, cifar_model
 from models.resnet_variants import SHORTCUT_KINDS, preact_resnet
+from models.weights import load_network
 from safetensors.numpy import load_file
 
 from minidl import Tensor
