@@ -9,7 +9,7 @@ position of the run. The card says what the weights are; complete it by hand whe
 from pathlib import Path
 
 from common.errors import one_line_errors
-from common.options import make_parser
+from common.options import make_parser, nonempty
 from models.config import NetworkConfig, read_config
 from models.weights import FOLDER, find_weights, load_network
 
@@ -62,11 +62,13 @@ def main() -> None:
     """Parse the options and write the two files."""
     parser = make_parser(__doc__)
     parser.add_argument("--run", required=True, metavar="DIR", help="folder of a training script, or a checkpoint")
-    parser.add_argument("--name", required=True, help="of the weights, such as resnet20-cifar10")
+    parser.add_argument("--name", type=nonempty, required=True, help="of the weights, such as resnet20-cifar10")
     parser.add_argument("--folder", type=Path, default=FOLDER, metavar="DIR", help="default: examples/weights")
     args = parser.parse_args()
     with one_line_errors(parser):
         path, card = args.folder / f"{args.name}.safetensors", args.folder / f"{args.name}.md"
+        if Path(args.name).name != args.name:
+            raise ValueError(f"--name: expected a name without folders, got {args.name}; --folder is for those")
         if path.exists() or card.exists():
             raise ValueError(f"--name: {path} or its card is there already; remove them or choose another name")
         if read_config(find_weights(args.run)) is None:

@@ -14,7 +14,8 @@ ON_THE_CPU, ON_A_GPU = {1, 3, 11}, 2
 
 def is_foreign(data) -> bool:
     """True for an array of another library than NumPy and CuPy that exports its memory through DLPack."""
-    return hasattr(data, "__dlpack__") and not isinstance(data, np.ndarray) and device_of(data) == "cpu"
+    # The device first: an array that a captured step defers would be computed to answer for any other attribute.
+    return not isinstance(data, np.ndarray) and device_of(data) == "cpu" and hasattr(data, "__dlpack__")
 
 
 def from_dlpack(data):

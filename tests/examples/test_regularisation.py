@@ -251,7 +251,7 @@ WRONG = {
     "ema below 0": (("--ema", -0.1), "argument --ema: expected a number in [0, 1), got -0.1"),
     "ema of nan": (("--ema", "nan"), "argument --ema: expected a number in [0, 1), got nan"),
     "cutout of 0": (("--cutout", 0), "argument --cutout: expected a whole number >= 1, got 0"),
-    "cutout of half a pixel": (("--cutout", 0.5), "argument --cutout: invalid"),
+    "cutout of half a pixel": (("--cutout", 0.5), "argument --cutout: expected a whole number"),
     "a large cutout": (("--cutout", 33), "Cutout: expected a size from 1 to 32 for 32x32 images, got 33"),
     "depth of preact": (
         ("--model", "preact-21"),
