@@ -6,6 +6,7 @@ The file holds the network's parameters, running statistics and description, and
 position of the run. The card says what the weights are; complete it by hand where it says so.
 """
 
+import re
 from pathlib import Path
 
 from common.errors import one_line_errors
@@ -67,8 +68,8 @@ def main() -> None:
     args = parser.parse_args()
     with one_line_errors(parser):
         path, card = args.folder / f"{args.name}.safetensors", args.folder / f"{args.name}.md"
-        if Path(args.name).name != args.name:
-            raise ValueError(f"--name: expected a name without folders, got {args.name}; --folder is for those")
+        if not re.fullmatch(r"[\w-][\w.-]*", args.name):
+            raise ValueError(f"--name: expected letters, digits, '-', '_' and '.', got {args.name}")
         if path.exists() or card.exists():
             raise ValueError(f"--name: {path} or its card is there already; remove them or choose another name")
         if read_config(find_weights(args.run)) is None:

@@ -48,6 +48,7 @@ def train(args: argparse.Namespace) -> None:
     config = network_of(args, data)
     model = config.build(seed=args.seed, recompute=args.recompute).to(args.device)
     average = MovingAverage(model, args.ema) if args.ema is not None else None
+    tested = model if average is None else average.model
 
     warming_up = args.recipe == "paper" and config.arguments["depth"] >= WARMUP_DEPTH
     schedule = WarmUp(recipe.schedule(recipe.lr, total_steps), warming_up)
@@ -75,13 +76,10 @@ def train(args: argparse.Namespace) -> None:
             run.log(*step(*mixed))
             if run.epoch_ended:
                 schedule.report(run.train_error)
-                run.end_epoch(
-                    error_rate(average.model if average else model, test_loader, args.mirror_test), data.split
-                )
+                run.end_epoch(error_rate(tested, test_loader, args.mirror_test), data.split)
     print(run.summary())
-    print(
-        f"{data.split} error of {config.name} on {args.dataset}: {run.test_error:.2%}\n{published_error(args)}", end=""
-    )
+    print(f"{data.split} error of {config.name} on {args.dataset}: {run.test_error:.2%}")
+    print(published_error(args), end="")
 
 
 def open_folder(args: argparse.Namespace, data: CifarData, config: NetworkConfig, average: Module | None) -> RunFolder:
