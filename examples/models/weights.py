@@ -109,7 +109,7 @@ def load_timm(weights: Path, description: Path, fallback: NetworkConfig | None =
     arrays, _ = read_checkpoint(weights)
     model = config.build()
     try:
-        model.load_state_dict(_with_names_of_torchvision(arrays))
+        model.load_state_dict(from_timm(arrays))
     except ValueError as error:
         raise ValueError(f"load_network: {weights}: {error}") from None
     return model.eval(), config
@@ -139,7 +139,7 @@ def timm_config(path: Path) -> NetworkConfig:
     return NetworkConfig(architecture, builder, arguments, names, None, shorter_side, size, mean, std)
 
 
-def _with_names_of_torchvision(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def from_timm(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     """Rename timm's layers of a VGG, whose kernels (O, C, 7, 7) become matrices (O, C * 7 * 7)."""
     renamed = {}
     for name, array in arrays.items():

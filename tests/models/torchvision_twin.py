@@ -56,8 +56,7 @@ def twins(name: str) -> tuple[Module, "torch.nn.Module"]:  # noqa: F821 - import
     options = {"init_weights": False} if name.startswith("vgg") else {}
     twin = getattr(import_torchvision().models, name)(weights=None, **options)
     state = {key: torch.tensor(array) for key, array in model.state_dict().items()}
-    counters = {key: value for key, value in twin.state_dict().items() if key.endswith("num_batches_tracked")}
-    twin.load_state_dict(state | counters, strict=True)
+    twin.load_state_dict(state, strict=True)
     return model, twin
 
 
