@@ -10,6 +10,7 @@ and `waited` is what the training stood still for its next batch. On a GPU the s
 import argparse
 import statistics
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from itertools import chain, repeat
@@ -76,7 +77,12 @@ def turn(model: Module, optimizer: SGD, batches: Iterator, unmeasured: int, step
     The batches end with the turn, so that none is decoded while the other side is measured.
     """
     train(model, optimizer, batches, unmeasured)
-    return train(model, optimizer, batches, steps)
+    result = train(model, optimizer, batches, steps)
+    del batches
+    for thread in threading.enumerate():  # a loader's thread ends after the batch that it decodes
+        if "Loader" in thread.name:
+            thread.join()
+    return result
 
 
 def main() -> None:

@@ -29,6 +29,7 @@ keep_freed_memory()
 # For type checkers, these names are public.
 __all__ = [
     "AnomalyError",
+    "BrokenCheckpointError",
     "Buffer",
     "CapturedStep",
     "FeatureExtractor",

@@ -73,11 +73,11 @@ class Node:
 
 def saved_leaves(sources: Sequence, arrays: Sequence, saved: tuple) -> list[tuple[Leaf, int]]:
     """Return (leaf, version) of each input that is a leaf and whose array is among the values that the op saved."""
-    return [
-        (source, source.version)
-        for source, array in zip(sources, arrays, strict=True)
-        if isinstance(source, Leaf) and any(value is array for value in saved)
-    ]
+    identities, found = set(map(id, saved)), []
+    for source, array in zip(sources, arrays, strict=True):
+        if isinstance(source, Leaf) and id(array) in identities:
+            found.append((source, source.version))
+    return found
 
 
 def backward(root: Node | Leaf, grad) -> None:
@@ -142,11 +142,12 @@ def count_consumers(root: Node | Leaf) -> Counter:
                 f"backward: this graph was used before, and the values that {node.name} saved are freed; "
                 "run the forward pass again, or add the losses and call backward once"
             )
-        if any(leaf.version != version for leaf, version in node.saved):
-            raise RuntimeError(
-                f"backward: {node.name} saved a parameter that was changed since, by an optimiser's step or in place; "
-                "call backward before step, or run the forward pass again"
-            )
+        for leaf, version in node.saved:
+            if leaf.version != version:
+                raise RuntimeError(
+                    f"backward: {node.name} saved a parameter that was changed since, by an optimiser's step or in "
+                    "place; call backward before step, or run the forward pass again"
+                )
         for source in filter(None, node.inputs):
             if source not in consumers:
                 unvisited.append(source)

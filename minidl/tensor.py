@@ -358,7 +358,7 @@ class Tensor(Idioms):
     @overload
     def max(self, dim: int, keepdim: bool = False) -> Maxima: ...
 
-    def max(self, dim=None, keepdim=False):
+    def max(self, dim: int | None = None, keepdim: bool = False) -> "Tensor | Maxima":
         """Return the maximum of all elements, or with `dim` the pair (values, indices) of the maxima along it."""
         if dim is None:
             return self.amax(keepdim=keepdim)

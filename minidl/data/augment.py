@@ -196,7 +196,7 @@ class Cutout:
         """Draw (tops, lefts, flips, rows, columns), int64 (5, count): those of `augment`, and the squares' centres."""
         return np.vstack([self.augment.draw(rng, count), _draw_pixels(rng, count, *self.image_size)])
 
-    def apply(self, images, chosen, tops, lefts, flips, rows, columns):
+    def apply(self, images, chosen, tops, lefts, flips, rows, columns) -> Any:
         """Augment images[chosen]: (M, H, W, C) uint8 -> (N, H, W, C) float32, on the device of the images."""
         if images.shape[1:3] != self.image_size:
             raise ValueError(f"Cutout: expected images of {self.image_size} pixels as declared, got {images.shape}")
