@@ -348,48 +348,6 @@ def test_a_number_of_threads_that_makes_no_sense_is_refused(number):
         minidl.set_num_threads(number)
 
 
-FORK = """
-import os, threading, warnings
-import numpy as np
-import minidl
-from minidl import Tensor
-from minidl.functional import cross_entropy
-from minidl.nn import Conv2d, Flatten, Linear, Sequential
-warnings.simplefilter("ignore")
-minidl.set_num_threads(2)
-stop = threading.Event()
-
-def train():
-    rng = np.random.default_rng(0)
-    model = Sequential(Conv2d(3, 16, 3), Conv2d(16, 32, 3), Flatten(), Linear(32 * 20 * 20, 300), Linear(300, 10))
-    images, square = Tensor(rng.random((16, 24, 24, 3), np.float32)), Tensor(rng.random((700, 700), np.float32))
-    while not stop.is_set():
-        square @ square
-        cross_entropy(model(images), np.zeros(16, int)).backward()
-
-thread = threading.Thread(target=train)
-thread.start()
-for _ in range(20):
-    child = os.fork()
-    if child == 0:
-        (Tensor(np.ones((300, 300), np.float32)) @ Tensor(np.ones((300, 300), np.float32))).sum().item()
-        os._exit(0)
-    assert os.waitpid(child, 0)[1] == 0
-stop.set()
-thread.join()
-print("done")
-"""
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
-def test_a_fork_waits_for_the_products_of_other_threads():
-    """Else OpenBLAS, which ends its threads before a fork, waits for ever: 5 of 5 times, for this program."""
-    environment = {name: value for name, value in os.environ.items() if not name.endswith("NUM_THREADS")}
-    command = [sys.executable, "-c", FORK]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    assert (done.stdout, done.stderr) == ("done\n", "")
-
-
 # -- MINIDL_WORKSPACE_MB -----------------------------------------------------------------------------------------------
 
 

@@ -5,15 +5,13 @@ to a thread and small enough to stay in a core's cache. The pieces depend on sha
 combined in order, so the result is the same, bit for bit, with any number of threads.
 """
 
-import contextlib
 import contextvars
 import functools
 import math
 import os
 import queue
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -185,8 +183,8 @@ def _limit_blas(user: object) -> None:
     The limit applies to the whole process, so the set of its users is kept. The first user saves all thread counts
     before it changes any, as Ctrl-C may interrupt this function between any two lines.
     """
-    _join(_blas_users, user)
     with _blas_lock:
+        _blas_users.add(user)
         if not _blas_limits:
             _blas_limits[:] = [(library, library.num_threads) for library in _blas_libraries()]
         for library, _ in _blas_limits:
@@ -214,59 +212,15 @@ def _set_blas_threads(library, number: int) -> None:
     forget(force=True)
 
 
-# -- fork --------------------------------------------------------------------------------------------------------------
-
-# os.fork() in one thread can wait for ever while another is inside BLAS: OpenBLAS ends its threads before a fork, and
-# waits for those at work (measured: 6 of 6 programs with NumPy alone). So a fork waits for the products that are under
-# way, and those that begin meanwhile wait for the fork. Products outside of minidl are not known here.
-MOST_SECONDS_BEFORE_A_FORK = 10
-_no_fork_waits = threading.Event()
-_no_fork_waits.set()
-_products: set[object] = set()  # those of BLAS with all its threads
-
-
-@contextlib.contextmanager
-def product_of_blas() -> Iterator[None]:
-    """Around a matrix product that BLAS computes with all its threads."""
-    product = object()
-    try:
-        _join(_products, product)
-        yield
-    finally:
-        _products.discard(product)
-
-
-def _join(users: set[object], user: object) -> None:
-    """Add the user, once no fork waits. First the user, then the look: `_before_fork` looks the other way round."""
-    users.add(user)
-    while not _no_fork_waits.is_set():
-        users.discard(user)
-        _no_fork_waits.wait()
-        users.add(user)
-
-
-def _before_fork() -> None:
-    _no_fork_waits.clear()
-    deadline = time.monotonic() + MOST_SECONDS_BEFORE_A_FORK
-    while (_products or _blas_users) and time.monotonic() < deadline:
-        time.sleep(0.0005)
-
-
-def _after_fork_in_child() -> None:
+def _after_fork() -> None:
     """Reset the helpers and the users of BLAS: a forked process has no threads but its own and is inside no kernel.
 
     The saved thread counts of BLAS are kept. The first kernel restores them when it ends.
     """
-    global _helpers, _blas_lock, _no_fork_waits
-    _helpers, _blas_lock, _no_fork_waits = _Helpers(), threading.Lock(), threading.Event()
-    _no_fork_waits.set()
+    global _helpers, _blas_lock
+    _helpers, _blas_lock = _Helpers(), threading.Lock()
     _blas_users.clear()
-    _products.clear()
-
-
-def _after_fork_in_parent() -> None:
-    _no_fork_waits.set()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(before=_before_fork, after_in_child=_after_fork_in_child, after_in_parent=_after_fork_in_parent)
+    os.register_at_fork(after_in_child=_after_fork)
