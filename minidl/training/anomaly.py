@@ -11,6 +11,7 @@ import numpy as np
 from minidl.kernels import is_capturing, to_device
 from minidl.nn.module import Module
 from minidl.tensor import Tensor, watchers
+from minidl.training.watch import names_of_layers
 
 PACKAGE = str(Path(__file__).parents[1])
 
@@ -130,9 +131,7 @@ def _line_of_the_user() -> str:
 @contextlib.contextmanager
 def _names_in(layers: list[str], model: Module | None) -> Iterator[None]:
     """Inside the `with` block, keep the names of the layers that are being called in `layers`."""
-    names: dict[Module, str] = {}
-    for name, module in model.named_modules() if model is not None else ():
-        names.setdefault(module, name or type(module).__name__)  # a shared layer has the first of its names
+    names = names_of_layers(model) if model is not None else {}
 
     def named(module: Module, name: str):
         forward = module.forward

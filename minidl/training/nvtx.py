@@ -7,6 +7,7 @@ from minidl.autograd import Node
 from minidl.nn.module import Module
 from minidl.system.gpu import select_gpu
 from minidl.tensor import Tensor
+from minidl.training.watch import names_of_layers
 
 
 @contextlib.contextmanager
@@ -25,9 +26,7 @@ def emit_nvtx(model: Module) -> Iterator[None]:
     Outside the block nothing is recorded, and it costs nothing. Raises RuntimeError without device 'cuda'.
     """
     time_range = _time_range()
-    names: dict[Module, str] = {}
-    for name, module in model.named_modules():
-        names.setdefault(module, name or type(module).__name__)  # a shared layer has the first of its names
+    names = names_of_layers(model)
     for module, name in names.items():
         module.forward = _named(module, name, time_range)
     try:

@@ -81,3 +81,11 @@ def find_layer(model: Module, name: str) -> Module:
             f"find_layer: {type(model).__name__} has no layer {name!r}; it has {', '.join(filter(None, layers))}"
         )
     return layers[name]
+
+
+def names_of_layers(model: Module) -> dict[Module, str]:
+    """Return {module: name} for the model, whose name is its class, and all modules below it."""
+    names: dict[Module, str] = {}
+    for name, module in model.named_modules():
+        names.setdefault(module, name or type(module).__name__)  # a shared layer has the first of its names
+    return names

@@ -135,15 +135,21 @@ def announces(length):
     return answer
 
 
+def head_of_range(handler):
+    """Send the headers for the range that is asked for. Return the whole file, and where the range begins."""
+    content, begin = handler.server.content, begin_of(handler)
+    if begin:
+        handler.head(206, Content_Range=f"bytes {begin}-{len(content) - 1}/{len(content)}")
+    else:
+        handler.head(200, Content_Length=len(content))
+    return content, begin
+
+
 def cut_after(count):
     """The first `count` bytes of what is asked for; then the connection is closed."""
 
     def answer(handler):
-        content, begin = handler.server.content, begin_of(handler)
-        if begin:
-            handler.head(206, Content_Range=f"bytes {begin}-{len(content) - 1}/{len(content)}")
-        else:
-            handler.head(200, Content_Length=len(content))
+        content, begin = head_of_range(handler)
         handler.wfile.write(content[begin : begin + count])
 
     return answer
@@ -179,11 +185,7 @@ def steady(speed):
     """The range that is asked for, at `speed` bytes per second."""
 
     def answer(handler):
-        content, begin = handler.server.content, begin_of(handler)
-        if begin:
-            handler.head(206, Content_Range=f"bytes {begin}-{len(content) - 1}/{len(content)}")
-        else:
-            handler.head(200, Content_Length=len(content))
+        content, begin = head_of_range(handler)
         start = time.monotonic()
         for position in range(begin, len(content), 100):
             if handler.server.closing.wait(max(0, start + (position - begin) / speed - time.monotonic())):
