@@ -3,7 +3,10 @@
 import os
 import pickle
 import signal
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -42,15 +45,20 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_a_reader_with_a_fault_is_found_and_its_input_is_kept(fault, tmp_path, monkeypatch):
-    def make(rng):
-        return pickle.dumps(fuzz.RunsCode())
-
-    monkeypatch.setattr(fuzz, "SECONDS", 1)
-    monkeypatch.setattr(fuzz.RunsCode, "marker", "")
-    monkeypatch.setitem(fuzz.KINDS, "faulty", fuzz.Kind(make, FAULTS[fault]))
-    counts, failures = fuzz.run([("faulty", 0, 0), ("faulty", 0, 1)], tmp_path / "failed")
+def check_that_it_is_found(fault, folder):
+    """Give a reader with this fault to the fuzzer."""
+    fuzz.SECONDS = 1
+    fuzz.KINDS["faulty"] = fuzz.Kind(lambda rng: pickle.dumps(fuzz.RunsCode()), FAULTS[fault])
+    counts, failures = fuzz.run([("faulty", 0, 0), ("faulty", 0, 1)], Path(folder))
     assert counts == {("faulty", "failure"): 2}
     assert [path.name for path in failures] == ["faulty-0-0", "faulty-0-1"]
     assert all(path.exists() and what.startswith(fault) for path, what in failures.items()), failures
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_reader_with_a_fault_is_found_and_its_input_is_kept(fault, tmp_path):
+    """In a new process: the limit of memory counts from what a process holds, and one that ran tests holds much."""
+    program = "import sys; from tests.test_fuzz import check_that_it_is_found; check_that_it_is_found(*sys.argv[1:])"
+    command = [sys.executable, "-c", program, fault, str(tmp_path / "failed")]
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
