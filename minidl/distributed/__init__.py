@@ -11,7 +11,7 @@ The ranks hold the same parameters. They add their gradients before each step, s
             optimizer.step()
             model.zero_grad()
 
-`convert_sync_batch_norm` makes batch-norm take its statistics over the whole batch. Then, and with the random numbers of
+`convert_sync_batch_norm` makes batch-norm take its statistics over the whole batch. With it, and with dropout inside
 `minidl.random.rows_from`, the number of ranks changes nothing but the rounding.
 
 The ranks speak MPI (extra `mpi`). With device "cuda", gradients travel from GPU to GPU by NCCL (extra `nccl`).

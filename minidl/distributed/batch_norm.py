@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from minidl import functional as F
+from minidl import functional as F  # noqa: N812 - as in PyTorch
 from minidl.checks import expect
 from minidl.distributed.communicator import Communicator, gather
 from minidl.distributed.gradients import counts_nothing
@@ -20,8 +20,8 @@ class SyncBatchNorm(Function):
     A channel has M_r elements on rank r, and M = sum of M_r. With g_r the gradient dL_r/dy of this rank's loss L_r,
         dL_r/dbias = sum of g_r,   dL_r/dweight = sum of g_r x_hat,
     over this rank's elements: `AveragedGradients` averages them later. The loss of the whole batch is
-    L = sum over r of (M_r / M) L_r, as L_r is a mean over the images of rank r. Through mean and variance, x acts on the
-    losses of all ranks. With b and w the means of dL_r/dbias and dL_r/dweight over the ranks, weighted by M_r / M,
+    L = sum over r of (M_r / M) L_r, as L_r is a mean over the images of rank r. Through mean and variance, x acts on
+    the losses of all ranks. With b and w the means of dL_r/dbias and dL_r/dweight over the ranks, weighted by M_r / M,
         (M / M_r) dL/dx = weight / sqrt(variance + eps) * (g_r - b / M_r - x_hat w / M_r).
     This is what backward returns: dL/dx in the scale of L_r, like all gradients of this rank. With a single rank it is
     the formula of `BatchNorm`.
@@ -67,15 +67,12 @@ class SyncBatchNorm2d(BatchNorm2d):
             return super().forward(x)
         running = self.running_mean, self.running_var
         F.check_batch_norm(x, self.weight, self.bias, *running)
-        mean, variance, count, total = once(lambda: self._statistics(x.data))
-        return apply(
-            *(SyncBatchNorm, x, self.weight, self.bias),
-            **{"mean": mean, "variance": variance, "eps": float(self.eps)},
-            **{"count": count, "total": total, "communicator": self.communicator},
-        )
+        statistics = once(lambda: self._statistics(x.data))
+        inputs = x, self.weight, self.bias
+        return apply(SyncBatchNorm, *inputs, **statistics, eps=float(self.eps), communicator=self.communicator)
 
-    def _statistics(self, x) -> tuple:
-        """Return (mean, variance, count here, count on all ranks), and update the running statistics."""
+    def _statistics(self, x) -> dict:
+        """Return mean, variance, the count here and on all ranks, and update the running statistics."""
         kernels, count = kernels_for(x), 0 if counts_nothing.get() else x.size // x.shape[-1]
         mean, variance = kernels.batch_statistics(x)
         mean, variance, total = merge_statistics(self.communicator, mean, variance, count)
@@ -83,7 +80,7 @@ class SyncBatchNorm2d(BatchNorm2d):
         kernels.update_running_statistics(
             self.running_mean.data, self.running_var.data, mean, variance, self.momentum, total
         )
-        return mean, variance, count, total
+        return {"mean": mean, "variance": variance, "count": count, "total": total}
 
 
 def merge_statistics(communicator: Communicator, mean, variance, count: int) -> tuple:

@@ -3,16 +3,17 @@
 import contextlib
 import importlib.util
 import os
-import socket
 import sys
 import traceback
 from collections.abc import Iterator
 
-from minidl.distributed.communicator import Communicator, SingleProcess, gather_text
+from minidl.distributed.communicator import Communicator, SingleProcess
+from minidl.distributed.guard import guard
 from minidl.system.gpu import is_device
 
-# In which each mpiexec tells a process how many there are: MPICH and Intel MPI, Open MPI, srun with PMIx.
-SIZES = "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "PMIX_SIZE"
+# In which each mpiexec tells a process how many there are, and which of them it is.
+SIZES = "PMI_SIZE", "OMPI_COMM_WORLD_SIZE"  # MPICH and Intel MPI, Open MPI
+RANKS = "PMI_RANK", "OMPI_COMM_WORLD_RANK"
 
 
 @contextlib.contextmanager
@@ -21,8 +22,7 @@ def start(device: str = "cpu", processes: int | None = None, timeout: float = 60
 
     Without mpiexec, the communicator is that of a `SingleProcess`. An error inside the block ends the processes of all
     ranks, with a message that names the rank. So does a rank that does not come to a collective call within `timeout`
-    seconds. When a process is killed, mpiexec ends the job and prints its number; which rank that was is printed
-    at the start.
+    seconds, and a rank that is killed. Call it first: it forks, see `guard`.
 
     Args:
         device: 'cpu', or 'cuda': then each rank computes on a GPU of its own, and GPUs exchange arrays by NCCL.
@@ -51,9 +51,9 @@ def start(device: str = "cpu", processes: int | None = None, timeout: float = 60
         yield communicator.on(device)
         communicator.barrier()  # nobody leaves while others may need it
     except BaseException as error:
-        if not isinstance(error, SystemExit) or error.code:
-            communicator.abort("".join(traceback.format_exception(error)))
-        communicator.abort("it left the block of minidl.distributed.start early, by sys.exit()")
+        left = isinstance(error, SystemExit) and not error.code
+        why = "it left the block of minidl.distributed.start by sys.exit(), and the others would wait for it"
+        communicator.abort(why if left else "".join(traceback.format_exception(error)))
     watch.stop()
 
 
@@ -66,6 +66,8 @@ def _connect(launched: int, timeout: float):
     """Return the communicator of all ranks and its watch, or raise RuntimeError with the remedy."""
     if importlib.util.find_spec("mpi4py") is None:
         raise RuntimeError('minidl.distributed.start: several processes need mpi4py: pip install "minidl[mpi]"')
+    rank = max([int(os.environ.get(name, 0)) for name in RANKS])
+    guard(f"rank {rank} of {launched}")
     try:
         from minidl.distributed import mpi
     except (ImportError, RuntimeError) as error:  # mpi4py is there, but no MPI library
@@ -77,9 +79,4 @@ def _connect(launched: int, timeout: float):
             f"minidl.distributed.start: mpiexec started {launched} processes, but each sees {mpi.world_size()}: it is "
             f"not the mpiexec of the library that mpi4py uses, {mpi.library()}; launch with that one"
         )
-    communicator, watch = mpi.connect(timeout)
-    processes = gather_text(communicator, f"process {os.getpid()} on {socket.gethostname()}")
-    if communicator.rank == 0:
-        ranks = "; ".join(f"rank {rank} is {process}" for rank, process in enumerate(processes))
-        print(f"minidl.distributed: {ranks}", file=sys.stderr, flush=True)
-    return communicator, watch
+    return mpi.connect(timeout)

@@ -1,5 +1,6 @@
 """The communicator over MPI, by mpi4py. Importing this file starts MPI."""
 
+import os
 import sys
 
 import numpy as np
@@ -89,4 +90,5 @@ def abort(comm: MPI.Comm, message: str) -> None:
     # One write, so that the lines of several ranks do not mix.
     sys.stderr.write(f"minidl.distributed: rank {comm.Get_rank()} of {comm.Get_size()} ends the job: {message}\n")
     sys.stderr.flush()
-    comm.Abort(1)
+    MPI.COMM_WORLD.Abort(1)
+    os._exit(1)  # in MPICH, Abort returns before mpiexec has ended this process

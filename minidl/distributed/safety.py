@@ -21,7 +21,7 @@ def check_same(communicator: Communicator, name: str, value) -> None:
     Args:
         communicator: the ranks to compare.
         name: of the value, for the message.
-        value: an array, tensor, Path of a file, bytes, anything that JSON can hold, or a dict of these, such as
+        value: an array, tensor, bytes, anything that JSON can hold, a Path (its name), or a dict of these, such as
             `model.state_dict()` or `vars(arguments)`.
     """
     digests = gather(communicator, np.frombuffer(digest(name, value), np.uint8))
@@ -35,40 +35,38 @@ def check_same(communicator: Communicator, name: str, value) -> None:
 
 
 def check_code(communicator: Communicator, *scripts: Path | str) -> None:
-    """Raise RuntimeError on every rank unless all ranks have the same minidl, and the same scripts."""
+    """Raise RuntimeError on every rank unless all ranks have the same minidl and the same scripts, byte for byte."""
     package = Path(__file__).parents[1]
-    files = {path.relative_to(package).as_posix(): path for path in sorted(package.rglob("*.py"))}
+    files = {path.relative_to(package).as_posix(): path.read_bytes() for path in sorted(package.rglob("*.py"))}
     check_same(communicator, "code of minidl", files)
     for script in scripts:
-        check_same(communicator, f"code of {Path(script).name}", Path(script))
+        check_same(communicator, f"code of {Path(script).name}", Path(script).read_bytes())
 
 
 def digest(name: str, value) -> bytes:
     """Return the SHA-256 of a value: see `check_same`."""
     if isinstance(value, Mapping):
-        parts = b"".join(digest(f"{name}.{key}", part) + str(key).encode() for key, part in value.items())
-        return hashlib.sha256(b"dict" + parts).digest()
+        parts = [digest("key", str(key)) + digest(f"{name}.{key}", part) for key, part in value.items()]
+        return hashlib.sha256(b"".join(parts)).digest()
     if isinstance(value, Tensor):
         value = value.numpy()
     if isinstance(value, np.ndarray):
         content = np.ascontiguousarray(value)
         head = f"{value.dtype} {value.shape} "
         return hashlib.sha256(head.encode() + content.tobytes()).digest()
-    if isinstance(value, Path):
-        return hashlib.sha256(value.read_bytes()).digest()
     if isinstance(value, bytes):
         return hashlib.sha256(value).digest()
     try:
         return hashlib.sha256(json.dumps(value, sort_keys=True, default=_path).encode()).digest()
     except TypeError:
         raise TypeError(
-            f"check_same: {name}: expected an array, a Path, bytes, or what JSON can hold, got {type(value).__name__}"
+            f"check_same: {name}: expected an array, bytes, or what JSON can hold, got {type(value).__name__}"
         ) from None
 
 
 @contextlib.contextmanager
 def on_every_rank(communicator: Communicator) -> Iterator[None]:
-    """If the block raises an Exception on some rank, raise RuntimeError on every rank, with the error of each such rank.
+    """If the block raises an Exception on some rank, raise RuntimeError on every rank, with those errors.
 
     The ranks meet at the end of the block. Inside, there may be no collective call: the ranks without an error would
     wait there. For example, reading the data:

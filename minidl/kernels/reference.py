@@ -440,8 +440,8 @@ def dropout_forward(x, probability, key, first=0):
     """y = x * keep / (1 - probability),  so that E[y] = x.  keep = (uniform >= probability), drawn for each element.
 
     `key` is uint32 (seed low, seed high, step, layer). Element k of x, in C order, uses number n = `first` + k
-    of the random stream: word n % 4 of Philox block n // 4. Its uniform number is the upper 24 bits of that word divided
-    by 2^24, which float32 represents exactly.
+    of the random stream: word n % 4 of Philox block n // 4. Its uniform number is the upper 24 bits of that word
+    divided by 2^24, which float32 represents exactly.
     """
     return x * _keep(x.shape, probability, key, first) / (1 - probability)
 
