@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from minidl import functional as F  # noqa: N812 - as in PyTorch
+from minidl import functional as F  # noqa: N812 - the usual name
 from minidl.checks import expect
 from minidl.distributed.communicator import Communicator, gather
 from minidl.distributed.gradients import counts_nothing
@@ -31,11 +31,13 @@ class SyncBatchNorm(Function):
 
     @staticmethod
     def forward(ctx, x, weight, bias, *, mean, variance, eps: float, count: int, total: int, communicator):
+        """Return y. `count` is M_r, `total` is M; mean and variance are those of all ranks."""
         ctx.save(x, mean, variance, weight, eps, count, total, communicator)
         return kernels_for(x).batch_norm_apply(x, mean, variance, weight, bias, eps)
 
     @staticmethod
     def backward(ctx, grad):
+        """Return dL/dx, dL/dweight and dL/dbias, in the scale of the loss of this rank."""
         x, mean, variance, weight, eps, count, total, communicator = ctx.saved
         # Without the gradient through the statistics; then that is added.
         grad_x, grad_weight, grad_bias = kernels_for(grad).batch_norm_backward(
