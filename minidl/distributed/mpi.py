@@ -23,18 +23,22 @@ class MpiCommunicator(Communicator):
 
     def all_reduce(self, array: np.ndarray) -> None:
         """Replace the array by its sum over all ranks, in place."""
-        with self._watch.collective(self._number):
+        with self.collective():
             self._comm.Allreduce(MPI.IN_PLACE, array)
 
     def broadcast(self, array: np.ndarray, root: int = 0) -> None:
         """Replace the array by that of rank `root`, in place."""
-        with self._watch.collective(self._number):
+        with self.collective():
             self._comm.Bcast(array, root)
 
     def barrier(self) -> None:
         """Return when all ranks have called it."""
-        with self._watch.collective(self._number):
+        with self.collective():
             self._comm.Barrier()
+
+    def collective(self):
+        """Return the block to put around a collective call, so that a rank that does not come to it is named."""
+        return self._watch.collective(self._number)
 
     def abort(self, message: str) -> None:
         """Print the message with the name of this rank, and end the processes of all ranks."""
@@ -42,7 +46,7 @@ class MpiCommunicator(Communicator):
 
     def duplicate(self) -> "MpiCommunicator":
         """Return a communicator of the same ranks, for use in another thread."""
-        with self._watch.collective(self._number):
+        with self.collective():
             comm = self._comm.Dup()
         return MpiCommunicator(comm, self._watch)
 
@@ -56,7 +60,7 @@ class MpiCommunicator(Communicator):
 
     def rank_on_machine(self) -> tuple[int, int]:
         """Return the number of this rank among the ranks of its machine, and how many there are."""
-        with self._watch.collective(self._number):
+        with self.collective():
             machine = self._comm.Split_type(MPI.COMM_TYPE_SHARED)
         return machine.Get_rank(), machine.Get_size()
 

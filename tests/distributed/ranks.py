@@ -55,7 +55,7 @@ class Thread(Communicator):
         with self._shared["lock"]:
             key, self._copies = f"copy {self._copies}", self._copies + 1
             fresh = Thread(self.rank, self.size)._shared
-            return Thread(self.rank, self.size, self._shared.setdefault(key, fresh))
+            return type(self)(self.rank, self.size, self._shared.setdefault(key, fresh))
 
 
 def on_threads(size, function):
