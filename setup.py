@@ -22,7 +22,7 @@ setup(
         "cuda12": ["cupy-cuda12x[ctk]>=14", "ml_dtypes>=0.5"],  # ml_dtypes: bfloat16
         "cuda13": ["cupy-cuda13x[ctk]>=14", "ml_dtypes>=0.5"],
         "mpi": ["mpi4py>=4.1", "mpich"],  # several processes; mpich brings the library and mpiexec
-        "nccl": ["nccl4py>=0.1"],  # several GPUs, beside mpi and cuda13
+        "nccl": ["nccl4py[cu13]>=0.6"],  # several GPUs, beside mpi and cuda13
         "test": TEST,
         # `pytest --device fake`: CuPy on a CUDA driver for the CPU; 300 MB. This exact version, as some of its inside
         # is replaced; of CUDA, headers only.
