@@ -8,6 +8,7 @@ from contextvars import ContextVar
 import numpy as np
 
 from minidl.distributed.communicator import Communicator
+from minidl.distributed.safety import check_same
 from minidl.nn.module import Module
 from minidl.tensor import Buffer, Parameter, Tensor
 
@@ -38,11 +39,16 @@ class AveragedGradients:
         communicator: of `minidl.distributed.start`.
         bucket_bytes: gradients are added in pieces of about this size. Small ones begin earlier, large ones cost
             fewer calls.
+
+    Raises:
+        RuntimeError: the parameters of some rank have other names, shapes or dtypes.
     """
 
     def __init__(self, model: Module, communicator: Communicator, bucket_bytes: int = 2**22):
         if not isinstance(bucket_bytes, int) or bucket_bytes < 1:
             raise ValueError(f"AveragedGradients: expected bucket_bytes >= 1, got {bucket_bytes!r}")
+        kinds = {name: [p.shape, str(p.dtype), p.requires_grad] for name, p in model.named_parameters()}
+        check_same(communicator, "names, shapes and dtypes of the model's parameters", kinds)
         self._communicator = communicator.duplicate()  # the thread's own
         self._thread = ThreadPoolExecutor(1, "AveragedGradients")
         parameters = [parameter for parameter in reversed(model.parameters()) if parameter.requires_grad]
@@ -166,7 +172,10 @@ class _Reduction:
             has_grad = has_grad[len(bucket.parameters) :]
 
 
-def at_least_one(images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+Data = np.ndarray | Tensor
+
+
+def at_least_one(images: Data, labels: Data) -> tuple[Data, Data]:
     """Return the images (N, ...) and labels (N,), or one blank image with label 0 if N = 0.
 
     A rank whose share of a batch is empty still runs the network, as its batch-norm layers exchange statistics:
@@ -175,10 +184,14 @@ def at_least_one(images: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np
             images, labels = at_least_one(images, labels)
             cross_entropy(model(images), labels).backward()
     """
-    if len(images):
-        return images, labels
-    blank, label = (np.zeros_like(array, shape=(1, *array.shape[1:])) for array in (images, labels))
-    return blank, label
+    return (images, labels) if len(images) else (_one_zero(images), _one_zero(labels))
+
+
+def _one_zero(values: Data) -> Data:
+    """Zeros of the shape (1, ...), of the kind and on the device of values (0, ...)."""
+    if isinstance(values, Tensor):
+        return Tensor(_one_zero(values.data))
+    return np.zeros_like(values, shape=(1, *values.shape[1:]))
 
 
 def _groups(parameters: list[Parameter], bucket_bytes: int) -> Iterator[list[Parameter]]:

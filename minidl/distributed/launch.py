@@ -18,15 +18,15 @@ RANKS = "PMI_RANK", "OMPI_COMM_WORLD_RANK"
 
 @contextlib.contextmanager
 def start(device: str = "cpu", processes: int | None = None, timeout: float = 600.0) -> Iterator[Communicator]:
-    """Connect the processes that mpiexec started: `with start() as communicator:`.
+    """Connect the processes that mpiexec started: `with start() as communicator:`. Call it first: it forks, see `guard`.
 
-    Without mpiexec, the communicator is that of a `SingleProcess`. An error inside the block ends the processes of all
-    ranks, with a message that names the rank. So does a rank that does not come to a collective call within `timeout`
-    seconds, and a rank that is killed. Call it first: it forks, see `guard`.
+    Without the mpiexec of MPICH, Intel MPI or Open MPI, the communicator is that of a `SingleProcess`. An error inside
+    the block ends the processes of all ranks, with a message that names the rank. So do a rank that does not come to a
+    collective call within `timeout` seconds, and a rank that is killed.
 
     Args:
         device: 'cpu', or 'cuda': then each rank computes on a GPU of its own, and GPUs exchange arrays by NCCL.
-        processes: how many there must be; None takes what there are.
+        processes: how many there must be; None takes what there are. State it for launchers that may not be known here.
         timeout: in seconds; longer than what one rank may do alone while the others wait.
 
     Raises:

@@ -96,6 +96,16 @@ def test_parameters_and_buffers_become_those_of_rank_0():
     assert on_threads(2, first_values) == [[1] * 7] * 2
 
 
+def test_ranks_with_other_parameters_are_named():
+    """They would add gradients of different layers."""
+
+    def build(communicator):
+        with pytest.raises(RuntimeError, match=r"ranks 0 and 2: digest .*; rank 1: digest"):
+            AveragedGradients(nn.Linear(2, 2 + communicator.rank % 2), communicator)
+
+    on_threads(3, build)
+
+
 def test_an_error_of_the_thread_reaches_the_caller():
     communicator = SingleProcess()
     model = nn.Linear(2, 1)
@@ -140,5 +150,7 @@ def test_an_empty_share_gets_a_blank_image():
     images, labels = at_least_one(np.ones((0, 2, 3), np.float32), np.ones(0, np.int64))
     assert (images.tolist(), labels.tolist()) == ([[[0, 0, 0], [0, 0, 0]]], [0])
     assert images.dtype == np.float32 and labels.dtype == np.int64
+    images, labels = at_least_one(Tensor(np.ones((0, 2), np.float32)), Tensor(np.ones(0, np.int64)))
+    assert (images.numpy().tolist(), labels.numpy().tolist(), str(labels.dtype)) == ([[0, 0]], [0], "int64")
     kept = np.ones((1, 2)), np.ones(1)
     assert at_least_one(*kept)[0] is kept[0]
