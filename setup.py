@@ -4,7 +4,9 @@ from pathlib import Path
 
 from setuptools import find_packages, setup
 
-TEST = ["pytest>=8", "hypothesis>=6.100", "matplotlib>=3.8", "ruff>=0.12", "ml_dtypes>=0.5"]
+# What minidl exchanges files with, and the type checker.
+FORMATS = ["onnx>=1.17", "onnxruntime>=1.20", "tensorboardX>=2.6.2", "tensorboard>=2.18", "mypy>=1.18"]
+TEST = ["pytest>=8", "hypothesis>=6.100", "matplotlib>=3.8", "ruff>=0.12", "ml_dtypes>=0.5", *FORMATS]
 
 setup(
     name="minidl",
@@ -21,6 +23,9 @@ setup(
         "examples": ["matplotlib>=3.8"],
         "cuda12": ["cupy-cuda12x[ctk]>=14", "ml_dtypes>=0.5"],  # ml_dtypes: bfloat16
         "cuda13": ["cupy-cuda13x[ctk]>=14", "ml_dtypes>=0.5"],
+        "onnx": ["onnx>=1.17"],
+        "tensorboard": ["tensorboardX>=2.6.2"],
+        "hub": ["huggingface_hub>=1"],  # load_network("hf:...")
         "mpi": ["mpi4py>=4.1", "mpich"],  # several processes; mpich brings the library and mpiexec
         "nccl": ["nccl4py[cu13]>=0.6"],  # several GPUs, beside mpi and cuda13
         "test": TEST,

@@ -153,7 +153,7 @@ def open_folder(shortcut: str, depth: int, data: CifarData, args: argparse.Names
     relevant = "dataset", "limit_train", "limit_test", "holdout", "batch_size", "seed"
     options = {"iterations": iterations} | {name: getattr(args, name) for name in relevant}
     resume = (path / "checkpoint.safetensors").exists()
-    return RunFolder(path, resume, options, data=data.fingerprint(), keep=args.keep)
+    return RunFolder(path, resume, options, data=data.fingerprint(), keep=args.keep, log_to=args.log)
 
 
 # -- the budget --------------------------------------------------------------------------------------------------------
@@ -342,7 +342,9 @@ def main() -> None:
     parser.add_argument("--shortcuts", choices=KINDS, nargs="+", default=["none", "A"], help="default: none A")
     parser.add_argument("--budget", type=budget, default="1h", help="iterations per network, or a total time")
     parser.add_argument("--measurements", type=positive, default=10, metavar="N", help="per network; default: 10")
-    add_options(parser, *CIFAR, "batch_size", "seed", "device", "out", "keep", out="runs/degradation", batch_size=128)
+    add_options(
+        parser, *CIFAR, "batch_size", "seed", "device", "out", "keep", "log", out="runs/degradation", batch_size=128
+    )
     args = parser.parse_args()
     with running(parser, args):
         for depth in args.depths:

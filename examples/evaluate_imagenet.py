@@ -27,8 +27,9 @@ from common.errors import one_line_errors, precision, suggest_batch_size
 from common.evaluate import probabilities, scores_of, top_errors
 from common.imagenet import folder_to_test, report_broken
 from common.options import PHOTOGRAPHS, add_options, check_device, make_parser, positive
-from models.config import IMAGENET_MODELS, NetworkConfig, load_network, standard_config, torchvision_config
+from models.config import IMAGENET_MODELS, NetworkConfig, standard_config, torchvision_config
 from models.vgg import VGG, DenseVGG
+from models.weights import find_weights, load_network
 from tqdm import tqdm
 
 from minidl import Tensor
@@ -157,7 +158,8 @@ def load_networks(args: argparse.Namespace) -> list[tuple[Module, NetworkConfig]
         config = standard_config(args.model)
         return [(config.build(seed=args.seed).eval(), config)]
     return [
-        load_network(path, args.model and torchvision_config(args.model, path, args.names)) for path in args.weights
+        load_network(weights, args.model and torchvision_config(args.model, find_weights(weights), args.names))
+        for weights in args.weights
     ]
 
 
@@ -207,7 +209,9 @@ def main() -> None:
     parser = make_parser(__doc__)
     add_options(parser, *PHOTOGRAPHS)
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--weights", nargs="+", metavar="FILE", help="checkpoints or weights; several form an ensemble")
+    source.add_argument(
+        "--weights", nargs="+", metavar="WEIGHTS", help="files, or names of models/weights.py; several form an ensemble"
+    )
     source.add_argument("--random-init", action="store_true", help="an untrained --model")
     parser.add_argument("--model", choices=IMAGENET_MODELS, metavar="NAME", help=", ".join(IMAGENET_MODELS))
     parser.add_argument("--mode", choices=MODES, default="center", help="default: center")

@@ -26,7 +26,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 from common.errors import one_line_errors
 from common.evaluate import probabilities
-from common.folder import CHECKPOINT
 from common.options import add_options, make_parser, natural, positive, positive_number
 from looking import drawing
 from looking.features import deep_dream, invert, maximise_channels, maximise_classes
@@ -35,10 +34,10 @@ from looking.maps import class_activation_map, grad_cam, pooled_features
 from looking.network import OnPixels, UnsuitedError, feature_maps, last_convolution, last_of_each_size, layers_of_style
 from looking.pictures import expand, read_pixels
 from looking.style import transfer_style
-from models.config import NetworkConfig, load_network
+from models.config import NetworkConfig
+from models.weights import load_network
 
 from minidl import Tensor
-from minidl.nn import Module
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -65,12 +64,6 @@ class Subject:
         rows = probabilities(self.model, Tensor(images))
         classes = rows.argmax(axis=1) if classes is None else classes
         return [f"{self.config.names[c].partition(',')[0]} {row[c]:.0%}" for c, row in zip(classes, rows, strict=True)]
-
-
-def network_of(weights: str) -> tuple[Module, NetworkConfig]:
-    """The network and its description, from a checkpoint or the folder of a run."""
-    path = Path(weights)
-    return load_network(path / CHECKPOINT if path.is_dir() else path)
 
 
 # -- the pictures ------------------------------------------------------------------------------------------------------
@@ -234,7 +227,7 @@ def main() -> None:
     with one_line_errors():
         import matplotlib  # noqa: F401 - if it is missing, the error comes before the work
 
-        network, config = network_of(args.weights)
+        network, config = load_network(args.weights)
         model = OnPixels(network, config.mean, config.std)
         layers = feature_maps(model, np.full((1, config.size, config.size, 3), 0.5, np.float32))
     with one_line_errors(parser):

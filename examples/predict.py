@@ -1,6 +1,7 @@
 """Classify photographs with a trained network: print the most likely classes and their probabilities.
 
     python examples/predict.py --weights runs/latest/checkpoint.safetensors --images photo.jpg pictures/
+    python examples/predict.py --weights hf:timm/resnet50.tv_in1k --images photo.jpg
     python examples/predict.py --weights FILE --images pictures/ --out guesses.png        also draw them
     python examples/predict.py --weights FILE --model resnet18 --names LOC_synset_mapping.txt --images pictures/
 
@@ -15,7 +16,8 @@ import numpy as np
 from common.errors import one_line_errors
 from common.evaluate import probabilities
 from common.options import add_options, check_device, make_parser, positive
-from models.config import IMAGENET_MODELS, NetworkConfig, load_network, torchvision_config
+from models.config import IMAGENET_MODELS, NetworkConfig, torchvision_config
+from models.weights import find_weights, load_network
 from tqdm import tqdm
 
 from minidl import Tensor
@@ -85,7 +87,7 @@ def draw(guesses: dict[Path, Guesses], path: Path) -> None:
 def main() -> None:
     """Parse the options, load the network, print its guesses and draw them."""
     parser = make_parser(__doc__)
-    parser.add_argument("--weights", required=True, metavar="FILE", help="a checkpoint, or weights from torchvision")
+    parser.add_argument("--weights", required=True, metavar="WEIGHTS", help="a file, or a name of models/weights.py")
     parser.add_argument("--images", required=True, nargs="+", metavar="PATH", help="image files or folders")
     parser.add_argument("--model", choices=IMAGENET_MODELS, metavar="NAME", help=f"one of {', '.join(IMAGENET_MODELS)}")
     parser.add_argument("--top", type=positive, default=5, metavar="N", help="number of guesses per image; default: 5")
@@ -98,7 +100,7 @@ def main() -> None:
             raise ValueError(f"--out: expected a file ending in {', '.join(PICTURES)}, got {args.out}")
         if args.names and not args.model:
             raise ValueError("--names needs --model: without it the file of --weights describes its classes")
-        config = args.model and torchvision_config(args.model, args.weights, args.names)
+        config = args.model and torchvision_config(args.model, find_weights(args.weights), args.names)
         model, config = load_network(args.weights, config)
         guesses = predict(model.to(args.device), config, find_images(args.images), args.top, args.device)
         for path, guess in guesses.items():

@@ -68,7 +68,7 @@ def train(args: argparse.Namespace) -> None:
         wrong = float((scores.argmax(dim=1).numpy() != labels).mean())  # of the pixels
         return loss, wrong * len(images)
 
-    folder = RunFolder(args.out, args.resume, options_of_run(args), keep=args.keep)
+    folder = RunFolder(args.out, args.resume, options_of_run(args), keep=args.keep, log_to=args.log)
     run = Run(model, optimizer, loader, total_steps, folder)
 
     def end_epoch() -> None:

@@ -171,7 +171,7 @@ def train(args: argparse.Namespace, data: SpeedrunData, seed: int) -> float:
     path = Path(args.out, f"seed{seed}")
     options = options_of_run(args) | {"seed": seed, "seeds": None}
     resume = (path / "checkpoint.safetensors").exists()
-    folder = RunFolder(path, resume, options, config, data=data.fingerprint(), keep=args.keep)
+    folder = RunFolder(path, resume, options, config, data=data.fingerprint(), keep=args.keep, log_to=args.log)
     hints = {"nan_hint": "try a smaller --batch-size", "resume_hint": "the same command"}
     run = Run(model, optimizer, loader, total_steps, folder, **hints)
 
@@ -204,7 +204,7 @@ def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--epochs", type=positive_number, default=EPOCHS, metavar="N", help="default: %(default)s")
     parser.add_argument("--seeds", type=positive, default=1, metavar="N", help="runs, of --seed and those after it")
-    add_options(parser, *CIFAR, "batch_size", "seed", "device", "dtype", "out", "keep")
+    add_options(parser, *CIFAR, "batch_size", "seed", "device", "dtype", "out", "keep", "log")
     parser.set_defaults(dataset="cifar10", batch_size=BATCH_SIZE, out="runs/speedrun")
     args = parser.parse_args()
     with running(parser, args):

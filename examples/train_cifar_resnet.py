@@ -24,16 +24,18 @@ average alone, for other scripts. With --mixup the training error is that of the
 import argparse
 
 from common.average import MovingAverage
-from common.cifar import load_data, network_of
+from common.cifar import CifarData, load_data, network_of
 from common.evaluate import error_rate
 from common.folder import RunFolder
 from common.mixup import mixup_loss, random_mixup
 from common.options import CIFAR, FOLDER, REGULARISATION, TRAINING, add_options, make_parser, options_of_run
 from common.recipes import CIFAR_RECIPES, WARMUP_DEPTH, WarmUp, published_error
 from common.run import Run, running
+from models.config import NetworkConfig
 
 from minidl import GradScaler, cuda_graph
 from minidl.functional import cross_entropy
+from minidl.nn import Module
 from minidl.optim import SGD
 
 
@@ -46,6 +48,7 @@ def train(args: argparse.Namespace) -> None:
     config = network_of(args, data)
     model = config.build(seed=args.seed, recompute=args.recompute).to(args.device)
     average = MovingAverage(model, args.ema) if args.ema is not None else None
+    tested = model if average is None else average.model
 
     warming_up = args.recipe == "paper" and config.arguments["depth"] >= WARMUP_DEPTH
     schedule = WarmUp(recipe.schedule(recipe.lr, total_steps), warming_up)
@@ -65,8 +68,7 @@ def train(args: argparse.Namespace) -> None:
     # A scaler reads a number in each step, and stochastic depth draws one.
     if args.device != "cpu" and not scaler.enabled and config.builder != "stochastic_resnet":
         step = cuda_graph(step)  # one launch for the whole step
-    kept = {"average": average and average.model, "data": data.fingerprint(), "keep": args.keep}
-    folder = RunFolder(args.out, args.resume, options_of_run(args), config, **kept)
+    folder = open_folder(args, data, config, average and average.model)
     with Run(model, optimizer, loader, total_steps, folder, stateful={"warm_up": schedule, "scaler": scaler}) as run:
         for images, labels in run.batches():  # already augmented and on the device
             optimizer.lr = schedule(run.step)
@@ -74,11 +76,16 @@ def train(args: argparse.Namespace) -> None:
             run.log(*step(*mixed))
             if run.epoch_ended:
                 schedule.report(run.train_error)
-                tested = model if average is None else average.model
                 run.end_epoch(error_rate(tested, test_loader, args.mirror_test), data.split)
     print(run.summary())
     print(f"{data.split} error of {config.name} on {args.dataset}: {run.test_error:.2%}")
     print(published_error(args), end="")
+
+
+def open_folder(args: argparse.Namespace, data: CifarData, config: NetworkConfig, average: Module | None) -> RunFolder:
+    """The folder of the run, with what its checkpoints hold besides the network."""
+    kept = {"average": average, "data": data.fingerprint(), "keep": args.keep, "log_to": args.log}
+    return RunFolder(args.out, args.resume, options_of_run(args), config, **kept)
 
 
 def main() -> None:

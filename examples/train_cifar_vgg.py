@@ -35,7 +35,9 @@ def train(args: argparse.Namespace) -> None:
     scaler = GradScaler(enabled=args.dtype == "float16")
     step = classification_step(model, optimizer, scaler=scaler)
 
-    folder = RunFolder(args.out, args.resume, options_of_run(args), config, data=data.fingerprint(), keep=args.keep)
+    folder = RunFolder(
+        args.out, args.resume, options_of_run(args), config, data=data.fingerprint(), keep=args.keep, log_to=args.log
+    )
     run = Run(model, optimizer, loader, total_steps, folder, stateful={"scaler": scaler})
     fit(
         run,

@@ -73,7 +73,7 @@ def train(args: argparse.Namespace) -> None:
     total_steps = recipe.steps(len(loader))
     plateau = recipe.schedule(recipe.lr, total_steps, args.patience)
     files = {"training photographs": describe_files(data), "validation photographs": describe_files(validation_data)}
-    folder = RunFolder(args.out, args.resume, options_of_run(args), config, data=files, keep=args.keep)
+    folder = RunFolder(args.out, args.resume, options_of_run(args), config, data=files, keep=args.keep, log_to=args.log)
     micro_batch = args.micro_batch or args.batch_size
     scaler = GradScaler(enabled=args.dtype == "float16")
     stateful = {"plateau": plateau, "scaler": scaler}

@@ -21,6 +21,7 @@ from common.options import CIFAR, add_options, check_device, make_parser, positi
 from common.run import Run
 from models.config import read_config
 from models.resnet import cifar_resnet
+from models.weights import find_weights
 from tqdm import tqdm
 
 from minidl import FeatureExtractor, Tensor, load_checkpoint, manual_seed, no_grad
@@ -37,15 +38,16 @@ def load_network(args: argparse.Namespace) -> Module:
     """Build the network that --weights describes, or else the one of --depth and --shortcut, and load the weights."""
     if args.random_init:
         return cifar_resnet(args.depth, args.shortcut, seed=args.seed)
-    config = read_config(args.weights)
+    path = find_weights(args.weights)
+    config = read_config(path)
     if config is not None:
         model = config.build()
     else:
-        arrays, _ = read_checkpoint(args.weights, "fc.bias")
+        arrays, _ = read_checkpoint(path, "fc.bias")
         if "fc.bias" not in arrays:
-            raise ValueError(f"--weights: expected a CIFAR ResNet, got {args.weights}, which has no fc.bias")
+            raise ValueError(f"--weights: expected a CIFAR ResNet, got {path}, which has no fc.bias")
         model = cifar_resnet(args.depth, args.shortcut, num_classes=len(arrays["fc.bias"]))
-    load_checkpoint(args.weights, model)
+    load_checkpoint(path, model)
     return model
 
 
@@ -94,7 +96,9 @@ def main() -> None:
     """Parse the options, extract the features, train the classifier."""
     parser = make_parser(__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--weights", metavar="FILE", help="a checkpoint of train_cifar_resnet.py, or only its weights")
+    source.add_argument(
+        "--weights", metavar="WEIGHTS", help="a checkpoint of train_cifar_resnet.py, its weights, or a name"
+    )
     source.add_argument("--random-init", action="store_true", help="use an untrained network")
     parser.add_argument("--layer", default="layer3", help="layer whose output is used; default: layer3, the last")
     parser.add_argument("--epochs", type=positive, default=20, help="for the linear classifier; default: 20")

@@ -11,6 +11,7 @@ import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
+from typing import TypeVar
 
 from minidl.kernels import add
 
@@ -29,6 +30,10 @@ class Leaf:
         self.grad, self.retains_grad = None, True
         self.hooks: list[Callable[[], None]] = []  # called when a backward pass has completed `grad`
         self.version = 0
+
+    def __getstate__(self):
+        """Return what pickle and copy.deepcopy keep: the gradient. Hooks belong to whoever added them."""
+        return None, {"grad": self.grad, "hooks": [], "retains_grad": True, "version": self.version}
 
 
 class Node:
@@ -50,7 +55,7 @@ class Node:
 
     def input_grads(self, grad) -> tuple:
         """Return dL/d(input) for each input. Works once: it frees what the op saved."""
-        grads = self.backward(grad)
+        grads = self.backward(grad)  # type: ignore[misc]  # count_consumers has checked that it is there
         self.backward = None
         grads = grads if isinstance(grads, tuple) else (grads,)
         if len(grads) != len(self.inputs):
@@ -128,7 +133,7 @@ def count_consumers(root: Node | Leaf) -> Counter:
 
     Raise RuntimeError if the saved values of one are freed, or are not those of the forward pass any more.
     """
-    consumers = Counter()
+    consumers: Counter = Counter()
     unvisited = [root]
     while unvisited:
         node = unvisited.pop()
@@ -148,6 +153,8 @@ def count_consumers(root: Node | Leaf) -> Counter:
             consumers[source] += 1
     return consumers
 
+
+F = TypeVar("F", bound=Callable)
 
 # The blocks that are open, from the outermost to the innermost: True for each that records operations. A context
 # variable, so each thread and each asyncio task has its own.
@@ -180,7 +187,7 @@ class set_grad_enabled(contextlib.ContextDecorator):  # noqa: N801 - used like a
     def _recreate_cm(self) -> "set_grad_enabled":
         return set_grad_enabled(self.enabled)  # a block of its own for each call of a decorated function
 
-    def __call__(self, function: Callable) -> Callable:
+    def __call__(self, function: F) -> F:
         if inspect.isgeneratorfunction(function) or inspect.iscoroutinefunction(function):
             raise TypeError(
                 f"no_grad: {function.__name__} only begins to run when it is decorated like this, as it is a generator "

@@ -104,9 +104,9 @@ def check_fits(function: str, x: Tensor, kernel_size: tuple[int, int], padding: 
 def check_pooling(function: str, x: Tensor, kernel_size: Pair, stride: Pair | None, padding: Pair) -> dict:
     """Return the arguments kernel_size, stride and padding as pairs, after checking them and x (N, H, W, C)."""
     check_batch(function, x, "(N, H, W, C)", 4)
-    kernel_size, stride, padding = as_windows(function, kernel_size, stride, padding)
-    check_fits(function, x, kernel_size, padding)
-    return {"kernel_size": kernel_size, "stride": stride, "padding": padding}
+    size, step, zeros = as_windows(function, kernel_size, stride, padding)
+    check_fits(function, x, size, zeros)
+    return {"kernel_size": size, "stride": step, "padding": zeros}
 
 
 def check_interpolation(function: str, size: Pair | None, scale_factor: Scale | None, mode: str) -> None:
@@ -116,7 +116,7 @@ def check_interpolation(function: str, size: Pair | None, scale_factor: Scale | 
     expect(function, (size is None) != (scale_factor is None), "either size or scale_factor", given)
     if size is not None:
         as_pair(function, "size", size, 1)
-    else:
+    elif scale_factor is not None:
         factors = scale_factor if isinstance(scale_factor, tuple | list) else (scale_factor, scale_factor)
         are_positive = all(hasattr(factor, "__float__") and 0 < factor < math.inf for factor in factors)
         expected = "scale_factor to be a number > 0 or a pair of them"

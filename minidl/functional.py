@@ -210,6 +210,7 @@ def interpolate(x: Tensor, size: Pair | None = None, scale_factor: Scale | None 
     if size is not None:
         size = as_pair("interpolate", "size", size, 1)
         return apply(UpsampleBilinear2d, x, output_size=size, step=(x.shape[1] / size[0], x.shape[2] / size[1]))
+    assert scale_factor is not None  # one of the two was given
     sh, sw = scale_factor if isinstance(scale_factor, tuple | list) else (scale_factor, scale_factor)
     size = math.floor(x.shape[1] * sh), math.floor(x.shape[2] * sw)
     expect("interpolate", min(size) > 0, "an output of at least one pixel", size, "for x", x.shape)

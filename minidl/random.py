@@ -7,8 +7,11 @@ import contextlib
 import functools
 import threading
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import numpy as np
+
+Result = TypeVar("Result")
 
 _thread = threading.local()
 
@@ -76,7 +79,7 @@ def rows_from(first: int) -> Iterator[None]:
         _thread.first_row = before
 
 
-def once(compute: Callable[[], object]):
+def once(compute: Callable[[], Result]) -> Result:
     """Return compute(). When `minidl.recompute` runs a function again, return the result of the first run instead.
 
     Use it for the side effects of a layer: batch-norm updates its running statistics, dropout counts its steps. The

@@ -3,15 +3,16 @@
 import functools
 import reprlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
-from typing import NamedTuple
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 
 from minidl.autograd import Leaf, Node, backward, is_grad_enabled, saved_leaves
 from minidl.dtypes import as_dtype, float32, float64, is_half
 from minidl.idioms import Idioms
+from minidl.interchange import from_dlpack, is_foreign
 from minidl.kernels import device_of, is_capturing, is_device, to_device
 from minidl.ops.arithmetic import Add, Clip, Div, Exp, Log, MatMul, Mul, Pow, Sigmoid, Sqrt, Sub, Tanh
 from minidl.ops.convert import Cast, Move
@@ -35,16 +36,19 @@ class Maxima(NamedTuple):
 class Tensor(Idioms):
     """An array that remembers how it was computed.
 
-    An array keeps its dtype, and its memory too if that is C-contiguous; Python floats become float32, Python integers
-    int64. With requires_grad=True, calling `backward()` on anything computed from this tensor adds to its `grad`.
+    An array of NumPy, CuPy or another library with DLPack (PyTorch, JAX) keeps its dtype, and its memory too if that is
+    C-contiguous; Python floats become float32, Python integers int64. With requires_grad=True, calling `backward()` on
+    anything computed from this tensor adds to its `grad`, and read-only memory is copied.
     """
 
     __slots__ = ("__weakref__", "_node", "data")
 
     def __init__(self, data, dtype=None, device: str | None = None, requires_grad: bool = False):
-        self.data = _as_array(data.data if isinstance(data, Tensor) else data, dtype, device)
+        self.data: Any = _as_array(data.data if isinstance(data, Tensor) else data, dtype, device)
         self._node: Node | Leaf | None = None
         if requires_grad:
+            if self.device == "cpu" and not self.data.flags.writeable:
+                self.data = self.data.copy()  # an optimiser writes into it
             self.requires_grad = True
 
     # -- shape, dtype and values ---------------------------------------------------------------------------------------
@@ -97,8 +101,26 @@ class Tensor(Idioms):
         """Return the values as a NumPy array, which shares the memory of a tensor on the CPU."""
         return to_device(self.data, "cpu")
 
-    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+    def __array__(self, dtype=None, copy: bool | None = None) -> np.ndarray:
+        if copy is False and self.device != "cpu":
+            raise ValueError(f"__array__: a tensor on {self.device!r} cannot be read without a copy; omit copy=False")
         return np.array(self.numpy(), dtype, copy=copy)
+
+    def __dlpack__(self, **options):
+        if self.requires_grad:
+            raise BufferError("__dlpack__: this tensor requires grad, which other libraries ignore; use its .detach()")
+        return self.data.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return self.data.__dlpack_device__()
+
+    def __getstate__(self):
+        """Return what pickle and copy.deepcopy keep: the values, and the gradient of a leaf."""
+        if isinstance(self._node, Node):
+            raise RuntimeError(
+                f"copy: this tensor was computed by {self._node.name}, and its graph cannot be copied; use its detach()"
+            )
+        return super().__getstate__()
 
     def item(self) -> float | int | bool:
         """Return the value of a tensor of one element as a Python number."""
@@ -114,6 +136,16 @@ class Tensor(Idioms):
 
     def __bool__(self) -> bool:
         return bool(self.item())
+
+    def __format__(self, spec: str) -> str:
+        if not self.shape:
+            return format(self.item(), spec)
+        if spec:
+            raise TypeError(
+                f"format: {spec!r} formats one number, got a tensor {self.shape}; use item() of an element, "
+                "or np.array2string(x.numpy(), precision=3)"
+            )
+        return repr(self)
 
     # -- the graph -----------------------------------------------------------------------------------------------------
 
@@ -248,10 +280,10 @@ class Tensor(Idioms):
 
     # Comparisons return tensors of bools, through which no gradient flows.
 
-    def __eq__(self, other) -> "Tensor":
+    def __eq__(self, other) -> "Tensor":  # type: ignore[override]
         return Tensor(self.data == _raw(other))
 
-    def __ne__(self, other) -> "Tensor":
+    def __ne__(self, other) -> "Tensor":  # type: ignore[override]
         return Tensor(self.data != _raw(other))
 
     def __lt__(self, other) -> "Tensor":
@@ -320,7 +352,13 @@ class Tensor(Idioms):
         """Return the maximum over the dimensions `dim`, or over all. Equal maxima share the gradient, as in PyTorch."""
         return apply(Max, self, dim=_as_dims("amax", dim, self), keepdim=keepdim)
 
-    def max(self, dim: int | None = None, keepdim: bool = False) -> "Tensor | Maxima":
+    @overload
+    def max(self, dim: None = None, keepdim: bool = False) -> "Tensor": ...
+
+    @overload
+    def max(self, dim: int, keepdim: bool = False) -> Maxima: ...
+
+    def max(self, dim=None, keepdim=False):
         """Return the maximum of all elements, or with `dim` the pair (values, indices) of the maxima along it."""
         if dim is None:
             return self.amax(keepdim=keepdim)
@@ -335,21 +373,21 @@ class Tensor(Idioms):
 
     # -- shapes --------------------------------------------------------------------------------------------------------
 
-    def reshape(self, *shape: int) -> "Tensor":
+    def reshape(self, *shape: int | Sequence[int]) -> "Tensor":
         """Return the same elements in the same order in another shape. One length may be -1: it is inferred."""
-        shape = _as_sequence(shape)
+        lengths = _as_sequence(shape)
         try:
-            return apply(Reshape, self, shape=shape)
+            return apply(Reshape, self, shape=lengths)
         except ValueError:
-            raise ValueError(f"reshape: the {self.numel()} elements of {self.shape} do not fit {shape}") from None
+            raise ValueError(f"reshape: the {self.numel()} elements of {self.shape} do not fit {lengths}") from None
 
-    def permute(self, *dims: int) -> "Tensor":
+    def permute(self, *dims: int | Sequence[int]) -> "Tensor":
         """Return the tensor with permuted dimensions: dimension i of the result is dimension dims[i] of this one."""
-        dims = _as_sequence(dims)
+        order = _as_sequence(dims)
         try:
-            return apply(Permute, self, dims=dims)
+            return apply(Permute, self, dims=order)
         except ValueError:
-            raise ValueError(f"permute: {dims} is not a permutation of the dimensions of {self.shape}") from None
+            raise ValueError(f"permute: {order} is not a permutation of the dimensions of {self.shape}") from None
 
     @property
     def T(self) -> "Tensor":  # noqa: N802 - the name in NumPy and PyTorch
@@ -359,7 +397,7 @@ class Tensor(Idioms):
     def __getitem__(self, index) -> "Tensor":
         return apply(GetItem, self, index=tuple(map(_raw, index if isinstance(index, tuple) else (index,))))
 
-    def __iter__(self):
+    def __iter__(self) -> "Iterator[Tensor]":
         return (self[i] for i in range(len(self)))
 
 
@@ -397,8 +435,8 @@ def apply(function: type[Function], *inputs: Tensor | None, **hyperparameters) -
     operation, recording = function.__name__.lower(), is_grad_enabled()
     check_tensors(operation, inputs[0])
     if function.floats_only:
-        check_floats(operation, inputs[0])
-    check_alike(operation, *inputs, kept_in_float32=function.kept_in_float32)
+        check_floats(operation, inputs[0])  # type: ignore[arg-type]  # the line above refuses None
+    check_alike(operation, *inputs, kept_in_float32=function.kept_in_float32)  # type: ignore[arg-type]
     if function.in_float32 and is_half(inputs[0].dtype):
         wide = (None if tensor is None else tensor.to(float32) for tensor in inputs)
         return apply(function, *wide, **hyperparameters).to(inputs[0].dtype)
@@ -502,7 +540,9 @@ def check_alike(operation: str, first: Tensor, *others: Tensor | None, kept_in_f
 
 def _as_array(data, dtype, device):
     """Return `data` as a C-contiguous array. Python floats and lists of them become float32 unless `dtype` is given."""
-    if not hasattr(data, "dtype"):
+    if is_foreign(data):
+        data = from_dlpack(data)
+    elif not hasattr(data, "dtype"):
         try:
             data = np.asarray(data)
         except ValueError:

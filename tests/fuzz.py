@@ -357,7 +357,8 @@ def make_network(rng: np.random.Generator) -> bytes:
 
 def read_network(path: Path) -> object:
     """Read the description of the network as the scripts do."""
-    from models.config import load_network, read_config
+    from models.config import read_config
+    from models.weights import load_network
 
     config = read_config(path)
     if config is not None:

@@ -28,7 +28,8 @@ MAY_IMPORT = {
     "autograd": {"kernels"},  # adds gradients on all threads
     "ops": {"kernels"},
     "idioms": {"autograd"},
-    "tensor": {"kernels", "ops", "autograd", "dtypes", "idioms"},
+    "interchange": {"kernels", "system"},
+    "tensor": {"idioms", "interchange", "kernels", "ops", "autograd", "dtypes"},
     "data": {"tensor", "kernels", "system"},
     "checks": {"tensor", "kernels", "dtypes"},
     "creation": {"tensor", "random", "dtypes"},
@@ -43,6 +44,7 @@ MAY_IMPORT = {
         *("training", "optim", "nn", "data", "functional", "checks", "tensor"),
         *("ops", "autograd", "kernels", "random", "system"),
     },
+    "onnx": {"study", "nn", "tensor", "ops", "autograd", "kernels", "system"},  # study.record sees the operations
 }
 # What a student reads, with all that it imports. The CUDA kernels, a second language, are read beside kernels/cpu.
 READING_PATH = [
@@ -57,7 +59,7 @@ READING_PATH = [
 ]
 BESIDE_THE_PATH = "kernels/cuda"
 # Raising one of these needs a reason in the commit.
-MOST_LINES_TO_READ = 3500
+MOST_LINES_TO_READ = 3650
 MOST_LINES_OF_A_FUNCTION = 40
 MOST_LINES_OF_THE_MEDIAN_FUNCTION = 10
 MOST_SECONDS_OF_IMPORT = 0.3
@@ -179,11 +181,12 @@ def test_a_new_operation_takes_six_files_of_the_package():
         "nn/layers.py",
     ]
     words = re.compile("local_?response_?norm", re.IGNORECASE)
-    taught = PACKAGE / "study"  # what can be practised and got wrong is no part of the operation
+    # What can be practised and got wrong, and what another format calls it, is no part of the operation.
+    beside = {PACKAGE / "study", PACKAGE / "onnx"}
     naming = [
         path
         for path in FILES
-        if taught not in path.parents and words.search(path.stem + path.read_text(encoding="utf-8"))
+        if beside.isdisjoint(path.parents) and words.search(path.stem + path.read_text(encoding="utf-8"))
     ]
     assert sorted(path.relative_to(PACKAGE).as_posix() for path in naming) == sorted(six)
     guide = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
@@ -330,8 +333,10 @@ def public_parts(tree, prefix=""):
     """(dotted name, node) of the public classes and functions of a file, and of the classes' methods."""
     for node in tree.body:
         if isinstance(node, ast.ClassDef | ast.FunctionDef) and not node.name.startswith("_"):
-            is_setter = any(isinstance(decorator, ast.Attribute) for decorator in node.decorator_list)
-            if not is_setter:
+            decorators = node.decorator_list
+            is_setter = any(isinstance(decorator, ast.Attribute) for decorator in decorators)
+            is_overload = any(getattr(decorator, "id", "") == "overload" for decorator in decorators)
+            if not is_setter and not is_overload:
                 yield prefix + node.name, node
             if isinstance(node, ast.ClassDef):
                 yield from public_parts(node, f"{node.name}.")

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 CHILD = """
-import faulthandler, hashlib, signal, sys, threading, time
+import faulthandler, hashlib, os, signal, sys, threading, time
 import numpy as np
 from threadpoolctl import threadpool_info
 import minidl
@@ -30,6 +30,7 @@ from minidl.optim import SGD
 
 signal.signal(signal.SIGINT, signal.SIG_IGN)  # until everything stands
 faulthandler.register(signal.SIGUSR1, file=sys.stdout)  # where every thread is, if an answer does not come
+threading.Thread(target=lambda: (sys.stdin.read(), os._exit(1)), daemon=True).start()  # if the parent is killed
 minidl.set_num_threads(2)
 model = Sequential(
     Conv2d(3, 64, 3, padding=1), BatchNorm2d(64), ReLU(), MaxPool2d(2), Conv2d(64, 64, 3), ReLU(),
@@ -79,7 +80,13 @@ def press(presses: int, seed: int = 0) -> tuple[int, list[str]]:
     command = [sys.executable, "-c", CHILD]
     draw, caught, others = random.Random(seed), 0, []
     with subprocess.Popen(
-        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        command,
+        env=environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     ) as child:
         signal.signal(signal.SIGALRM, lambda *_: end(child))  # a lost one would wait for ever
         try:

@@ -202,9 +202,9 @@ def test_what_is_no_numbers_makes_no_tensor(data):
 
 
 def test_another_librarys_array_is_not_taken_for_one_on_a_gpu(torch):
-    with pytest.raises(TypeError, match=r"Tensor: expected real numbers, or a NumPy or CuPy array of them, got tensor"):
-        Tensor(torch.ones(3))
-    assert Tensor(torch.ones(3).numpy()).device == "cpu"
+    assert Tensor(torch.ones(3)).device == Tensor(torch.ones(3).numpy()).device == "cpu"
+    with pytest.raises(TypeError, match=r"Tensor: expected real numbers, or a NumPy or CuPy array of them, got"):
+        Tensor(torch.ones(3, dtype=torch.complex64))
 
 
 def test_lists_have_equal_lengths():

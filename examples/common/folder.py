@@ -13,6 +13,7 @@ import numpy as np
 from models.config import NetworkConfig
 
 from common.errors import log, warn_if_not_drawn
+from common.tensorboard import TensorBoardLog
 from minidl import Tensor
 from minidl.nn import Module
 from minidl.optim import Optimizer
@@ -112,12 +113,14 @@ class RunFolder:
             into DIR/average.safetensors, from which other scripts load it.
         data: a description of the training and test images, {name: text}. Resuming requires the same.
         keep: number of checkpoints to keep, 1 or more, besides the best one.
+        log_to: "tensorboard" to write the records to DIR/tensorboard, too.
 
     Attributes:
         records: the lines of metrics.jsonl, as dictionaries.
 
     Raises:
-        ValueError: `resume` without a checkpoint, a checkpoint without `resume`, or a damaged line in metrics.jsonl.
+        ValueError: `resume` without a checkpoint, a checkpoint without `resume`, a damaged line in metrics.jsonl, or
+            `log_to` without the package that it needs.
     """
 
     def __init__(
@@ -130,11 +133,13 @@ class RunFolder:
         average: Module | None = None,
         data: dict[str, str] | None = None,
         keep: int = 1,
+        log_to: str | None = None,
     ):
         self.path, self.resume, self.options, self.config = Path(path), resume, options, config
         self.average, self.data, self.keep = average, data, keep
         self.checkpoint = self.path / CHECKPOINT
         self.metrics = self.path / "metrics.jsonl"
+        self._tensorboard = TensorBoardLog(self.path / "tensorboard") if log_to == "tensorboard" else None
         check_folder(path, resume)
         self.path.mkdir(parents=True, exist_ok=True)
         if not resume:
@@ -175,6 +180,14 @@ class RunFolder:
         self.keep_checkpoints(counters["progress"]["step"])
         if record is not None:
             draw_curves(self.records, self.path / "curves.png")
+            if self._tensorboard is not None:
+                with warn_if_not_drawn(self._tensorboard.path):
+                    self._tensorboard.write(self.records)
+
+    def close(self) -> None:
+        """Close the file for TensorBoard."""
+        if self._tensorboard is not None:
+            self._tensorboard.close()
 
     def keep_checkpoints(self, step: int) -> None:
         """Keep the newest checkpoint, which is that of `step`, also as one of the last `keep`, and maybe as the best.

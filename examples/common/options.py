@@ -10,7 +10,7 @@ from minidl.system.gpu import is_device, select_gpu
 DTYPES = "float32", "tf32", "bfloat16", "float16"
 
 # Options that may differ with --resume: paths, and how the same training is computed.
-MAY_CHANGE = {"out", "resume", "keep", "data_dir", "device", "dtype", "recompute"}
+MAY_CHANGE = {"out", "resume", "keep", "log", "data_dir", "device", "dtype", "recompute"}
 MAY_CHANGE |= {"data", "names", "statistics", "init_from", "skip_broken", "threads", "micro_batch"}
 
 
@@ -81,6 +81,7 @@ OPTIONS = {
         "metavar": "K",
         "help": "keep the last K checkpoints and the best; default: 2",
     },
+    "log": {"choices": ("tensorboard",), "help": "write the metrics to --out/tensorboard, too"},
     # training
     "epochs": {"type": positive, "metavar": "N", "help": "default: the recipe's"},
     "iterations": {"type": positive, "metavar": "N", "help": "number of training steps, instead of --epochs"},
@@ -121,7 +122,7 @@ OPTIONS = {
 CIFAR = "dataset", "data_dir", "limit_train", "limit_test", "holdout"
 PHOTOGRAPHS = "data", "names", "skip_broken", "threads"
 TRAINING = "epochs", "iterations", "batch_size", "seed", "device"
-FOLDER = "out", "resume", "keep"
+FOLDER = "out", "resume", "keep", "log"
 REGULARISATION = "mixup", "cutout", "ema", "mirror_test"
 
 

@@ -207,6 +207,7 @@ class Run:
         with contextlib.ExitStack() as stack:
             stack.enter_context(one_line_errors())
             if self.folder is not None:
+                stack.callback(self.folder.close)
                 if self.folder.resume:
                     self._resume()
                 self._stop = stack.enter_context(StopRequest())

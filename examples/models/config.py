@@ -2,7 +2,7 @@
 
 The training scripts save it in the checkpoint, so that the file alone is enough to use the network:
 
-    model, config = load_network("runs/latest/checkpoint.safetensors")
+    model, config = load_network("runs/latest/checkpoint.safetensors")       see models/weights.py
     view = config.view()                                        path of a photograph -> input array of the network
     config.names[model(Tensor(view(path)[None])).argmax(dim=1).item()]
 """
@@ -214,7 +214,7 @@ def standard_config(model: str, num_classes: int = 1000) -> NetworkConfig:
     return NetworkConfig(model, builder, arguments, names, None, 256, 224, TORCHVISION_MEAN, TORCHVISION_STD)
 
 
-def load_network(path: str | Path, fallback: NetworkConfig | None = None) -> tuple[Module, NetworkConfig]:
+def load_file(path: str | Path, fallback: NetworkConfig | None = None) -> tuple[Module, NetworkConfig]:
     """Load (network in evaluation mode, config). `fallback` is the config for files without one."""
     config = read_config(path) or fallback
     if config is None:

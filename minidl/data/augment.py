@@ -10,6 +10,8 @@ The recipe of ResNet's section 4.2 (He et al. 2015), as a `DataLoader` transform
 on the device that holds them: see `AugmentedLoader`.
 """
 
+from typing import Any
+
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
@@ -121,7 +123,7 @@ class CropAndFlip:
         corners = rng.integers(0, 2 * self.padding + 1, size=(2, count))
         return np.vstack([corners, rng.random(count) < self.flip_probability])
 
-    def apply(self, images, chosen, tops, lefts, flips):
+    def apply(self, images, chosen, tops, lefts, flips) -> Any:
         """Augment images[chosen]: (M, H, W, C) uint8 -> (N, H, W, C) float32, on the device of the images.
 
         The range of the four arrays (N,) is checked only on the host: on a GPU the check would make the host wait.

@@ -18,7 +18,9 @@ RANKS = "PMI_RANK", "OMPI_COMM_WORLD_RANK"
 
 @contextlib.contextmanager
 def start(device: str = "cpu", processes: int | None = None, timeout: float = 600.0) -> Iterator[Communicator]:
-    """Connect the processes that mpiexec started: `with start() as communicator:`. Call it first: it forks, see `guard`.
+    """Connect the processes that mpiexec started: `with start() as communicator:`.
+
+    Call it first, as it forks: see `guard`.
 
     Without the mpiexec of MPICH, Intel MPI or Open MPI, the communicator is that of a `SingleProcess`. An error inside
     the block ends the processes of all ranks, with a message that names the rank. So do a rank that does not come to a

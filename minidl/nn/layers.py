@@ -1,5 +1,7 @@
 """The layers. Each calls a function of `functional` with the parameters and options it holds."""
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from minidl import functional as F  # noqa: N812 - the usual name
@@ -306,5 +308,6 @@ class MSELoss(Module):
         return F.mse_loss(x, target)
 
 
-# `from layers import *` in minidl.nn: the classes defined here, without the imported names.
-__all__ = [name for name, value in vars().items() if getattr(value, "__module__", None) == __name__]
+if not TYPE_CHECKING:  # type checkers do not compute lists, and would find no layer
+    # `from layers import *` in minidl.nn: the classes defined here, without the imported names.
+    __all__ = [name for name, value in vars().items() if getattr(value, "__module__", None) == __name__]

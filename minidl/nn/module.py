@@ -2,6 +2,8 @@
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
+from types import UnionType
+from typing import Any
 
 import numpy as np
 
@@ -23,11 +25,11 @@ class Module:
     training = True
     forward_hooks: tuple[Callable, ...] = ()
 
-    def forward(self, *inputs, **options):
+    def forward(self, *inputs, **options) -> Any:
         """Return the output for these inputs. Every subclass defines it."""
         raise NotImplementedError(f"{type(self).__name__}: define forward(self, ...)")
 
-    def __call__(self, *inputs, **options):
+    def __call__(self, *inputs: Any, **options: Any) -> Any:
         output = self.forward(*inputs, **options)
         for hook in self.forward_hooks:
             hook(self, inputs, output)
@@ -70,7 +72,7 @@ class Module:
         for name, child in self.children():
             yield from child.named_modules(f"{prefix}.{name}" if prefix else name)
 
-    def named_tensors(self, kind: type[Tensor]) -> Iterator[tuple[str, Tensor]]:
+    def named_tensors(self, kind: type[Tensor] | UnionType) -> Iterator[tuple[str, Any]]:
         """Yield (name, tensor) of all tensors of type `kind`, here and below. A shared tensor appears once only."""
         seen = set()
         for path, module in self.named_modules():

@@ -38,7 +38,7 @@ class Adam(Optimizer):
         self.means, self.squares = self._zeros(), self._zeros()
         self.steps = [np.zeros((), np.int64, like=mean) for mean in self.means]
 
-    def update(
+    def update(  # type: ignore[override]  # the state of this class by name
         self, parameters: list, grads: list, lr, weight_decay: float, means: list, squares: list, steps: list
     ) -> None:
         """Update the arrays of p, m, v and t in place, by the formulas of the class."""

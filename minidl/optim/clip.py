@@ -27,5 +27,5 @@ def clip_grad_norm_(parameters: Iterable[Parameter], max_norm: float) -> float:
     norm = math.sqrt(sum(squares.values()))
     if norm > max_norm:
         for parameter in with_grads.values():
-            parameter.grad = parameter.grad * (max_norm / norm)
+            parameter.grad = parameter.grad * (max_norm / norm)  # type: ignore[operator, assignment]
     return norm

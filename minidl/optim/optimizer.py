@@ -1,6 +1,7 @@
 """The base class of the optimisers: parameters, learning rate, and the state that checkpoints keep."""
 
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
@@ -93,7 +94,7 @@ class Optimizer:
         expected = {name: (array.shape, array.dtype) for name, array in self._named_state().items()}
         check_state(f"{type(self).__name__}.load_state_dict", expected, state)
 
-    def _named_state(self) -> dict[str, object]:
+    def _named_state(self) -> dict[str, Any]:
         return {f"{name}.{i}": array for name, arrays in self.state().items() for i, array in enumerate(arrays)}
 
     def _zeros(self) -> list:

@@ -51,8 +51,8 @@ class OneCycleLR:
         final_div_factor: float = 1e4,
     ):
         check_range("OneCycleLR", 0, 1, closed=True, pct_start=pct_start)
-        at_least_1 = {"total_steps": total_steps, "div_factor": div_factor, "final_div_factor": final_div_factor}
-        check_range("OneCycleLR", 1, math.inf, **at_least_1)
+        check_range("OneCycleLR", 1, math.inf, total_steps=total_steps)
+        check_range("OneCycleLR", 1, math.inf, div_factor=div_factor, final_div_factor=final_div_factor)
         self.max_lr, self.total_steps = max_lr, total_steps
         self.first_lr = max_lr / div_factor
         self.last_lr = self.first_lr / final_div_factor

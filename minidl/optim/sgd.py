@@ -1,6 +1,6 @@
 """Stochastic gradient descent."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from minidl.checks import check_range
 from minidl.kernels import kernels_for
@@ -33,7 +33,9 @@ class SGD(Optimizer):
         self.momentum, self.nesterov = momentum, nesterov
         self.velocities = self._zeros() if momentum else []
 
-    def update(self, parameters: list, grads: list, lr, weight_decay: float, velocities: list = ()) -> None:
+    def update(  # type: ignore[override]  # the state of this class by name
+        self, parameters: list, grads: list, lr, weight_decay: float, velocities: Sequence = ()
+    ) -> None:
         """Update the arrays of p and v in place, by the formulas of the class."""
         options = self.momentum, weight_decay, self.nesterov
         kernels_for(parameters[0]).sgd_update(parameters, grads, velocities, lr, *options)

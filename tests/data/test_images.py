@@ -416,7 +416,10 @@ def test_no_more_files_are_decoded_at_a_time_than_there_are_threads_and_no_threa
 
     list(ImageLoader(ImageFolder(root), 6, view, threads=2))
     assert most == [2]
-    assert not [thread for thread in threading.enumerate() if "Loader" in thread.name]
+    for thread in threading.enumerate():
+        if "Loader" in thread.name:
+            thread.join(timeout=5)  # it ends after its last batch
+            assert not thread.is_alive()
 
 
 def test_a_broken_file_stops_the_loader_before_its_batch(root):

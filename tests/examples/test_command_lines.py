@@ -11,10 +11,13 @@ from pathlib import Path
 
 import degradation
 import evaluate_imagenet
+import export_weights
 import localize
+import look
 import numpy as np
 import predict
 import pytest
+import segment_shapes
 import speedrun_cifar10
 import tour
 import train_cifar_resnet
@@ -47,9 +50,42 @@ LOCALIZE = ["--images", "8", "--test-images", "2", "--class-epochs", "1", "--box
 TRANSFER = ["--random-init", "--depth", "8"]
 PREDICT = ["--weights", "WEIGHTS", "--images", "PHOTO"]
 EVALUATE = ["--data", "PHOTOS", "--model", "resnet18", "--random-init"]
+LOOK = ["--weights", "WEIGHTS", "--images", "shapes:0", "--methods", "saliency"]
+SEGMENT = ["--images", "8", "--test-images", "2", "--size", "16", "--epochs", "1", "--batch-size", "4"]
+EXPORT = ["--run", "WEIGHTS", "--name", "tiny", "--folder", "NOWHERE"]
 
 # script -> (options that it runs with, {option: values that make no sense}, other options that make no sense)
 SCRIPTS = {
+    look: (
+        LOOK,
+        {
+            "--methods": CHOICES,
+            "--class": ("11", "-1", "1.5", ""),
+            "--layer": CHOICES,
+            "--steps": COUNTS,
+            "--size": COUNTS,
+            "--images": ("NOWHERE", "FILE", "EMPTY", "shapes:x", "cifar11:0"),
+            "--weights": ("NOWHERE", "FILE", "BARE", "JUNK", "hf:", "resnet20-nonsense"),
+            "--out": ("FILE",),
+        },
+        [["--nonsense"]],
+    ),
+    segment_shapes: (
+        SEGMENT,
+        {
+            **dict.fromkeys(("--images", "--test-images", "--epochs", "--batch-size", "--blocks", "--width"), COUNTS),
+            "--skips": ("3", "-1", "x", ""),
+            "--size": (*COUNTS, "7"),
+            "--lr": RATES,
+            "--out": ("FILE", ""),
+        },
+        [["--resume", "--out", "NOWHERE"]],
+    ),
+    export_weights: (
+        EXPORT,
+        {"--run": ("NOWHERE", "FILE", "BARE", "JUNK", "FOREIGN", "nonsense"), "--name": ("", "a/b", "..")},
+        [["--nonsense"]],
+    ),
     train_cifar_resnet: (
         RESNET,
         {

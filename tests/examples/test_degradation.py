@@ -148,6 +148,7 @@ def settings(folder, **changes):
         "holdout": False,
         "measurements": 10,
         "keep": 2,
+        "log": None,
     }
     return Namespace(**options | changes)
 

@@ -14,9 +14,10 @@ import train_imagenet
 from common.evaluate import top_errors
 from common.fit import classification_step
 from common.recipes import IMAGENET_RECIPES
-from models.config import IMAGENET_MODELS, load_network, standard_config
+from models.config import IMAGENET_MODELS, standard_config
 from models.resnet import imagenet_resnet
 from models.vgg import start_from_a, vgg
+from models.weights import load_network
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 

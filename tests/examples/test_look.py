@@ -516,7 +516,7 @@ def test_pictures_that_cannot_be_read_are_errors_of_one_line(run, tmp_path, kind
 def test_weights_that_are_not_there_or_no_weights_are_errors(run, tmp_path):
     (tmp_path / "text").write_text("no weights")
     (tmp_path / "folder").mkdir()
-    for path, message in (("missing", "No such file"), ("folder", "No such file"), ("text", "load_checkpoint")):
+    for path, message in (("missing", "no file, folder"), ("folder", "has neither"), ("text", "load_checkpoint")):
         status, output, _ = run("--images", "shapes:0", weights=tmp_path / path)
         assert status.startswith("error: ") and message in status and str(tmp_path / path) in status
         assert not output and not (tmp_path / "looks").exists()

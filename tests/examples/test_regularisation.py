@@ -11,8 +11,9 @@ from common.evaluate import error_rate
 from common.mixup import mixup, mixup_loss, random_mixup
 from common.options import options_of_run
 from common.recipes import MODEL_ERROR, PAPER_ERROR, published_error
-from models.config import BUILDERS, cifar_model, load_network
+from models.config import BUILDERS, cifar_model
 from models.resnet_variants import SHORTCUT_KINDS, preact_resnet
+from models.weights import load_network
 from safetensors.numpy import load_file
 
 from minidl import Tensor
@@ -250,7 +251,7 @@ WRONG = {
     "ema below 0": (("--ema", -0.1), "argument --ema: expected a number in [0, 1), got -0.1"),
     "ema of nan": (("--ema", "nan"), "argument --ema: expected a number in [0, 1), got nan"),
     "cutout of 0": (("--cutout", 0), "argument --cutout: expected a whole number >= 1, got 0"),
-    "cutout of half a pixel": (("--cutout", 0.5), "argument --cutout: invalid"),
+    "cutout of half a pixel": (("--cutout", 0.5), "argument --cutout: expected a whole number"),
     "a large cutout": (("--cutout", 33), "Cutout: expected a size from 1 to 32 for 32x32 images, got 33"),
     "depth of preact": (
         ("--model", "preact-21"),

@@ -82,7 +82,7 @@ def test_the_test_images_are_counted_as_one(segment, tmp_path):
         (["--skips", 3], "argument --skips: invalid choice: 3"),
         (["--width", 0], "argument --width: expected a whole number >= 1, got 0"),
         (["--images", 0], "argument --images: expected a whole number >= 1, got 0"),
-        (["--test-images", "many"], "argument --test-images: invalid positive value: 'many'"),
+        (["--test-images", "many"], "argument --test-images: expected a whole number >= 1, got many"),
         (["--epochs", 0], "argument --epochs: expected a whole number >= 1, got 0"),
         (["--lr", "nan"], "argument --lr: expected a finite number >= 0, got nan"),
         (["--resume"], "--resume: there is no"),

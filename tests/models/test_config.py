@@ -4,8 +4,9 @@ import argparse
 
 import numpy as np
 import pytest
-from models.config import BUILDERS, IMAGENET_MODELS, NetworkConfig, load_network, read_config
+from models.config import BUILDERS, IMAGENET_MODELS, NetworkConfig, read_config
 from models.resnet import IMAGENET_BLOCKS, PlainBasicBlock, cifar_resnet
+from models.weights import load_network
 from train_imagenet import make_network
 
 from minidl import Tensor, save_checkpoint

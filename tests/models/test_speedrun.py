@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
-from models.config import NetworkConfig, load_network
+from models.config import NetworkConfig
 from models.speedrun import ConvGroup, dirac_conv, speedrun, whitening_weight
+from models.weights import load_network
 
 from minidl import Tensor, fork_rng, save_checkpoint
 from minidl.data import make_shapes, normalize

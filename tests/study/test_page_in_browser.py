@@ -112,7 +112,7 @@ def opened(browser, pages):
         browser.get_log(kind)
     yield open_page
     assert browser.get_log("browser") == []
-    requested = {url for url in requests(browser) if not url.startswith(("data:", "about:"))}
+    requested = {url for url in requests(browser) if not url.startswith(("data:", "about:", "chrome:"))}
     assert requested == set(addresses)
 
 

@@ -1,0 +1,278 @@
+"""Trained networks by name: from the repository, a run's folder, and a hub played by a local server."""
+
+import functools
+import http.server
+import json
+import shutil
+import threading
+from typing import ClassVar
+
+import export_weights
+import numpy as np
+import pytest
+from models import weights
+from models.config import NetworkConfig
+from models.resnet import cifar_resnet, imagenet_resnet
+from models.vgg import vgg
+from models.weights import ARCHITECTURES, find_weights, load_network, load_timm
+from safetensors.numpy import save_file
+
+from minidl import Tensor, save_checkpoint
+from tests.models.torchvision_twin import import_torchvision
+
+CONFIG = NetworkConfig(
+    "resnet8", "cifar_resnet", {"depth": 8}, tuple("abcdefghij"), tuple("abcdefghij"), 32, 32, np.full(3, 120.0), 60.0
+)
+
+
+def logits(model, size=32):
+    return model.eval()(Tensor(np.random.default_rng(0).standard_normal((2, size, size, 3)).astype(np.float32))).numpy()
+
+
+@pytest.fixture
+def run_folder(tmp_path):
+    """The folder of a run, and the network in it."""
+    model = cifar_resnet(8, seed=5)
+    (tmp_path / "run").mkdir()
+    counters = {"network": CONFIG.to_json(), "options": {"depth": 8, "recipe": "fast", "holdout": True, "lr": None}}
+    save_checkpoint(tmp_path / "run" / "checkpoint.safetensors", model, counters=counters, extra=CONFIG.arrays())
+    return tmp_path / "run", model
+
+
+# -- names, folders, files ---------------------------------------------------------------------------------------------
+
+
+def test_a_folder_a_checkpoint_and_a_name_give_the_same_network(run_folder, tmp_path, monkeypatch, capsys):
+    folder, model = run_folder
+    monkeypatch.setattr(weights, "FOLDER", tmp_path / "weights")
+    monkeypatch.setattr("sys.argv", ["export", "--run", str(folder), "--name", "tiny", "--folder", str(weights.FOLDER)])
+    export_weights.main()
+    for name in folder, str(folder), folder / "checkpoint.safetensors", "tiny":
+        again, config = load_network(name)
+        assert config.to_json() == CONFIG.to_json()
+        np.testing.assert_array_equal(logits(again), logits(model))
+    card = (tmp_path / "weights" / "tiny.md").read_text()
+    assert "python examples/train_cifar_resnet.py --depth 8 --recipe fast --holdout\n" in card
+    for heading in "Data", "Recipe", "Command", "Error", "Licence":
+        assert f"\n## {heading}\n" in card
+    assert f"{sum(p.numel() for p in model.parameters()):,} parameters" in card
+    with pytest.raises(SystemExit):
+        export_weights.main()  # it overwrites nothing
+    assert "is there already" in capsys.readouterr().err
+
+
+def test_a_file_of_weights_has_neither_optimiser_nor_position(run_folder, tmp_path):
+    folder, _ = run_folder
+    model, config = load_network(folder)
+    export_weights.export(model, config, tmp_path / "w.safetensors")
+    counters = weights.read_checkpoint(tmp_path / "w.safetensors")[1]
+    assert set(counters) == {"network"}
+
+
+def test_a_name_that_does_not_exist_is_told_with_the_nearest_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(weights, "FOLDER", tmp_path)
+    with pytest.raises(ValueError, match="no file, folder or network nonsense; give a file, or hf:OWNER/NAME"):
+        load_network("nonsense")
+    for name in "resnet20-cifar10", "vgg-shapes":
+        (tmp_path / f"{name}.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"network resnet20-cifar100; did you mean resnet20-cifar10\?"):
+        find_weights("resnet20-cifar100")
+    with pytest.raises(ValueError, match="network zzz; there are the names resnet20-cifar10, vgg-shapes"):
+        find_weights("zzz")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(
+        ValueError, match=r"expected a folder with checkpoint\.safetensors, or .*empty, which has neither"
+    ):
+        find_weights(tmp_path / "empty")
+
+
+@pytest.mark.parametrize("damage", ["truncated", "another network", "pickle"])
+def test_what_does_not_fit_is_an_error_that_names_the_file(damage, run_folder, tmp_path):
+    folder, _ = run_folder
+    path = folder / "checkpoint.safetensors"
+    if damage == "truncated":
+        path.write_bytes(path.read_bytes()[:-100])
+    elif damage == "another network":
+        counters = {"network": CONFIG.to_json()}
+        save_checkpoint(path, cifar_resnet(14), counters=counters, extra=CONFIG.arrays())
+    else:
+        path = tmp_path / "weights.pth"
+        path.write_bytes(b"PK\x03\x04 and so on")
+    with pytest.raises(ValueError, match=path.name) as error:
+        load_network(path)
+    if damage == "another network":
+        assert "nothing was loaded" in str(error.value) and "unexpected" in str(error.value)
+    if damage == "pickle":
+        assert "torch.load" in str(error.value) and "weights_only=True" in str(error.value)
+
+
+# -- timm --------------------------------------------------------------------------------------------------------------
+
+PREPARED = {"input_size": [3, 224, 224], "crop_pct": 0.875, "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+
+
+def describe(path, **changes):
+    described = {"architecture": "resnet18", "num_classes": 1000, "pretrained_cfg": PREPARED} | changes
+    path.write_text(json.dumps(described))
+
+
+def made_by_timm(name, folder, classes=10):
+    """The two files that timm puts into a repository of the hub, and the network."""
+    import_torchvision()
+    import timm
+    from timm.models._hub import save_config_for_hf
+
+    model = timm.create_model(name, pretrained=False, num_classes=classes).eval()
+    save_file({key: value.numpy() for key, value in model.state_dict().items()}, folder / "model.safetensors")
+    save_config_for_hf(model, folder / "config.json", None)
+    return model
+
+
+@pytest.mark.parametrize("name", ["resnet18.tv_in1k", "vgg11_bn.tv_in1k"])
+def test_the_files_of_timm_give_its_network(name, tmp_path, torch):
+    theirs = made_by_timm(name, tmp_path)
+    model, config = load_network(tmp_path)
+    x = np.random.default_rng(0).standard_normal((1, 224, 224, 3)).astype(np.float32)
+    with torch.no_grad():
+        expected = theirs(torch.tensor(x.transpose(0, 3, 1, 2))).numpy()
+    assert abs(model(Tensor(x)).numpy() - expected).max() <= 1e-4 * abs(expected).max()
+    assert (config.shorter_side, config.size, len(config.names)) == (256, 224, 10)
+    np.testing.assert_allclose(config.mean, [123.675, 116.28, 103.53], rtol=1e-6)
+    np.testing.assert_allclose(config.std, [58.395, 57.12, 57.375], rtol=1e-6)
+
+
+def test_every_architecture_is_one_of_timm(torch):
+    import_torchvision()
+    import timm
+
+    assert set(ARCHITECTURES) <= set(timm.list_models())
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"architecture": "vit_base"}, "expected one of resnet18, .*, got 'vit_base'"),
+        ({"num_classes": 10**9}, "is not a config.json of timm .*out of range"),
+        ({"pretrained_cfg": {}}, "is not a config.json of timm .KeyError"),
+        ({"pretrained_cfg": PREPARED | {"crop_pct": 0}}, "is not a config.json of timm .ZeroDivisionError"),
+        ({"pretrained_cfg": PREPARED | {"mean": "dark"}}, "is not a config.json of timm .ValueError"),
+    ],
+)
+def test_a_description_that_lies_is_an_error_with_the_name_of_the_file(changes, words, tmp_path):
+    describe(tmp_path / "config.json", **changes)
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(ValueError, match=f"config.json.*{words}|{words}"):
+        weights.timm_config(tmp_path / "config.json")
+
+
+def test_weights_of_another_network_are_refused_as_a_whole(tmp_path):
+    save_file(imagenet_resnet(18).state_dict(), tmp_path / "model.safetensors")
+    describe(tmp_path / "config.json", architecture="resnet34")
+    with pytest.raises(ValueError, match=r"load_network: .*model\.safetensors: .*nothing was loaded .*missing"):
+        load_timm(tmp_path / "model.safetensors", tmp_path / "config.json")
+
+
+# -- the hub -----------------------------------------------------------------------------------------------------------
+
+COMMIT = "0" * 39 + "1"
+
+
+class Hub(http.server.BaseHTTPRequestHandler):
+    """The part of the hub's protocol that a download needs: /OWNER/NAME/resolve/main/FILE. It counts the downloads."""
+
+    files: ClassVar[dict[str, bytes]] = {}
+    downloads = 0
+
+    def log_message(self, *args):
+        pass
+
+    def do_HEAD(self):
+        self.answer(False)
+
+    def do_GET(self):
+        self.answer(True)
+
+    def answer(self, with_body):
+        body = self.files.get(self.path.partition("/resolve/main/")[2]) if "/timm/" in self.path else None
+        self.send_response(404 if body is None else 200)
+        if body is None:
+            self.send_header("X-Error-Code", "RepoNotFound")
+            self.send_header("Content-Length", "0")
+        else:
+            self.send_header("X-Repo-Commit", COMMIT)
+            self.send_header("ETag", f'"{hash(body)}"')
+            self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if with_body and body is not None:
+            type(self).downloads += 1
+            self.wfile.write(body)
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A hub on this machine, with the files of a small network, and an empty cache."""
+    library = pytest.importorskip("huggingface_hub")
+    model = vgg("A", num_classes=3, image_size=32)
+    monkeypatch.setitem(ARCHITECTURES, "vgg11", ("vgg", {"config": "A", "image_size": 32}))
+    save_file(model.state_dict(), tmp_path / "model.safetensors")
+    describe(tmp_path / "config.json", architecture="vgg11", num_classes=3)
+    monkeypatch.setattr(
+        Hub, "files", {name: (tmp_path / name).read_bytes() for name in ("model.safetensors", "config.json")}
+    )
+    monkeypatch.setattr(Hub, "downloads", 0)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    download = functools.partial(
+        library.hf_hub_download, endpoint=f"http://127.0.0.1:{server.server_port}", cache_dir=tmp_path / "cache"
+    )
+    monkeypatch.setattr(library, "hf_hub_download", download)
+    monkeypatch.setattr(library.constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
+    yield model, server, tmp_path / "cache"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_network_of_the_hub_is_downloaded_once(hub):
+    model, server, _ = hub
+    for _ in range(2):
+        again, config = load_network("hf:timm/vgg11.tv_in1k")
+        np.testing.assert_array_equal(logits(again), logits(model))
+    assert Hub.downloads == 2 and len(config.names) == 3
+    server.shutdown()
+    server.server_close()
+    np.testing.assert_array_equal(logits(load_network("hf:timm/vgg11.tv_in1k")[0]), logits(model))  # from the cache
+
+
+def test_a_network_that_the_hub_does_not_have_is_an_error(hub):
+    with pytest.raises(
+        ValueError, match=r"^hf:nobody/nothing: model\.safetensors could not be fetched \(RepositoryNotFoundError: "
+    ):
+        load_network("hf:nobody/nothing")
+    with pytest.raises(ValueError, match=r"^hf:a/b/c: model\.safetensors could not be fetched \(HFValidationError"):
+        load_network("hf:a/b/c")
+
+
+def test_without_a_network_the_error_says_what_to_bring_and_where(hub):
+    _, server, cache = hub
+    server.shutdown()
+    server.server_close()
+    with pytest.raises(
+        ValueError, match=r"bring model\.safetensors and config\.json of https://.*/timm/vgg11 into a folder"
+    ):
+        load_network("hf:timm/vgg11")
+    assert not list(cache.rglob("*.safetensors"))
+
+
+def test_a_damaged_file_of_the_hub_is_an_error_with_its_name(hub):
+    Hub.files["model.safetensors"] = Hub.files["model.safetensors"][:1000]
+    with pytest.raises(ValueError, match=r"model\.safetensors"):
+        load_network("hf:timm/vgg11")
+
+
+def test_the_folder_that_is_brought_by_hand_works(hub, tmp_path):
+    model, _, _ = hub
+    folder = tmp_path / "by_hand"
+    folder.mkdir()
+    for name in "model.safetensors", "config.json":
+        shutil.copy(tmp_path / name, folder)
+    np.testing.assert_array_equal(logits(load_network(folder)[0]), logits(model))
