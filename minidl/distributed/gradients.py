@@ -159,8 +159,9 @@ class _Reduction:
         """Hand over the buckets with parameters that got no gradient here, wait for all, and set the gradients."""
         while len(self._futures) < len(self._buckets):
             self._hand_over()
-        counts = [self._images, *(p.grad is not None and self._images > 0 for b in self._buckets for p in b.parameters)]
-        counts = np.array(counts, np.int64)
+        parameters = [parameter for bucket in self._buckets for parameter in bucket.parameters]
+        has_grad_here = [self._images > 0 and parameter.grad is not None for parameter in parameters]
+        counts = np.array([self._images, *has_grad_here], np.int64)
         self._futures.append(self._thread.submit(self._communicator.all_reduce, counts))
         for future in self._futures:
             future.result()  # raises the thread's error
