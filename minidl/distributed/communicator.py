@@ -36,6 +36,10 @@ class Communicator:
         """Return a communicator of the same ranks, for use in another thread. This call is collective too."""
         raise NotImplementedError
 
+    def __deepcopy__(self, memo: dict) -> "Communicator":
+        """The copy of a network with synchronised batch-norm exchanges with the same ranks."""
+        return self
+
 
 class SingleProcess(Communicator):
     """The communicator of a job with one process: there is nobody to exchange with."""

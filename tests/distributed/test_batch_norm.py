@@ -1,5 +1,7 @@
 """Synchronised batch-norm against `BatchNorm2d` on the whole batch: ranks are threads here."""
 
+import copy
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -105,6 +107,12 @@ def test_conversion_keeps_the_parameters_and_the_names():
     assert {name: id(tensor) for name, tensor in model.named_tensors(Tensor)} == {
         name: id(tensor) for name, tensor in before.items()
     }
+
+
+def test_a_copy_of_a_converted_network_has_the_same_communicator():
+    communicator = SingleProcess()
+    model = nn.Sequential(convert_sync_batch_norm(layer(), communicator))
+    assert copy.deepcopy(model)[0].communicator is communicator
 
 
 def test_in_evaluation_nothing_is_exchanged():
