@@ -26,6 +26,8 @@ setup(
         "onnx": ["onnx>=1.17"],
         "tensorboard": ["tensorboardX>=2.6.2"],
         "hub": ["huggingface_hub>=1"],  # load_network("hf:...")
+        "mpi": ["mpi4py>=4.1", "mpich"],  # several processes; mpich brings the library and mpiexec
+        "nccl": ["nccl4py[cu13]>=0.6"],  # several GPUs, beside mpi and cuda13
         "test": TEST,
         # `pytest --device fake`: CuPy on a CUDA driver for the CPU; 300 MB. This exact version, as some of its inside
         # is replaced; of CUDA, headers only.

@@ -281,11 +281,12 @@ def gelu(x: Tensor, approximate: str = "none") -> Tensor:
     return apply(GELU, x, approximate=approximate)
 
 
-def dropout(x: Tensor, probability: float, key: np.ndarray) -> Tensor:
+def dropout(x: Tensor, probability: float, key: np.ndarray, first_row: int = 0) -> Tensor:
     """Each element becomes 0 with probability p = `probability`, else x / (1 - p) (Srivastava et al. 2014).
 
     `key` is a uint32 array (seed low, seed high, step, layer), and the mask depends on nothing else. The layer
-    `minidl.nn.Dropout` keeps a key and counts the steps.
+    `minidl.nn.Dropout` keeps a key and counts the steps. Where x has a part of the rows of a larger batch, `first_row`
+    is the number of its first one: the mask is then that part of the larger batch's.
 
     >>> dropout(Tensor([1.0, 1.0, 1.0, 1.0]), 0.5, np.array([7, 0, 0, 0], np.uint32)).max().item()
     2.0
@@ -294,7 +295,8 @@ def dropout(x: Tensor, probability: float, key: np.ndarray) -> Tensor:
     expect("dropout", 0 <= probability < 1, "a probability in [0, 1)", probability)
     if getattr(key, "shape", None) != (4,) or key.dtype != np.uint32:
         raise ValueError(f"dropout: expected a key of four uint32 numbers, got {key!r}")
-    return apply(Dropout, x, probability=probability, key=key)
+    check_whole("dropout", 0, first_row=first_row)
+    return apply(Dropout, x, probability=probability, key=key, first=first_row * math.prod(x.shape[1:]))
 
 
 def local_response_norm(x: Tensor, size: int = 5, alpha: float = 1e-4, beta: float = 0.75, k: float = 2.0) -> Tensor:

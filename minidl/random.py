@@ -57,6 +57,28 @@ def fork_rng(seed: int) -> Iterator[None]:
         _thread.state = before
 
 
+def first_row() -> int:
+    """Return the number of the batch's first row here, in the whole batch: 0 outside of `rows_from`."""
+    return getattr(_thread, "first_row", 0)
+
+
+@contextlib.contextmanager
+def rows_from(first: int) -> Iterator[None]:
+    """Inside the `with` block, batches are rows `first`, `first + 1`, ... of a larger batch.
+
+    Dropout layers then draw for each row what they would draw for it in the larger batch. So the masks do not depend
+    on how a batch is divided among processes.
+    """
+    if not isinstance(first, int | np.integer) or first < 0:
+        raise ValueError(f"rows_from: expected the number of a row >= 0, got {first!r}")
+    before = first_row()
+    _thread.first_row = int(first)
+    try:
+        yield
+    finally:
+        _thread.first_row = before
+
+
 def once(compute: Callable[[], Result]) -> Result:
     """Return compute(). When `minidl.recompute` runs a function again, return the result of the first run instead.
 

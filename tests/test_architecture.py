@@ -38,6 +38,7 @@ MAY_IMPORT = {
     "testing": {"nn", "tensor", "autograd"},
     "optim": {"nn", "checks", "tensor", "autograd", "kernels"},
     "training": {"optim", "nn", "checks", "tensor", "autograd", "kernels", "random", "system"},
+    "distributed": {"nn", "functional", "checks", "tensor", "ops", "kernels", "random", "system"},
     "__main__": {"system"},
     "study": {
         *("training", "optim", "nn", "data", "functional", "checks", "tensor"),

@@ -297,6 +297,9 @@ class ImageLoader(DataLoader):
 
     def _load(self, order: np.ndarray, epoch: int, number: int) -> Batch:
         chosen = self._rows(order, number).tolist()
+        if not chosen:  # an empty part, of a shard
+            blank = self._view_of(epoch, 0)[0]
+            return np.zeros_like(blank, shape=(0, *blank.shape)), self.dataset.labels[:0]
         from concurrent.futures import ThreadPoolExecutor  # imported on first use: it loads logging too
 
         # A fresh pool for each batch costs 1 % of decoding one image, and needs no shutdown.

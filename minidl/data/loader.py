@@ -7,6 +7,7 @@ integers describe the position, and loading batches ahead does not change what i
 the device, `DeviceLoader` to copy each batch there while the GPU works on the one before.
 """
 
+import copy
 import os
 import queue
 import threading
@@ -69,6 +70,8 @@ class DataLoader:
         self._check()
         self._position = 0, 0  # (epoch, batches yielded)
         self._start = 0, 0  # where the next loop begins
+        self._rank, self._ranks = 0, 1
+        self.first_row = 0  # of the batch yielded last, in the whole batch: see `shard`
 
     def _check(self) -> None:
         limits = ("batch_size", self.batch_size, 1), ("seed", self.seed, 0), ("prefetch", self.prefetch, 0)
@@ -82,6 +85,24 @@ class DataLoader:
                 f"{type(self).__name__}: drop_last leaves no batch: {len(self.dataset)} images are fewer than "
                 f"batch_size {self.batch_size}: lower it, or pass drop_last=False"
             )
+
+    def shard(self, rank: int, size: int) -> "DataLoader":
+        """Return a loader of part `rank` of each batch, where `size` processes divide every batch among them.
+
+        The parts of a batch follow each other, without gaps, and differ by at most one image. A part is empty where a
+        batch has fewer than `size` images. Order and augmentation are those of the whole batch, as without shards.
+        For dropout too, wrap the step in `minidl.random.rows_from(loader.first_row)`. The position starts as here.
+
+        A transform with `draw` and `apply`, as `CropAndFlip` has them, is applied to the part only. Any other must see
+        the whole batch, of which the part is then taken: each process loads and transforms all images.
+        """
+        if self._ranks != 1:
+            raise ValueError(f"{type(self).__name__}.shard: expected the loader of whole batches, got a shard of it")
+        if not 0 <= rank < size:
+            raise ValueError(f"{type(self).__name__}.shard: expected 0 <= rank < size, got rank {rank}, size {size}")
+        shard = copy.copy(self)
+        shard._rank, shard._ranks = rank, size
+        return shard
 
     def __len__(self) -> int:
         """The number of batches in an epoch."""
@@ -103,6 +124,7 @@ class DataLoader:
         batches = _map_ahead(load, numbers, self.prefetch) if self.prefetch else map(load, numbers)
         for number, batch in zip(numbers, batches, strict=True):
             self._position = (epoch + 1, 0) if number + 1 == len(self) else (epoch, number + 1)
+            self.first_row = self._part(number).start
             yield batch
 
     def state_dict(self) -> dict[str, int]:
@@ -128,15 +150,32 @@ class DataLoader:
         return self._generator(SHUFFLE, epoch).permutation(count) if self.shuffle else np.arange(count)
 
     def _load(self, order: np.ndarray, epoch: int, number: int) -> Batch:
-        images, labels = self.dataset[self._rows(order, number)]
-        if self.transform is not None:
-            images = self.transform(images, self._generator(TRANSFORM, epoch, number))
-        return images, labels
+        if self.transform is None:
+            return self.dataset[self._rows(order, number)]
+        rng, part = self._generator(TRANSFORM, epoch, number), self._part(number)
+        if self._ranks > 1 and hasattr(self.transform, "draw"):
+            images, labels = self.dataset[self._rows(order, number)]
+            draws = self.transform.draw(rng, self._batch_length(number))[:, part]
+            return self.transform.apply(images, np.arange(len(images)), *draws), labels
+        images, labels = self.dataset[self._whole_batch(order, number)]
+        return self.transform(images, rng)[part], labels[part]
 
     def _rows(self, order: np.ndarray, number: int) -> np.ndarray:
-        """The indices of the images in batch `number`."""
+        """The indices of this process's images in batch `number`."""
+        return self._whole_batch(order, number)[self._part(number)]
+
+    def _whole_batch(self, order: np.ndarray, number: int) -> np.ndarray:
+        """The indices of all images in batch `number`."""
         start = number * self.batch_size
         return order[start : start + self.batch_size]
+
+    def _batch_length(self, number: int) -> int:
+        return min(self.batch_size, len(self.dataset) - number * self.batch_size)
+
+    def _part(self, number: int) -> slice:
+        """Where this process's images are in batch `number`."""
+        count = self._batch_length(number)
+        return slice(count * self._rank // self._ranks, count * (self._rank + 1) // self._ranks)
 
     def _generator(self, purpose: int, epoch: int, number: int = 0) -> np.random.Generator:
         # Always four words: NumPy pads shorter seeds with zeros, so [1] and [1, 0] would be the same seed.
@@ -185,7 +224,8 @@ class AugmentedLoader(DataLoader):
 
     def _load(self, order: np.ndarray, epoch: int, number: int) -> tuple[Tensor, Tensor]:
         chosen = self._rows(order, number)
-        draws = self.augment.draw(self._generator(TRANSFORM, epoch, number), len(chosen))
+        draws = self.augment.draw(self._generator(TRANSFORM, epoch, number), self._batch_length(number))
+        draws = draws[:, self._part(number)]
         if self.alternating_flip:
             draws[2] = self._flipped_first[chosen] ^ (epoch % 2)
         columns = np.vstack([chosen, self.dataset.labels[chosen], draws])  # int64 (5, N), for a single copy to a GPU

@@ -436,30 +436,30 @@ def mse_loss_backward(grad, x, target):
 # ---- dropout: Srivastava et al. 2014, with random bits computed from a counter ---------------------------------------
 
 
-def dropout_forward(x, probability, key):
+def dropout_forward(x, probability, key, first=0):
     """y = x * keep / (1 - probability),  so that E[y] = x.  keep = (uniform >= probability), drawn for each element.
 
-    `key` is uint32 (seed low, seed high, step, layer). Element k of x, in C order, uses word k % 4 of Philox block
-    k // 4. Its uniform number is the upper 24 bits of that word divided by 2^24, which float32 represents exactly.
+    `key` is uint32 (seed low, seed high, step, layer). Element k of x, in C order, uses number n = `first` + k
+    of the random stream: word n % 4 of Philox block n // 4. Its uniform number is the upper 24 bits of that word
+    divided by 2^24, which float32 represents exactly.
     """
-    return x * _keep(x.shape, probability, key) / (1 - probability)
+    return x * _keep(x.shape, probability, key, first) / (1 - probability)
 
 
-def dropout_backward(grad, probability, key):
+def dropout_backward(grad, probability, key, first=0):
     """dL/dx = dL/dy * keep / (1 - probability). The key yields the same mask again, so the mask need not be stored."""
-    return grad * _keep(grad.shape, probability, key) / (1 - probability)
+    return grad * _keep(grad.shape, probability, key, first) / (1 - probability)
 
 
-def _keep(shape, probability, key):
+def _keep(shape, probability, key, first):
     """The mask: True for each element that is kept."""
     seed_low, seed_high, step, layer = (int(word) for word in key)
     keep = np.empty(math.prod(shape), bool)
-    for start in range(0, keep.size, 4):
-        block = start // 4
+    for k in range(keep.size):
+        block, word = divmod(first + k, 4)
         words = _philox4x32((block % 2**32, block >> 32, step, layer), (seed_low, seed_high))
-        for k in range(start, min(start + 4, keep.size)):
-            uniform = (words[k % 4] >> 8) * 2**-24  # in [0, 1)
-            keep[k] = uniform >= probability
+        uniform = (words[word] >> 8) * 2**-24  # in [0, 1)
+        keep[k] = uniform >= probability
     return keep.reshape(shape)
 
 

@@ -18,7 +18,7 @@ from minidl.checks import (
 from minidl.nn import init
 from minidl.nn.layout import ConvWeight, LinearWeight
 from minidl.nn.module import Module
-from minidl.random import next_key, once
+from minidl.random import first_row, next_key, once
 from minidl.tensor import Buffer, Parameter, Tensor
 
 
@@ -221,12 +221,13 @@ class Dropout(Module):
         """Any shape -> the same shape; in evaluation, x itself."""
         if not self.training or self.probability == 0:
             return x
-        return F.dropout(x, self.probability, once(self._next_key))
+        return F.dropout(x, self.probability, *once(self._next_key))
 
-    def _next_key(self):
+    def _next_key(self) -> tuple:
+        """The key of this step, and the number of the batch's first row."""
         key = self.key.data.copy()
         self.key.data[2] += 1
-        return key
+        return key, first_row()
 
     def extra_repr(self) -> str:
         """Return the probability."""

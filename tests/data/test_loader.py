@@ -561,3 +561,73 @@ def test_an_error_of_the_loader_comes_after_the_batches_before_it(device, on_hos
 def test_a_device_that_does_not_exist_is_an_error():
     with pytest.raises(ValueError, match=r"^DeviceLoader: expected device 'cpu', 'cuda' or 'cuda:N', got 'gpu'"):
         DeviceLoader([], "gpu")
+
+
+# -- shards ------------------------------------------------------------------------------------------------------------
+
+
+def sharded(loader, size):
+    """The batches of all shards, put together again."""
+    shards = [loader.shard(rank, size) for rank in range(size)]
+    for parts in zip(*shards, strict=True):
+        images, labels = zip(*parts, strict=True)
+        yield np.concatenate(images), np.concatenate(labels)
+
+
+@settings(max_examples=30)
+@given(count=st.integers(1, 20), batch_size=st.integers(1, 8), size=st.integers(1, 5), drop_last=st.booleans())
+def test_shards_together_are_the_whole_batches(count, batch_size, size, drop_last):
+    if drop_last and count < batch_size:
+        return
+    loader = DataLoader(numbered(count), batch_size, shuffle=True, drop_last=drop_last, prefetch=0)
+    assert record(sharded(loader, size)) == record(loader)
+
+
+@BOTH
+@pytest.mark.parametrize("transform", [CropAndFlip(5.0, padding=1), lambda images, rng: add_noise(images, rng)])
+def test_shards_are_augmented_as_the_whole_batches(transform, prefetch):
+    rng = np.random.default_rng(0)
+    dataset = ArrayDataset(rng.integers(0, 256, (10, 4, 4, 3), dtype=np.uint8), np.arange(10))
+    loader = DataLoader(dataset, 4, shuffle=True, transform=transform, prefetch=prefetch)
+    assert record(sharded(loader, 3)) == record(loader)
+
+
+def test_shards_of_an_augmented_loader_are_its_batches(device):
+    rng = np.random.default_rng(0)
+    dataset = ArrayDataset(rng.integers(0, 256, (10, 4, 4, 3), dtype=np.uint8), np.arange(10)).to(device)
+    loader = AugmentedLoader(dataset, 4, CropAndFlip(5.0, padding=1), shuffle=True, alternating_flip=True)
+    shards = [loader.shard(rank, 3) for rank in range(3)]
+    for whole, *parts in zip(loader, *shards, strict=True):
+        for number in (0, 1):
+            together = np.concatenate([part[number].numpy() for part in parts])
+            np.testing.assert_array_equal(together, whole[number].numpy())
+
+
+def test_the_first_row_of_a_shard_is_its_place_in_the_batch():
+    """Batches of 7 and 3 for two ranks: 3 + 4 and 1 + 2."""
+    first, second = (DataLoader(numbered(10), 7).shard(rank, 2) for rank in range(2))
+    places = [(second.first_row, labels.tolist()) for _, labels in second]
+    assert places == [(3, [3, 4, 5, 6]), (1, [8, 9])]
+    assert [(first.first_row, labels.tolist()) for _, labels in first] == [(0, [0, 1, 2]), (0, [7])]
+
+
+def test_shards_resume_where_they_were_saved():
+    loader = DataLoader(numbered(), 4, shuffle=True).shard(1, 2)
+    batches = iter(loader)
+    next(batches)
+    state = loader.state_dict()
+    rest = record(batches)
+    again = DataLoader(numbered(), 4, shuffle=True).shard(1, 2)
+    again.load_state_dict(state)
+    assert record(again) == rest != []
+
+
+@pytest.mark.parametrize(("rank", "size"), [(-1, 2), (2, 2), (0, 0)])
+def test_a_shard_that_does_not_exist_is_refused(rank, size):
+    with pytest.raises(ValueError, match=rf"expected 0 <= rank < size, got rank {rank}, size {size}"):
+        DataLoader(numbered(), 4).shard(rank, size)
+
+
+def test_a_shard_is_not_divided_again():
+    with pytest.raises(ValueError, match="expected the loader of whole batches, got a shard of it"):
+        DataLoader(numbered(), 4).shard(0, 2).shard(0, 2)

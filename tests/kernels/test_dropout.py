@@ -30,11 +30,19 @@ def test_philox_gives_the_known_answers(counter, key, answer):
     shape=st.lists(st.integers(1, 9), min_size=1, max_size=4).map(tuple),
     probability=st.floats(0, 0.95),
     key=st.lists(st.integers(0, 2**32 - 1), min_size=4, max_size=4),
+    first=st.one_of(st.integers(0, 9), st.integers(2**32 - 9, 2**32 + 9)),
 )
-def test_dropout_agrees_with_the_plain_loops(shape, probability, key, agrees):
+def test_dropout_agrees_with_the_plain_loops(shape, probability, key, first, agrees):
     x = np.random.default_rng(0).standard_normal(shape)
-    agrees("dropout_forward", x, probability, np.array(key, np.uint32))
-    agrees("dropout_backward", x, probability, np.array(key, np.uint32))
+    agrees("dropout_forward", x, probability, np.array(key, np.uint32), first)
+    agrees("dropout_backward", x, probability, np.array(key, np.uint32), first)
+
+
+@pytest.mark.parametrize("first", [4, 6, 21])
+def test_a_part_of_an_array_is_dropped_as_in_the_whole(first, run, rng):
+    x = rng.standard_normal(50)
+    for kernel in ("dropout_forward", "dropout_backward"):
+        np.testing.assert_array_equal(run(kernel, x[first:], 0.4, KEY, first), run(kernel, x, 0.4, KEY)[first:])
 
 
 def test_far_into_a_large_array_each_element_still_takes_its_own_word(to_device, to_host, kernels, rng):

@@ -5,6 +5,7 @@ import pytest
 
 import minidl
 from minidl import Tensor, nn
+from minidl.random import rows_from
 from tests.kernels.compare import assert_close, nchw, nhwc
 
 # name: our layer, PyTorch's, and the shape of x
@@ -222,6 +223,33 @@ def test_the_same_seed_gives_the_same_masks_and_another_layer_or_seed_others():
     assert not np.array_equal(first, second)
     for high_and_low in (8, 7 + 2**32):
         assert not np.array_equal(two_layers(high_and_low)[0], first)
+
+
+def test_the_rows_of_a_larger_batch_are_dropped_as_there(device):
+    """Rows of 7 numbers, which no word of four divides."""
+
+    def mask(first, stop):
+        with minidl.fork_rng(7), rows_from(first):
+            return nn.Dropout().to(device)(Tensor(np.ones((stop - first, 7), np.float32), device=device)).numpy()
+
+    whole = mask(0, 6)
+    for first, stop in [(0, 2), (2, 3), (3, 6)]:
+        np.testing.assert_array_equal(mask(first, stop), whole[first:stop])
+
+
+def test_a_recomputed_part_remembers_its_rows():
+    """Backward runs outside of the block, and must not draw the masks of other rows."""
+    layer, x = nn.Dropout(), Tensor(np.ones((5, 7), np.float32), requires_grad=True)
+    with rows_from(3):
+        y = minidl.recompute(layer, x)
+    y.sum().backward()
+    np.testing.assert_array_equal(x.grad.numpy(), y.numpy())
+
+
+def test_rows_are_counted_from_0():
+    for first in (-1, 0.5):
+        with pytest.raises(ValueError, match=f"rows_from: expected the number of a row >= 0, got {first}"):
+            rows_from(first).__enter__()
 
 
 def test_a_key_that_is_put_back_brings_the_masks_back():

@@ -24,10 +24,10 @@ def philox4x32(counter: list[np.ndarray], key: tuple[int, int]) -> list[np.ndarr
 
 
 def uniform(start: int, stop: int, key: np.ndarray) -> np.ndarray:
-    """Elements start:stop, in [0, 1), of the stream of `key` (seed low, seed high, step, layer); start % 4 == 0."""
+    """Elements start:stop, in [0, 1), of the stream of `key` (seed low, seed high, step, layer)."""
     seed_low, seed_high, step, layer = (int(word) for word in key)
     block = np.arange(start // 4, -(-stop // 4), dtype=np.uint64)
     high = block >> np.uint64(32)
     low = block & np.uint64(0xFFFFFFFF)
     words = philox4x32([low, high, np.full_like(block, step), np.full_like(block, layer)], (seed_low, seed_high))
-    return (np.stack(words, axis=1).reshape(-1)[: stop - start] >> np.uint64(8)) * 2.0**-24
+    return (np.stack(words, axis=1).reshape(-1)[start % 4 :][: stop - start] >> np.uint64(8)) * 2.0**-24

@@ -1,0 +1,206 @@
+"""The gradients of the whole batch, from those of each rank's share of it."""
+
+import contextlib
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import ContextVar
+
+import numpy as np
+
+from minidl.distributed.communicator import Communicator
+from minidl.distributed.safety import check_same
+from minidl.nn.module import Module
+from minidl.tensor import Buffer, Parameter, Tensor
+
+# True in `AveragedGradients.average(0)`: the images of this rank count for nothing.
+counts_nothing: ContextVar[bool] = ContextVar("counts_nothing", default=False)
+
+
+class AveragedGradients:
+    """Sets the gradient of each parameter to its mean over the images of all ranks, while backward still runs.
+
+    With n_r images on rank r, and g_r the gradient of the mean loss over them,
+        grad = sum over r of n_r g_r, divided by the sum over r of n_r.
+    That is the gradient of the mean loss over the whole batch.
+
+        gradients = AveragedGradients(model, communicator)
+        with gradients.average(len(images)):
+            cross_entropy(model(images), labels).backward()
+
+    Backward completes the gradients of the last layers first. As soon as those of a bucket are complete, another thread
+    adds them to those of the other ranks, and backward goes on (Li et al. 2020, "PyTorch distributed: experiences on
+    accelerating data parallel training", section 3.2). The thread takes the buckets in the same order on all ranks. So
+    the sums have the same bits in each run.
+
+    Parameters and buffers become those of rank 0 here, also the keys of dropout. Create the optimiser before or after.
+
+    Args:
+        model: its parameters that require grad; the same ones on all ranks.
+        communicator: of `minidl.distributed.start`.
+        bucket_bytes: gradients are added in pieces of about this size. Small ones begin earlier, large ones cost
+            fewer calls.
+
+    Raises:
+        RuntimeError: the parameters of some rank have other names, shapes or dtypes.
+    """
+
+    def __init__(self, model: Module, communicator: Communicator, bucket_bytes: int = 2**22):
+        if not isinstance(bucket_bytes, int) or bucket_bytes < 1:
+            raise ValueError(f"AveragedGradients: expected bucket_bytes >= 1, got {bucket_bytes!r}")
+        kinds = {name: [p.shape, str(p.dtype), p.requires_grad] for name, p in model.named_parameters()}
+        check_same(communicator, "names, shapes and dtypes of the model's parameters", kinds)
+        self._communicator = communicator.duplicate()  # the thread's own
+        self._thread = ThreadPoolExecutor(1, "AveragedGradients")
+        parameters = [parameter for parameter in reversed(model.parameters()) if parameter.requires_grad]
+        if not parameters:
+            raise ValueError(f"AveragedGradients: {type(model).__name__} has no parameter that requires grad")
+        self.buckets = [Bucket(group) for group in _groups(parameters, bucket_bytes)]
+        for _, tensor in model.named_tensors(Parameter | Buffer):
+            communicator.broadcast(tensor.data)
+
+    @contextlib.contextmanager
+    def average(self, images_here: int) -> Iterator[None]:
+        """Around forward and one `backward` of the mean loss over this rank's `images_here` images.
+
+        At the end of the block each parameter has the gradient of the whole batch, or None if it has none on any rank.
+        With 0 images, what is computed here counts for nothing: see `at_least_one`.
+
+        Raises:
+            RuntimeError: there are gradients already, backward is called twice, or a rank cannot be reached.
+            ValueError: there are no images on any rank.
+        """
+        if images_here < 0:
+            raise ValueError(f"AveragedGradients.average: expected a number of images >= 0, got {images_here}")
+        if any(parameter.grad is not None for bucket in self.buckets for parameter in bucket.parameters):
+            raise RuntimeError(
+                "AveragedGradients.average: there are gradients already, which would count twice; "
+                "call model.zero_grad() before"
+            )
+        reduction = _Reduction(self.buckets, images_here, self._thread, self._communicator)
+        token = counts_nothing.set(images_here == 0)
+        try:
+            with reduction.hooks():
+                yield
+        finally:
+            counts_nothing.reset(token)
+        reduction.finish()
+
+
+class Bucket:
+    """Parameters whose gradients travel together, in one array."""
+
+    def __init__(self, parameters: list[Parameter]):
+        self.parameters = parameters
+        ends = np.cumsum([parameter.numel() for parameter in parameters]).tolist()
+        first = parameters[0].data
+        self.sums = np.empty_like(first, shape=(ends[-1],))  # on the device of the parameters
+        self.parts = [
+            self.sums[end - parameter.numel() : end].reshape(parameter.shape)
+            for parameter, end in zip(parameters, ends, strict=True)
+        ]
+
+    def pack(self, weight: int) -> None:
+        """Write weight * grad of each parameter into `sums`; 0 if it has none."""
+        for parameter, part in zip(self.parameters, self.parts, strict=True):
+            if parameter.grad is None or weight == 0:  # 0 * grad could be NaN
+                part[...] = 0
+            else:
+                np.multiply(parameter.grad.data, weight, out=part)
+
+    def unpack(self, total: int, has_grad: np.ndarray) -> None:
+        """Set the gradients to sums / total."""
+        for parameter, part, there in zip(self.parameters, self.parts, has_grad, strict=True):
+            parameter.grad = Tensor(part / total) if there else None
+
+
+class _Reduction:
+    """The buckets of one backward pass, on their way through the thread."""
+
+    def __init__(self, buckets: list[Bucket], images: int, thread: ThreadPoolExecutor, communicator: Communicator):
+        self._buckets, self._images, self._thread, self._communicator = buckets, images, thread, communicator
+        self._missing = [len(bucket.parameters) for bucket in buckets]  # gradients that are not complete yet
+        self._futures: list[Future] = []  # of the buckets that were handed over: the first ones
+
+    @contextlib.contextmanager
+    def hooks(self) -> Iterator[None]:
+        """Inside the block, backward hands over each bucket as soon as its gradients are complete."""
+        added = []
+        for number, bucket in enumerate(self._buckets):
+            for parameter in bucket.parameters:
+                hook = self._hook(number)
+                parameter._node.hooks.append(hook)
+                added.append((parameter._node.hooks, hook))
+        try:
+            yield
+        finally:
+            for hooks, hook in added:
+                hooks.remove(hook)
+
+    def _hook(self, number: int):
+        def complete():
+            self._missing[number] -= 1
+            if self._missing[number] < 0 or number < len(self._futures):
+                raise RuntimeError(
+                    "AveragedGradients.average: backward ran twice in the block, after gradients were sent; add the "
+                    "losses and call backward once"
+                )
+            while len(self._futures) < len(self._buckets) and self._missing[len(self._futures)] == 0:
+                self._hand_over()
+
+        return complete
+
+    def _hand_over(self) -> None:
+        """Hand the next bucket to the thread. The order is that of the buckets, so that the ranks agree."""
+        bucket = self._buckets[len(self._futures)]
+        bucket.pack(self._images)
+        self._futures.append(self._thread.submit(self._communicator.all_reduce, bucket.sums))
+
+    def finish(self) -> None:
+        """Hand over the buckets with parameters that got no gradient here, wait for all, and set the gradients."""
+        while len(self._futures) < len(self._buckets):
+            self._hand_over()
+        parameters = [parameter for bucket in self._buckets for parameter in bucket.parameters]
+        has_grad_here = [self._images > 0 and parameter.grad is not None for parameter in parameters]
+        counts = np.array([self._images, *has_grad_here], np.int64)
+        self._futures.append(self._thread.submit(self._communicator.all_reduce, counts))
+        for future in self._futures:
+            future.result()  # raises the thread's error
+        total, has_grad = int(counts[0]), counts[1:]
+        if total == 0:
+            raise ValueError("AveragedGradients.average: expected images on some rank, got 0 on all")
+        for bucket in self._buckets:
+            bucket.unpack(total, has_grad[: len(bucket.parameters)])
+            has_grad = has_grad[len(bucket.parameters) :]
+
+
+Data = np.ndarray | Tensor
+
+
+def at_least_one(images: Data, labels: Data) -> tuple[Data, Data]:
+    """Return the images (N, ...) and labels (N,), or one blank image with label 0 if N = 0.
+
+    A rank whose share of a batch is empty still runs the network, as its batch-norm layers exchange statistics:
+
+        with gradients.average(len(images)):
+            images, labels = at_least_one(images, labels)
+            cross_entropy(model(images), labels).backward()
+    """
+    return (images, labels) if len(images) else (_one_zero(images), _one_zero(labels))
+
+
+def _one_zero(values: Data) -> Data:
+    """Zeros of the shape (1, ...), of the kind and on the device of values (0, ...)."""
+    if isinstance(values, Tensor):
+        return Tensor(_one_zero(values.data))
+    return np.zeros_like(values, shape=(1, *values.shape[1:]))
+
+
+def _groups(parameters: list[Parameter], bucket_bytes: int) -> Iterator[list[Parameter]]:
+    """Cut the list into groups of at least `bucket_bytes`, each of one dtype; the last may be smaller."""
+    group: list[Parameter] = []
+    for parameter in parameters:
+        if group and (group[-1].dtype != parameter.dtype or sum(p.data.nbytes for p in group) >= bucket_bytes):
+            yield group
+            group = []
+        group.append(parameter)
+    yield group

@@ -1,0 +1,84 @@
+"""From processes to ranks: `start` finds out how the program was launched, and connects its processes."""
+
+import contextlib
+import importlib.util
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+
+from minidl.distributed.communicator import Communicator, SingleProcess
+from minidl.distributed.guard import guard
+from minidl.system.gpu import is_device
+
+# In which each mpiexec tells a process how many there are, and which of them it is.
+SIZES = "PMI_SIZE", "OMPI_COMM_WORLD_SIZE"  # MPICH and Intel MPI, Open MPI
+RANKS = "PMI_RANK", "OMPI_COMM_WORLD_RANK"
+
+
+@contextlib.contextmanager
+def start(device: str = "cpu", processes: int | None = None, timeout: float = 600.0) -> Iterator[Communicator]:
+    """Connect the processes that mpiexec started: `with start() as communicator:`.
+
+    Call it first, as it forks: see `guard`.
+
+    Without the mpiexec of MPICH, Intel MPI or Open MPI, the communicator is that of a `SingleProcess`. An error inside
+    the block ends the processes of all ranks, with a message that names the rank. So do a rank that does not come to a
+    collective call within `timeout` seconds, and a rank that is killed.
+
+    Args:
+        device: 'cpu', or 'cuda': then each rank computes on a GPU of its own, and GPUs exchange arrays by NCCL.
+        processes: how many there must be; None takes what there are. State it for launchers that may not be known here.
+        timeout: in seconds; longer than what one rank may do alone while the others wait.
+
+    Raises:
+        RuntimeError: mpi4py is missing; mpiexec belongs to another MPI library than mpi4py uses; there are not as many
+            processes as expected; or a rank has no GPU of its own.
+    """
+    if not is_device(device) or ":" in device:
+        raise ValueError(f"minidl.distributed.start: expected device 'cpu' or 'cuda', got {device!r}")
+    if not timeout > 0:
+        raise ValueError(f"minidl.distributed.start: expected a timeout > 0 seconds, got {timeout!r}")
+    launched = launched_processes()
+    if processes is not None and launched != processes:
+        raise RuntimeError(
+            f"minidl.distributed.start: expected {processes} processes, got {launched}; "
+            f"launch with: mpiexec -n {processes} python {sys.argv[0]}"
+        )
+    if launched == 1:
+        yield SingleProcess()
+        return
+    communicator, watch = _connect(launched, timeout)
+    try:
+        yield communicator.on(device)
+        communicator.barrier()  # nobody leaves while others may need it
+    except BaseException as error:
+        left = isinstance(error, SystemExit) and not error.code
+        why = "it left the block of minidl.distributed.start by sys.exit(), and the others would wait for it"
+        communicator.abort(why if left else "".join(traceback.format_exception(error)))
+    watch.stop()
+
+
+def launched_processes() -> int:
+    """Return how many processes mpiexec started, from what it tells each of them; 1 without mpiexec."""
+    return max([int(os.environ.get(name, 1)) for name in SIZES])
+
+
+def _connect(launched: int, timeout: float):
+    """Return the communicator of all ranks and its watch, or raise RuntimeError with the remedy."""
+    if importlib.util.find_spec("mpi4py") is None:
+        raise RuntimeError('minidl.distributed.start: several processes need mpi4py: pip install "minidl[mpi]"')
+    rank = max([int(os.environ.get(name, 0)) for name in RANKS])
+    guard(f"rank {rank} of {launched}")
+    try:
+        from minidl.distributed import mpi
+    except (ImportError, RuntimeError) as error:  # mpi4py is there, but no MPI library
+        raise RuntimeError(
+            f"minidl.distributed.start: mpi4py found no MPI library: pip install mpich ({error})"
+        ) from error
+    if mpi.world_size() != launched:
+        raise RuntimeError(
+            f"minidl.distributed.start: mpiexec started {launched} processes, but each sees {mpi.world_size()}: it is "
+            f"not the mpiexec of the library that mpi4py uses, {mpi.library()}; launch with that one"
+        )
+    return mpi.connect(timeout)
