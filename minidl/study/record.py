@@ -406,7 +406,7 @@ def _replace(stack: contextlib.ExitStack, owner, name: str, value) -> None:
     if name in vars(owner):
         stack.callback(setattr, owner, name, vars(owner)[name])  # of a class, the staticmethod itself
     else:
-        stack.callback(lambda: name in vars(owner) and delattr(owner, name))  # emit_nvtx deletes `forward`, too
+        stack.callback(delattr, owner, name)
     setattr(owner, name, value)
 
 

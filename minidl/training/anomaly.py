@@ -3,7 +3,7 @@
 import contextlib
 import traceback
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from minidl.kernels import is_capturing, to_device
 from minidl.nn.module import Module
 from minidl.tensor import Tensor, watchers
-from minidl.training.watch import names_of_layers
+from minidl.training.watch import wrap_layers
 
 PACKAGE = str(Path(__file__).parents[1])
 
@@ -37,16 +37,26 @@ def detect_anomaly(model: Module | None = None) -> Iterator[None]:
 
     With `GradScaler`, float16 gradients overflow now and then and the scaler skips these steps; here they are errors.
     """
-    layers: list[str] = []  # the names of the layers that are being called, from the outermost to the innermost
+    layers = [""]  # the names of the layers that are being called, from the outermost to the innermost
 
     def watcher(function, ctx, inputs, output: Tensor) -> None:
-        _check_forward(function.__name__, layers[-1] if layers else "", inputs, output)
+        _check_forward(function.__name__, layers[-1], inputs, output)
         if output.requires_grad:
-            _watch_backward(output._node, ctx, layers[-1] if layers else "")
+            _watch_backward(output._node, ctx, layers[-1])
+
+    def in_layer(name: str, layer: Module, forward: Callable) -> Callable:
+        def named_forward(*inputs, **options):
+            layers.append(name)
+            try:
+                return forward(*inputs, **options)
+            finally:
+                layers.pop()
+
+        return named_forward
 
     token = watchers.set((*watchers.get(), watcher))
     try:
-        with _names_in(layers, model):
+        with wrap_layers(model, in_layer) if model is not None else contextlib.nullcontext():
             yield
     finally:
         watchers.reset(token)
@@ -126,29 +136,3 @@ def _line_of_the_user() -> str:
         if not frame.f_code.co_filename.startswith(PACKAGE):
             return f"{Path(frame.f_code.co_filename).name}:{number}"
     return "?"
-
-
-@contextlib.contextmanager
-def _names_in(layers: list[str], model: Module | None) -> Iterator[None]:
-    """Inside the `with` block, keep the names of the layers that are being called in `layers`."""
-    names = names_of_layers(model) if model is not None else {}
-
-    def named(module: Module, name: str):
-        forward = module.forward
-
-        def named_forward(*inputs, **options):
-            layers.append(name)
-            try:
-                return forward(*inputs, **options)
-            finally:
-                layers.pop()
-
-        return named_forward
-
-    for module, name in names.items():
-        module.forward = named(module, name)
-    try:
-        yield
-    finally:
-        for module in names:
-            del module.forward  # the class has the method

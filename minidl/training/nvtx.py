@@ -1,13 +1,14 @@
 """Named ranges for NVIDIA's profilers, Nsight Systems and Nsight Compute."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterator
 
 from minidl.autograd import Node
 from minidl.nn.module import Module
 from minidl.system.gpu import select_gpu
 from minidl.tensor import Tensor
-from minidl.training.watch import names_of_layers
+from minidl.training.watch import wrap_layers
 
 
 @contextlib.contextmanager
@@ -25,15 +26,8 @@ def emit_nvtx(model: Module) -> Iterator[None]:
     submodules. A captured step (`cuda_graph`) launches its kernels without Python: profile `step.function`.
     Outside the block nothing is recorded, and it costs nothing. Raises RuntimeError without device 'cuda'.
     """
-    time_range = _time_range()
-    names = names_of_layers(model)
-    for module, name in names.items():
-        module.forward = _named(module, name, time_range)
-    try:
+    with wrap_layers(model, functools.partial(_in_a_range, _time_range())):
         yield
-    finally:
-        for module in names:
-            del module.forward  # the class has the method
 
 
 def _time_range() -> Callable:
@@ -44,29 +38,29 @@ def _time_range() -> Callable:
     return time_range
 
 
-def _named(module: Module, label: str, time_range: Callable) -> Callable:
-    """The module's forward inside a range. If it has no submodules, its backward will run inside another."""
-    forward, has_children = module.forward, any(module.children())
+def _in_a_range(time_range: Callable, name: str, layer: Module, forward: Callable) -> Callable:
+    """Return `forward` inside a range. If the layer has no submodules, its backward will run inside another."""
+    has_children = any(layer.children())
 
-    def named_forward(*inputs, **options):
-        with time_range(label):
+    def forward_in_a_range(*inputs, **options):
+        with time_range(name):
             output = forward(*inputs, **options)
         if not has_children and isinstance(output, Tensor) and all(output is not x for x in inputs):
-            _name_backward(output, f"{label} backward", time_range)
+            _put_backward_in_a_range(time_range, f"{name} backward", output)
         return output
 
-    return named_forward
+    return forward_in_a_range
 
 
-def _name_backward(output: Tensor, label: str, time_range: Callable) -> None:
+def _put_backward_in_a_range(time_range: Callable, name: str, output: Tensor) -> None:
     """Let the backward of the op that computed this tensor run inside a range."""
     node = output._node
     if not isinstance(node, Node):  # it requires no gradient
         return
     backward = node.backward
 
-    def named_backward(grad):
-        with time_range(label):
+    def backward_in_a_range(grad):
+        with time_range(name):
             return backward(grad)
 
-    node.backward = named_backward
+    node.backward = backward_in_a_range

@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from minidl.nn.module import Module
 from minidl.tensor import Tensor
@@ -83,9 +83,21 @@ def find_layer(model: Module, name: str) -> Module:
     return layers[name]
 
 
-def names_of_layers(model: Module) -> dict[Module, str]:
-    """Return {module: name} for the model, whose name is its class, and all modules below it."""
-    names: dict[Module, str] = {}
-    for name, module in model.named_modules():
-        names.setdefault(module, name or type(module).__name__)  # a shared layer has the first of its names
-    return names
+@contextlib.contextmanager
+def wrap_layers(model: Module, wrap: Callable[[str, Module, Callable], Callable]) -> Iterator[None]:
+    """Inside the `with` block, each layer calls wrap(name, layer, layer.forward) in place of its `forward`.
+
+    The model itself is a layer too, whose name is its class. A layer with several names is wrapped once, under the
+    first of them. Blocks may be nested: at the end of a block each `forward` is what it was before it.
+    """
+    layers: dict[Module, str] = {}
+    for name, layer in model.named_modules():
+        layers.setdefault(layer, name or type(layer).__name__)
+    with contextlib.ExitStack() as stack:
+        for layer, name in layers.items():
+            if "forward" in vars(layer):  # an enclosing block has wrapped it, or the user has set it
+                stack.callback(setattr, layer, "forward", layer.forward)
+            else:
+                stack.callback(delattr, layer, "forward")  # the class has the method
+            layer.forward = wrap(name, layer, layer.forward)  # type: ignore[method-assign]
+        yield
