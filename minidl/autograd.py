@@ -62,12 +62,13 @@ class Node:
             raise ValueError(
                 f"{self.name}.backward: expected {len(self.inputs)} gradients, one for each input, got {len(grads)}"
             )
-        for number, (source, kind, grad) in enumerate(zip(self.inputs, self.kinds, grads, strict=True)):
-            if source is None or grad is None or kind is None:
+        for number, (source, kind, input_grad) in enumerate(zip(self.inputs, self.kinds, grads, strict=True)):
+            if source is None or input_grad is None or kind is None:
                 continue
-            if (grad.shape, grad.dtype) != kind:
+            if (input_grad.shape, input_grad.dtype) != kind:
                 expected = f"a gradient of {kind[0]} {kind[1]} for input {number}"
-                raise ValueError(f"{self.name}.backward: expected {expected}, got {grad.shape} {grad.dtype}")
+                got = f"{input_grad.shape} {input_grad.dtype}"
+                raise ValueError(f"{self.name}.backward: expected {expected}, got {got}")
         return grads
 
 
@@ -131,7 +132,7 @@ def in_order(root: Node | Leaf) -> Iterator[Node | Leaf]:
 def count_consumers(root: Node | Leaf) -> Counter:
     """Return how many edges lead to each node and leaf below root.
 
-    Raise RuntimeError if the saved values of one are freed, or are not those of the forward pass any more.
+    Raise RuntimeError if a node's saved values are freed, or a saved parameter was changed since the forward pass.
     """
     consumers: Counter = Counter()
     unvisited = [root]
@@ -157,8 +158,8 @@ def count_consumers(root: Node | Leaf) -> Counter:
 
 F = TypeVar("F", bound=Callable)
 
-# The blocks that are open, from the outermost to the innermost: True for each that records operations. A context
-# variable, so each thread and each asyncio task has its own.
+# The open `with` blocks, from the outermost to the innermost. As a context variable, each thread and each asyncio task
+# has its own.
 _blocks: ContextVar[tuple["set_grad_enabled", ...]] = ContextVar("blocks", default=())
 
 
@@ -171,8 +172,8 @@ def is_grad_enabled() -> bool:
 class set_grad_enabled(contextlib.ContextDecorator):  # noqa: N801 - used like a function, as in PyTorch
     """Switch the recording of operations on or off inside the `with` block, or in the decorated function.
 
-    It applies to this thread and this asyncio task only. A generator shares it with its caller: one that yields inside
-    the block leaves recording switched for the caller until it goes on.
+    It applies to this thread and this asyncio task only. If a generator yields inside the block, the block also applies
+    to its caller, until the generator continues.
     """
 
     def __init__(self, enabled: bool):

@@ -4,6 +4,7 @@ Each error message states the operation, what it expected, what it got, and the 
 """
 
 import math
+from typing import Any
 
 import numpy as np
 
@@ -109,18 +110,18 @@ def check_pooling(function: str, x: Tensor, kernel_size: Pair, stride: Pair | No
     return {"kernel_size": size, "stride": step, "padding": zeros}
 
 
-def check_interpolation(function: str, size: Pair | None, scale_factor: Scale | None, mode: str) -> None:
-    """Raise ValueError unless the mode is bilinear and either a size or a positive, finite scale factor is given."""
+def as_interpolation(function: str, size: Pair | None, scale_factor: Scale | None, mode: str) -> tuple:
+    """Return (size, scale_factor) as checked pairs. One of them is None, as exactly one must be given."""
     expect(function, mode == "bilinear", "mode='bilinear'", repr(mode))
     given = f"size={size} and scale_factor={scale_factor}"
     expect(function, (size is None) != (scale_factor is None), "either size or scale_factor", given)
     if size is not None:
-        as_pair(function, "size", size, 1)
-    elif scale_factor is not None:
-        factors = scale_factor if isinstance(scale_factor, tuple | list) else (scale_factor, scale_factor)
-        are_positive = all(hasattr(factor, "__float__") and 0 < factor < math.inf for factor in factors)
-        expected = "scale_factor to be a number > 0 or a pair of them"
-        expect(function, len(factors) == 2 and are_positive, expected, repr(scale_factor))
+        return as_pair(function, "size", size, 1), None
+    factors: Any = scale_factor if isinstance(scale_factor, tuple | list) else (scale_factor, scale_factor)
+    are_positive = all(hasattr(factor, "__float__") and 0 < factor < math.inf for factor in factors)
+    expected = "scale_factor to be a number > 0 or a pair of them"
+    expect(function, len(factors) == 2 and are_positive, expected, repr(scale_factor))
+    return None, factors
 
 
 def check_batch_norm(x: Tensor, weight: Tensor, bias: Tensor, running_mean, running_var) -> None:

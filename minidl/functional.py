@@ -10,12 +10,12 @@ import numpy as np
 from minidl.checks import (
     Pair,
     Scale,
+    as_interpolation,
     as_pair,
     check_batch,
     check_batch_norm,
     check_batch_norm_options,
     check_fits,
-    check_interpolation,
     check_labels,
     check_per_channel,
     check_pooling,
@@ -198,23 +198,23 @@ def interpolate(x: Tensor, size: Pair | None = None, scale_factor: Scale | None 
     """x (N, H, W, C) at another `size`, (OH, OW), or `scale_factor` times its size, rounded down; mode is "bilinear".
 
     Each pixel is interpolated between the four nearest pixels, as in PyTorch with align_corners=False: pixel i of the
-    output has its centre at (i + 1/2) / s among the pixels of x, where s is `scale_factor`, or OH / H for a `size`. It
-    does not smooth: of an image made much smaller, most pixels are left out. On the CPU an infinity or a NaN reaches
-    all pixels of its channel. `mode` has no default, as PyTorch's is "nearest".
+    output has its centre at (i + 1/2) / s among the pixels of x, where s is `scale_factor`, or OH / H for a `size`. An
+    image that is made much smaller is not smoothed: most of its pixels have no influence. On the CPU an infinity or a
+    NaN reaches all pixels of its channel. `mode` has no default, as PyTorch's is "nearest".
 
     >>> interpolate(Tensor([[[[0.0], [4.0]]]]), size=(1, 4), mode="bilinear").reshape(4)
     Tensor([0., 1., 3., 4.], shape=(4,), float32)
     """
     check_batch("interpolate", x, "(N, H, W, C)", 4)
-    check_interpolation("interpolate", size, scale_factor, mode)
-    if size is not None:
-        size = as_pair("interpolate", "size", size, 1)
-        return apply(UpsampleBilinear2d, x, output_size=size, step=(x.shape[1] / size[0], x.shape[2] / size[1]))
-    assert scale_factor is not None  # one of the two was given
-    sh, sw = scale_factor if isinstance(scale_factor, tuple | list) else (scale_factor, scale_factor)
-    size = math.floor(x.shape[1] * sh), math.floor(x.shape[2] * sw)
-    expect("interpolate", min(size) > 0, "an output of at least one pixel", size, "for x", x.shape)
-    return apply(UpsampleBilinear2d, x, output_size=size, step=(1 / sh, 1 / sw))
+    output_size, factors = as_interpolation("interpolate", size, scale_factor, mode)
+    _, height, width, _ = x.shape
+    if factors is None:
+        step = height / output_size[0], width / output_size[1]
+    else:
+        step = 1 / factors[0], 1 / factors[1]
+        output_size = math.floor(height * factors[0]), math.floor(width * factors[1])
+        expect("interpolate", min(output_size) > 0, "an output of at least one pixel", output_size, "for x", x.shape)
+    return apply(UpsampleBilinear2d, x, output_size=output_size, step=step)
 
 
 def batch_norm(

@@ -19,25 +19,25 @@ OPERATORS = {
     np.greater_equal: "__le__",
 }
 
-# Methods that tensors have in PyTorch, and what to write here.
+# Methods that tensors have in PyTorch, and what to write here for a tensor x.
 IN_PYTORCH = {
     "abs": "minidl.maximum(x, -x)",
-    "cpu": 'to("cpu")',
-    "cuda": 'to("cuda")',
-    "double": 'to("float64")',
-    "flatten": "reshape(-1)",
-    "float": 'to("float32")',
-    "half": 'to("float16")',
-    "long": 'to("int64")',
+    "cpu": 'x.to("cpu")',
+    "cuda": 'x.to("cuda")',
+    "double": 'x.to("float64")',
+    "flatten": "x.reshape(-1)",
+    "float": 'x.to("float32")',
+    "half": 'x.to("float16")',
+    "long": 'x.to("int64")',
     "min": "-(-x).max()",
-    "size": "shape",
-    "squeeze": "reshape(...)",
-    "std": "var(...).sqrt()",
-    "tolist": "numpy().tolist()",
-    "transpose": "permute(...)",
-    "type": "to(dtype)",
-    "unsqueeze": "x[:, None] or reshape(...)",
-    "view": "reshape(...)",
+    "size": "x.shape",
+    "squeeze": "x.reshape(...)",
+    "std": "x.var(...).sqrt()",
+    "tolist": "x.numpy().tolist()",
+    "transpose": "x.permute(...)",
+    "type": "x.to(dtype)",
+    "unsqueeze": "x[:, None] or x.reshape(...)",
+    "view": "x.reshape(...)",
     "zero_": "x.data[...] = 0",
 }
 
@@ -52,19 +52,19 @@ class Idioms:
     # -- p -= lr * p.grad ----------------------------------------------------------------------------------------------
 
     def __iadd__(self, other):
-        return self._changed_to(self + other)
+        return self._assign(self + other)
 
     def __isub__(self, other):
-        return self._changed_to(self - other)
+        return self._assign(self - other)
 
     def __imul__(self, other):
-        return self._changed_to(self * other)
+        return self._assign(self * other)
 
     def __itruediv__(self, other):
-        return self._changed_to(self / other)
+        return self._assign(self / other)
 
-    def _changed_to(self, value):
-        """Give a leaf, a parameter or a buffer the new values, in place. Any other name just gets the new tensor.
+    def _assign(self, value):
+        """Write the values into a leaf, a parameter or a buffer, and return it. For any other tensor return `value`.
 
         So `p -= lr * p.grad` updates a parameter, as in PyTorch, and `total += loss` adds to the graph.
         """
@@ -108,7 +108,7 @@ class Idioms:
     # -- PyTorch -------------------------------------------------------------------------------------------------------
 
     def __getattr__(self, name: str):
-        hint = f"; write x.{IN_PYTORCH[name]}".replace("x.x", "x").replace("x.-", "-") if name in IN_PYTORCH else ""
+        hint = f"; write {IN_PYTORCH[name]}" if name in IN_PYTORCH else ""
         raise AttributeError(f"{type(self).__name__} has no attribute {name!r}{hint}", name=name, obj=self)
 
 

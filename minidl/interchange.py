@@ -8,7 +8,7 @@ import numpy as np
 from minidl.kernels import device_of
 from minidl.system.gpu import select_gpu
 
-# DLPack's numbers of devices: memory that the CPU can read, and that of a CUDA GPU.
+# DLPack's device types: memory that the CPU can read (kDLCPU, kDLCUDAHost, kDLROCMHost), and that of a GPU (kDLCUDA).
 ON_THE_CPU, ON_A_GPU = {1, 3, 11}, 2
 
 

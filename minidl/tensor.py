@@ -27,7 +27,7 @@ NUMBERS = set("biuf")
 
 
 class Maxima(NamedTuple):
-    """What `Tensor.max(dim)` returns."""
+    """The maxima along a dimension and their indices, which `Tensor.max(dim)` returns."""
 
     values: "Tensor"
     indices: "Tensor"
@@ -359,7 +359,10 @@ class Tensor(Idioms):
     def max(self, dim: int, keepdim: bool = False) -> Maxima: ...
 
     def max(self, dim: int | None = None, keepdim: bool = False) -> "Tensor | Maxima":
-        """Return the maximum of all elements, or with `dim` the pair (values, indices) of the maxima along it."""
+        """Return the maximum of all elements, or with `dim` the pair (values, indices) of the maxima along it.
+
+        Equal maxima share the gradient, as in `amax`. (PyTorch gives all of it to the one that the index names.)
+        """
         if dim is None:
             return self.amax(keepdim=keepdim)
         return Maxima(self.amax(dim, keepdim), self.argmax(dim, keepdim))
@@ -564,7 +567,7 @@ def _as_array(data, dtype, device):
 
 @functools.cache
 def _warn_that_no_grad_is_kept() -> None:
-    """Warn of it once in a program, at the line that reads `grad`."""
+    """Warn once in a program, at the line that reads `grad`."""
     warnings.warn("grad: a computed tensor keeps none; call its retain_grad() before backward()", stacklevel=3)
 
 

@@ -159,7 +159,11 @@ def test_the_model_is_as_before_after_the_block_and_after_an_error(device):
 def test_blocks_may_be_nested_and_leave_a_forward_that_the_user_has_set(device):
     model = network(device)
     own = model[4].forward = lambda x, forward=model[4].forward: 2 * forward(x)
-    with detect_anomaly(model), detect_anomaly(model), pytest.raises(AnomalyError, match=r"^Linear, forward of 4: input 2 has"):
+    with (
+        detect_anomaly(model),
+        detect_anomaly(model),
+        pytest.raises(AnomalyError, match=r"^Linear, forward of 4: input 2 has"),
+    ):
         x = images(device)
         model[4].bias.data[...] = np.nan
         step(model, x)

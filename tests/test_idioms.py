@@ -204,7 +204,10 @@ def test_the_maximum_over_two_dimensions_has_no_indices():
 
 @pytest.mark.parametrize(
     ("name", "hint"),
-    [("view", "x.reshape(...)"), ("cuda", 'x.to("cuda")'), ("size", "x.shape"), ("unsqueeze", "x[:, None]")],
+    [
+        *(("view", "x.reshape(...)"), ("cuda", 'x.to("cuda")'), ("size", "x.shape"), ("unsqueeze", "x[:, None] or x.")),
+        *(("abs", "minidl.maximum(x, -x)"), ("min", "-(-x).max()"), ("zero_", "x.data[...] = 0")),
+    ],
 )
 def test_methods_of_pytorch_are_named_with_what_to_write_instead(name, hint):
     with pytest.raises(AttributeError, match=rf"Tensor has no attribute '{name}'; write {re.escape(hint)}"):

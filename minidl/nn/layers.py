@@ -8,10 +8,10 @@ from minidl import functional as F  # noqa: N812 - the usual name
 from minidl.checks import (
     Pair,
     Scale,
+    as_interpolation,
     as_pair,
     as_windows,
     check_batch_norm_options,
-    check_interpolation,
     check_whole,
     expect,
 )
@@ -185,7 +185,7 @@ class Upsample(Module):
     """
 
     def __init__(self, size: Pair | None = None, scale_factor: Scale | None = None, *, mode: str):
-        check_interpolation("Upsample", size, scale_factor, mode)
+        as_interpolation("Upsample", size, scale_factor, mode)
         self.size, self.scale_factor, self.mode = size, scale_factor, mode
 
     def forward(self, x: Tensor) -> Tensor:
