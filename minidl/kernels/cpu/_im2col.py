@@ -13,8 +13,8 @@ from minidl.kernels.cpu._pieces import even_slices, remembered, scratch, workspa
 # (measured) Elements of `columns` for one piece: 2 MB of float32. Smaller pieces would fit into a core's own cache, but
 # make the threads wait for each other and for the GIL. Larger ones do not even fit into the shared cache.
 COLUMN_ELEMENTS = 2**19
-# Of a bounded workspace: 8 bytes of `columns` and 8 for the buffers beside it, on 4 threads. Not on the actual number
-# of threads, on which no result may depend.
+# What an element of `columns` takes of a bounded workspace: 8 bytes, and 8 in the buffers beside it, in each of 4
+# threads. The real number of threads is not used, as no result may depend on it.
 BYTES_FOR_A_COLUMN_ELEMENT = 64
 # Even a small batch is cut into 4 pieces, so that several threads have work, unless the pieces get too small:
 # (measured) below 2^23 multiplications, about 0.1 ms, waking a thread costs more than it saves.

@@ -53,8 +53,8 @@ def scratch(name: str, shape: tuple[int, ...], dtype) -> np.ndarray:
     if buffer is None or buffer.size < size:
         _scratch.views.clear()  # they may be views of the smaller buffer
         buffer = _scratch.buffers[name, dtype] = np.empty(size, dtype)
-        if _workspace < math.inf:
-            _keep_within(_workspace / get_num_threads())
+        if workspace() < math.inf:
+            _keep_within(workspace() / get_num_threads())
     return buffer[:size].reshape(shape)
 
 

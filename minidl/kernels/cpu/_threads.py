@@ -54,10 +54,9 @@ def map_pieces(work: Callable, pieces: Sequence, multiplications: float = math.i
     limited to one thread meanwhile, so that it does not compete with ours, unless no matrix product has more than
     `multiplications`, and these are so few that BLAS uses one thread anyway. 0: there is no matrix product.
     """
-    if len(pieces) == 1 and multiplications <= SMALL_FOR_BLAS:
-        return [work(pieces[0])]
     if multiplications <= SMALL_FOR_BLAS:
-        return _map(work, pieces)
+        # (measured) For one piece, usual with small batches, `_map` would take 0.4 us instead of 0.1.
+        return [work(pieces[0])] if len(pieces) == 1 else _map(work, pieces)
     user = object()
     try:
         _limit_blas(user)
@@ -83,10 +82,11 @@ def sum_pieces(work: Callable[..., np.ndarray], pieces: Sequence, multiplication
 
 def _map(work: Callable, pieces: Sequence) -> list:
     """`map_pieces` on the caller's thread, and on helper threads if there are several pieces."""
-    if min(_num_threads, len(pieces)) <= 1:
-        return list(map(work, pieces))
+    threads = min(_num_threads, len(pieces))
+    if threads <= 1:
+        return [work(piece) for piece in pieces]
     job = _Job(work, pieces)
-    for _ in range(min(_num_threads, len(pieces)) - 1):
+    for _ in range(threads - 1):
         _helpers.invite(job)
     job.take_pieces()
     return job.wait()

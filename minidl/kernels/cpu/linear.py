@@ -37,12 +37,12 @@ def linear_backward_x(grad, weight):
 def linear_backward_weight(grad, x):
     """dL/dW = x^T dL/dy: (N, O), (N, C) -> (C, O)."""
     grad_weight = np.empty((x.shape[1], grad.shape[1]), grad.dtype)
-    # (measured, 25088 x 4096) An outer product takes 130 ms by matmul, 24 by multiply.
-    product = np.multiply if len(x) == 1 else np.matmul
+    # (measured, 25088 x 4096) The outer product of one row takes 130 ms by matmul, 24 by multiply.
+    is_outer = len(x) == 1
+    product, multiplications = (np.multiply, 0) if is_outer else (np.matmul, x.size * grad.shape[1])
 
     def multiply(rows):
         product(x[:, rows].T, grad, out=grad_weight[rows])
 
-    pieces = slices(x.shape[1], rows_of(GRADIENT_ELEMENTS, grad.shape[1]))
-    map_pieces(multiply, pieces, multiplications=x.size * grad.shape[1])
+    map_pieces(multiply, slices(x.shape[1], rows_of(GRADIENT_ELEMENTS, grad.shape[1])), multiplications)
     return grad_weight
