@@ -7,6 +7,7 @@ must match their SHA-256 checksum too: it decides whether a mirror is right.
 
 import hashlib
 import io
+import math
 import os
 import pickle
 from collections.abc import Iterable, Iterator
@@ -25,6 +26,8 @@ OWN_MIRROR = "MINIDL_CIFAR_URL"  # an environment variable: the address of a fol
 # In bytes. The unpacked archives have up to 178 MiB; the limit stops an archive of zeros that unpacks without end.
 LARGEST_UNPACKED = 2**28
 BLOCK = 512  # of a tar file: a header is one block, a member is padded to whole blocks
+
+IMAGE = 3, 32, 32  # channels, height and width, in the order of the files
 
 
 @dataclass(frozen=True)
@@ -140,7 +143,7 @@ def load_archive(archive: Archive, root: Path, train: bool, download: bool) -> A
     return ArrayDataset(np.concatenate(images), np.concatenate(labels), classes)
 
 
-# Find the files: unpacked, in the archive, or on the network.
+# -- find the files: unpacked, in the archive, or on the network -------------------------------------------------------
 
 
 def _unpacked_folder(archive: Archive, root: Path, names: Iterable[str], may_download: bool) -> Path:
@@ -227,24 +230,24 @@ def _regular_files(packed: bytes, names: Iterable[str]) -> Iterator[tuple[str, b
         raise EOFError("the end of the archive is missing")
 
 
-# Read the files: verified, and without running code from them.
+# -- read the files: verified, and without running code from them ------------------------------------------------------
 
 
 def _read_batch(archive: Archive, path: Path, class_count: int) -> tuple[np.ndarray, np.ndarray]:
     """Read the images (N, 32, 32, 3), uint8, and the labels (N,), int64, from a file."""
     batch = _read_pickle(archive, path, (b"data", archive.labels_key))
     data, labels = batch[b"data"], batch[archive.labels_key]
-    rows = data.values if isinstance(data, PickledArray) else None
-    if rows is None or rows.ndim != 2 or rows.shape[1] != 3 * 32 * 32 or len(rows) == 0:
+    rows, length = data.values if isinstance(data, PickledArray) else None, math.prod(IMAGE)
+    if rows is None or rows.ndim != 2 or rows.shape[1] != length or len(rows) == 0:
         got = type(data).__name__ if rows is None else rows.shape
-        raise _damaged(archive, path, f"expected data (N, 3072) in uint8, got {got}")
+        raise _damaged(archive, path, f"expected data (N, {length}) in uint8, got {got}")
     if not isinstance(labels, list) or len(labels) != len(rows):
         got = len(labels) if isinstance(labels, list) else type(labels).__name__
         raise _damaged(archive, path, f"expected {len(rows)} labels, got {got}")
     wrong = [label for label in labels if type(label) is not int or not 0 <= label < class_count]
     if wrong:
         raise _damaged(archive, path, f"expected labels in 0..{class_count - 1}, got {quoted(wrong[0])}")
-    images = rows.reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)  # (N, C*H*W) -> (N, H, W, C)
+    images = rows.reshape(-1, *IMAGE).transpose(0, 2, 3, 1)  # (N, C*H*W) -> (N, H, W, C)
     return np.ascontiguousarray(images), np.array(labels, dtype=np.int64)
 
 
@@ -252,11 +255,12 @@ def _read_classes(archive: Archive, path: Path) -> tuple[str, ...]:
     """Read the class names from a file."""
     names = _read_pickle(archive, path, (archive.classes_key,))[archive.classes_key]
     try:
-        if not names or not isinstance(names, list):
-            raise TypeError
-        return tuple(bytes.decode(name) for name in names)
-    except (TypeError, UnicodeDecodeError) as error:
-        raise _damaged(archive, path, f"expected class names, got {quoted(names)}") from error
+        classes = tuple(bytes.decode(name) for name in names) if isinstance(names, list) else ()
+    except (TypeError, UnicodeDecodeError):
+        classes = ()
+    if not classes:
+        raise _damaged(archive, path, f"expected class names, got {quoted(names)}")
+    return classes
 
 
 def _read_pickle(archive: Archive, path: Path, keys: tuple[bytes, ...]) -> dict:
@@ -293,9 +297,3 @@ def _damaged(archive: Archive, path: Path, what: str) -> ValueError:
     return ValueError(
         f"load_{archive.name}: {path.name} in {path.parent} is damaged: {what}; delete it and download again"
     )
-
-
-def _check_md5(content: bytes, expected: str, where: str, remedy: str) -> None:
-    found = hashlib.md5(content, usedforsecurity=False).hexdigest()
-    if found != expected:
-        raise ValueError(f"{where} is damaged: md5 expected {expected}, got {found}; {remedy}")

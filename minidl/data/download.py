@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
+from urllib.parse import urlsplit
 
 from minidl.system.files import open_exclusive
 
@@ -69,7 +70,7 @@ def download(remote: RemoteFile, folder: Path, patience: float = PATIENCE, speed
         KeyboardInterrupt: after Ctrl-C. As after a ConnectionError, the .partial file stays for the next call.
     """
     partial = folder / f"{remote.name}.partial"
-    created = [each for each in (folder, *folder.parents) if not each.exists()]
+    created = [path for path in (folder, *folder.parents) if not path.exists()]
     folder.mkdir(parents=True, exist_ok=True)
     try:
         with open_exclusive(partial) as file, _left_tidy(partial, remote.size):
@@ -81,8 +82,8 @@ def download(remote: RemoteFile, folder: Path, patience: float = PATIENCE, speed
                 partial.replace(folder / remote.name)
     finally:
         with contextlib.suppress(OSError):  # a folder that is not empty stays
-            for each in created:
-                each.rmdir()
+            for path in created:
+                path.rmdir()
 
 
 @contextlib.contextmanager
@@ -108,17 +109,15 @@ def _remains(partial: Path, size: int) -> str:
     return f"{kept:,} of {size:,} bytes are in {partial}, and the next run continues from there"
 
 
-# Choose a source.
+# -- choose a source ---------------------------------------------------------------------------------------------------
 
 
 def _complete(file: BinaryIO, remote: RemoteFile, patience: float, speeds: Sequence[float]) -> None:
     """Write what is missing of the file, from one source after the other, until its checksum is right."""
-    from urllib.parse import urlsplit
-
     from tqdm import tqdm
 
-    begin, sources, reasons = file.seek(0, os.SEEK_END), remote.sources, {}
-    with tqdm(total=remote.size, initial=begin, unit="B", unit_scale=True, desc=remote.name, disable=None) as bar:
+    arrived, sources, reasons = file.seek(0, os.SEEK_END), remote.sources, {}
+    with tqdm(total=remote.size, initial=arrived, unit="B", unit_scale=True, desc=remote.name, disable=None) as bar:
         for speed in speeds:
             unfinished = []
             for source in sources:
@@ -137,7 +136,7 @@ def _complete(file: BinaryIO, remote: RemoteFile, patience: float, speeds: Seque
 
 
 def _printable(text: str) -> str:
-    """A text in which a server may have put what it likes, such as control sequences of a terminal."""
+    """Replace control characters: a server may have sent sequences that change the terminal."""
     return "".join(character if character.isprintable() else "?" for character in text[:500])
 
 
@@ -170,7 +169,7 @@ def _sha256(file: BinaryIO) -> str:
     return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-# Measure the speed.
+# -- measure the speed -------------------------------------------------------------------------------------------------
 
 
 def _paced(parts: Iterator[tuple[int, bytes]], patience: float, speed: float) -> Iterator[tuple[int, bytes]]:
@@ -229,7 +228,7 @@ def _source_error(error: Exception, total: int) -> SourceError:
     return UnfinishedError(f"connection lost: {reason}") if total else SourceError(f"cannot connect: {reason}")
 
 
-# Read from the network.
+# -- read from the network ---------------------------------------------------------------------------------------------
 
 
 def _parts(source: str, begin: int, size: int, patience: float) -> Iterator[tuple[int, bytes]]:
@@ -294,8 +293,6 @@ def _opener() -> "OpenerDirector":
 
 def check_address(address: str, redirected_from: str = "") -> None:
     """Raise SourceError unless an address is https, or http on this machine. https never leads back to http."""
-    from urllib.parse import urlsplit
-
     parts = urlsplit(address)
     is_local = parts.scheme == "http" and parts.hostname in THIS_MACHINE
     if parts.scheme != "https" and (not is_local or redirected_from.startswith("https:")):

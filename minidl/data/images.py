@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 Box = tuple[int, int, int, int]
 View = Callable[[str, np.random.Generator], np.ndarray]
 
-# The second word of a view's seed; minidl.data.loader has the other purposes.
+# The second word of a view's seed. minidl.data.loader has the other purposes. FLIP is 2 too, but no ImageLoader flips.
 VIEW = 2
 
 SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".gif")
@@ -144,7 +144,7 @@ def _names_of(classes: tuple[str, ...], path: Path) -> tuple[str, ...]:
     return tuple(names[wnid] for wnid in classes)
 
 
-# ---- One file --------------------------------------------------------------------------------------------------------
+# -- one file ----------------------------------------------------------------------------------------------------------
 
 
 class BrokenImageError(ValueError):
@@ -242,7 +242,7 @@ def _resize(image: "Image", shorter_side: int, crop: Callable[[tuple[int, int]],
     return image.resize((right - left, bottom - top), Image.Resampling.BILINEAR, box)
 
 
-# ---- Batches of views ------------------------------------------------------------------------------------------------
+# -- batches of views --------------------------------------------------------------------------------------------------
 
 
 class ImageLoader(DataLoader):
