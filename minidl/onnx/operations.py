@@ -5,10 +5,12 @@ returns the name of its result and whether that is an image in ONNX's order: see
 those of https://onnx.ai/onnx/operators.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 
 from minidl.nn.layout import LinearWeight
-from minidl.onnx.graph import Graph, NoOnnxFormError, Value, converts, require_onnx
+from minidl.onnx.graph import TO_CHANNELS_FIRST, Graph, NoOnnxFormError, Value, converts, require_onnx
 from minidl.ops.activation import GELU, ReLU
 from minidl.ops.arithmetic import (
     Add,
@@ -53,42 +55,30 @@ WITHOUT_ONNX: dict[type[Function], str] = {
 
 # -- element by element ------------------------------------------------------------------------------------------------
 
-SAME_EVERYWHERE = {
-    ReLU: "Relu",
-    Exp: "Exp",
-    Log: "Log",
-    Sqrt: "Sqrt",
-    Sigmoid: "Sigmoid",
-    Tanh: "Tanh",
-}
-BROADCAST = {
-    Add: "Add",
-    Sub: "Sub",
-    Mul: "Mul",
-    Div: "Div",
-    Maximum: "Max",
-}
+OF_ONE_INPUT = {ReLU: "Relu", Exp: "Exp", Log: "Log", Sqrt: "Sqrt", Sigmoid: "Sigmoid", Tanh: "Tanh"}
+OF_TWO_INPUTS = {Add: "Add", Sub: "Sub", Mul: "Mul", Div: "Div", Maximum: "Max"}  # which broadcast
 
 
-def _element_wise(operator: str):
+def _of_one_input(operator: str) -> Callable[..., Result]:
     return lambda graph, y, x: (graph.node(operator, graph.as_stored(x)), x.is_image)
 
 
-def _broadcast(operator: str):
-    def convert_operands(graph: Graph, y: Value, a: Value, b: Value) -> Result:
-        operands = (a, b)
-        fit = all(x.array is not None or len(x.shape) == 4 for x in operands) and len(y.shape) == 4
+def _of_two_inputs(operator: str) -> Callable[..., Result]:
+    def convert(graph: Graph, y: Value, a: Value, b: Value) -> Result:
+        # The order of ONNX, if one of them is an image and the other one is another image or a constant.
+        operands = a, b
+        fit = len(y.shape) == 4 and all(x.array is not None or len(x.shape) == 4 for x in operands)
         if fit and any(x.is_image for x in operands):
             return graph.node(operator, *map(graph.channels_first, operands)), True
         return graph.node(operator, *map(graph.plain, operands)), False
 
-    return convert_operands
+    return convert
 
 
-for _function, _operator in SAME_EVERYWHERE.items():
-    converts(_function)(_element_wise(_operator))
-for _function, _operator in BROADCAST.items():
-    converts(_function)(_broadcast(_operator))
+for _function, _operator in OF_ONE_INPUT.items():
+    converts(_function)(_of_one_input(_operator))
+for _function, _operator in OF_TWO_INPUTS.items():
+    converts(_function)(_of_two_inputs(_operator))
 
 
 @converts(GELU)
@@ -191,7 +181,10 @@ def _max_pool2d(graph: Graph, y: Value, x: Value, *, kernel_size, stride, paddin
 def _avg_pool2d(
     graph: Graph, y: Value, x: Value, *, kernel_size, stride, padding, ceil_mode: bool, count_include_pad: bool
 ) -> Result:
-    """The padding's zeros are pixels like any other; what a last window has beyond them is not counted."""
+    """With count_include_pad, a Pad of its own appends the zeros, so that they count like any other pixel.
+
+    What a last window has beyond the padding, with ceil_mode, is padding of AveragePool, which never counts.
+    """
     name, begin, end = graph.channels_first(x), padding, _padding_at_the_end(x, y, kernel_size, stride, padding)
     if count_include_pad and any(padding):
         name = graph.node("Pad", name, graph.constant([0, 0, *padding, 0, 0, *padding], "int64"))
@@ -214,15 +207,13 @@ def _global_avg_pool(graph: Graph, y: Value, x: Value) -> Result:
 
 @converts(UpsampleBilinear2d)
 def _upsample_bilinear2d(graph: Graph, y: Value, x: Value, *, output_size, step) -> Result:
-    """ONNX takes the sizes or the scales; a fractional scale may belong to no size."""
+    """Resize takes sizes or scales. A factor such as 1.3 is passed as a scale: its sizes, rounded, have another one."""
     name, options = graph.channels_first(x), {"mode": "linear", "coordinate_transformation_mode": "half_pixel"}
-    by_size = step == (x.shape[1] / output_size[0], x.shape[2] / output_size[1])
-    wanted = (
-        ["", graph.constant(list(output_size), "int64")]
-        if by_size
-        else [graph.constant([1 / s for s in step], "float32")]
-    )
-    return graph.node("Resize", name, "", *wanted, axes=[2, 3], **options), True
+    if step == (x.shape[1] / output_size[0], x.shape[2] / output_size[1]):
+        scales, sizes = "", graph.constant(list(output_size), "int64")
+    else:
+        scales, sizes = graph.constant([1 / step[0], 1 / step[1]], "float32"), ""
+    return graph.node("Resize", name, "", scales, sizes, axes=[2, 3], **options), True
 
 
 # -- sums and products -------------------------------------------------------------------------------------------------
@@ -266,7 +257,7 @@ def _log_softmax(graph: Graph, y: Value, x: Value) -> Result:
 
 @converts(Reshape)
 def _reshape(graph: Graph, y: Value, x: Value, **options) -> Result:
-    """The length that grows with the batch is left open: 0 if it is that of x, else -1."""
+    """The length that grows with the batch is left open: 0 copies the length of x, -1 is computed from the others."""
     lengths: list[int] = []
     for i, length in enumerate(y.shape):
         copied = i < len(x.shape) and x.onnx_shape[i] == length
@@ -293,23 +284,23 @@ def _cat(graph: Graph, y: Value, *tensors: Value, dim: int) -> Result:
     is_image = any(x.is_image for x in tensors)
     names = [graph.channels_first(x) if is_image else graph.plain(x) for x in tensors]
     axis = dim % len(y.shape)
-    return graph.node("Concat", *names, axis=(0, 2, 3, 1)[axis] if is_image else axis), is_image
+    return graph.node("Concat", *names, axis=TO_CHANNELS_FIRST.index(axis) if is_image else axis), is_image
 
 
 @converts(GetItem)
 def _get_item(graph: Graph, y: Value, x: Value, *, index: tuple) -> Result:
     parts = _one_part_per_dimension(index, len(x.shape))
     selecting = [part for part in parts if part is not None]
-    keeps_order = len(selecting) == len(parts) and all(isinstance(part, slice) for part in parts)
+    keeps_order = all(isinstance(part, slice) for part in parts)
     name = graph.as_stored(x) if keeps_order else graph.plain(x)
     slices = [(x.axis(d) if keeps_order else d, part) for d, part in enumerate(selecting) if isinstance(part, slice)]
     name = _slice(graph, name, [(axis, part) for axis, part in slices if part != slice(None)])
     for d in reversed(range(len(selecting))):  # the last first, as an integer removes its dimension
         if not isinstance(selecting[d], slice):
             name = graph.node("Gather", name, graph.constant(selecting[d], "int64"), axis=d)
-    if None in [None if part is None else 0 for part in parts]:
-        lengths = [1 if part is None or isinstance(part, slice) else np.ndim(part) for part in parts]
-        new = [sum(lengths[:i]) for i, part in enumerate(parts) if part is None]
+    if len(selecting) < len(parts):  # each None is a new dimension
+        dimensions = [1 if part is None or isinstance(part, slice) else np.ndim(part) for part in parts]
+        new = [sum(dimensions[:i]) for i, part in enumerate(parts) if part is None]
         name = graph.node("Unsqueeze", name, graph.constant(new, "int64"))
     return name, x.is_image and keeps_order
 
@@ -322,7 +313,7 @@ def _one_part_per_dimension(index: tuple, rank: int) -> list:
     has_integers = any(isinstance(part, int) for part in index)
     if len(arrays) > 1 or (arrays and has_integers) or any(array.dtype.kind not in "iu" for array in arrays):
         raise NoOnnxFormError("an index with a mask, or with an array beside integers or arrays; use a single array")
-    if Ellipsis not in [part if part is Ellipsis else 0 for part in index]:
+    if not any(part is Ellipsis for part in index):
         index = (*index, Ellipsis)
     at = next(i for i, part in enumerate(index) if part is Ellipsis)
     missing = rank - sum(part is not None for part in index) + 1
