@@ -2,8 +2,7 @@
 
 import numpy as np
 
-from minidl import functional as F  # noqa: N812 - the usual name
-from minidl.checks import expect
+from minidl.checks import check_batch_norm, expect
 from minidl.distributed.communicator import Communicator, gather
 from minidl.distributed.gradients import counts_nothing
 from minidl.kernels import kernels_for
@@ -39,17 +38,19 @@ class SyncBatchNorm(Function):
     def backward(ctx, grad):
         """Return dL/dx, dL/dweight and dL/dbias, in the scale of the loss of this rank."""
         x, mean, variance, weight, eps, count, total, communicator = ctx.saved
-        # Without the gradient through the statistics; then that is added.
+        # First with mean and variance as constants: grad_x = weight / sqrt(variance + eps) * g_r.
         grad_x, grad_weight, grad_bias = kernels_for(grad).batch_norm_backward(
             grad, x, mean, variance, weight, eps, False
         )
         means = np.stack([grad_weight, grad_bias]) * (count / total)
         communicator.all_reduce(means)
-        if count == 0:
-            return grad_x, grad_weight, grad_bias  # they count for nothing
+        if count == 0:  # a rank without images, whose gradients are not used
+            return grad_x, grad_weight, grad_bias
+        # Then the terms through both, weight / sqrt(variance + eps) * (b + x_hat w) / M_r, as slope * x + offset.
+        w, b = means
         inverse_std = 1 / np.sqrt(variance + eps)
-        slope = weight * inverse_std**2 * means[0] / count
-        offset = weight * inverse_std * means[1] / count - slope * mean
+        slope = weight * inverse_std**2 * w / count
+        offset = weight * inverse_std * b / count - slope * mean
         grad_x -= (x * slope + offset).astype(x.dtype)
         return grad_x, grad_weight, grad_bias
 
@@ -57,8 +58,8 @@ class SyncBatchNorm(Function):
 class SyncBatchNorm2d(BatchNorm2d):
     """A `BatchNorm2d` that in training takes its statistics over the images of all ranks; in evaluation it is the same.
 
-    Every rank calls it equally often, also one without images: see `at_least_one`. Its gradients are right for losses
-    that are means over the images of a rank, averaged by `AveragedGradients`.
+    Every rank must call it equally often, even a rank without images: see `at_least_one`. Its gradients are right if
+    each rank's loss is the mean over its images, and `AveragedGradients` averages the gradients.
     """
 
     communicator: Communicator
@@ -68,7 +69,7 @@ class SyncBatchNorm2d(BatchNorm2d):
         if not self.training:
             return super().forward(x)
         running = self.running_mean, self.running_var
-        F.check_batch_norm(x, self.weight, self.bias, *running)
+        check_batch_norm(x, self.weight, self.bias, *running)
         statistics = once(lambda: self._statistics(x.data))
         inputs = x, self.weight, self.bias
         return apply(SyncBatchNorm, *inputs, **statistics, eps=float(self.eps), communicator=self.communicator)

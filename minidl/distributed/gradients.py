@@ -12,7 +12,7 @@ from minidl.distributed.safety import check_same
 from minidl.nn.module import Module
 from minidl.tensor import Buffer, Parameter, Tensor
 
-# True in `AveragedGradients.average(0)`: the images of this rank count for nothing.
+# True inside `AveragedGradients.average(0)`: this rank has no image of the batch, so what it computes is not counted.
 counts_nothing: ContextVar[bool] = ContextVar("counts_nothing", default=False)
 
 
@@ -32,7 +32,8 @@ class AveragedGradients:
     accelerating data parallel training", section 3.2). The thread takes the buckets in the same order on all ranks. So
     the sums have the same bits in each run.
 
-    Parameters and buffers become those of rank 0 here, also the keys of dropout. Create the optimiser before or after.
+    The constructor copies the parameters and buffers of rank 0 to all ranks, also the keys of dropout. Create the
+    optimiser before or after it.
 
     Args:
         model: its parameters that require grad; the same ones on all ranks.

@@ -6,17 +6,17 @@ import os
 import signal
 import sys
 
-KILL_ME_WITH_MY_PARENT = 1  # Linux: PR_SET_PDEATHSIG of prctl
+PR_SET_PDEATHSIG = 1  # the option of Linux's prctl that sends this process a signal when its parent ends
 
 
 def guard(name: str) -> None:
-    """Return in a child process, the rank. This process waits for it, says so if it is killed, and ends as it ended.
+    """Fork. The child returns from this call: it is the rank. The parent waits, and ends with the child's exit status.
 
-    A killed process cannot say anything itself, and the others do not get to: mpiexec ends them at once. MPICH's
-    mpiexec names one killed process, but in 10 of 30 trials it was one of those that mpiexec had ended itself.
+    If the child is killed, the parent prints its `name`. The child cannot, and mpiexec ends the other ranks before they
+    could. MPICH's mpiexec names one killed process, but in 10 of 30 trials that was one which mpiexec had ended itself.
 
-    To be called before there are threads, which do not survive a fork. MPI and CUDA do not either: if one was imported
-    already, or without `fork`, this does nothing.
+    Call it before any thread is started: threads do not survive a fork. Neither do MPI and CUDA: if one of them is
+    imported already, or the system has no `fork`, this does nothing.
     """
     if not hasattr(os, "fork") or {"mpi4py.MPI", "cupy"} & sys.modules.keys():
         return
@@ -39,10 +39,10 @@ def guard(name: str) -> None:
 
 
 def _end_with(parent: int) -> None:
-    """Have this process killed when its parent is, as mpiexec knows the parent only."""
+    """Let the system kill this process when its parent ends: mpiexec knows, and ends, the parent only."""
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
     if prctl is not None:  # Linux
-        prctl(KILL_ME_WITH_MY_PARENT, signal.SIGKILL)
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it ended before that call
         os._exit(1)
 

@@ -11,7 +11,7 @@ from minidl.distributed.communicator import Communicator, SingleProcess
 from minidl.distributed.guard import guard
 from minidl.system.gpu import is_device
 
-# In which each mpiexec tells a process how many there are, and which of them it is.
+# Environment variables in which mpiexec tells each process how many there are, and which of them it is.
 SIZES = "PMI_SIZE", "OMPI_COMM_WORLD_SIZE"  # MPICH and Intel MPI, Open MPI
 RANKS = "PMI_RANK", "OMPI_COMM_WORLD_RANK"
 
@@ -23,8 +23,8 @@ def start(device: str = "cpu", processes: int | None = None, timeout: float = 60
     Call it first, as it forks: see `guard`.
 
     Without the mpiexec of MPICH, Intel MPI or Open MPI, the communicator is that of a `SingleProcess`. An error inside
-    the block ends the processes of all ranks, with a message that names the rank. So do a rank that does not come to a
-    collective call within `timeout` seconds, and a rank that is killed.
+    the block ends the processes of all ranks, with a message that names the rank. The same happens if a rank is killed,
+    or does not enter a collective call within `timeout` seconds.
 
     Args:
         device: 'cpu', or 'cuda': then each rank computes on a GPU of its own, and GPUs exchange arrays by NCCL.
@@ -53,9 +53,10 @@ def start(device: str = "cpu", processes: int | None = None, timeout: float = 60
         yield communicator.on(device)
         communicator.barrier()  # nobody leaves while others may need it
     except BaseException as error:
-        left = isinstance(error, SystemExit) and not error.code
-        why = "it left the block of minidl.distributed.start by sys.exit(), and the others would wait for it"
-        communicator.abort(why if left else "".join(traceback.format_exception(error)))
+        reason = "".join(traceback.format_exception(error))
+        if isinstance(error, SystemExit) and not error.code:
+            reason = "it left the block of minidl.distributed.start by sys.exit(), and the others would wait for it"
+        communicator.abort(reason)
     watch.stop()
 
 

@@ -30,7 +30,7 @@ def check_same(communicator: Communicator, name: str, value) -> None:
         ranks_with.setdefault(row.tobytes(), []).append(rank)
     if len(ranks_with) > 1:
         groups = sorted(ranks_with.items(), key=lambda group: (-len(group[1]), group[1]))
-        found = "; ".join(f"{name_ranks(ranks)}: digest {value.hex()[:12]}" for value, ranks in groups)
+        found = "; ".join(f"{name_ranks(ranks)}: digest {row.hex()[:12]}" for row, ranks in groups)
         raise RuntimeError(f"check_same: expected the same {name} on every rank, got {found}; start all ranks alike")
 
 
@@ -68,8 +68,8 @@ def digest(name: str, value) -> bytes:
 def on_every_rank(communicator: Communicator) -> Iterator[None]:
     """If the block raises an Exception on some rank, raise RuntimeError on every rank, with those errors.
 
-    The ranks meet at the end of the block. Inside, there may be no collective call: the ranks without an error would
-    wait there. For example, reading the data:
+    The ranks exchange their errors at the end of the block. There must be no collective call inside: the ranks without
+    an error would wait there for the others. For example, to read the data:
 
         with on_every_rank(communicator):
             images = load_cifar10(folder)

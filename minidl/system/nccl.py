@@ -29,8 +29,8 @@ def new_id() -> bytes:
 class Nccl:
     """A group of ranks with a GPU each. Creating it is collective, like its calls.
 
-    The calls are blocking, and for any thread: they begin when the GPU has done what was queued before on this thread's
-    stream, run on a stream of their own, beside what is queued later, and return when the array is complete.
+    A call waits for what this thread has queued on the GPU, runs on a stream of its own, and returns when the array is
+    complete. Meanwhile other threads may queue work. Any thread may call.
     """
 
     def __init__(self, rank: int, size: int, unique_id: bytes):
