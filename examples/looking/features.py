@@ -10,10 +10,10 @@ from minidl.nn import Module
 from minidl.optim import Adam
 from minidl.tensor import Parameter
 
-Loss = Callable[[Tensor], Tensor]
+Objective = Callable[[Tensor], Tensor]  # images (N, H, W, 3) -> a scalar
 
 
-def descend(loss_of: Loss, images: np.ndarray, steps: int, lr: float) -> np.ndarray:
+def descend(loss_of: Objective, images: np.ndarray, steps: int, lr: float) -> np.ndarray:
     """Minimise loss_of(images) with Adam, from these images on. Pixels stay in 0..1."""
     x = Parameter(images.copy())
     adam = Adam([x], lr)
@@ -62,7 +62,7 @@ def invert(
 
 
 def ascend(
-    score_of: Loss,
+    score_of: Objective,
     images: np.ndarray,
     steps: int,
     step_size: float = 0.01,
@@ -72,9 +72,9 @@ def ascend(
 ) -> tuple[np.ndarray, list[float]]:
     """Maximise score_of(images) by steps along the gradient, scaled to a mean of `step_size` per pixel.
 
-    Before each step the images are shifted by up to `jitter` pixels, cyclically, and back after it: what excites the
-    network at one position only does not last (Mordvintsev, Olah and Tyka 2015, "Inceptionism"). The gradient is
-    averaged with its neighbours `blur` times, so that patterns larger than a pixel grow.
+    Before each step the images are shifted cyclically by up to `jitter` pixels, and after it back: patterns that excite
+    the network at one position only disappear (Mordvintsev, Olah and Tyka 2015, "Inceptionism"). The gradient is
+    averaged over neighbouring pixels `blur` times, so that patterns larger than a pixel grow.
 
     Returns:
         The images found, with pixels in 0..1, and the score at each step.

@@ -73,14 +73,15 @@ def transfer_style(
 
 
 class LayerOutputs:
-    """outputs_of(images) -> {name: (N, H, W, C)} of several layers. The layers after the last of them are not computed.
+    """The outputs of several layers, {name: (N, H, W, C)}. The layers after the last of these are not computed.
 
-    So images may have a size that only the fully connected layers cannot take. `example` is any images (N, H, W, 3).
+    So images may have any size, even if the fully connected layers cannot take it. `example` is any batch (N, H, W, 3):
+    on it the constructor finds the last one of the layers.
     """
 
     def __init__(self, model: Module, names: set[str], example: np.ndarray):
         self.model, self.names = model, sorted(names)
-        with no_grad():
+        with no_grad():  # the network that ends with the last of the layers computes all of them
             self.last = next(name for name in self.names if len(self._up_to(name, Tensor(example))) == len(names))
 
     def __call__(self, images: Tensor | np.ndarray) -> dict[str, Tensor]:
