@@ -38,7 +38,7 @@ class Tensor(Idioms):
 
     An array of NumPy, CuPy or another library with DLPack (PyTorch, JAX) keeps its dtype, and its memory too if that is
     C-contiguous; Python floats become float32, Python integers int64. With requires_grad=True, calling `backward()` on
-    anything computed from this tensor adds to its `grad`, and read-only memory is copied.
+    anything computed from this tensor adds to its `grad`; read-only memory is then copied, as optimisers write into it.
     """
 
     __slots__ = ("__weakref__", "_node", "data")
@@ -48,7 +48,7 @@ class Tensor(Idioms):
         self._node: Node | Leaf | None = None
         if requires_grad:
             if self.device == "cpu" and not self.data.flags.writeable:
-                self.data = self.data.copy()  # an optimiser writes into it
+                self.data = self.data.copy()
             self.requires_grad = True
 
     # -- shape, dtype and values ---------------------------------------------------------------------------------------

@@ -7,10 +7,10 @@ from minidl.ops.function import Function
 class UpsampleBilinear2d(Function):
     """y[n,i,j] = sum over h, w of a(i,h) b(j,w) x[n,h,w].   dL/dx[n,h,w] = sum over i, j of a(i,h) b(j,w) dL/dy[n,i,j].
 
-    Pixel i of the output lies at s = (i + 1/2) step - 1/2 among the pixels of the input, cut off at both ends: `step`
-    is in input pixels per output pixel, and the centre of a pixel is half a pixel from its edge. The weight of row h is
-        a(i,h) = max(0, 1 - |s - h|),
-    which is not 0 for the two nearest rows at most; b is the same for columns. y is linear in x, so only the shape of x
+    Row i of the output lies at s = (i + 1/2) step - 1/2 among the rows of the input, limited to [0, H - 1]. `step` is
+    the number of input rows per output row; 1/2 is the distance from the edge of a pixel to its centre. The weight
+        a(i,h) = max(0, 1 - |s - h|)
+    of row h is 0 for all but the two nearest rows. b is the same for columns. y is linear in x, so only the shape of x
     is saved. Long, Shelhamer, Darrell 2015 (arXiv:1411.4038), section 3.3, upsample the scores of a network this way.
     """
 

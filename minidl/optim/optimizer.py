@@ -65,7 +65,7 @@ class Optimizer:
                 grads = [self.parameters[i].grad.data for i in chosen]
                 state = [[arrays[i] for i in chosen] for arrays in self.state().values()]
                 self.update(parameters, grads, self._rates[scale], weight_decay, *state)
-        for i in ready:  # so that backward finds out if it comes too late
+        for i in ready:  # a later backward of a graph that saved the old values raises an error
             self.parameters[i]._node.version += 1
 
     def update(self, parameters: list, grads: list, lr, weight_decay: float, *state: list) -> None:

@@ -90,7 +90,7 @@ def _watch_backward(node, ctx, layer: str) -> None:
     def checked(grad):
         if (found := _not_finite(grad)) is not None:
             raise AnomalyError(
-                f"{place}: dL/dy {found}: the sum of the gradients of its consumers, or the first of all"
+                f"{place}: dL/dy {found}: it is the sum of its consumers' gradients, or what backward began with"
             )
         if _checksums(ctx.saved) != sums:
             raise AnomalyError(

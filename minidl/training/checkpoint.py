@@ -129,7 +129,7 @@ def read_checkpoint(path: str | Path, prefix: str = "") -> tuple[dict[str, np.nd
 
 
 def _with_checksum(content: bytes) -> tuple[memoryview, bytes, memoryview]:
-    """Return the file in three pieces, of which the second is its checksum. (One piece would be another copy.)"""
+    """Return the file in three pieces: before, in and after its checksum. To join them would need another copy."""
     start = _header(content).index(SHA256_KEY + NO_DIGITS) + len(SHA256_KEY)
     whole = memoryview(content)
     digits = hashlib.sha256(content).hexdigest().encode()
@@ -139,7 +139,7 @@ def _with_checksum(content: bytes) -> tuple[memoryview, bytes, memoryview]:
 def _check_checksum(path: Path, metadata: dict[str, str]) -> None:
     """Raise BrokenCheckpointError if the file is not as it was written."""
     if "sha256" not in metadata:
-        if "counters" in metadata and len(metadata) > 1:  # minidl writes these two: the other one has another name now
+        if "counters" in metadata and len(metadata) > 1:  # minidl writes these two keys: that of sha256 is damaged
             raise _damaged(path, f"expected counters and sha256 in its header, got {sorted(metadata)}")
         if "counters" in metadata:
             note = (

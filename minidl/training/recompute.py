@@ -73,10 +73,10 @@ def _first_run(function: Callable, inputs: list[Tensor]) -> tuple:
     check_tensors("recompute", y)
     if y._node is None:
         return y.data, []
-    array, places = y.data, [y._node, *count_consumers(y._node)]
-    leaves = [place for place in places if isinstance(place, Leaf)]
-    nodes = [weakref.ref(place) for place in places if isinstance(place, Node)]
-    del y, places
+    array, graph = y.data, [y._node, *count_consumers(y._node)]
+    leaves = [node for node in graph if isinstance(node, Leaf)]
+    nodes = [weakref.ref(node) for node in graph if isinstance(node, Node)]
+    del y, graph
     alive = [node.name for node in (reference() for reference in nodes) if node is not None]
     if alive:
         raise RuntimeError(
@@ -91,7 +91,7 @@ def _backward(function: Callable, inputs: list[Tensor], values: list, leaves: li
     remaining = iter(values)
     with set_grad_enabled(True), once_through(partial(_replay, remaining)):
         root = _root(function(*inputs), grad.shape)
-    found = {leaf: grad for leaf, grad in gradients(root, grad) if isinstance(leaf, Leaf)}
+    found = {leaf: grad_leaf for leaf, grad_leaf in gradients(root, grad) if isinstance(leaf, Leaf)}
     if next(remaining, _NOTHING) is not _NOTHING or found.keys() != set(leaves):
         raise _changed()
     return tuple(found[leaf] for leaf in leaves)

@@ -1,9 +1,8 @@
-"""How arrays are cut into pieces. The cuts depend on shapes alone, never on the dtype or the number of threads.
+"""How arrays are cut into pieces; scratch buffers that stay in the cache; elementwise functions, piece by piece.
 
-MINIDL_WORKSPACE_MB bounds the scratch memory that all threads keep from one kernel to the next. Pieces of convolutions
-are then cut finer, so a weight's gradient is summed in another order. A kernel that needs more takes it, and frees it.
-
-Also here: scratch buffers that stay in the cache, and elementwise functions computed piece by piece.
+The cuts depend on shapes alone, never on the dtype or the number of threads. The one exception is MINIDL_WORKSPACE_MB,
+which bounds the scratch memory that all threads keep from one kernel to the next: pieces of convolutions are then
+smaller, so a weight's gradient is summed in another order. A kernel that needs more takes it, and frees it afterwards.
 """
 
 import math
