@@ -119,7 +119,8 @@ def _as_numpy(value, tensors: list | None = None):
             tensors.append(value)
         return value.numpy()
     if isinstance(value, list | tuple):
-        return type(value)(_as_numpy(part, tensors) for part in value)
+        parts = [_as_numpy(part, tensors) for part in value]
+        return parts if isinstance(value, list) else tuple(parts)  # also for a named tuple
     return value
 
 

@@ -144,6 +144,10 @@ def test_numpys_functions_compute_with_tensors_that_require_no_grad(call):
     np.testing.assert_array_equal(call(Tensor(array)), call(array))
 
 
+def test_numpys_functions_take_named_tuples_of_tensors():
+    np.testing.assert_array_equal(np.stack(Tensor([[3.0, 5.0], [2.0, 0.0]]).max(1)), [[5, 2], [1, 0]])
+
+
 @pytest.mark.parametrize(
     "call",
     [

@@ -1,6 +1,7 @@
 """Module: the base class of layers and networks."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterable, Iterator
 from types import UnionType
 from typing import Any
@@ -38,11 +39,12 @@ class Module:
     @contextlib.contextmanager
     def forward_hook(self, hook: Callable[["Module", tuple, Tensor], None]) -> Iterator[None]:
         """Inside the `with` block, call hook(module, inputs, output) after each call of this module."""
-        self.forward_hooks = (*self.forward_hooks, hook)
+        added = functools.partial(hook)  # an object of its own: the same hook may be added by several blocks
+        self.forward_hooks = (*self.forward_hooks, added)
         try:
             yield
         finally:
-            self.forward_hooks = tuple(other for other in self.forward_hooks if other is not hook)
+            self.forward_hooks = tuple(other for other in self.forward_hooks if other is not added)
 
     def __setattr__(self, name: str, value):
         old = vars(self).get(name)

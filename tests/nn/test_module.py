@@ -147,6 +147,21 @@ def test_sequential_runs_its_modules_in_order_and_gives_them_out():
     assert len(model) == 3 and model[1].factor == 10 and model[-1] is model[2]
 
 
+def test_a_hook_is_called_once_for_each_block_that_adds_it():
+    layer, called = ReLU(), []
+
+    def hook(module, inputs, output):
+        called.append((module, len(inputs)))
+
+    with layer.forward_hook(hook):
+        with layer.forward_hook(hook):
+            layer(Tensor([1.0]))
+        assert called == [(layer, 1)] * 2
+        layer(Tensor([1.0]))
+    layer(Tensor([1.0]))
+    assert called == [(layer, 1)] * 3
+
+
 def test_a_module_without_forward_says_so():
     with pytest.raises(NotImplementedError, match=r"Silent: define forward"):
         type("Silent", (Module,), {})()(Tensor([1.0]))
