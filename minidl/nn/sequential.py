@@ -10,6 +10,9 @@ class Sequential(Module):
     """Modules called one after the other. They are named "0", "1", ..."""
 
     def __init__(self, *modules: Module):
+        for module in modules:
+            if not callable(module):
+                raise TypeError(f"Sequential: expected modules, got {type(module).__name__}; pass Sequential(*layers)")
         self.modules = list(modules)
 
     def members(self) -> Iterator[tuple[str, object]]:

@@ -57,3 +57,8 @@ def test_a_module_that_is_exchanged_is_called(layers, rng):
     plain = Sequential(*layers).eval()(x).numpy()
     doubled = Sequential(*layers[:4], Doubled()).eval()(x).numpy()
     np.testing.assert_array_equal(doubled, 2 * plain)
+
+
+def test_a_list_of_layers_is_refused(layers):
+    with pytest.raises(TypeError, match=r"Sequential: expected modules, got list; pass Sequential\(\*layers\)"):
+        Sequential(layers)
