@@ -139,13 +139,7 @@ def _with_checksum(content: bytes) -> tuple[memoryview, bytes, memoryview]:
 def _check_checksum(path: Path, metadata: dict[str, str]) -> None:
     """Raise BrokenCheckpointError if the file is not as it was written."""
     if "sha256" not in metadata:
-        if "counters" in metadata and len(metadata) > 1:  # minidl writes these two keys: that of sha256 is damaged
-            raise _damaged(path, f"expected counters and sha256 in its header, got {sorted(metadata)}")
-        if "counters" in metadata:
-            note = (
-                "minidl: %s has no checksum, as it is from an older version: damage to its arrays would not be noticed"
-            )
-            logging.getLogger("minidl").warning(note, path)
+        _accept_without_checksum(path, metadata)
         return
     content = np.memmap(path, np.uint8, "r")
     digits = metadata["sha256"].encode()
@@ -155,6 +149,16 @@ def _check_checksum(path: Path, metadata: dict[str, str]) -> None:
     digest.update(content[start + len(NO_DIGITS) :])
     if digest.hexdigest().encode() != digits:
         raise _damaged(path, "its bytes do not have the SHA-256 checksum that they were written with")
+
+
+def _accept_without_checksum(path: Path, metadata: dict[str, str]) -> None:
+    """Accept a file of another program, and warn of one from an older minidl, which wrote the counters alone."""
+    if "counters" not in metadata:
+        return
+    if len(metadata) > 1:  # the key of the checksum is damaged
+        raise _damaged(path, f"expected counters and sha256 in its header, got {sorted(metadata)}")
+    note = "minidl: %s has no checksum, as it is from an older version: damage to its arrays would not be noticed"
+    logging.getLogger("minidl").warning(note, path)
 
 
 def _header(content: bytes | np.ndarray) -> bytes:
