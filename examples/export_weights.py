@@ -19,6 +19,8 @@ from minidl.nn import Module
 from minidl.training.checkpoint import read_checkpoint
 
 MOST_BYTES = 2 * 2**20  # of a file in the repository
+# Builder of a network for CIFAR -> the script that trains it; train_cifar_resnet.py trains all others.
+SCRIPTS = {"vgg": "train_cifar_vgg.py", "speedrun": "speedrun_cifar10.py"}
 
 CARD = """# {name}
 
@@ -53,10 +55,17 @@ def export(model: Module, config: NetworkConfig, path: Path) -> None:
     save_checkpoint(path, model, counters={"network": config.to_json()}, extra=config.arrays())
 
 
-def command_of(options: dict) -> str:
-    """The command line of a run, from the options that its checkpoint holds."""
-    words = (f"--{name.replace('_', '-')} {value}" for name, value in options.items() if value not in (None, False))
-    return " ".join(["python examples/train_cifar_resnet.py", *words]).replace(" True", "")
+def command_of(config: NetworkConfig, options: dict) -> str:
+    """The command line of a run, from the description of its network and the options that its checkpoint holds."""
+    script = SCRIPTS.get(config.builder, "train_cifar_resnet.py")
+    if "validation_side" in options:
+        script = "train_imagenet.py --data DIR"
+    words = ["python", f"examples/{script}"]
+    for name, value in options.items():
+        if value is not None and value is not False:
+            values = value if isinstance(value, list) else [] if value is True else [value]
+            words += [f"--{name.replace('_', '-')}", *map(str, values)]
+    return " ".join(words)
 
 
 def main() -> None:
@@ -80,7 +89,7 @@ def main() -> None:
         export(model, config, path)
         facts = {"name": args.name, "network": config.name, "size": config.size, "classes": len(config.names)}
         parameters = sum(parameter.numel() for parameter in model.parameters())
-        command = command_of(counters.get("options", {}))
+        command = command_of(config, counters.get("options", {}))
         card.write_text(CARD.format(parameters=parameters, command=command, **facts), encoding="utf-8")
     print(f"wrote {path} ({path.stat().st_size:,} bytes) and {card}; complete the card")
     if path.stat().st_size > MOST_BYTES:

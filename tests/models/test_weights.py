@@ -1,5 +1,6 @@
 """Trained networks by name: from the repository, a run's folder, and a hub played by a local server."""
 
+import dataclasses
 import functools
 import http.server
 import json
@@ -59,6 +60,27 @@ def test_a_folder_a_checkpoint_and_a_name_give_the_same_network(run_folder, tmp_
     with pytest.raises(SystemExit):
         export_weights.main()  # it overwrites nothing
     assert "is there already" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("builder", "options", "command"),
+    [
+        (
+            "vgg",
+            {"config": "A", "mirror_test": True, "seed": 0},
+            "train_cifar_vgg.py --config A --mirror-test --seed 0",
+        ),
+        ("speedrun", {"epochs": 9.9, "seeds": None}, "speedrun_cifar10.py --epochs 9.9"),
+        (
+            "vgg",
+            {"model": "vgg-A", "sides": [256, 512], "validation_side": 384},
+            "train_imagenet.py --data DIR --model vgg-A --sides 256 512 --validation-side 384",
+        ),
+    ],
+)
+def test_the_command_on_the_card_is_that_of_the_script(builder, options, command):
+    config = dataclasses.replace(CONFIG, builder=builder)
+    assert export_weights.command_of(config, options) == f"python examples/{command}"
 
 
 def test_a_file_of_weights_has_neither_optimiser_nor_position(run_folder, tmp_path):
