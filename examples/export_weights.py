@@ -19,6 +19,7 @@ from minidl.nn import Module
 from minidl.training.checkpoint import read_checkpoint
 
 MOST_BYTES = 2 * 2**20  # of a file in the repository
+ON_BY_DEFAULT = {"batch_norm"}  # options that --no-NAME switches off
 # Builder of a network for CIFAR -> the script that trains it; train_cifar_resnet.py trains all others.
 SCRIPTS = {"vgg": "train_cifar_vgg.py", "speedrun": "speedrun_cifar10.py"}
 
@@ -62,9 +63,13 @@ def command_of(config: NetworkConfig, options: dict) -> str:
         script = "train_imagenet.py --data DIR"
     words = ["python", f"examples/{script}"]
     for name, value in options.items():
-        if value is not None and value is not False:
-            values = value if isinstance(value, list) else [] if value is True else [value]
-            words += [f"--{name.replace('_', '-')}", *map(str, values)]
+        flag = name.replace("_", "-")
+        if value is True:
+            words.append(f"--{flag}")
+        elif value is False and name in ON_BY_DEFAULT:
+            words.append(f"--no-{flag}")
+        elif value is not False and value is not None:
+            words += [f"--{flag}", *map(str, value if isinstance(value, list) else [value])]
     return " ".join(words)
 
 

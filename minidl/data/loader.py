@@ -27,7 +27,7 @@ from minidl.tensor import Tensor
 Batch = tuple[np.ndarray, np.ndarray]
 Transform = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
-# The purpose of a draw: the second word of its seed.
+# The purpose of a draw: the second word of its seed. No two purposes of one loader have the same number.
 SHUFFLE, TRANSFORM, FLIP = 0, 1, 2
 
 
@@ -153,7 +153,7 @@ class DataLoader:
         if self.transform is None:
             return self.dataset[self._rows(order, number)]
         rng, part = self._generator(TRANSFORM, epoch, number), self._part(number)
-        if self._ranks > 1 and hasattr(self.transform, "draw"):
+        if self._ranks > 1 and hasattr(self.transform, "draw"):  # draw for the whole batch, load and augment the part
             images, labels = self.dataset[self._rows(order, number)]
             draws = self.transform.draw(rng, self._batch_length(number))[:, part]
             return self.transform.apply(images, np.arange(len(images)), *draws), labels

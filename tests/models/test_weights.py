@@ -70,6 +70,7 @@ def test_a_folder_a_checkpoint_and_a_name_give_the_same_network(run_folder, tmp_
             {"config": "A", "mirror_test": True, "seed": 0},
             "train_cifar_vgg.py --config A --mirror-test --seed 0",
         ),
+        ("vgg", {"config": "A", "batch_norm": False}, "train_cifar_vgg.py --config A --no-batch-norm"),
         ("speedrun", {"epochs": 9.9, "seeds": None}, "speedrun_cifar10.py --epochs 9.9"),
         (
             "vgg",
