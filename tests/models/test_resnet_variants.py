@@ -1,7 +1,12 @@
 """The later residual networks: sizes, formulas, and every number of a training step beside PyTorch's."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
+from common.recipes import MODEL_ERROR
+from models import resnet_variants
 from models.config import CIFAR_FAMILIES, cifar_model
 from models.resnet import BasicBlock, cifar_resnet
 from models.resnet_variants import (
@@ -27,6 +32,8 @@ from minidl.nn import Conv2d, Linear
 from tests.kernels.compare import assert_close
 from tests.models.compare import assert_equals_its_twin
 from tests.models.counting import count_parameters, no_draws
+
+ROOT = Path(__file__).parents[2]
 
 # -- sizes -------------------------------------------------------------------------------------------------------------
 
@@ -88,6 +95,28 @@ def test_1001_layers_have_the_papers_number_of_parameters_without_those_of_batch
     products = [module for _, module in model.named_modules() if isinstance(module, Conv2d | Linear)]
     assert count_parameters(model) == 10_327_706
     assert sum(map(count_parameters, products)) == 10_178_490
+
+
+ROWS = [
+    line
+    for text in ((ROOT / "docs/networks.md").read_text(encoding="utf-8"), resnet_variants.__doc__)
+    for line in text.splitlines()
+    if re.match(r"(\| `|    )[a-z-]+\d", line)
+]
+
+
+def test_there_are_rows_of_both_tables():
+    assert len(ROWS) == 11 + 6 + 8
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: re.search(r"[a-z][\w-]+", row)[0])
+def test_the_tables_of_networks_have_the_numbers_of_parameters_and_the_papers_errors(row):
+    name = re.search(r"[a-z][\w-]+", row)[0]
+    (parameters,) = re.findall(r" (\d+(?:,\d{3})+) (?=[ |])", row)[:1]
+    expected, _ = {"preact-1001": (10_327_706, "10.3"), **PARAMETERS}[name]  # counted above
+    assert int(parameters.replace(",", "")) == expected
+    published = [MODEL_ERROR[name]] if name in MODEL_ERROR else []
+    assert [float(error) for error in re.findall(r"([\d.]+) %", row)] == published
 
 
 # 1709.01507, table 10 for 50 layers; the others follow from equation 5 with C / 16 hidden units, and the biases.
