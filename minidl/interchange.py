@@ -33,4 +33,7 @@ def from_dlpack(data):
     try:
         return library.from_dlpack(data)
     except (BufferError, RuntimeError, TypeError, ValueError) as error:
-        raise TypeError(f"Tensor: cannot read the memory of this {type(data).__name__}: {error}") from error
+        kind = f"{type(data).__module__}.{type(data).__name__}"
+        raise TypeError(
+            f"Tensor: cannot read the memory of this {kind}: {error}; detach it or convert it to float32 in its library"
+        ) from error
