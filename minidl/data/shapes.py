@@ -166,9 +166,10 @@ def _contrasting_colours(rng: np.random.Generator) -> tuple[Colour, Colour]:
     return first, _colour_far_from(first, rng)
 
 
-def _colour_far_from(first: Colour, rng: np.random.Generator) -> Colour:
+def _colour_far_from(other: Colour, rng: np.random.Generator) -> Colour:
+    """Draw a colour that differs from the other one by at least CONTRAST in each channel."""
     # Modulo 256, a step between CONTRAST and 256 - CONTRAST ends at least CONTRAST away.
-    return tuple(((first + rng.integers(CONTRAST, 257 - CONTRAST, 3)) % 256).tolist())
+    return tuple(((other + rng.integers(CONTRAST, 257 - CONTRAST, 3)) % 256).tolist())
 
 
 def _draw_clutter(drawing: "Drawing", width: int, rng: np.random.Generator) -> None:

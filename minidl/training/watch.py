@@ -13,7 +13,7 @@ from minidl.training.recompute import keep_all
 def watch(model: Module, *names: str) -> Iterator[dict[str, Tensor]]:
     """Record the outputs of layers inside the `with` block, as {name: output of the layer's last call}.
 
-    The names are as in `model.named_modules()`:
+    The names are as in `model.named_modules()`::
 
         with minidl.watch(model, "layer1.0.bn1", "layer3") as outputs:
             model(images)

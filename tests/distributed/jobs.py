@@ -71,7 +71,7 @@ def killed():
 
 def missing():
     """Rank 1 does not come to the second call."""
-    with start(timeout=1.5) as communicator:
+    with start(timeout=3) as communicator:
         communicator.barrier()
         if communicator.rank == 1:
             time.sleep(60)
@@ -80,7 +80,7 @@ def missing():
 
 def slow():
     """Rank 1 is late, but within the time, and nobody complains."""
-    with start(timeout=3) as communicator:
+    with start(timeout=6) as communicator:
         for _ in range(2):
             communicator.barrier()
             if communicator.rank == 1:
