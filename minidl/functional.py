@@ -389,7 +389,7 @@ def _along(name: str, function: type[Function], x: Tensor, dim: int) -> Tensor:
         raise ValueError(f"{name}: dim {dim} is not a dimension of x {x.shape}")
     expect(name, x.shape[dim] > 0, f"at least one number along dim {dim}", "x", x.shape)
     order = list(range(x.ndim))
-    order[dim], order[-1] = order[-1], order[dim]  # exchanges two dimensions, and so does it the second time
+    order[dim], order[-1] = order[-1], order[dim]  # an exchange of two dimensions is its own inverse
     moved = x if order[dim] == dim % x.ndim else x.permute(order)
     y = apply(function, moved.reshape(-1, moved.shape[-1])).reshape(moved.shape)
     return y if moved is x else y.permute(order)
