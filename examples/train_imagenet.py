@@ -20,7 +20,7 @@ from functools import partial
 import numpy as np
 from common.errors import log
 from common.evaluate import scores_of, top_errors
-from common.fit import classification_step, fit
+from common.fit import classification_step, fit, prepare_step
 from common.folder import RunFolder
 from common.imagenet import describe_files, report_broken, training_folders
 from common.options import FOLDER, PHOTOGRAPHS, TRAINING, add_options, make_parser, natural, options_of_run, positive
@@ -76,6 +76,7 @@ def train(args: argparse.Namespace) -> None:
     folder = RunFolder(args.out, args.resume, options_of_run(args), config, data=files, keep=args.keep, log_to=args.log)
     micro_batch = args.micro_batch or args.batch_size
     scaler = GradScaler(enabled=args.dtype == "float16")
+    step = prepare_step(classification_step(model, optimizer, micro_batch, scaler), model, args, scaler, capture=False)
     stateful = {"plateau": plateau, "scaler": scaler}
     run = Run(model, optimizer, loader, total_steps, folder, stateful=stateful, micro_batch=micro_batch)
 
@@ -87,7 +88,7 @@ def train(args: argparse.Namespace) -> None:
             log(f"learning rate reduced from {lr:g} to {plateau_lr:g}")
 
     try:
-        fit(run, classification_step(model, optimizer, micro_batch, scaler), plateau, end_epoch)
+        fit(run, step, plateau, end_epoch)
     finally:
         report_broken(photographs, validation_photographs)
     print(run.summary())

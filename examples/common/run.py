@@ -15,7 +15,7 @@ from common.errors import drop_closed_output, format_time, log, one_line_errors,
 from common.folder import RunFolder, check_folder, locked, not_finite
 from common.options import check_device
 from common.stop import Stopped, StopRequest
-from minidl import Tensor
+from minidl import AnomalyError, Tensor
 from minidl.nn import Module
 from minidl.optim import Optimizer
 
@@ -213,6 +213,7 @@ class Run:
                 self._stop = stack.enter_context(StopRequest())
             option = "--batch-size" if self.micro_batch is None else "--micro-batch"
             stack.enter_context(suggest_batch_size(self.micro_batch or self.loader.batch_size, option))
+            stack.enter_context(self._explained_anomaly())
             self._bar = stack.enter_context(self._progress_bar())
             self._stack = stack.pop_all()
         self._run_start = time.perf_counter() - self.progress.seconds
@@ -280,6 +281,14 @@ class Run:
         if broken := not_finite(self.model, self.optimizer):
             arrays = f"{len(broken)} arrays of the network and the optimiser, such as {broken[0]}"
             raise SystemExit(f"error: NaN or infinity in {arrays}; {self._remedy()}")
+
+    @contextlib.contextmanager
+    def _explained_anomaly(self) -> Iterator[None]:
+        """Say at which step --detect-anomaly found something, and which checkpoint is from before it."""
+        try:
+            yield
+        except AnomalyError as problem:
+            raise SystemExit(f"error: step {self.step}: {problem}; {self._remedy()}") from None
 
     def _remedy(self) -> str:
         return self.nan_hint if self.folder is None else f"{self.nan_hint}; {self.folder.last_good}"
