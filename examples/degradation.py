@@ -120,8 +120,8 @@ def gradient_norms(model: Module, images: Tensor, labels) -> list[float]:
 # -- training ----------------------------------------------------------------------------------------------------------
 
 
-def train(shortcut: str, depth: int, data: CifarData, args: argparse.Namespace, iterations: int) -> None:
-    """Train one network, from its checkpoint if there is one, with --measurements evaluations."""
+def train(shortcut: str, depth: int, data: CifarData, args: argparse.Namespace, iterations: int) -> Run:
+    """Train one network, from its checkpoint if there is one, with --measurements evaluations; return the run."""
     model = make_network(shortcut, depth, data, args)
     optimizer = SGD(model.parameters(), RECIPE.lr, momentum=0.9, weight_decay=RECIPE.weight_decay)
     schedule = WarmUp(RECIPE.schedule(RECIPE.lr, iterations), warming_up=depth >= WARMUP_DEPTH)
@@ -145,6 +145,7 @@ def train(shortcut: str, depth: int, data: CifarData, args: argparse.Namespace, 
 
     step = classification_step(model, optimizer)
     fit(run, cuda_graph(step) if args.device != "cpu" else step, schedule, evaluate)
+    return run
 
 
 def open_folder(shortcut: str, depth: int, data: CifarData, args: argparse.Namespace, iterations: int) -> RunFolder:
@@ -322,9 +323,11 @@ def train_all(data: CifarData, args: argparse.Namespace) -> None:
     """Train the unfinished networks until a stop is requested; draw the figure and print the table."""
     iterations, stopped = count_iterations(data, args), None
     try:
-        for depth in args.depths:
-            for shortcut in args.shortcuts:
-                train(shortcut, depth, data, args, iterations)
+        networks = [(shortcut, depth) for depth in args.depths for shortcut in args.shortcuts]
+        for number, (shortcut, depth) in enumerate(networks, start=1):
+            run = train(shortcut, depth, data, args, iterations)
+            if number < len(networks):
+                run.stop_if_asked()
     except Stopped as stop:
         stopped = stop
     with warn_if_not_drawn(figure_path(args)):

@@ -195,6 +195,8 @@ def train(args: argparse.Namespace, data: SpeedrunData, seed: int) -> float:
 
     fit(run, train_step, lambda number: top_lr * triangle(number, total_steps), end_epoch)
     print(run.summary())
+    if seed + 1 < args.seed + args.seeds:
+        run.stop_if_asked()
     recorded = folder.records[-1].get("tta_error") if folder.records else None
     return error_of_views(model, data) if recorded is None else recorded
 

@@ -74,8 +74,7 @@ def train(args: argparse.Namespace) -> None:
     plateau = recipe.schedule(recipe.lr, total_steps, args.patience)
     files = {"training photographs": describe_files(data), "validation photographs": describe_files(validation_data)}
     folder = RunFolder(args.out, args.resume, options_of_run(args), config, data=files, keep=args.keep, log_to=args.log)
-    micro_batch = args.micro_batch or args.batch_size
-    scaler = GradScaler(enabled=args.dtype == "float16")
+    micro_batch, scaler = args.micro_batch or args.batch_size, GradScaler(enabled=args.dtype == "float16")
     step = prepare_step(classification_step(model, optimizer, micro_batch, scaler), model, args, scaler, capture=False)
     stateful = {"plateau": plateau, "scaler": scaler}
     run = Run(model, optimizer, loader, total_steps, folder, stateful=stateful, micro_batch=micro_batch)

@@ -251,6 +251,15 @@ class Run:
             self._update_bar()
             self._save()
         if stops:
+            self.stop_if_asked()
+
+    def stop_if_asked(self) -> None:
+        """Stop if Ctrl-C or a signal asked for it; the checkpoint must be saved.
+
+        A signal in the last step of a run lets it finish. A script that trains several networks calls this after each
+        but the last.
+        """
+        if self._stop.asked:
             log(f"stopped after step {self.step:,}; checkpoint saved. To continue: {self.resume_hint}")
             raise Stopped(self._stop.status)
 
