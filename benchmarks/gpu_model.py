@@ -452,7 +452,7 @@ def measured_ms(path: Path | None, model: str, batch: int) -> dict[str, float]:
     """The milliseconds of each kernel, and of the step ('graph'), in a record of gpu.py; {} if it has none."""
     if path is None or not path.exists():
         return {}
-    found = json.loads(path.read_text())["measurements"].get(f"{model} b{batch}/kernels", {})
+    found = json.loads(path.read_text(encoding="utf-8"))["measurements"].get(f"{model} b{batch}/kernels", {})
     graph = {"graph": found["graph_ms"]} if "graph_ms" in found else {}
     return {line["kernel"]: line["ms"] for line in found.get("lines", ())} | graph
 
@@ -462,7 +462,7 @@ def measured_gpu(path: Path | None) -> str | None:
     if path is None:
         return None
     try:
-        name = json.loads(path.read_text())["device"]["gpu"]
+        name = json.loads(path.read_text(encoding="utf-8"))["device"]["gpu"]
     except (ValueError, LookupError, TypeError):
         raise ValueError(f"--measured: expected a record of gpu.py, got {path}") from None
     return next((known for known in GPUS if known in name.replace("H100", "H200")), None)

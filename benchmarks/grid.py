@@ -85,7 +85,7 @@ def measure_all(wanted: list[Cell], path: Path, seconds: float) -> list[dict]:
     records, here = read(path), identity_here()
     for record in records:
         if identity(record) != here:
-            raise SystemExit(f"error: {path} was measured on {identity(record)}, this is {here}; choose another --out")
+            raise ValueError(f"{path} was measured on {identity(record)}, this is {here}; choose another --out")
     path.parent.mkdir(parents=True, exist_ok=True)
     for number, cell in enumerate(wanted, 1):
         if cell in map(cell_of, records):
@@ -107,7 +107,7 @@ def read(path: Path) -> list[dict]:
             record = json.loads(line)
             cell_of(record), identity(record)
         except (AttributeError, KeyError, TypeError, ValueError):
-            raise SystemExit(f"error: line {number} of {path} is not a record of a cell; delete it") from None
+            raise ValueError(f"line {number} of {path} is not a record of a cell; delete it") from None
         records.append(record)
     return records
 
@@ -269,7 +269,7 @@ def main() -> None:
         except KeyboardInterrupt:
             raise SystemExit("stopped; the same command goes on") from None
     if not records:
-        raise SystemExit(f"error: {path} has no cells yet")
+        raise ValueError(f"{path} has no cells yet")
     show(records, args.out)
 
 

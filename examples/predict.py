@@ -103,12 +103,12 @@ def main() -> None:
         config = args.model and torchvision_config(args.model, find_weights(args.weights), args.names)
         model, config = load_network(args.weights, config)
         guesses = predict(model.to(args.device), config, find_images(args.images), args.top, args.device)
+        if not guesses:
+            raise ValueError("--images: none of the photographs could be read")
         for path, guess in guesses.items():
             print(path, *(f"{probability:9.1%}  {name}" for name, probability in guess), sep="\n")
-        if args.out and guesses:
+        if args.out:
             draw(guesses, args.out)
-    if not guesses:
-        sys.exit("error: none of the photographs could be read")
 
 
 if __name__ == "__main__":

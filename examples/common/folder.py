@@ -46,7 +46,7 @@ def locked(folder: str | Path) -> Iterator[None]:
         descriptor = _lock(path)
     except OSError as problem:
         _remove_empty(made)
-        raise SystemExit(f"error: --out: cannot write to {folder} ({problem.strerror}); choose another --out") from None
+        raise ValueError(f"--out: cannot write to {folder} ({problem.strerror}); choose another --out") from None
     try:
         yield
     finally:

@@ -26,7 +26,7 @@ SAVE_EVERY = 1000  # steps; a checkpoint is also saved after each epoch
 @contextlib.contextmanager
 def running(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Iterator[None]:
     """A context for a training script: errors are one line, messages stand above the bars, --out is locked."""
-    with locked(args.out), one_line_errors(parser):
+    with one_line_errors(parser), locked(args.out):
         check_device(args)
         if hasattr(args, "resume"):
             check_folder(args.out, args.resume)  # fail before loading the data
