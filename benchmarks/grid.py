@@ -21,6 +21,8 @@ from command_line import run_main
 from step_worker import MODELS
 from train_step import machine, make_record, start, take_turns, versions
 
+from minidl.system.files import read_text
+
 LAYOUTS = "default", "channels_last"
 
 
@@ -102,7 +104,7 @@ def measure_all(wanted: list[Cell], path: Path, seconds: float) -> list[dict]:
 def read(path: Path) -> list[dict]:
     """The records of a file, none if there is no file."""
     records = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines() if path.exists() else [], start=1):
+    for number, line in enumerate(read_text(path).splitlines() if path.exists() else [], start=1):
         try:
             record = json.loads(line)
             cell_of(record), identity(record)

@@ -48,7 +48,7 @@ from minidl.data import AugmentedLoader
 from minidl.functional import cross_entropy
 from minidl.nn import Module
 from minidl.optim import SGD
-from minidl.system.files import write_whole
+from minidl.system.files import read_text, write_whole
 from minidl.training.checkpoint import load_checkpoint
 
 RECIPE = CIFAR_RECIPES["paper"]
@@ -184,7 +184,7 @@ def count_iterations(data: CifarData, args: argparse.Namespace) -> int:
         saved.parent.mkdir(parents=True, exist_ok=True)
         write_whole(saved, str(max(iterations, 1)).encode())
     try:
-        return int(saved.read_text())
+        return int(read_text(saved, most_bytes=100))
     except ValueError as problem:
         raise ValueError(
             f"{saved}: expected a number of iterations ({problem}); delete it, or choose another --out"

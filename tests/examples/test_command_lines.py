@@ -5,6 +5,7 @@ runs them, in a process of their own.
 """
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -50,7 +51,7 @@ LOCALIZE = ["--images", "8", "--test-images", "2", "--class-epochs", "1", "--box
 TRANSFER = ["--random-init", "--depth", "8"]
 PREDICT = ["--weights", "WEIGHTS", "--images", "PHOTO"]
 EVALUATE = ["--data", "PHOTOS", "--model", "resnet18", "--random-init"]
-LOOK = ["--weights", "WEIGHTS", "--images", "shapes:0", "--methods", "saliency"]
+LOOK = ["--weights", "WEIGHTS", "--images", "shapes:0", "--methods", "saliency", "--out", "pictures"]
 SEGMENT = ["--images", "8", "--test-images", "2", "--size", "16", "--epochs", "1", "--batch-size", "4"]
 EXPORT = ["--run", "WEIGHTS", "--name", "tiny", "--folder", "NOWHERE"]
 
@@ -165,7 +166,7 @@ SCRIPTS = {
             "--batch-size": COUNTS,
             "--seed": SEEDS,
             "--device": DEVICES,
-            "--out": ("FILE", "FILE/run", "/proc/run", "", "TORN", "JUNK_RUNS"),
+            "--out": ("FILE", "FILE/run", "/proc/run", "", "JUNK_RUNS"),
         },
         [["--depths"], ["--shortcuts"], ["--resume"], ["--budget", "1h", "--out", "TORN"]],
     ),
@@ -331,7 +332,7 @@ def few(args, *kind):
 
 def with_paths(options, folder):
     """The options with paths in `folder` in place of the words in capitals."""
-    return [str(folder / word) if word[:1].isupper() and word[:3].isupper() else word for word in options]
+    return [str(folder / word) if re.match("[A-Z]{3}", word) else word for word in options]
 
 
 # -- the tests ---------------------------------------------------------------------------------------------------------
@@ -372,12 +373,16 @@ def test_a_command_line_that_makes_no_sense_is_one_line(things, few_images, tmp_
     before = everything_in(tmp_path, things)
     status, _, errors = run_main(script, with_paths(options, things), capsys)
     lines = lines_of(errors)
-    if DAMAGED & set(options):  # sys.exit(message) prints the message, and the exit status is 1
+    if isinstance(status, str):  # sys.exit(message) prints the message, and the exit status is 1
+        assert DAMAGED & set(options)
         lines = [*lines, *status.splitlines()]
         assert lines[0].startswith("error: ")
     else:
         assert status == 2
         assert lines[0].startswith(f"{script.__name__}: error: ")
+    if case not in INCOMPLETE and len(options) > 1 and options[-2].startswith("--"):  # it says which option is wrong
+        names = options[-2].removeprefix("--"), with_paths(options, things)[-1] or "empty"
+        assert any(name in lines[0] for name in names), lines[0]
     program = [line for line in lines[1:] if line.startswith("    ")]  # to copy, which converts a file of PyTorch
     assert [lines[0], *program] == lines
     assert not program or "PICKLE" in options
