@@ -4,8 +4,11 @@ import ast
 import inspect
 import json
 import os
+import re
+import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
 from pathlib import Path
@@ -382,7 +385,8 @@ SENTENCES = {
     ),
     "too much of the CPU's time": (
         with_backward("import os, signal; os.kill(os.getpid(), signal.SIGXCPU)"),
-        "It was stopped after 20 s, while relu_backward ran in case 1 of 2, in float64. Is there an endless loop?",
+        "It was stopped after 20 s of CPU time, while relu_backward ran in case 1 of 2, in float64. Is there an "
+        "endless loop?",
     ),
     "too much memory": (with_backward("return np.ones(10**11)"), "MemoryError in line 10"),
     "deep recursion": (with_backward("return relu_backward(grad, y)"), "RecursionError in line 10"),
@@ -445,8 +449,36 @@ def test_a_warning_of_pythons_is_no_problem_of_the_file(folder):
 
 def test_an_endless_loop_is_stopped(folder):
     path = written(folder, with_backward("\n    while True: pass"))
-    words = said(path, seconds=3)
-    assert "It was stopped after 3 s, while relu_backward ran in case 1 of 2, in float64." in words
+    words = said(path, seconds=1)
+    assert "It was stopped after 1 s of CPU time, while relu_backward ran in case 1 of 2, in float64." in words
+
+
+def test_a_file_that_waits_is_stopped_by_the_clock(folder):
+    words = said(written(folder, with_backward("import time; time.sleep(10**6)")), seconds=1)
+    assert re.search(r"It was stopped after 6 s, while .*\. Does it wait for something\?", words)
+
+
+def test_a_right_file_is_not_stopped_on_a_busy_machine(folder):
+    """The process gets no CPU for longer than its limit of CPU time: it stops itself, and is continued after that."""
+    number = folder / "number"
+    stop = (
+        f"import os, signal\nopen({str(number)!r}, 'w').write(str(os.getpid()))\nos.kill(os.getpid(), signal.SIGSTOP)\n"
+    )
+
+    def be_busy():
+        while not (number.exists() and number.read_text() and is_stopped(number.read_text())):
+            time.sleep(0.05)
+        time.sleep(limit + 0.5)
+        os.kill(int(number.read_text()), signal.SIGCONT)
+
+    limit, thread = 5, threading.Thread(target=be_busy, daemon=True)
+    thread.start()
+    assert "All of relu is right." in said(written(folder, stop + RELU), seconds=limit)
+    thread.join()
+
+
+def is_stopped(process):
+    return "(stopped)" in Path("/proc", process, "status").read_text()
 
 
 def test_a_limit_that_cannot_be_set_is_left_out(monkeypatch):
