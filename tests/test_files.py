@@ -45,7 +45,7 @@ class Writer:
         self.process.communicate()
 
     def go_on(self) -> None:
-        self.process.communicate("\n", timeout=60)
+        self.process.communicate("\n", timeout=600)
         assert self.process.returncode == 0
 
 
