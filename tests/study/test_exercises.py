@@ -20,7 +20,7 @@ import pytest
 import minidl
 from minidl.study.__main__ import COMMANDS, main
 from minidl.study.calls import kernels, ops
-from minidl.study.workbench import worker
+from minidl.study.workbench import process, worker
 from minidl.study.workbench.check import check_file, problem_of_file
 from minidl.study.workbench.course import COURSE, STATED_ACCURACY
 from minidl.study.workbench.exercises import PARTS, exercises
@@ -447,7 +447,8 @@ def test_a_warning_of_pythons_is_no_problem_of_the_file(folder):
         assert problem_of_file(written(folder, RELU + "'\\d'")) == ""
 
 
-def test_an_endless_loop_is_stopped(folder):
+def test_an_endless_loop_is_stopped(folder, monkeypatch):
+    monkeypatch.setattr(process, "PATIENCE", 600)  # the machine may be busy
     path = written(folder, with_backward("\n    while True: pass"))
     words = said(path, seconds=1)
     assert "It was stopped after 1 s of CPU time, while relu_backward ran in case 1 of 2, in float64." in words
@@ -455,11 +456,12 @@ def test_an_endless_loop_is_stopped(folder):
 
 def test_a_file_that_waits_is_stopped_by_the_clock(folder):
     words = said(written(folder, with_backward("import time; time.sleep(10**6)")), seconds=1)
-    assert re.search(r"It was stopped after 6 s, while .*\. Does it wait for something\?", words)
+    assert re.search(r"It was stopped after 6 s, while .*\. Does it wait for something, or", words)
 
 
-def test_a_right_file_is_not_stopped_on_a_busy_machine(folder):
+def test_a_right_file_is_not_stopped_on_a_busy_machine(folder, monkeypatch):
     """The process gets no CPU for longer than its limit of CPU time: it stops itself, and is continued after that."""
+    monkeypatch.setattr(process, "PATIENCE", 100)
     number = folder / "number"
     stop = (
         f"import os, signal\nopen({str(number)!r}, 'w').write(str(os.getpid()))\nos.kill(os.getpid(), signal.SIGSTOP)\n"

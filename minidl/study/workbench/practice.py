@@ -41,11 +41,11 @@ def speedup(forward: Callable) -> float:
 
 
 def _seconds(function: Callable, arguments: tuple) -> float:
-    times = []  # of the CPU: the process has one thread, and the machine may be busy
+    times = []
     for _ in range(REPETITIONS):
-        start = time.process_time()
+        start = time.perf_counter()
         function(*arguments)
-        times.append(time.process_time() - start)
+        times.append(time.perf_counter() - start)
     return min(times)
 
 

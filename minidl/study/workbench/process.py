@@ -51,7 +51,8 @@ def run_worker(what: str, path: Path, exercise: Exercise, seed: int, folder: Pat
     if code in OUT_OF_TIME:
         return f"It was stopped after {limits.seconds} s of CPU time, while {_doing(folder)}. Is there an endless loop?"
     if code is None:
-        return f"It was stopped after {limits.clock} s, while {_doing(folder)}. Does it wait for something?"
+        why = "Does it wait for something, or is there an endless loop?"
+        return f"It was stopped after {limits.clock} s, while {_doing(folder)}. {why}"
     if code < 0:
         limit = f"The limit of memory is {limits.megabytes} MB."
         return f"Its process was ended by {signal.Signals(-code).name}, while {_doing(folder)}. {limit}"
