@@ -805,7 +805,7 @@ def test_the_command_answers_bad_input_by_one_line(tmp_path, capsys):
     ):
         assert command(*words) == 2
         error = capsys.readouterr().err
-        assert error.startswith("explain: ") and error.count("\n") == 2
+        assert error.startswith("explain: ") and error.count("\n") == 1
 
 
 def test_a_page_that_cannot_be_written_is_an_error(tmp_path, monkeypatch, capsys):
