@@ -295,9 +295,9 @@ def not_finite(model: Module, optimizer: Optimizer) -> list[str]:
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """Read metrics.jsonl, or return [] if it does not exist. A ValueError names a line that is not a record.
+    """Read metrics.jsonl, or return [] if it does not exist.
 
-    So does a file that is longer than 64 MiB, or no text.
+    A ValueError names a line that is not a record, or the file if it is longer than 64 MiB.
     """
     try:
         lines = read_bounded(path).splitlines() if path.exists() else []
