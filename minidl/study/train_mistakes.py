@@ -296,9 +296,8 @@ def run(args: argparse.Namespace) -> int:
     if find_spec("matplotlib") is None:
         return _misused("the figure needs matplotlib: pip install matplotlib")
     try:
-        args.out.mkdir(parents=True, exist_ok=True)
         read_records(args.out)
-    except (OSError, ValueError) as problem:
+    except ValueError as problem:
         return _misused(f"--out: {problem}")
     try:
         records = train_all(args.out, tuple(args.targets) or TARGETS, args.epochs, args.images)
