@@ -10,7 +10,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "examples"))
 
 from common.errors import one_line_errors
-from common.options import DTYPES, natural, positive, rate  # noqa: F401 - for the benchmarks
+from common.options import DTYPES, natural, positive, positive_number, rate  # noqa: F401 - for the benchmarks
 
 
 def new_file(text: str) -> Path:
@@ -22,8 +22,8 @@ def new_file(text: str) -> Path:
 
 
 def run_main(main: Callable[[], None]) -> None:
-    """Call `main`; an error that the user can mend is one line, with exit status 1."""
-    with one_line_errors():
+    """Call `main`; an error that the user can mend is one line, with exit status 2."""
+    with one_line_errors(argparse.ArgumentParser(usage=argparse.SUPPRESS)):
         try:
             main()
         except subprocess.CalledProcessError as problem:

@@ -32,6 +32,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import gpu_kernels
+from command_line import natural, new_file, positive, positive_number
 from gpu_facts import device_facts, half_dtype
 from gpu_sides import (
     OUR_SIDES,
@@ -287,21 +288,21 @@ def parse(arguments: list[str] | None = None) -> tuple[argparse.ArgumentParser, 
     """The options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", choices=MODELS, nargs="+", default=list(WORKLOADS))
-    parser.add_argument("--batch", type=int, help="default: that of the model's workload")
+    parser.add_argument("--batch", type=positive, help="default: that of the model's workload")
     parser.add_argument("--what", choices=WHAT, nargs="+", default=list(WHAT), help="default: all of it")
     parser.add_argument("--against", choices=["torch"])
     parser.add_argument(
         "--sides", choices=[*OUR_SIDES, *TORCH_SIDES], nargs="+", help="default: ours, with --against all"
     )
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each side; default: 5")
-    parser.add_argument("--steps", type=int, default=10, help="steps in a turn; default: 10")
-    parser.add_argument("--warmup", type=int, default=5, help="steps before, not counted; default: 5")
+    parser.add_argument("--rounds", type=positive, default=5, help="turns of each side; default: 5")
+    parser.add_argument("--steps", type=positive, default=10, help="steps in a turn; default: 10")
+    parser.add_argument("--warmup", type=natural, default=5, help="steps before, not counted; default: 5")
     parser.add_argument(
-        "--convolution", type=int, nargs=4, default=CONVOLUTION, metavar="N", help="N H W C of its images"
+        "--convolution", type=positive, nargs=4, default=CONVOLUTION, metavar="N", help="N H W C of its images"
     )
-    parser.add_argument("--json", type=Path, help="the record: continued if it is there")
+    parser.add_argument("--json", type=new_file, help="the record: continued if it is there")
     parser.add_argument("--retry", action="store_true", help="measure again what has failed")
-    parser.add_argument("--minutes", type=float, default=8, help="begin nothing new after that; default: 8")
+    parser.add_argument("--minutes", type=positive_number, default=8, help="begin nothing new after that; default: 8")
     return parser, parser.parse_args(arguments)
 
 

@@ -65,8 +65,9 @@ def device_facts() -> dict:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2:
-        argparse.ArgumentParser().error("expected the FILE to write")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", type=Path, help="to write")
+    args = parser.parse_args()
     found = json.dumps(device_facts(), indent=1) + "\n"
     print(found)
-    Path(sys.argv[1]).write_text(found)
+    args.file.write_text(found)

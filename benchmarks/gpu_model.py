@@ -58,6 +58,8 @@ from command_line import DTYPES, new_file, positive, run_main
 from sass import Code, Loop, code_of
 from step_worker import MODELS
 
+from minidl.system.files import read_text
+
 HERE = Path(__file__).resolve().parent
 WORKLOADS = {"resnet50": 256, "vgg16_bn": 64, "resnet20": 128}
 
@@ -452,7 +454,7 @@ def measured_ms(path: Path | None, model: str, batch: int) -> dict[str, float]:
     """The milliseconds of each kernel, and of the step ('graph'), in a record of gpu.py; {} if it has none."""
     if path is None or not path.exists():
         return {}
-    found = json.loads(path.read_text())["measurements"].get(f"{model} b{batch}/kernels", {})
+    found = json.loads(read_text(path))["measurements"].get(f"{model} b{batch}/kernels", {})
     graph = {"graph": found["graph_ms"]} if "graph_ms" in found else {}
     return {line["kernel"]: line["ms"] for line in found.get("lines", ())} | graph
 
@@ -462,7 +464,7 @@ def measured_gpu(path: Path | None) -> str | None:
     if path is None:
         return None
     try:
-        name = json.loads(path.read_text())["device"]["gpu"]
+        name = json.loads(read_text(path))["device"]["gpu"]
     except (ValueError, LookupError, TypeError):
         raise ValueError(f"--measured: expected a record of gpu.py, got {path}") from None
     return next((known for known in GPUS if known in name.replace("H100", "H200")), None)

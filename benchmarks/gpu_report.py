@@ -36,6 +36,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
+from command_line import positive_number  # noqa: E402
 from gpu_report_page import epochs, read_json, write_page  # noqa: E402
 from gpu_test_log import NEW_PROCESS, mark_interrupted, read_log  # noqa: E402
 
@@ -448,9 +449,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", metavar="PART", help="these parts; default: all")
     parser.add_argument("--again", action="store_true", help="also what is done already")
     parser.add_argument("--list", action="store_true", help="show the parts and what is known of them")
-    parser.add_argument("--minutes", type=float, default=1e9, help="stop after so many; default: when all is done")
+    parser.add_argument(
+        "--minutes", type=positive_number, default=1e9, help="stop after so many; default: when all is done"
+    )
     parser.add_argument("--device", choices=("cuda", "fake"), default="cuda")
-    parser.add_argument("--limit", type=float, default=LIMIT, metavar="SECONDS", help="of a process; default: 420")
+    parser.add_argument(
+        "--limit", type=positive_number, default=LIMIT, metavar="SECONDS", help="of a process; default: 420"
+    )
     args = parser.parse_args(arguments)
     args.out = args.out.resolve()
     args.data = args.data.resolve() if args.data else None

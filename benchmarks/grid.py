@@ -21,6 +21,8 @@ from command_line import run_main
 from step_worker import MODELS
 from train_step import machine, make_record, start, take_turns, versions
 
+from minidl.system.files import read_text
+
 LAYOUTS = "default", "channels_last"
 
 
@@ -85,7 +87,7 @@ def measure_all(wanted: list[Cell], path: Path, seconds: float) -> list[dict]:
     records, here = read(path), identity_here()
     for record in records:
         if identity(record) != here:
-            raise SystemExit(f"error: {path} was measured on {identity(record)}, this is {here}; choose another --out")
+            raise ValueError(f"{path} was measured on {identity(record)}, this is {here}; choose another --out")
     path.parent.mkdir(parents=True, exist_ok=True)
     for number, cell in enumerate(wanted, 1):
         if cell in map(cell_of, records):
@@ -102,12 +104,12 @@ def measure_all(wanted: list[Cell], path: Path, seconds: float) -> list[dict]:
 def read(path: Path) -> list[dict]:
     """The records of a file, none if there is no file."""
     records = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines() if path.exists() else [], start=1):
+    for number, line in enumerate(read_text(path).splitlines() if path.exists() else [], start=1):
         try:
             record = json.loads(line)
             cell_of(record), identity(record)
         except (AttributeError, KeyError, TypeError, ValueError):
-            raise SystemExit(f"error: line {number} of {path} is not a record of a cell; delete it") from None
+            raise ValueError(f"line {number} of {path} is not a record of a cell; delete it") from None
         records.append(record)
     return records
 
@@ -269,7 +271,7 @@ def main() -> None:
         except KeyboardInterrupt:
             raise SystemExit("stopped; the same command goes on") from None
     if not records:
-        raise SystemExit(f"error: {path} has no cells yet")
+        raise ValueError(f"{path} has no cells yet")
     show(records, args.out)
 
 

@@ -189,7 +189,11 @@ def record(name: str, batch: int, dtype: str, capability: int) -> dict:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 6:
-        argparse.ArgumentParser().error("expected NETWORK BATCH DTYPE CAPABILITY FILE")
-    model, images, dtype, capability, path = sys.argv[1:]
-    Path(path).write_text(json.dumps(record(model, int(images), dtype, int(capability))))
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("network")
+    parser.add_argument("batch", type=int)
+    parser.add_argument("dtype", choices=("float32", "tf32", "bfloat16", "float16"))
+    parser.add_argument("capability", type=int)
+    parser.add_argument("file", type=Path)
+    args = parser.parse_args()
+    args.file.write_text(json.dumps(record(args.network, args.batch, args.dtype, args.capability)))

@@ -153,11 +153,16 @@ def blas_in_use() -> str:
 def main() -> None:
     """Answer until standard input ends."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C, which the script that started it gets too, ends it silently
-    if len(sys.argv) < 6:
-        argparse.ArgumentParser().error("expected SIDE MODEL BATCH THREADS WEIGHTS [--forward]")
-    side, name, batch, threads, weights, *rest = sys.argv[1:]
-    arguments = name, int(batch), int(threads), weights, "--forward" in rest
-    step = our_step(*arguments) if side == "ours" else torch_step(*arguments, side)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("side")
+    parser.add_argument("model", choices=MODELS)
+    parser.add_argument("batch", type=int)
+    parser.add_argument("threads", type=int)
+    parser.add_argument("weights")
+    parser.add_argument("--forward", action="store_true")
+    args = parser.parse_args()
+    arguments = args.model, args.batch, args.threads, args.weights, args.forward
+    step = our_step(*arguments) if args.side == "ours" else torch_step(*arguments, args.side)
     forget_peak()
     before = memory_mb("VmRSS")
     print(json.dumps({"blas": blas_in_use()}), flush=True)

@@ -48,7 +48,7 @@ from minidl.data import AugmentedLoader
 from minidl.functional import cross_entropy
 from minidl.nn import Module
 from minidl.optim import SGD
-from minidl.system.files import write_whole
+from minidl.system.files import read_text, write_whole
 from minidl.training.checkpoint import load_checkpoint
 
 RECIPE = CIFAR_RECIPES["paper"]
@@ -120,8 +120,8 @@ def gradient_norms(model: Module, images: Tensor, labels) -> list[float]:
 # -- training ----------------------------------------------------------------------------------------------------------
 
 
-def train(shortcut: str, depth: int, data: CifarData, args: argparse.Namespace, iterations: int) -> None:
-    """Train one network, from its checkpoint if there is one, with --measurements evaluations."""
+def train(shortcut: str, depth: int, data: CifarData, args: argparse.Namespace, iterations: int) -> Run:
+    """Train one network, from its checkpoint if there is one, with --measurements evaluations; return the run."""
     model = make_network(shortcut, depth, data, args)
     optimizer = SGD(model.parameters(), RECIPE.lr, momentum=0.9, weight_decay=RECIPE.weight_decay)
     schedule = WarmUp(RECIPE.schedule(RECIPE.lr, iterations), warming_up=depth >= WARMUP_DEPTH)
@@ -145,6 +145,7 @@ def train(shortcut: str, depth: int, data: CifarData, args: argparse.Namespace, 
 
     step = classification_step(model, optimizer)
     fit(run, cuda_graph(step) if args.device != "cpu" else step, schedule, evaluate)
+    return run
 
 
 def open_folder(shortcut: str, depth: int, data: CifarData, args: argparse.Namespace, iterations: int) -> RunFolder:
@@ -183,7 +184,7 @@ def count_iterations(data: CifarData, args: argparse.Namespace) -> int:
         saved.parent.mkdir(parents=True, exist_ok=True)
         write_whole(saved, str(max(iterations, 1)).encode())
     try:
-        return int(saved.read_text())
+        return int(read_text(saved, most_bytes=100))
     except ValueError as problem:
         raise ValueError(
             f"{saved}: expected a number of iterations ({problem}); delete it, or choose another --out"
@@ -322,9 +323,11 @@ def train_all(data: CifarData, args: argparse.Namespace) -> None:
     """Train the unfinished networks until a stop is requested; draw the figure and print the table."""
     iterations, stopped = count_iterations(data, args), None
     try:
-        for depth in args.depths:
-            for shortcut in args.shortcuts:
-                train(shortcut, depth, data, args, iterations)
+        networks = [(shortcut, depth) for depth in args.depths for shortcut in args.shortcuts]
+        for number, (shortcut, depth) in enumerate(networks, start=1):
+            run = train(shortcut, depth, data, args, iterations)
+            if number < len(networks):
+                run.stop_if_asked()
     except Stopped as stop:
         stopped = stop
     with warn_if_not_drawn(figure_path(args)):

@@ -157,10 +157,11 @@ PICTURES: dict[str, tuple[Callable[[Subject, argparse.Namespace], "Figure"], tup
 
 def check_options(args: argparse.Namespace, config: NetworkConfig, layers: dict[str, tuple[int, int, int]]) -> None:
     """Raise a ValueError for options that do not fit the network or each other."""
-    for option, given in (("--layer", [args.layer]), ("--style-layers", args.style_layers or [])):
-        for name in filter(None, given):
+    one = [] if args.layer is None else [args.layer]
+    for option, given in (("--layer", one), ("--style-layers", args.style_layers or [])):
+        for name in given:
             if name not in layers:
-                raise ValueError(f"{option}: expected one of {', '.join(layers)}; got {name}")
+                raise ValueError(f"{option}: expected one of {', '.join(layers)}; got {name or 'an empty string'}")
     if args.class_number is not None and args.class_number >= len(config.names):
         raise ValueError(
             f"--class: expected a number from 0 to {len(config.names) - 1}, as the network has {len(config.names)} "
@@ -226,13 +227,11 @@ def main() -> None:
     args = parser.parse_args()
     with one_line_errors():
         import matplotlib  # noqa: F401 - if it is missing, the error comes before the work
-
+    with one_line_errors(parser):
         network, config = load_network(args.weights)
         model = OnPixels(network, config.mean, config.std)
         layers = feature_maps(model, np.full((1, config.size, config.size, 3), 0.5, np.float32))
-    with one_line_errors(parser):
         check_options(args, config, layers)
-    with one_line_errors():
         args.images = expand(args.images)
         images = np.stack([read_pixels(source, config.size, args.data_dir, config.size) for source in args.images])
         classes = probabilities(model, Tensor(images)).argmax(axis=1)
@@ -244,6 +243,7 @@ def main() -> None:
         figures = {
             name: draw(subject, args) for name, (draw, methods) in PICTURES.items() if set(methods) & set(args.methods)
         }
+    with one_line_errors():
         for name, figure in figures.items():
             drawing.save(figure, args.out / name)
             print(args.out / name)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from common.errors import one_line_errors
 from common.evaluate import probabilities
-from common.options import add_options, check_device, make_parser, positive
+from common.options import add_options, check_device, make_parser, nonempty, positive
 from models.config import IMAGENET_MODELS, NetworkConfig, torchvision_config
 from models.weights import find_weights, load_network
 from tqdm import tqdm
@@ -87,8 +87,12 @@ def draw(guesses: dict[Path, Guesses], path: Path) -> None:
 def main() -> None:
     """Parse the options, load the network, print its guesses and draw them."""
     parser = make_parser(__doc__)
-    parser.add_argument("--weights", required=True, metavar="WEIGHTS", help="a file, or a name of models/weights.py")
-    parser.add_argument("--images", required=True, nargs="+", metavar="PATH", help="image files or folders")
+    parser.add_argument(
+        "--weights", type=nonempty, required=True, metavar="WEIGHTS", help="a file, or a name of models/weights.py"
+    )
+    parser.add_argument(
+        "--images", type=nonempty, required=True, nargs="+", metavar="PATH", help="image files or folders"
+    )
     parser.add_argument("--model", choices=IMAGENET_MODELS, metavar="NAME", help=f"one of {', '.join(IMAGENET_MODELS)}")
     parser.add_argument("--top", type=positive, default=5, metavar="N", help="number of guesses per image; default: 5")
     parser.add_argument("--out", type=Path, metavar="FILE", help="draw the guesses to a PNG, PDF or SVG file")
@@ -103,12 +107,12 @@ def main() -> None:
         config = args.model and torchvision_config(args.model, find_weights(args.weights), args.names)
         model, config = load_network(args.weights, config)
         guesses = predict(model.to(args.device), config, find_images(args.images), args.top, args.device)
+        if not guesses:
+            raise ValueError("--images: none of the photographs could be read")
         for path, guess in guesses.items():
             print(path, *(f"{probability:9.1%}  {name}" for name, probability in guess), sep="\n")
-        if args.out and guesses:
+        if args.out:
             draw(guesses, args.out)
-    if not guesses:
-        sys.exit("error: none of the photographs could be read")
 
 
 if __name__ == "__main__":

@@ -26,13 +26,13 @@ from pathlib import Path
 import numpy as np
 from common.cifar import CifarData, load_data
 from common.evaluate import error_rate
-from common.fit import fit
+from common.fit import fit, prepare_step
 from common.folder import RunFolder
 from common.options import CIFAR, add_options, make_parser, options_of_run, positive, positive_number
 from common.run import Run, running
 from models.speedrun import SpeedrunNet
 
-from minidl import Tensor, cuda_graph, no_grad
+from minidl import Tensor, no_grad
 from minidl.data import AugmentedLoader, CropAndFlip, channel_mean_std, normalize
 from minidl.functional import cross_entropy
 from minidl.optim import SGD
@@ -177,7 +177,7 @@ def train(args: argparse.Namespace, data: SpeedrunData, seed: int) -> float:
 
     # The step while the first bias is frozen, and while it is learned. On a GPU a captured graph cannot change.
     step = make_step(model, optimizer)
-    phases = [step if args.device == "cpu" else cuda_graph(step) for _ in range(2)]
+    phases = [prepare_step(step, model, args) for _ in range(2)]
 
     def train_step(images, labels):
         trains_bias = run.step < WHITENING_BIAS_EPOCHS * len(loader)
@@ -195,6 +195,8 @@ def train(args: argparse.Namespace, data: SpeedrunData, seed: int) -> float:
 
     fit(run, train_step, lambda number: top_lr * triangle(number, total_steps), end_epoch)
     print(run.summary())
+    if seed + 1 < args.seed + args.seeds:
+        run.stop_if_asked()
     recorded = folder.records[-1].get("tta_error") if folder.records else None
     return error_of_views(model, data) if recorded is None else recorded
 
@@ -204,7 +206,7 @@ def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--epochs", type=positive_number, default=EPOCHS, metavar="N", help="default: %(default)s")
     parser.add_argument("--seeds", type=positive, default=1, metavar="N", help="runs, of --seed and those after it")
-    add_options(parser, *CIFAR, "batch_size", "seed", "device", "dtype", "out", "keep", "log")
+    add_options(parser, *CIFAR, "batch_size", "seed", "device", "dtype", "detect_anomaly", "out", "keep", "log")
     parser.set_defaults(dataset="cifar10", batch_size=BATCH_SIZE, out="runs/speedrun")
     args = parser.parse_args()
     with running(parser, args):

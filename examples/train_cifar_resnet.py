@@ -26,6 +26,7 @@ import argparse
 from common.average import MovingAverage
 from common.cifar import CifarData, load_data, network_of
 from common.evaluate import error_rate
+from common.fit import prepare_step
 from common.folder import RunFolder
 from common.mixup import mixup_loss, random_mixup
 from common.options import CIFAR, FOLDER, REGULARISATION, TRAINING, add_options, make_parser, options_of_run
@@ -33,7 +34,7 @@ from common.recipes import CIFAR_RECIPES, WARMUP_DEPTH, WarmUp, published_error
 from common.run import Run, running
 from models.config import NetworkConfig
 
-from minidl import GradScaler, cuda_graph
+from minidl import GradScaler
 from minidl.functional import cross_entropy
 from minidl.nn import Module
 from minidl.optim import SGD
@@ -65,9 +66,8 @@ def train(args: argparse.Namespace) -> None:
             average.update()
         return loss, (logits.argmax(dim=1) != labels).sum()
 
-    # A scaler reads a number in each step, and stochastic depth draws one.
-    if args.device != "cpu" and not scaler.enabled and config.builder != "stochastic_resnet":
-        step = cuda_graph(step)  # one launch for the whole step
+    # On a GPU: one launch for the whole step. Stochastic depth draws a number in each, which a graph would repeat.
+    step = prepare_step(step, model, args, scaler, capture=config.builder != "stochastic_resnet")
     folder = open_folder(args, data, config, average and average.model)
     with Run(model, optimizer, loader, total_steps, folder, stateful={"warm_up": schedule, "scaler": scaler}) as run:
         for images, labels in run.batches():  # already augmented and on the device

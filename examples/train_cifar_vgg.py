@@ -11,14 +11,14 @@ import argparse
 
 from common.cifar import load_data
 from common.evaluate import error_rate
-from common.fit import classification_step, fit
+from common.fit import classification_step, fit, prepare_step
 from common.folder import RunFolder
 from common.options import CIFAR, FOLDER, TRAINING, add_options, make_parser, options_of_run
 from common.recipes import CIFAR_RECIPES
 from common.run import Run, running
 from models.vgg import CONFIGS
 
-from minidl import GradScaler, cuda_graph
+from minidl import GradScaler
 from minidl.optim import SGD
 
 
@@ -41,7 +41,7 @@ def train(args: argparse.Namespace) -> None:
     run = Run(model, optimizer, loader, total_steps, folder, stateful={"scaler": scaler})
     fit(
         run,
-        step if args.device == "cpu" or scaler.enabled else cuda_graph(step),
+        prepare_step(step, model, args, scaler),
         recipe.schedule(recipe.lr, total_steps),
         lambda: run.end_epoch(error_rate(model, test_loader), data.split),
     )

@@ -20,10 +20,20 @@ from functools import partial
 import numpy as np
 from common.errors import log
 from common.evaluate import scores_of, top_errors
-from common.fit import classification_step, fit
+from common.fit import classification_step, fit, prepare_step
 from common.folder import RunFolder
 from common.imagenet import describe_files, report_broken, training_folders
-from common.options import FOLDER, PHOTOGRAPHS, TRAINING, add_options, make_parser, natural, options_of_run, positive
+from common.options import (
+    FOLDER,
+    PHOTOGRAPHS,
+    TRAINING,
+    add_options,
+    make_parser,
+    natural,
+    nonempty,
+    options_of_run,
+    positive,
+)
 from common.recipes import IMAGENET_RECIPES, Recipe
 from common.run import Run, running
 from models.config import IMAGENET_MODELS, NetworkConfig, check_variant
@@ -74,8 +84,8 @@ def train(args: argparse.Namespace) -> None:
     plateau = recipe.schedule(recipe.lr, total_steps, args.patience)
     files = {"training photographs": describe_files(data), "validation photographs": describe_files(validation_data)}
     folder = RunFolder(args.out, args.resume, options_of_run(args), config, data=files, keep=args.keep, log_to=args.log)
-    micro_batch = args.micro_batch or args.batch_size
-    scaler = GradScaler(enabled=args.dtype == "float16")
+    micro_batch, scaler = args.micro_batch or args.batch_size, GradScaler(enabled=args.dtype == "float16")
+    step = prepare_step(classification_step(model, optimizer, micro_batch, scaler), model, args, scaler, capture=False)
     stateful = {"plateau": plateau, "scaler": scaler}
     run = Run(model, optimizer, loader, total_steps, folder, stateful=stateful, micro_batch=micro_batch)
 
@@ -87,7 +97,7 @@ def train(args: argparse.Namespace) -> None:
             log(f"learning rate reduced from {lr:g} to {plateau_lr:g}")
 
     try:
-        fit(run, classification_step(model, optimizer, micro_batch, scaler), plateau, end_epoch)
+        fit(run, step, plateau, end_epoch)
     finally:
         report_broken(photographs, validation_photographs)
     print(run.summary())
@@ -127,14 +137,22 @@ def make_network(config: NetworkConfig, args: argparse.Namespace) -> Module:
     if config.builder == "vgg":
         initialise(model, INITIALISATIONS[args.init], args.seed)
     if args.init_from is not None:
-        check_variant(args.init_from, config)
-        arrays, _ = read_checkpoint(args.init_from)
-        weights = {name: array for name, array in arrays.items() if "/" not in name}
-        if config.builder == "vgg" and model.state_dict().keys() - weights.keys():  # weights of another VGG
-            start_from_a(model, weights)
-        else:
-            model.load_state_dict(weights)
+        try:
+            load_weights(model, args.init_from, config)
+        except ValueError as problem:
+            raise ValueError(f"--init-from {args.init_from}: {problem}") from None
     return model.to(args.device)
+
+
+def load_weights(model: Module, path: str, config: NetworkConfig) -> None:
+    """Load the weights in the file; of VGG-A into another VGG, those that fit."""
+    check_variant(path, config)
+    arrays, _ = read_checkpoint(path)
+    weights = {name: array for name, array in arrays.items() if "/" not in name}
+    if config.builder == "vgg" and model.state_dict().keys() - weights.keys():  # weights of another VGG
+        start_from_a(model, weights)
+    else:
+        model.load_state_dict(weights)
 
 
 def initialise(model: Module, draw: Callable[[tuple[int, ...]], np.ndarray], seed: int) -> None:
@@ -180,7 +198,9 @@ def main() -> None:
     parser.add_argument("--shortcut", choices=("A", "B", "C"), default="B", help="ResNet only; default: B")
     parser.add_argument("--variant", choices=("he2015", "torchvision"), default="he2015", help="see models/resnet.py")
     parser.add_argument("--init", choices=INITIALISATIONS, default="glorot", help="VGG only; default: glorot")
-    parser.add_argument("--init-from", metavar="FILE", help="initial weights: of the same network, or of VGG-A")
+    parser.add_argument(
+        "--init-from", type=nonempty, metavar="FILE", help="initial weights: of the same network, or of VGG-A"
+    )
     parser.add_argument("--sides", type=positive, nargs="+", metavar="S", help="shorter side: one number or a range")
     where = "shorter side for validation; default: the middle of --sides for VGG, the minimum for ResNet"
     parser.add_argument("--validation-side", type=positive, metavar="Q", help=where)
@@ -188,7 +208,9 @@ def main() -> None:
     parser.add_argument("--micro-batch", type=positive, metavar="N", help="split each batch into parts of N images")
     when = "epochs without a new best error before the learning rate is divided by 10; default: 5"
     parser.add_argument("--patience", type=natural, default=5, metavar="N", help=when)
-    parser.add_argument("--statistics", default="runs/imagenet.npz", metavar="FILE", help="cache of mean and colours")
+    parser.add_argument(
+        "--statistics", type=nonempty, default="runs/imagenet.npz", metavar="FILE", help="cache of mean and colours"
+    )
     add_options(parser, *TRAINING, *FOLDER, "dtype", "lr", out="runs/imagenet", batch_size=256)
     args = parser.parse_args()
     with running(parser, args):

@@ -5,8 +5,8 @@ its documented errors with a message that names the file. Anything else is a fai
 without the name, more memory or time than stated, or code that was run. The input of a failure is stored, and
 `--replay FILE` runs it again. The cases depend on the seed, the kind and the number of the case only.
 
-The cases run in a worker, a forked process with limits of memory (RLIMIT_AS) and of time per case (SIGALRM, and
-RLIMIT_CPU as a last resort). If it dies, a new worker continues with the next case.
+The cases run in a worker, a forked process with limits of memory (RLIMIT_AS) and of time per case (SIGPROF, SIGALRM,
+and RLIMIT_CPU as a last resort). If it dies, a new worker continues with the next case.
 """
 
 import argparse
@@ -41,7 +41,8 @@ from minidl.data import cifar, image_statistics  # noqa: E402
 from minidl.data.images import BrokenImageError, read_image  # noqa: E402
 from minidl.training.checkpoint import read_checkpoint  # noqa: E402
 
-SECONDS = 5  # per case
+SECONDS = 5  # of CPU time per case
+PATIENCE = 12  # on the clock, so many times as long: the machine may be busy
 MEMORY = 2**30  # bytes that a case may allocate on top of what the worker holds at its start
 
 
@@ -395,7 +396,8 @@ def content_of(kind: str, seed: int, number: int) -> bytes:
 def outcome(kind: str, path: Path) -> str:
     """Read one file: "accepted", "refused", or what went wrong."""
     RunsCode.marker = str(path.parent / "harm")
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, PATIENCE * SECONDS)
     try:
         KINDS[kind].read(path)
         found = "accepted"
@@ -407,6 +409,7 @@ def outcome(kind: str, path: Path) -> str:
     except BaseException as error:
         found = f"{type(error).__name__}: {error}"
     finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
     return "code was run" if Path(RunsCode.marker).exists() else found[:500]
 
@@ -420,6 +423,7 @@ def work(connection, folder: str, jobs: list[tuple[str, int, int]]) -> None:
     """Run the cases (kind, seed, number) and send their outcomes, within the limits."""
     warnings.simplefilter("ignore")
     signal.signal(signal.SIGALRM, too_slow)
+    signal.signal(signal.SIGPROF, too_slow)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + MEMORY,) * 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))

@@ -202,3 +202,15 @@ def test_a_captured_step_says_what_to_call(device):
     with detect_anomaly(model), pytest.raises(RuntimeError, match=r"detect_anomaly: a captured step .* step\.function"):
         for _ in range(5):
             captured(x)
+
+
+def test_a_step_that_was_captured_before_the_block_is_not_taken_for_checked(device):
+    if not device.startswith("cuda"):
+        return
+    x = Tensor([-1.0], device=device)
+    captured = minidl.cuda_graph(lambda x: x.sqrt())
+    for _ in range(3):
+        captured(x)
+    with detect_anomaly(), pytest.raises(RuntimeError, match=r"detect_anomaly sees no operation .* step\.function"):
+        captured(x)
+    assert np.isnan(captured(x).item())

@@ -36,7 +36,7 @@ SMALL = ["--model", "resnet20", "--batch", "2", "--threads", "1"]
 def run(script, path, *options):
     """The record that a benchmark writes for ResNet-20 and a batch of 2."""
     command = [sys.executable, BENCHMARKS / script, *SMALL, "--json", path, *options]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=120)
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return json.loads(path.read_text())
 
@@ -243,7 +243,7 @@ LOSSES = ["losses", "--dataset", "shapes", "--limit-train", "256", "--steps", "2
 
 def first_losses_of_a_process(side):
     command = [sys.executable, str(BENCHMARKS / "fast_paths.py"), *LOSSES, side]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)["losses"]
 
@@ -289,7 +289,7 @@ def test_the_sides_are_compared_step_by_step(capsys):
 
 def test_recompute_measures_both_sides_and_their_losses_agree():
     command = [sys.executable, BENCHMARKS / "recompute.py", "--depth", "14", "--batch", "2"]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=120)
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     first, second = (line.split() for line in done.stdout.splitlines())
     assert (first[1], second[1]) == ("with", "without")
@@ -320,7 +320,7 @@ def test_the_plain_loop_makes_the_same_views(photographs):
 def test_images_are_counted_for_each_side(photographs, tmp_path):
     options = ["--data", photographs, "--limit", "2", "--rounds", "1", "--batch", "2", "--json", tmp_path / "record"]
     command = [sys.executable, BENCHMARKS / "images.py", *options]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=120)
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     record = json.loads((tmp_path / "record").read_text())
     assert list(record["results"]) == ["plain loop", "ImageLoader, threads=1", "ImageLoader, threads=2"]
@@ -334,7 +334,7 @@ def test_images_are_counted_for_each_side(photographs, tmp_path):
 def test_a_network_is_fed_and_its_waiting_is_measured(photographs):
     options = ["--data", photographs, "--batch", "2", "--rounds", "1", "--steps", "1"]
     command = [sys.executable, BENCHMARKS / "feeding.py", *options]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=120)
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     fed, in_memory = (re.findall(r"[\d.]+", line) for line in done.stdout.splitlines())
     assert float(fed[0]) > float(fed[1]) >= 0

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from minidl.system import files
-from minidl.system.files import link_whole, write_whole
+from minidl.system.files import link_whole, read_text, write_whole
 
 # Writes a file, and when all of it is in the part but not yet under its name: says so, and waits.
 WRITER = """
@@ -45,7 +45,7 @@ class Writer:
         self.process.communicate()
 
     def go_on(self) -> None:
-        self.process.communicate("\n", timeout=60)
+        self.process.communicate("\n", timeout=600)
         assert self.process.returncode == 0
 
 
@@ -225,3 +225,36 @@ def test_the_folder_is_flushed_to_the_disk_after_a_second_name(tmp_path, monkeyp
     monkeypatch.setattr(os, "fsync", note)
     link_whole(tmp_path / "new", tmp_path / "a")
     assert flushed == [True]
+
+
+# -- text that a user names --------------------------------------------------------------------------------------------
+
+
+def test_text_is_read_and_what_is_no_text_is_an_error_that_names_the_file(tmp_path):
+    path = tmp_path / "names.txt"
+    path.write_text("tench, poisson \u00e9pais\n", encoding="utf-8")
+    assert read_text(path) == read_text(str(path)) == "tench, poisson \u00e9pais\n"
+    path.write_bytes(b"tench\xff")
+    with pytest.raises(ValueError, match=r"^expected a text file in UTF-8, but .*/names\.txt is not: see byte 5$"):
+        read_text(path)
+    with pytest.raises(ValueError, match=r"names\.txt is longer"):
+        read_text(path, most_bytes=5)
+    with pytest.raises(ValueError, match=f"expected a text file, got {tmp_path}, which is a folder"):
+        read_text(tmp_path)
+    with pytest.raises(FileNotFoundError, match="missing"):
+        read_text(tmp_path / "missing")
+
+
+def test_what_has_no_end_is_not_read(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path / "fifo", "/dev/zero"):
+        with pytest.raises(ValueError, match=f"expected a text file, got {path}, which is no file"):
+            read_text(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
+def test_text_without_permission_is_an_error_that_names_the_file(tmp_path):
+    (tmp_path / "secret").write_text("text")
+    (tmp_path / "secret").chmod(0)
+    with pytest.raises(PermissionError, match="secret"):
+        read_text(tmp_path / "secret")

@@ -30,7 +30,7 @@ def clone(tmp_path):
 def run(clone, command):
     """What a command prints."""
     environment = os.environ | {"PATH": f"{clone / 'bin'}:{os.environ['PATH']}", "PYTHONPATH": str(clone)}
-    done = subprocess.run(command, shell=True, cwd=clone, env=environment, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, shell=True, cwd=clone, env=environment, capture_output=True, text=True, timeout=900)
     assert "Traceback" not in done.stderr, done.stderr
     return done.stdout
 

@@ -35,10 +35,16 @@ def forget_the_name(path):
     raise ValueError("damaged")
 
 
-FAULTS = {
+def compute_for_ever(path):
+    while True:
+        pass
+
+
+FAULTS = {  # how the message begins that the fuzzer stores: what a reader does
     "the file is not named": forget_the_name,
     "ZeroDivisionError": lambda path: 1 / 0,
     "more than 1 s": lambda path: time.sleep(60),
+    "more than 1 ": compute_for_ever,
     "MemoryError": lambda path: bytearray(2 * fuzz.MEMORY),
     f"the process ended with status -{int(signal.SIGKILL)}": lambda path: os.kill(os.getpid(), signal.SIGKILL),
     "code was run": lambda path: pickle.loads(path.read_bytes()),
@@ -47,7 +53,7 @@ FAULTS = {
 
 def check_that_it_is_found(fault, folder):
     """Give a reader with this fault to the fuzzer."""
-    fuzz.SECONDS = 1
+    fuzz.SECONDS, fuzz.PATIENCE = 1, 3
     fuzz.KINDS["faulty"] = fuzz.Kind(lambda rng: pickle.dumps(fuzz.RunsCode()), FAULTS[fault])
     counts, failures = fuzz.run([("faulty", 0, 0), ("faulty", 0, 1)], Path(folder))
     assert counts == {("faulty", "failure"): 2}
@@ -60,5 +66,5 @@ def test_a_reader_with_a_fault_is_found_and_its_input_is_kept(fault, tmp_path):
     """In a new process: the limit of memory counts from what a process holds, and one that ran tests holds much."""
     program = "import sys; from tests.test_fuzz import check_that_it_is_found; check_that_it_is_found(*sys.argv[1:])"
     command = [sys.executable, "-c", program, fault, str(tmp_path / "failed")]
-    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr

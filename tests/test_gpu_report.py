@@ -3,11 +3,13 @@
 import argparse
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import gpu_report
 import gpu_report_page
@@ -32,6 +34,33 @@ def report(tmp_path, monkeypatch):
         return gpu_report.main(["--out", str(tmp_path), *map(str, options)])
 
     return run
+
+
+@pytest.fixture
+def limit_is_reached(monkeypatch):
+    """limit_is_reached(when): the time of a process is over when `when()` is true, on a machine of any speed."""
+    wait, now = subprocess.Popen.wait, [0.0]
+
+    def is_reached(when):
+        def wait_until(process, timeout=None):
+            if timeout != gpu_report.LIMIT:
+                return wait(process, timeout)
+            while process.poll() is None:
+                if when():
+                    now[0] += timeout
+                    raise subprocess.TimeoutExpired(process.args, timeout)
+                time.sleep(0.01)
+            return process.returncode
+
+        monkeypatch.setattr(subprocess.Popen, "wait", wait_until)
+        monkeypatch.setattr(gpu_report, "time", SimpleNamespace(monotonic=lambda: now[0]))
+
+    return is_reached
+
+
+def text_of(path):
+    """The text of a file; none if there is no file yet."""
+    return Path(path).read_text() if Path(path).exists() else ""
 
 
 def result(folder, part):
@@ -113,18 +142,19 @@ time.sleep(60 if open({path!r}).read().count('began') == 1 else 0)
 
 
 @pytest.mark.parametrize("number", ["SIGTERM", "SIGINT"])
-def test_a_process_that_takes_too_long_can_save_its_state(number, report, tmp_path):
+def test_a_process_that_takes_too_long_can_save_its_state(number, report, limit_is_reached, tmp_path):
     path = str(tmp_path / "state")
     sent = getattr(signal, number)
     part = Part("slow", "Slow", python(SAVES.format(path=path, signal=number)), stop=sent, at_limit=sent)
-    assert report([part], "--limit", 2) == 0
+    limit_is_reached(lambda: text_of(path) == "began ")
+    assert report([part]) == 0
     assert Path(path).read_text() == "began saved began "
 
 
-def test_what_a_process_has_started_may_end_in_peace(report, tmp_path):
+def test_what_a_process_has_started_may_end_in_peace(report, limit_is_reached, tmp_path):
     """A compiler that Ctrl-C interrupts would be a failure of the test that needs it."""
     path = str(tmp_path / "state")
-    child = f"import time; time.sleep(2); open({path!r}, 'a').write('compiled ')"
+    child = f"import time; open({path!r}, 'w').write('began'); time.sleep(1); open({path!r}, 'w').write('compiled')"
     code = f"""
 import signal, subprocess, sys
 signal.signal(signal.SIGINT, lambda *_: None)
@@ -132,19 +162,24 @@ compiler = subprocess.Popen([sys.executable, '-c', {child!r}])
 sys.exit(compiler.wait())
 """
     part = Part("compiles", "Compiles", python(code), at_limit=signal.SIGINT, most=1)
-    assert report([part], "--limit", 1.5) == 1
-    assert Path(path).read_text() == "compiled "
+    limit_is_reached(lambda: text_of(path) == "began")
+    assert report([part]) == 1
+    assert Path(path).read_text() == "compiled"
 
 
-def test_a_process_that_does_not_listen_is_killed_with_all_that_it_started(report, tmp_path, monkeypatch):
+def test_a_process_that_does_not_listen_is_killed_with_all_that_it_started(
+    report, limit_is_reached, tmp_path, monkeypatch
+):
     monkeypatch.setattr(gpu_report, "GRACE", 0.2)
     child = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
     code = "import signal, subprocess, sys; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
     code += f"subprocess.run([sys.executable, '-c', {child!r}])"
-    assert report([Part("deaf", "Deaf", python(code), most=1)], "--limit", 2) == 1
-    assert result(tmp_path, "deaf")["problems"] == ["not finished after 1 processes of at most 2 seconds"]
-    pid = int((tmp_path / "logs" / "deaf.log").read_text().splitlines()[-1])
-    deadline = time.monotonic() + 10
+    log = tmp_path / "logs" / "deaf.log"
+    limit_is_reached(lambda: re.search(r"^\d+\n$", text_of(log), re.MULTILINE))
+    assert report([Part("deaf", "Deaf", python(code), most=1)]) == 1
+    assert result(tmp_path, "deaf")["problems"] == ["not finished after 1 processes of at most 420 seconds"]
+    pid = int(log.read_text().splitlines()[-1])
+    deadline = time.monotonic() + 300
     while is_running(pid) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not is_running(pid)
@@ -159,13 +194,14 @@ def is_running(pid):
         return False
 
 
-def test_when_the_minutes_are_over_parts_are_left_for_the_next_call(report, tmp_path, capsys):
+def test_when_the_minutes_are_over_parts_are_left_for_the_next_call(report, limit_is_reached, tmp_path, capsys):
     path = str(tmp_path / "state")
     parts = [
         Part("slow", "Slow", python(SAVES.format(path=path, signal="SIGTERM"))),
         Part("next", "Next", python("")),
     ]
-    assert report(parts, "--minutes", 2 / 60, "--limit", 1.5) == 3
+    limit_is_reached(lambda: text_of(path) == "began ")
+    assert report(parts, "--minutes", 7.5) == 3
     assert result(tmp_path, "slow")["status"] == "unfinished"
     assert "run the same command again" in capsys.readouterr().out
     assert report(parts) == 0
@@ -192,7 +228,7 @@ def test_without_a_gpu_it_says_so_in_one_line(tmp_path):
     command = [sys.executable, "benchmarks/gpu_report.py", "--out", tmp_path / "report"]
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(
-        list(map(str, command)), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60
+        list(map(str, command)), cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600
     )
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
@@ -200,17 +236,33 @@ def test_without_a_gpu_it_says_so_in_one_line(tmp_path):
     assert not (tmp_path / "report").exists()
 
 
-def test_a_test_that_takes_too_long_is_named(report, tmp_path, monkeypatch):
+def test_a_test_that_takes_too_long_is_named(report, limit_is_reached, tmp_path, monkeypatch):
     """It ignores Ctrl-C, as a test that tests Ctrl-C may; the tests after it run all the same."""
     monkeypatch.setattr(gpu_report, "GRACE", 0.5)
-    code = "import signal, time\n"
-    code += "def test_slow(): signal.signal(signal.SIGINT, signal.SIG_IGN); time.sleep(60)\ndef test_next(): pass\n"
+    code = f"""
+import pathlib, signal, time
+
+def test_slow():
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    pathlib.Path({str(tmp_path / "slow")!r}).touch()
+    time.sleep(3600)
+
+def test_next():
+    pass
+"""
     (tmp_path / "test_it.py").write_text(code)
+
+    def is_slow():
+        begun = (tmp_path / "slow").exists()
+        (tmp_path / "slow").unlink(missing_ok=True)  # the next process runs it again
+        return begun
+
+    limit_is_reached(is_slow)
     args = gpu_report.parse(["--out", str(tmp_path), "--device", "fake"])
     options = ["--rootdir", str(tmp_path), "-c", os.devnull, str(tmp_path / "test_it.py")]
     part = gpu_report.Plan(args).test_part("tests-x", "Tests", options)
     part.commands[0] = [word for word in part.commands[0] if word not in ("--device", "fake")]
-    assert report([part], "--limit", 3) == 1
+    assert report([part]) == 1
     assert len(result(tmp_path, "tests-x")["problems"]) == 1
     page = (tmp_path / "REPORT.md").read_text()
     assert "| tests-x | 1 | 1 | 0 | 0 |" in page
@@ -319,7 +371,7 @@ def run_tests(tmp_path):
         command = [sys.executable, "-m", "pytest", "-q", "-p", "benchmarks.gpu_test_log", "-p", "no:cacheprovider"]
         environment = os.environ | {"GPU_TEST_LOG": str(log), "PYTHONPATH": str(ROOT)}
         words = [*command, "--rootdir", str(tmp_path), "-c", os.devnull, str(tmp_path / "test_it.py"), *options]
-        done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
         return done.returncode, gpu_test_log.read_log(log)
 
     return run

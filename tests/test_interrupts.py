@@ -71,7 +71,7 @@ while True:
         found = facts()
         answer = "caught" if found == expected else f"wrong: {found}, not {expected}"
 """
-SECONDS_TO_ANSWER = 30
+SECONDS_TO_ANSWER = 120
 
 
 def press(presses: int, seed: int = 0) -> tuple[int, list[str]]:

@@ -43,7 +43,7 @@ def warnings(libraries, cpuinfo, environment=()):
 
 def test_the_program_prints_a_line_for_each_thing():
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-m", "minidl"], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-W", "error", "-m", "minidl"], capture_output=True, text=True, check=True, timeout=600
     )
     table, _, rest = done.stdout.partition("\n\n")
     names = [line.split()[0] for line in table.splitlines()]

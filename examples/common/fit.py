@@ -1,11 +1,12 @@
 """The training loop of train_cifar_resnet.py as a function, for the scripts that are about something else."""
 
+import argparse
 from collections.abc import Callable, Iterator
 
 import numpy as np
 
 from common.run import Run
-from minidl import GradScaler, Tensor
+from minidl import GradScaler, Tensor, cuda_graph, detect_anomaly
 from minidl.functional import cross_entropy
 from minidl.nn import Module
 from minidl.optim import Optimizer
@@ -21,6 +22,34 @@ def fit(
             run.log(*step(*batch))
             if run.epoch_ended:
                 (end_epoch or run.reset_totals)()
+
+
+def prepare_step(
+    step: Callable, model: Module, args: argparse.Namespace, scaler: GradScaler | None = None, capture: bool = True
+) -> Callable:
+    """Return the step as the options ask for it: with --detect-anomaly checked, else on a GPU a single CUDA graph.
+
+    A step is not captured if `capture` is False, or with a scaler, which reads a number in each step.
+    """
+    scaled = scaler is not None and scaler.enabled
+    if args.detect_anomaly:
+        if scaled:
+            raise ValueError(
+                "--detect-anomaly: float16 gradients overflow now and then, and such a step is skipped, so this is no "
+                "anomaly; use --dtype bfloat16 or float32"
+            )
+        return _checked(step, model)
+    return step if args.device == "cpu" or scaled or not capture else cuda_graph(step)
+
+
+def _checked(step: Callable, model: Module) -> Callable:
+    """The step inside `detect_anomaly`."""
+
+    def checked_step(*batch):
+        with detect_anomaly(model):
+            return step(*batch)
+
+    return checked_step
 
 
 def classification_step(

@@ -17,7 +17,7 @@ from common.tensorboard import TensorBoardLog
 from minidl import Tensor
 from minidl.nn import Module
 from minidl.optim import Optimizer
-from minidl.system.files import link_whole, write_whole
+from minidl.system.files import link_whole, read_bounded, write_whole
 from minidl.tensor import Buffer, Parameter
 from minidl.training.checkpoint import BrokenCheckpointError, load_checkpoint, read_checkpoint, save_checkpoint
 
@@ -46,7 +46,7 @@ def locked(folder: str | Path) -> Iterator[None]:
         descriptor = _lock(path)
     except OSError as problem:
         _remove_empty(made)
-        raise SystemExit(f"error: --out: cannot write to {folder} ({problem.strerror}); choose another --out") from None
+        raise ValueError(f"--out: cannot write to {folder} ({problem.strerror}); choose another --out") from None
     try:
         yield
     finally:
@@ -72,7 +72,7 @@ def _lock(path: Path) -> int:
             if fcntl is not None:
                 fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except (BlockingIOError, PermissionError):  # POSIX allows either
-            pid = os.read(descriptor, 20).decode() or "unknown"
+            pid = os.read(descriptor, 20).decode(errors="replace") or "unknown"
             os.close(descriptor)
             raise SystemExit(
                 f"error: another run (pid {pid}) is writing to {path.parent}; wait for it or choose another --out"
@@ -295,9 +295,16 @@ def not_finite(model: Module, optimizer: Optimizer) -> list[str]:
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """Read metrics.jsonl, or return [] if it does not exist. A ValueError names a line that is not a record."""
+    """Read metrics.jsonl, or return [] if it does not exist.
+
+    A ValueError names a line that is not a record, or the file if it is longer than 64 MiB.
+    """
+    try:
+        lines = read_bounded(path).splitlines() if path.exists() else []
+    except ValueError as problem:
+        raise ValueError(f"--resume: {problem}; delete the file, which the checkpoint does not need") from None
     records: list[dict] = []
-    for number, line in enumerate(path.read_bytes().splitlines() if path.exists() else [], start=1):
+    for number, line in enumerate(lines, start=1):
         try:
             record = json.loads(line)
             if not isinstance(record, dict) or not all(type(record.get(name)) in DRAWN[name] for name in DRAWN):

@@ -10,7 +10,7 @@ from minidl.system.gpu import is_device, select_gpu
 DTYPES = "float32", "tf32", "bfloat16", "float16"
 
 # Options that may differ with --resume: paths, and how the same training is computed.
-MAY_CHANGE = {"out", "resume", "keep", "log", "data_dir", "device", "dtype", "recompute"}
+MAY_CHANGE = {"out", "resume", "keep", "log", "data_dir", "device", "dtype", "recompute", "detect_anomaly"}
 MAY_CHANGE |= {"data", "names", "statistics", "init_from", "skip_broken", "threads", "micro_batch"}
 
 
@@ -89,6 +89,10 @@ OPTIONS = {
     "lr": {"type": rate, "help": "maximum learning rate; default: the recipe's"},
     "weight_decay": {"type": rate, "help": "default: the recipe's"},
     "recompute": {"action": "store_true", "help": "save memory, take a third longer; identical results"},
+    "detect_anomaly": {
+        "action": "store_true",
+        "help": "stop at the first NaN or infinity, and name its operation and layer; steps take about twice as long",
+    },
     # regularisation, and what is tested; None where absent, as in checkpoints from before these options
     "mixup": {"type": positive_number, "metavar": "ALPHA", "help": "mix pairs of images with shares from Beta(A, A)"},
     "cutout": {"type": positive, "metavar": "SIZE", "help": "set a random square of SIZE x SIZE pixels to the mean"},
@@ -121,7 +125,7 @@ OPTIONS = {
 }
 CIFAR = "dataset", "data_dir", "limit_train", "limit_test", "holdout"
 PHOTOGRAPHS = "data", "names", "skip_broken", "threads"
-TRAINING = "epochs", "iterations", "batch_size", "seed", "device"
+TRAINING = "epochs", "iterations", "batch_size", "seed", "device", "detect_anomaly"
 FOLDER = "out", "resume", "keep", "log"
 REGULARISATION = "mixup", "cutout", "ema", "mirror_test"
 

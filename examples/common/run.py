@@ -15,7 +15,7 @@ from common.errors import drop_closed_output, format_time, log, one_line_errors,
 from common.folder import RunFolder, check_folder, locked, not_finite
 from common.options import check_device
 from common.stop import Stopped, StopRequest
-from minidl import Tensor
+from minidl import AnomalyError, Tensor
 from minidl.nn import Module
 from minidl.optim import Optimizer
 
@@ -26,7 +26,7 @@ SAVE_EVERY = 1000  # steps; a checkpoint is also saved after each epoch
 @contextlib.contextmanager
 def running(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Iterator[None]:
     """A context for a training script: errors are one line, messages stand above the bars, --out is locked."""
-    with locked(args.out), one_line_errors(parser):
+    with one_line_errors(parser), locked(args.out):
         check_device(args)
         if hasattr(args, "resume"):
             check_folder(args.out, args.resume)  # fail before loading the data
@@ -213,6 +213,7 @@ class Run:
                 self._stop = stack.enter_context(StopRequest())
             option = "--batch-size" if self.micro_batch is None else "--micro-batch"
             stack.enter_context(suggest_batch_size(self.micro_batch or self.loader.batch_size, option))
+            stack.enter_context(self._explained_anomaly())
             self._bar = stack.enter_context(self._progress_bar())
             self._stack = stack.pop_all()
         self._run_start = time.perf_counter() - self.progress.seconds
@@ -250,6 +251,15 @@ class Run:
             self._update_bar()
             self._save()
         if stops:
+            self.stop_if_asked()
+
+    def stop_if_asked(self) -> None:
+        """Stop if Ctrl-C or a signal asked for it; the checkpoint must be saved.
+
+        A signal in the last step of a run lets it finish. A script that trains several networks calls this after each
+        but the last.
+        """
+        if self._stop.asked:
             log(f"stopped after step {self.step:,}; checkpoint saved. To continue: {self.resume_hint}")
             raise Stopped(self._stop.status)
 
@@ -280,6 +290,14 @@ class Run:
         if broken := not_finite(self.model, self.optimizer):
             arrays = f"{len(broken)} arrays of the network and the optimiser, such as {broken[0]}"
             raise SystemExit(f"error: NaN or infinity in {arrays}; {self._remedy()}")
+
+    @contextlib.contextmanager
+    def _explained_anomaly(self) -> Iterator[None]:
+        """Say at which step --detect-anomaly found something, and which checkpoint is from before it."""
+        try:
+            yield
+        except AnomalyError as problem:
+            raise SystemExit(f"error: step {self.step}: {problem}; {self._remedy()}") from None
 
     def _remedy(self) -> str:
         return self.nan_hint if self.folder is None else f"{self.nan_hint}; {self.folder.last_good}"

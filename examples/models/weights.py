@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from minidl.nn import Module
+from minidl.system.files import read_text
 from minidl.training.checkpoint import read_checkpoint
 from models.config import NetworkConfig, load_file
 
@@ -118,7 +119,7 @@ def load_timm(weights: Path, description: Path, fallback: NetworkConfig | None =
 def timm_config(path: Path) -> NetworkConfig:
     """Read timm's config.json. Pixels are 0..255 here and 0..1 there."""
     try:
-        described = json.loads(path.read_text(encoding="utf-8"))
+        described = json.loads(read_text(path))
         architecture, prepared = described["architecture"], described["pretrained_cfg"]
         classes, (_, size, width) = int(described["num_classes"]), prepared["input_size"]
         mean, std = (255 * np.array(prepared[name], np.float32) for name in ("mean", "std"))

@@ -70,15 +70,23 @@ def measure_images(
 
     Raises:
         BrokenImageError: an image cannot be decoded.
-        ValueError: `cache` is damaged, or another kind of file.
+        ValueError: `cache` is damaged, another kind of file, or its folder cannot be created.
     """
     fingerprint = _fingerprint(folder, shorter_side, size)
     statistics = _load(Path(cache), fingerprint, size)
     if statistics is None:
+        _make_folder(Path(cache))  # before the hours of measuring
         view = CentreView(shorter_side, size)
         statistics = _measure(ImageLoader(folder, 64, view, threads=threads, skip_broken=skip_broken))
         _save(Path(cache), fingerprint, statistics)
     return statistics
+
+
+def _make_folder(cache: Path) -> None:
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"measure_images: cannot write {cache} ({error.strerror}); name another file") from None
 
 
 def _measure(loader: ImageLoader) -> ImageStatistics:

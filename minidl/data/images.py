@@ -22,6 +22,7 @@ import numpy as np
 
 from minidl.data.loader import Batch, DataLoader
 from minidl.system.cpus import available_cpus
+from minidl.system.files import read_text
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -128,9 +129,15 @@ def _is_file(entry: os.DirEntry) -> bool:
 
 
 def read_names(path: str | Path) -> dict[str, str]:
-    """Read {WordNet id: name} from a file with lines like 'n01440764 tench, Tinca tinca', in the file's order."""
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
-    return {wnid: name.strip() for wnid, name in (line.split(maxsplit=1) for line in lines if len(line.split()) > 1)}
+    """Read {WordNet id: name} from a file with lines like 'n01440764 tench, Tinca tinca', in the file's order.
+
+    Raises OSError, or a ValueError that names the file, if it is no text or has no such line.
+    """
+    lines = [line.split(maxsplit=1) for line in read_text(path).splitlines()]
+    names = {line[0]: line[1].strip() for line in lines if len(line) > 1}
+    if not names:
+        raise ValueError(f"read_names: expected lines like 'n01440764 tench, Tinca tinca' in {path}, got none")
+    return names
 
 
 def _names_of(classes: tuple[str, ...], path: Path) -> tuple[str, ...]:

@@ -65,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the page and print its path. Return 0, or 1 after a message if something that was given cannot be used."""
+    """Write the page and print its path. Return 0, or 2 after a message if something that was given cannot be used."""
     path = Path(args.out or f"{args.network.rpartition(':')[2]}.html")
     try:
         _check_path(path)
@@ -73,10 +73,10 @@ def run(args: argparse.Namespace) -> int:
         write_whole(path, page.encode("utf-8"))
     except BadInputError as error:
         print(f"explain: {error}", file=sys.stderr)
-        return 1
+        return 2
     except OSError as error:
         print(f"explain: --out: cannot write {path} ({error.strerror or error})", file=sys.stderr)
-        return 1
+        return 2
     print(f"wrote {path} ({path.stat().st_size / 1e6:.1f} MB); open it in a browser")
     return 0
 

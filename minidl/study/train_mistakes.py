@@ -24,6 +24,7 @@ from minidl.nn import BatchNorm2d, Conv2d, GlobalAvgPool, Linear, Module
 from minidl.optim import SGD
 from minidl.random import manual_seed
 from minidl.study.mistakes import Mistake, mistakes_of, planted
+from minidl.system.files import read_text
 from minidl.tensor import Tensor
 
 # The backward kernels of the network.
@@ -180,9 +181,12 @@ def train_all(out: Path, targets: tuple[str, ...] = TARGETS, epochs: int = EPOCH
 
 
 def read_records(out: Path) -> list[dict]:
-    """What was trained before."""
+    """What was trained before. A ValueError names the file if it is damaged."""
     path = out / "mistakes.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    try:
+        return [json.loads(line) for line in read_text(path).splitlines()] if path.exists() else []
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}: expected a record in each line ({error}); name another --out") from None
 
 
 def outcome(mistake: Mistake | None, data: tuple, epochs: int, seed: int) -> dict:
@@ -291,6 +295,10 @@ def run(args: argparse.Namespace) -> int:
         return _misused(f"expected --epochs of at least 1 and --images of at least {BATCH}, a batch")
     if find_spec("matplotlib") is None:
         return _misused("the figure needs matplotlib: pip install matplotlib")
+    try:
+        read_records(args.out)
+    except ValueError as problem:
+        return _misused(f"--out: {problem}")
     try:
         records = train_all(args.out, tuple(args.targets) or TARGETS, args.epochs, args.images)
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""Atomic writes: a file is complete, or it does not exist. Files that one process at a time writes to."""
+"""Atomic writes: a file is complete, or it does not exist. Files that one process at a time writes to. Text files."""
 
 import contextlib
 import os
@@ -11,6 +11,32 @@ try:
     import fcntl
 except ImportError:  # Windows has no fcntl
     fcntl = None
+
+MOST_BYTES_OF_TEXT = 64 * 2**20
+
+
+def read_text(path: str | Path, most_bytes: int = MOST_BYTES_OF_TEXT) -> str:
+    """Return the text in a file that a user names.
+
+    Raises OSError if it cannot be read; ValueError if it is no regular file, is longer than `most_bytes`, or is not
+    UTF-8. Each names the file.
+    """
+    try:
+        return read_bounded(path, most_bytes).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"expected a text file in UTF-8, but {path} is not: see byte {error.start}") from None
+
+
+def read_bounded(path: str | Path, most_bytes: int = MOST_BYTES_OF_TEXT) -> bytes:
+    """Return the bytes of a text file that a user names, with the errors of `read_text`."""
+    path = Path(path)
+    if path.exists() and not path.is_file():  # a folder; a FIFO or a device may have no end
+        raise ValueError(f"expected a text file, got {path}, which is {'a folder' if path.is_dir() else 'no file'}")
+    with path.open("rb") as file:
+        content = file.read(most_bytes + 1)
+    if len(content) > most_bytes:
+        raise ValueError(f"expected a text file of at most {most_bytes:,} bytes, but {path} is longer")
+    return content
 
 
 def write_whole(path: Path, *content: bytes | memoryview) -> None:

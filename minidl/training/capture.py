@@ -9,7 +9,7 @@ import numpy as np
 from minidl.kernels import device_of, to_device
 from minidl.random import draws_so_far
 from minidl.system.gpu import require_cupy
-from minidl.tensor import Tensor
+from minidl.tensor import Tensor, watchers
 
 WARM_UP_CALLS = 2  # the second call runs with the gradients and the optimiser state that the first has created
 CONSTANTS = str | int | float | bool | np.generic | None
@@ -80,6 +80,11 @@ class CapturedStep:
             self._outputs, self._captured = self._capture(arguments), shapes
         if shapes != self._captured:
             return self._run(arguments, shapes)
+        if watchers.get():
+            raise RuntimeError(
+                "cuda_graph: detect_anomaly sees no operation of a captured step, as Python calls none; call "
+                "step.function(...) instead"
+            )
         self._fill_buffers(arguments)
         self._graph.launch()
         return _copied(self._outputs)

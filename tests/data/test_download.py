@@ -245,27 +245,27 @@ def test_a_broken_chunk_is_an_error_that_keeps_what_came_before(tmp_path, serve)
 @pytest.mark.parametrize("answer", [servers.silent, servers.trickled_headers])
 def test_a_server_that_does_not_answer_is_left_for_the_next_one(tmp_path, serve, answer):
     slow = serve(answer)
-    assert f"{urlsplit(slow.url).netloc}: no data in 0.3 s; nothing is kept" in fails(tmp_path, slow, patience=0.3)
-    fetch(tmp_path, slow, serve(good), patience=0.3)
+    assert f"{urlsplit(slow.url).netloc}: no data in 1.2 s; nothing is kept" in fails(tmp_path, slow, patience=1.2)
+    fetch(tmp_path, slow, serve(good), patience=1.2)
 
 
 @pytest.mark.parametrize("answer", [servers.stalls_after(3000), servers.trickled_body])
 def test_a_server_that_becomes_slow_is_left_for_the_next_one(tmp_path, serve, answer):
     slow, fast = serve(answer), serve(good)
-    fetch(tmp_path, slow, fast, patience=0.3, speeds=(20_000,))
+    fetch(tmp_path, slow, fast, patience=1.2, speeds=(20_000,))
     (asked,) = fast.ranges
     assert asked and asked != "bytes=0-"  # what the slow one has sent is kept
 
 
 def test_a_server_that_is_fast_enough_may_take_longer_than_the_patience(tmp_path, serve):
-    server = serve(servers.steady(30_000))  # 0.67 s
-    fetch(tmp_path, server, patience=0.3, speeds=(5000,))
+    server = serve(servers.steady(10_000))  # 2 s
+    fetch(tmp_path, server, patience=1.2, speeds=(1000,))
     assert server.ranges == [None]
 
 
 def test_slow_sources_are_tried_again_with_a_lower_speed(tmp_path, serve, capsys):
-    slower, slow = serve(servers.steady(20_000)), serve(servers.steady(40_000))
-    fetch(tmp_path, slower, slow, patience=0.2, speeds=(200_000, 30_000))
+    slower, slow = serve(servers.steady(2_000)), serve(servers.steady(20_000))
+    fetch(tmp_path, slower, slow, patience=0.6, speeds=(200_000, 5_000))
     assert [len(server.ranges) for server in (slower, slow)] == [2, 2]
     assert capsys.readouterr().err.count("too slow: ") == 3  # one line for each time that a source was left
 
@@ -416,7 +416,7 @@ def test_a_full_disk_is_not_blamed_on_the_source(tmp_path, serve, monkeypatch):
 @pytest.mark.parametrize("answer", [servers.endless, servers.trickled_body, servers.silent])
 def test_no_thread_stays_behind_although_the_server_stays(tmp_path, serve, answer):
     fails(tmp_path, serve(answer, OTHER), patience=0.2, speeds=(20_000,))
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 300
     while any(thread.name == "minidl download" for thread in threading.enumerate()):
         assert time.monotonic() < deadline
         time.sleep(0.01)

@@ -403,7 +403,7 @@ def test_a_loader_goes_on_from_a_saved_position_with_the_same_bits(root):
 
 def test_no_more_files_are_decoded_at_a_time_than_there_are_threads_and_no_thread_is_left(root):
     busy, most, lock = [0], [0], threading.Lock()
-    together = threading.Barrier(2, timeout=10)
+    together = threading.Barrier(2, timeout=300)
 
     def view(path, rng):
         with lock:
@@ -418,7 +418,7 @@ def test_no_more_files_are_decoded_at_a_time_than_there_are_threads_and_no_threa
     assert most == [2]
     for thread in threading.enumerate():
         if "Loader" in thread.name:
-            thread.join(timeout=5)  # it ends after its last batch
+            thread.join(timeout=300)  # it ends after its last batch
             assert not thread.is_alive()
 
 

@@ -45,7 +45,7 @@ def background_threads():
 
 def wait_for_the_end_of_background_threads():
     """A thread ends after the batch that it loads."""
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 300
     while background_threads():
         assert time.monotonic() < deadline
         time.sleep(0.001)
@@ -244,7 +244,7 @@ def test_while_the_caller_computes_one_thread_loads_as_many_batches_as_asked_and
     assert dataset.asked == []
     for handed_out in range(1, 6):
         next(iterator)
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 300
         while len(dataset.asked) < handed_out + 3 and time.monotonic() < deadline:
             time.sleep(0.001)
         time.sleep(0.01)  # for a fourth, if there were one
@@ -327,29 +327,32 @@ def test_no_thread_outlives_its_loop(leave):
 
 
 def test_a_loop_left_early_does_not_wait_for_all_that_was_planned():
-    dataset = Recording(100)
+    dataset, left = Recording(100), threading.Event()
 
     def slow(images, rng):
-        time.sleep(0.01)
+        if len(dataset.asked) > 3:
+            left.wait(300)
         return images
 
     leave_by_break(DataLoader(dataset, batch_size=1, transform=slow, prefetch=100))
-    assert len(dataset.asked) < 50
+    left.set()
+    wait_for_the_end_of_background_threads()
+    assert len(dataset.asked) <= 4
 
 
 def test_a_loop_left_early_does_not_wait_for_a_slow_batch():
-    released = threading.Event()
+    released, loaded = threading.Event(), []
 
     def slow(images, rng):
         if images[0, 0, 0, 0] > 0:
-            released.wait(20)
+            released.wait(60)
+            loaded.append(images)
         return images
 
-    began = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
         for _ in DataLoader(numbered(3), batch_size=1, transform=slow):
             raise KeyboardInterrupt
-    assert time.monotonic() - began < 5
+    assert not loaded
     released.set()
     wait_for_the_end_of_background_threads()
 
@@ -359,7 +362,7 @@ def test_ctrl_c_while_waiting_for_a_slow_batch_ends_the_program_at_once():
 import time
 from minidl.data import DataLoader, make_shapes
 print("begun", flush=True)
-for _ in DataLoader(make_shapes(3), batch_size=1, transform=lambda images, rng: time.sleep(60)):
+for _ in DataLoader(make_shapes(3), batch_size=1, transform=lambda images, rng: time.sleep(3600)):
     pass
 """
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
@@ -368,7 +371,7 @@ for _ in DataLoader(make_shapes(3), batch_size=1, transform=lambda images, rng: 
         process.stdout.readline()
         time.sleep(0.5)
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=20)
+        _, errors = process.communicate(timeout=300)
     assert "KeyboardInterrupt" in errors and process.returncode != 0
 
 
@@ -392,7 +395,7 @@ os.waitpid(child, 0)
 print(len(list(batches)))
 """
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    result = subprocess.run([sys.executable, "-uc", code], env=env, capture_output=True, text=True, timeout=20)
+    result = subprocess.run([sys.executable, "-uc", code], env=env, capture_output=True, text=True, timeout=300)
     assert result.stderr == ""
     childs, parents = result.stdout.splitlines()
     assert childs.startswith("DataLoader: this loop began before the process was forked") and childs.endswith("9")
@@ -409,7 +412,7 @@ next(iterator)
 {ending}
 """
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    result = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=20)
+    result = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=300)
     assert (result.returncode, result.stderr) == (0, "")
 
 

@@ -41,7 +41,7 @@ def data():
 
 def train(folder, dtype):
     """Three epochs; each rank saves its network."""
-    with start(timeout=30) as communicator:
+    with start(timeout=300) as communicator:
         minidl.manual_seed(communicator.rank)  # each rank begins with other weights
         model = convert_sync_batch_norm(network().to(dtype), communicator)
         gradients = AveragedGradients(model, communicator, bucket_bytes=100)
@@ -61,7 +61,7 @@ def train(folder, dtype):
 
 def killed():
     """Rank 1 is killed while the others wait for it."""
-    with start(timeout=30) as communicator:
+    with start(timeout=300) as communicator:
         communicator.barrier()
         if communicator.rank == 1:
             print(f"killed: process {os.getpid()}", flush=True)
@@ -80,7 +80,7 @@ def missing():
 
 def slow():
     """Rank 1 is late, but within the time, and nobody complains."""
-    with start(timeout=6) as communicator:
+    with start(timeout=300) as communicator:
         for _ in range(2):
             communicator.barrier()
             if communicator.rank == 1:
@@ -90,7 +90,7 @@ def slow():
 
 def failing():
     """Rank 1 raises an error while the others wait."""
-    with start(timeout=30) as communicator:
+    with start(timeout=300) as communicator:
         if communicator.rank == 1:
             raise ValueError("the disk is full")
         communicator.barrier()
@@ -98,7 +98,7 @@ def failing():
 
 def leaving():
     """Rank 1 calls sys.exit() while the others wait."""
-    with start(timeout=30) as communicator:
+    with start(timeout=300) as communicator:
         if communicator.rank == 1:
             sys.exit()
         communicator.barrier()
@@ -106,7 +106,7 @@ def leaving():
 
 def checks(folder):
     """Each check, on ranks that agree and on ranks that do not. What each rank catches is printed in one line."""
-    with start(timeout=30) as communicator:
+    with start(timeout=300) as communicator:
         rank, caught = communicator.rank, []
 
         def attempt(check, *arguments):

@@ -26,7 +26,7 @@ class Thread(Communicator):
     def __init__(self, rank, size, shared=None):
         self.rank, self.size = rank, size
         self._shared = shared or {
-            "barrier": threading.Barrier(size, timeout=20),
+            "barrier": threading.Barrier(size, timeout=300),
             "arrays": {},
             "lock": threading.Lock(),
         }
@@ -67,7 +67,7 @@ def on_threads(size, function):
     return [future.result() for future in futures]
 
 
-def mpiexec(size, *arguments, env=None, timeout=60):
+def mpiexec(size, *arguments, env=None, timeout=600):
     """Run a job of tests/distributed/jobs.py on `size` ranks. Its output, errors and exit status."""
     command = [MPIEXEC, "-n", str(size), sys.executable, "-m", "tests.distributed.jobs", *map(str, arguments)]
     return subprocess.run(

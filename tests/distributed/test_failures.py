@@ -16,7 +16,7 @@ from tests.distributed.ranks import ROOT, environment, mpiexec, needs_mpi
 def test_a_killed_rank_ends_the_job_and_its_process_is_named():
     began = time.monotonic()
     result = mpiexec(3, "killed")
-    assert result.returncode != 0 and time.monotonic() - began < 30
+    assert result.returncode != 0 and time.monotonic() - began < 300
     (process,) = re.findall(r"killed: process (\d+)", result.stdout)
     named = re.findall(r"minidl.distributed: (.*) was killed \(SIGKILL\)", result.stderr)
     assert named == [f"rank 1 of 3, process {process},"]

@@ -71,6 +71,19 @@ def test_degradation_that_was_stopped_draws_what_there_is_and_goes_on_with_the_s
         assert_same_run(tmp_path / name, whole / name)
 
 
+def test_a_signal_in_the_last_step_of_a_network_stops_before_the_next(degrade, tmp_path, whole):
+    with signal_after(4, signal.SIGTERM):
+        status, output = degrade("--budget", 4)
+    assert status == 143
+    assert "stopped after step 4; checkpoint saved. To continue: the same command\n" in output
+    assert not (tmp_path / "residual-8").exists()
+    assert (tmp_path / "degradation.png").exists()
+    with signal_after(4, signal.SIGTERM):  # the plain network does not reach it again; the other one is the last
+        assert degrade("--budget", 4)[0] == 0
+    for name in ("plain-8", "residual-8"):
+        assert_same_run(tmp_path / name, whole / name)
+
+
 def test_a_checkpoint_of_the_first_version_goes_on(degrade, tmp_path, whole):
     """Its counters were not in a progress."""
     with signal_after(2):

@@ -282,6 +282,22 @@ def test_metrics_that_cannot_be_read_are_named_in_one_line(resnet, begun, tmp_pa
     assert "Traceback" not in output
 
 
+def test_metrics_are_read_within_a_bound(resnet, begun, tmp_path, monkeypatch):
+    """A file of many gigabytes is not read into memory, but named."""
+    (tmp_path / "checkpoint.safetensors").write_bytes((begun / "checkpoint.safetensors").read_bytes())
+    with (tmp_path / "metrics.jsonl").open("wb") as file:
+        file.truncate(2**40)
+    status, output = resnet("--epochs", 1, "--out", tmp_path, "--resume")
+    assert status == 2
+    assert (
+        f"--resume: expected a text file of at most 67,108,864 bytes, but {tmp_path}/metrics.jsonl is longer" in output
+    )
+    (tmp_path / "metrics.jsonl").unlink()
+    (tmp_path / "metrics.jsonl").mkdir()
+    status, output = resnet("--epochs", 1, "--out", tmp_path, "--resume")
+    assert status == 2 and "metrics.jsonl, which is a folder; delete the file" in output
+
+
 def test_a_run_goes_on_without_its_metrics(resnet, begun, tmp_path):
     (tmp_path / "checkpoint.safetensors").write_bytes((begun / "checkpoint.safetensors").read_bytes())
     assert resnet("--epochs", 1, "--out", tmp_path, "--resume")[0] == 0

@@ -112,6 +112,14 @@ def test_a_handful_of_photographs_is_learnt_by_heart(train, tmp_path):
     assert model.fc.weight.shape == (512 // 16, 3)
 
 
+def test_detect_anomaly_names_the_layer_and_changes_no_bit(train, tmp_path):
+    train("plain", "--epochs", 2)
+    assert train("checked", "--epochs", 2, "--detect-anomaly", "--micro-batch", 3)[0] == 0
+    assert_same_run(tmp_path / "checked", tmp_path / "plain")
+    status, _, _ = train("broken", "--epochs", 2, "--detect-anomaly", "--lr", 1e30)
+    assert re.match(r"error: step \d: \w+, (forward|backward) of [\w.]+.*; no checkpoint exists", status)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_run_that_was_stopped_and_resumed_ends_with_the_same_bits(train, tmp_path, number):
     """Stopped in the middle of the second epoch."""

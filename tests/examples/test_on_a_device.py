@@ -69,6 +69,16 @@ def test_a_run_that_was_stopped_and_resumed_ends_with_the_same_bits(tmp_path, tr
     assert_same_run(tmp_path / "parts", tmp_path / "whole")
 
 
+def test_detect_anomaly_finds_a_nan_at_its_step_and_changes_no_bit(tmp_path, train, device, monkeypatch):
+    """On a GPU without a graph, and although the loss is seldom read."""
+    monkeypatch.setitem(READ_LOSS_EVERY, device, 50)
+    train(tmp_path / "plain")
+    assert train(tmp_path / "checked", "--detect-anomaly")[0] == 0
+    assert_same_run(tmp_path / "checked", tmp_path / "plain")
+    status, _ = train(tmp_path / "broken", "--detect-anomaly", "--lr", 1e30)
+    assert re.match(r"error: step \d: \w+, (forward|backward) of ", status)
+
+
 def test_a_loss_that_is_nan_stops_the_run_and_the_steps_it_may_be_of_are_named(tmp_path, train, device, monkeypatch):
     monkeypatch.setitem(READ_LOSS_EVERY, device, 50)
     status, _ = train(tmp_path, "--lr", 1e30)

@@ -83,8 +83,9 @@ def test_what_cannot_be_read_is_named_and_left_out(weights, photographs, guess):
     assert output.count("%") == 2 * 5
     assert f"skipped: read_image: {photographs / 'c.jpg'}" in errors
     assert "missing.png" in errors
-    status, output, _ = guess("--weights", weights, "--images", photographs / "c.jpg")
-    assert (status, output) == ("error: none of the photographs could be read", "")
+    status, output, errors = guess("--weights", weights, "--images", photographs / "c.jpg")
+    assert (status, output) == (2, "")
+    assert "predict: error: --images: none of the photographs could be read" in errors
 
 
 @pytest.mark.parametrize("top", [0, -1])

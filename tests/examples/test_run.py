@@ -1,5 +1,6 @@
 """A run: whatever ends it, nothing is lost, and the error is one line."""
 
+import argparse
 import errno
 import json
 import logging
@@ -17,6 +18,7 @@ import pytest
 import train_cifar_resnet
 import train_cifar_vgg
 from common.errors import drop_closed_output, log
+from common.fit import prepare_step
 from common.folder import RunFolder
 from common.run import READ_LOSS_EVERY, Run
 from common.stop import StopRequest
@@ -104,6 +106,49 @@ def test_an_overflow_is_one_line_and_no_warning_of_numpy(resnet, tmp_path):
     assert "Warning" not in output and "encountered" not in output and "nan" not in output
 
 
+def test_detect_anomaly_names_the_step_the_operation_and_the_layer(resnet, tmp_path, monkeypatch):
+    """The network is poisoned after step 2, the last one of the first epoch, whose checkpoint is good."""
+    real_log = Run.log
+
+    def log_and_poison(run, *arguments):
+        real_log(run, *arguments)
+        if run.step == 3:
+            dict(run.model.named_parameters())["layer2.0.bn1.weight"].data[...] = 3e38
+
+    monkeypatch.setattr(Run, "log", log_and_poison)
+    status, output = resnet("--epochs", 3, "--detect-anomaly", "--out", tmp_path)
+    assert re.match(
+        r"error: step 3: BatchNorm, forward of layer2\.0\.bn1: the output has .* inf among [\d,]+ numbers, and all "
+        rf"inputs are finite; try a lower --lr \(a tenth\); the last good checkpoint is {tmp_path}/checkpoint",
+        status,
+    )
+    assert "Warning" not in output
+    assert all(np.isfinite(array).all() for array in load_file(tmp_path / "checkpoint.safetensors").values())
+
+
+@pytest.mark.parametrize("script", [train_cifar_resnet, train_cifar_vgg])
+def test_a_run_with_detect_anomaly_has_the_same_bits(run, tmp_path, script):
+    same = ["--batch-size", 20, "--epochs", 2, *(["--depth", 8] if script is train_cifar_resnet else ["--config", "A"])]
+    assert run(script, *same, "--out", tmp_path / "plain")[0] == 0
+    assert run(script, *same, "--out", tmp_path / "checked", "--detect-anomaly")[0] == 0
+    assert_same_run(tmp_path / "checked", tmp_path / "plain")
+
+
+def test_a_run_can_be_resumed_with_detect_anomaly(resnet, tmp_path):
+    resnet("--epochs", 2, "--out", tmp_path / "whole")
+    with signal_after(3):
+        resnet("--epochs", 2, "--out", tmp_path / "parts")
+    assert resnet("--epochs", 2, "--out", tmp_path / "parts", "--resume", "--detect-anomaly")[0] == 0
+    assert_same_run(tmp_path / "parts", tmp_path / "whole")
+
+
+def test_detect_anomaly_is_refused_with_a_scaler():
+    """Whose overflows are no anomalies."""
+    args = argparse.Namespace(detect_anomaly=True, device="cuda")
+    with pytest.raises(ValueError, match=r"^--detect-anomaly: float16 gradients overflow .*; use --dtype bfloat16"):
+        prepare_step(lambda: None, Linear(1, 1), args, GradScaler())
+
+
 @pytest.mark.parametrize("loss", [np.inf, -np.inf, np.nan])
 def test_a_run_stops_at_the_step_whose_loss_is_not_finite(tmp_path, loss):
     run, losses = small_run(tmp_path), iter([1.0, loss, 1.0, 1.0])
@@ -132,7 +177,7 @@ def start(*options):
 
 
 def wait_for(condition, process):
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 600
     while not condition():
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < deadline
@@ -145,7 +190,7 @@ def test_two_runs_do_not_share_a_folder_and_a_killed_one_leaves_it_free(tmp_path
     with start("--out", tmp_path) as first:
         wait_for(checkpoint.exists, first)
         with start("--out", tmp_path, "--resume") as second:
-            _, errors = second.communicate(timeout=120)
+            _, errors = second.communicate(timeout=600)
         first.kill()
     refusal = f"error: another run (pid {first.pid}) is writing to {tmp_path}; wait for it or choose another --out\n"
     assert (second.returncode, errors) == (1, refusal)
@@ -156,7 +201,7 @@ def test_two_runs_do_not_share_a_folder_and_a_killed_one_leaves_it_free(tmp_path
     with start("--out", tmp_path, "--resume") as third:
         wait_for(lambda: checkpoint.stat().st_mtime_ns != written, third)
         third.send_signal(signal.SIGTERM)
-        output, errors = third.communicate(timeout=120)
+        output, errors = third.communicate(timeout=600)
     assert third.returncode == 128 + signal.SIGTERM, errors
     assert "Traceback" not in errors
     last = int(re.search(r"stopped after step ([\d,]+); checkpoint saved", output)[1].replace(",", ""))
@@ -356,7 +401,7 @@ def test_a_run_whose_terminal_closes_saves_what_it_did(tmp_path):
     """As when ssh drops: the system sends SIGHUP, and nothing can be printed any more."""
     tiny = ["--depth", 8, "--limit-train", 64, "--batch-size", 16, "--iterations", 1000, "--out", tmp_path]
     close = [sys.executable, "-c", CLOSE_TERMINAL, *command("train_cifar_resnet.py", *tiny)]
-    done = subprocess.run(close, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(close, capture_output=True, text=True, timeout=600)
     assert done.stdout == f"{128 + signal.SIGHUP}\n", done.stderr
     assert read_checkpoint(tmp_path / "checkpoint.safetensors")[1]["progress"]["step"] >= 4
     assert not (tmp_path / "lock").exists()

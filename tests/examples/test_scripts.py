@@ -37,7 +37,7 @@ SAYS = {
 
 def run(script, *options):
     """stdout of a script that ends well."""
-    done = subprocess.run(command(script, *options), capture_output=True, text=True, cwd=ROOT, timeout=300)
+    done = subprocess.run(command(script, *options), capture_output=True, text=True, cwd=ROOT, timeout=600)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     return done.stdout
@@ -69,7 +69,7 @@ def test_ctrl_c_in_a_terminal_loses_nothing(tmp_path):
             shown += process.stderr.read(1)
             assert process.poll() is None, shown
         process.send_signal(signal.SIGINT)
-        output, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=600)
     assert process.returncode == 0
     assert b"the same command with --resume" in output
     assert read_checkpoint(tmp_path / "parts" / "checkpoint.safetensors")[1]["progress"]["step"] < 8
@@ -83,7 +83,7 @@ def test_ctrl_c_in_a_terminal_loses_nothing(tmp_path):
 def test_without_the_data_the_error_says_what_to_do(tmp_path, dataset):
     (tmp_path / "data").write_text("a file where the folder should be")
     line = command("train_cifar_resnet.py", "--dataset", dataset, "--data-dir", tmp_path / "data", "--out", tmp_path)
-    done = subprocess.run(line, capture_output=True, text=True, cwd=ROOT, timeout=300)
+    done = subprocess.run(line, capture_output=True, text=True, cwd=ROOT, timeout=600)
     assert done.returncode == 2
     assert "error:" in done.stderr
     assert "Traceback" not in done.stderr

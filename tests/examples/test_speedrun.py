@@ -232,6 +232,17 @@ def test_a_run_that_was_stopped_goes_on_with_the_same_bits(speed, narrow, tmp_pa
     assert_same_run(tmp_path / "parts" / "seed0", tmp_path / "whole" / "seed0")
 
 
+def test_a_signal_in_the_last_step_of_a_seed_stops_before_the_next(speed, narrow, tmp_path):
+    options = "--epochs", 1, "--seeds", 2
+    with signal_after(3, signal.SIGTERM):
+        status, output = speed(tmp_path, *options)
+    assert status == 143 and "stopped after step 3; checkpoint saved. To continue: the same command" in output
+    assert (tmp_path / "seed0" / "best.safetensors").exists() and not (tmp_path / "seed1").exists()
+    with signal_after(3, signal.SIGTERM):  # which seed 0 does not reach again, and after seed 1 nothing is left to do
+        status, output = speed(tmp_path, *options)
+    assert status == 0 and "2 seeds: mean" in output
+
+
 def test_other_options_do_not_continue_a_run(speed, narrow, tmp_path):
     speed(tmp_path, "--epochs", 1)
     status, _ = speed(tmp_path, "--epochs", 2)
@@ -256,6 +267,14 @@ def test_a_loss_of_nan_ends_the_run_with_advice_that_can_be_followed(speed, narr
         status, _ = speed(tmp_path, "--epochs", 2)
     assert re.search("error: (the loss is|NaN or infinity)", status)
     assert "--lr" not in status and "--batch-size" in status  # the script has no --lr
+
+
+def test_detect_anomaly_names_the_layer(speed, narrow, tmp_path, monkeypatch):
+    monkeypatch.setattr(speedrun_cifar10, "LR", 1e30)
+    status, _ = speed(tmp_path, "--epochs", 2, "--detect-anomaly")
+    assert re.match(
+        r"error: step 1: Conv2d, forward of groups\.0\.conv1: the output .* try a smaller --batch-size", status
+    )
 
 
 def test_a_run_on_a_device_ends_as_on_the_cpu(speed, narrow, tmp_path, device):

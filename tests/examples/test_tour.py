@@ -16,7 +16,7 @@ TITLES = [step.__name__ for step in tour.STEPS]
 
 
 def test_the_whole_tour_as_a_user_takes_it():
-    done = subprocess.run(command("tour.py"), capture_output=True, text=True, cwd=ROOT, timeout=300)
+    done = subprocess.run(command("tour.py"), capture_output=True, text=True, cwd=ROOT, timeout=600)
     assert (done.returncode, done.stderr) == (0, "")
     assert re.findall(r"^Step (\d+): ", done.stdout, re.MULTILINE) == [str(number) for number in range(1, 11)]
     assert done.stdout.count("losses: 2.8801 ") == 2

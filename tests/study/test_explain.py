@@ -803,7 +803,7 @@ def test_the_command_answers_bad_input_by_one_line(tmp_path, capsys):
         ["resnet20", "--out", str(tmp_path / "device")],
         ["resnet20", "--out", str(tmp_path / ("long" * 100))],
     ):
-        assert command(*words) == 1
+        assert command(*words) == 2
         error = capsys.readouterr().err
         assert error.startswith("explain: ") and error.count("\n") == 1
 
@@ -814,7 +814,7 @@ def test_a_page_that_cannot_be_written_is_an_error(tmp_path, monkeypatch, capsys
 
     monkeypatch.setattr("minidl.study.explain.write_whole", refuse)
     write(tmp_path, "tiny.py", MAKE)
-    assert command(f"{tmp_path}/tiny.py:make", "--out", f"{tmp_path}/page.html") == 1
+    assert command(f"{tmp_path}/tiny.py:make", "--out", f"{tmp_path}/page.html") == 2
     assert "--out: cannot write" in capsys.readouterr().err
 
 

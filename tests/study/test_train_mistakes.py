@@ -82,11 +82,16 @@ def test_ctrl_c_keeps_what_is_there(small, tmp_path, monkeypatch, capsys):
         (["--epochs", "0"], "--epochs of at least 1"),
         (["--images", "10"], "--images of at least 64"),
         (["--out", "file"], "cannot write in file (File exists)"),
+        (["--out", "torn"], "--out: torn/mistakes.jsonl: expected a record in each line"),
+        (["--out", "binary"], "--out: expected a text file in UTF-8, but binary/mistakes.jsonl is not"),
     ],
 )
 def test_what_cannot_be_trained_is_refused_at_once(options, words, small, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "file").touch()
+    for name, content in (("torn", b'{"mis'), ("binary", b"\xff")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "mistakes.jsonl").write_bytes(content)
     assert main(["mistakes", *small, *options]) == 2
     assert words in capsys.readouterr().err
 

@@ -15,7 +15,9 @@ import importlib.util
 import inspect
 import io
 import json
+import math
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
 
@@ -68,6 +70,7 @@ def _limit(seconds: int, megabytes: int) -> None:
     with contextlib.suppress(ImportError):
         import resource
 
+        seconds += math.ceil(time.process_time())  # those of the imports, before the file, do not count
         limits = {"CPU": (seconds, seconds + 1), "AS": (megabytes * 2**20,) * 2, "FSIZE": (2**28,) * 2, "CORE": (0, 0)}
         for name, limit in limits.items():
             with contextlib.suppress(AttributeError, ValueError, OSError):
