@@ -15,7 +15,7 @@ import numpy as np
 
 from minidl.nn import Module
 from minidl.training.checkpoint import read_checkpoint
-from models.config import NetworkConfig, load_file
+from models.config import NetworkConfig, load_file, read_config
 
 FOLDER = Path(__file__).parents[1] / "weights"
 HUB = "hf:"
@@ -46,6 +46,23 @@ def load_network(weights: str | Path, fallback: NetworkConfig | None = None) -> 
     if path.is_dir():
         return load_timm(path / "model.safetensors", path / "config.json", fallback)
     return load_file(path, fallback)
+
+
+def find_described(weights: str | Path) -> tuple[Path, NetworkConfig | None]:
+    """The file of the weights that load_network finds by name, and their config; None if the file has none."""
+    if str(weights).startswith(HUB):
+        repository = str(weights).removeprefix(HUB)
+        return _fetched(repository, "model.safetensors"), timm_config(_fetched(repository, "config.json"))
+    path = find_weights(weights)
+    if path.is_dir():
+        return path / "model.safetensors", timm_config(path / "config.json")
+    return path, read_config(path)
+
+
+def read_arrays(file: Path) -> dict[str, np.ndarray]:
+    """The parameters and running statistics in a file, with the names and shapes of our networks."""
+    arrays, _ = read_checkpoint(file)
+    return from_timm({name: array for name, array in arrays.items() if "/" not in name})
 
 
 def find_weights(weights: str | Path) -> Path:
