@@ -8,7 +8,9 @@ Each returns the network in evaluation mode and its config, which prepares photo
 """
 
 import difflib
+import hashlib
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -96,7 +98,7 @@ def find_weights(weights: str | Path) -> Path:
 def load_from_hub(repository: str) -> tuple[Module, NetworkConfig]:
     """Load a network of https://huggingface.co that timm saved, such as "timm/resnet50.tv_in1k".
 
-    huggingface_hub downloads its two files, resumes after a break, checks them and keeps them.
+    huggingface_hub downloads its two files, resumes after a break and keeps them. Without data it gives up after a minute.
     """
     return load_timm(_fetched(repository, "model.safetensors"), _fetched(repository, "config.json"))
 
@@ -111,13 +113,31 @@ def _fetched(repository: str, file: str) -> Path:
             f"{HUB}{repository}: needs huggingface_hub; install it with: pip install huggingface_hub"
         ) from None
     try:
-        return Path(hf_hub_download(repository, file))
+        path = Path(hf_hub_download(repository, file))
+        _check_content(path)
     except (OSError, HTTPError, HFValidationError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(
             f"{HUB}{repository}: {file} could not be fetched ({type(error).__name__}: {reason}); without a network, "
             f"bring model.safetensors and config.json of https://huggingface.co/{repository} into a folder and pass it"
         ) from error
+    return path
+
+
+def _check_content(path: Path) -> None:
+    """Raise OSError, and remove the file from the cache, if it is not the one whose SHA-256 checksum the hub has told.
+
+    huggingface_hub checks the size alone. It names a large file in its cache after the checksum; small ones have none.
+    """
+    stored = path.resolve()
+    if not re.fullmatch("[0-9a-f]{64}", stored.name):
+        return
+    with open(stored, "rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != stored.name:
+        path.unlink()
+        stored.unlink(missing_ok=True)
+        raise OSError(f"SHA-256 expected {stored.name}, got {found}; the file was removed, try again")
 
 
 def load_timm(weights: Path, description: Path, fallback: NetworkConfig | None = None) -> tuple[Module, NetworkConfig]:
