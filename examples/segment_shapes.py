@@ -60,7 +60,8 @@ def train(args: argparse.Namespace) -> None:
     total_steps = args.epochs * len(loader)
 
     def step(images: np.ndarray, masks: np.ndarray) -> tuple[Tensor, float]:
-        scores = model(Tensor(images, device=args.device)).reshape(-1, classes)  # (N, H, W, classes) -> (N*H*W, classes)
+        scores = model(Tensor(images, device=args.device))
+        scores = scores.reshape(-1, classes)  # (N, H, W, classes) -> (N*H*W, classes)
         labels = masks.reshape(-1)
         loss = cross_entropy(scores, labels)
         loss.backward()

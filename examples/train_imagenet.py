@@ -158,7 +158,7 @@ def start_from(model: Module, config: NetworkConfig, init_from: str) -> None:
     mine, theirs = own[f"{last}.weight"].shape, weights.get(f"{last}.weight", own[f"{last}.weight"]).shape
     if mine[1:] == theirs[1:] and mine[0] != theirs[0]:
         weights |= {name: own[name] for name in (f"{last}.weight", f"{last}.bias")}
-        log(f"--init-from: {init_from} has {theirs[0]} classes, the photographs {mine[0]}: the last layer, {last}, is new")
+        log(f"{init_from} has {theirs[0]} classes, the photographs {mine[0]}: the last layer, {last}, is new")
     try:
         if config.builder == "vgg" and own.keys() - weights.keys():  # weights of another VGG
             start_from_a(model, weights)
@@ -211,7 +211,7 @@ def main() -> None:
     parser.add_argument("--shortcut", choices=("A", "B", "C"), default="B", help="ResNet only; default: B")
     parser.add_argument("--variant", choices=("he2015", "torchvision"), default="he2015", help="see models/resnet.py")
     parser.add_argument("--init", choices=INITIALISATIONS, default="glorot", help="VGG only; default: glorot")
-    parser.add_argument("--init-from", metavar="WEIGHTS", help="initial weights: a file, or a name of models/weights.py")
+    parser.add_argument("--init-from", metavar="WEIGHTS", help="initial weights: a file or a name, see above")
     parser.add_argument("--sides", type=positive, nargs="+", metavar="S", help="shorter side: one number or a range")
     where = "shorter side for validation; default: the middle of --sides for VGG, the minimum for ResNet"
     parser.add_argument("--validation-side", type=positive, metavar="Q", help=where)

@@ -98,7 +98,7 @@ def find_weights(weights: str | Path) -> Path:
 def load_from_hub(repository: str) -> tuple[Module, NetworkConfig]:
     """Load a network of https://huggingface.co that timm saved, such as "timm/resnet50.tv_in1k".
 
-    huggingface_hub downloads its two files, resumes after a break and keeps them. Without data it gives up after a minute.
+    huggingface_hub downloads its two files, resumes after a break and keeps them.
     """
     return load_timm(_fetched(repository, "model.safetensors"), _fetched(repository, "config.json"))
 
@@ -132,7 +132,7 @@ def _check_content(path: Path) -> None:
     stored = path.resolve()
     if not re.fullmatch("[0-9a-f]{64}", stored.name):
         return
-    with open(stored, "rb") as file:
+    with stored.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != stored.name:
         path.unlink()

@@ -88,8 +88,8 @@ def test_the_card_of_a_network_for_cifar_has_the_error_of_the_file(tmp_path, mon
     x = (test.images.astype(np.float32) - CONFIG.mean.astype(np.float32)) / 60
     wrong = model.eval()(Tensor(x)).numpy().argmax(axis=1) != test.labels
     card = (tmp_path / "weights" / "tiny.md").read_text()
-    expected = f"{wrong.mean():.2%}: {wrong.sum():,} of the 1,100 test images wrong, {wrong[:1000].sum():,} of the first"
-    assert expected in card and "The 45,000 training images of cifar10" in card
+    assert f"{wrong.mean():.2%}: {wrong.sum():,} of the 1,100 test images wrong" in card
+    assert "The 45,000 training images of cifar10" in card
     assert wrong_on_the_card(card) == (wrong[:1000].sum(), wrong.sum())
 
 
@@ -354,7 +354,8 @@ def test_a_download_that_breaks_off_is_resumed(hub):
     model, _, _ = hub
     Hub.fault = "breaks off once"
     np.testing.assert_array_equal(logits(load_network("hf:timm/vgg11")[0]), logits(model))
-    assert Hub.ranges == [len(Hub.files["model.safetensors"]) // 2]
+    (begin,) = Hub.ranges
+    assert 0 < begin <= len(Hub.files["model.safetensors"]) // 2
 
 
 @pytest.mark.parametrize("fault", ["stalls", "breaks off"])
