@@ -51,10 +51,10 @@ CARD = """# {name}
 {licence}
 """
 
-CIFAR_DATA = """The {images} training images of {dataset}, from https://www.cs.toronto.edu/~kriz/cifar.html (Krizhevsky 2009,
-"Learning multiple layers of features from tiny images")."""
-CIFAR_LICENCE = """Of the weights: that of this repository (`LICENSE`). Of the data: its page states no licence, and asks
-to cite the report above."""
+CIFAR_DATA = """The {images} training images of {dataset}, from https://www.cs.toronto.edu/~kriz/cifar.html
+(Krizhevsky 2009, "Learning multiple layers of features from tiny images")."""
+CIFAR_LICENCE = """Of the weights: that of this repository (`LICENSE`). Of the data: its page states no licence,
+and asks to cite the report above."""
 
 
 def export(model: Module, config: NetworkConfig, path: Path) -> None:
