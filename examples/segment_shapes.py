@@ -2,6 +2,7 @@
 
     python examples/segment_shapes.py                             FCN-2s: two skips
     python examples/segment_shapes.py --skips 0                   FCN-8s: scores of the coarsest features alone
+    python examples/segment_shapes.py --device cuda               on a GPU
     python examples/segment_shapes.py --out runs/fcn --resume     continue after Ctrl-C
 
 The images, 64 x 64 pixels, show several of ten shapes before clutter and noise. Each pixel has a class: one of the
@@ -53,13 +54,14 @@ def train(args: argparse.Namespace) -> None:
     scenes = make_scenes(args.images, args.seed, size=args.size)
     test = make_scenes(args.test_images, args.seed, train=False, size=args.size)
     classes = len(Scenes.classes)
-    model = fcn(classes, args.skips, args.blocks, args.width, args.seed)
+    model = fcn(classes, args.skips, args.blocks, args.width, args.seed).to(args.device)
     optimizer = SGD(model.parameters(), args.lr, momentum=0.9, weight_decay=5e-4, nesterov=True)
     loader = DataLoader(scenes, args.batch_size, shuffle=True, seed=args.seed, transform=prepare)
     total_steps = args.epochs * len(loader)
 
     def step(images: np.ndarray, masks: np.ndarray) -> tuple[Tensor, float]:
-        scores = model(Tensor(images)).reshape(-1, classes)  # (N, H, W, classes) -> (N*H*W, classes)
+        scores = model(Tensor(images, device=args.device))
+        scores = scores.reshape(-1, classes)  # (N, H, W, classes) -> (N*H*W, classes)
         labels = masks.reshape(-1)
         loss = cross_entropy(scores, labels)
         loss.backward()
@@ -72,9 +74,9 @@ def train(args: argparse.Namespace) -> None:
     run = Run(model, optimizer, loader, total_steps, folder)
 
     def end_epoch() -> None:
-        confusion = confusion_on(test, model)
+        confusion = confusion_on(test, model, args.device)
         run.end_epoch(pixel_error(confusion), mean_iou=mean_iou(confusion), ious=class_ious(confusion).tolist())
-        draw(model, test, Path(args.out, "masks.png"))
+        draw(model, test, Path(args.out, "masks.png"), args.device)
 
     fit(run, step, OneCycleLR(args.lr, total_steps), end_epoch)
     print(run.summary())
@@ -83,11 +85,11 @@ def train(args: argparse.Namespace) -> None:
         print(f"mean IoU of {NAMES[args.skips]} on the test images: {folder.records[-1]['mean_iou']:.1%}")
 
 
-def confusion_on(scenes: Scenes, model: Module) -> np.ndarray:
+def confusion_on(scenes: Scenes, model: Module, device: str = "cpu") -> np.ndarray:
     """The confusion matrix of all pixels of the images."""
     parts = [scenes[start : start + TEST_BATCH] for start in range(0, len(scenes), TEST_BATCH)]
     classes = len(scenes.classes)
-    return sum(confusion_matrix(masks, predict_masks(model, Tensor(prepare(x))), classes) for x, masks in parts)
+    return sum(confusion_matrix(masks, predict_masks(model, prepare(x), device), classes) for x, masks in parts)
 
 
 def table(ious: list[float]) -> str:
@@ -95,7 +97,7 @@ def table(ious: list[float]) -> str:
     return "\n".join(f"    {name:12}{iou:7.1%}" for name, iou in zip(Scenes.classes, ious, strict=True))
 
 
-def draw(model: Module, test: Scenes, path: Path) -> None:
+def draw(model: Module, test: Scenes, path: Path, device: str = "cpu") -> None:
     """Draw the first test images, their true masks and the predicted ones, in three rows, with the colours' names."""
     with warn_if_not_drawn(path):
         from matplotlib.colors import ListedColormap
@@ -103,7 +105,7 @@ def draw(model: Module, test: Scenes, path: Path) -> None:
         from matplotlib.patches import Patch
 
         images, masks = test[:COLUMNS]
-        predicted = predict_masks(model, Tensor(prepare(images)))
+        predicted = predict_masks(model, prepare(images), device)
         figure = Figure(figsize=(1.25 * COLUMNS, 4.4), dpi=100, layout="constrained")
         panels = figure.subplots(3, COLUMNS, squeeze=False)
         options = {"cmap": ListedColormap(COLOURS), "vmin": 0, "vmax": len(COLOURS) - 1, "interpolation": "nearest"}
@@ -130,7 +132,7 @@ def main() -> None:
     parser.add_argument("--size", type=positive, default=64, metavar="N", help="side of an image; default: 64 pixels")
     parser.add_argument("--epochs", type=positive, default=6, metavar="N", help="default: 6")
     parser.add_argument("--lr", type=rate, default=0.1, help="maximum learning rate; default: 0.1")
-    add_options(parser, "batch_size", "seed", *FOLDER, batch_size=16, out="runs/fcn")
+    add_options(parser, "batch_size", "seed", "device", *FOLDER, batch_size=16, out="runs/fcn")
     args = parser.parse_args()
     with running(parser, args):
         train(args)

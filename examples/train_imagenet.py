@@ -5,7 +5,12 @@
     python examples/train_imagenet.py --data imagenet --model vgg-A --out runs/A              VGG recipe
     python examples/train_imagenet.py --data imagenet --model vgg-D --init-from runs/A/checkpoint.safetensors
     python examples/train_imagenet.py --data imagenet --model vgg-D --sides 384 --lr 1e-3 --init-from FILE_OF_SIDE_256
+    python examples/train_imagenet.py --data flowers --model resnet50 --variant torchvision --lr 1e-2 \\
+        --init-from hf:timm/resnet50.tv_in1k                           your own classes: only the last layer is new
     python examples/train_imagenet.py ... --out runs/A --resume                               continue after Ctrl-C
+
+--init-from takes the names of models/weights.py: a file, the folder of a run, hf:OWNER/NAME. Images are then normalised
+as for these weights. With other numbers of classes, the last layer keeps its random weights.
 
 --data is a folder with train/<wnid>/*.JPEG and val/<wnid>/*.JPEG, with any number of classes. A CPU overfits a handful
 of photographs in minutes; the 1.28 million of ILSVRC-2012 need a GPU. Each epoch writes metrics.jsonl, curves.png and a
@@ -15,6 +20,7 @@ the run (exit status 0, 143 and 129). evaluate_imagenet.py measures the error wi
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -36,8 +42,9 @@ from common.options import (
 )
 from common.recipes import IMAGENET_RECIPES, Recipe
 from common.run import Run, running
-from models.config import IMAGENET_MODELS, NetworkConfig, check_variant
+from models.config import IMAGENET_MODELS, TORCHVISION_MEAN, TORCHVISION_STD, NetworkConfig, check_variant
 from models.vgg import start_from_a
+from models.weights import find_described, read_arrays
 
 from minidl import GradScaler, fork_rng, no_grad
 from minidl.data import (
@@ -49,10 +56,9 @@ from minidl.data import (
     TrainingView,
     measure_images,
 )
-from minidl.nn import Module
+from minidl.nn import Linear, Module
 from minidl.nn.init import normal, xavier_normal
 from minidl.optim import SGD, weight_decay_groups
-from minidl.training.checkpoint import read_checkpoint
 
 # Initial weights of a VGG. With the paper's N(0, variance 0.01) the loss of net A starts at 4e7 and is NaN after one
 # step. The paper adds that with Glorot and Bengio's initialisation the deeper nets need not start from net A.
@@ -65,14 +71,16 @@ INITIALISATIONS: dict[str, Callable[[tuple[int, ...]], np.ndarray]] = {
 def train(args: argparse.Namespace) -> None:
     """Train the network and validate it after each epoch."""
     data, validation_data = training_folders(args)
+    if args.init_from is not None:
+        find_described(args.init_from)  # a wrong name is an error before the images are measured
     recipe = IMAGENET_RECIPES[args.recipe].with_options(args)
     statistics = measure_images(data, args.statistics, max(256, args.size), args.size, args.threads, args.skip_broken)
     config = make_config(data, statistics, args)
     model = make_network(config, args)
     optimizer = make_optimizer(model, recipe)
 
-    view = TrainingView(tuple(args.sides), args.size, config.mean, statistics.colours)
-    centre = CentreView(args.validation_side, args.size, config.mean)
+    view = TrainingView(tuple(args.sides), args.size, config.mean, statistics.colours, config.std)
+    centre = CentreView(args.validation_side, args.size, config.mean, config.std)
     settings = {"threads": args.threads, "skip_broken": args.skip_broken}
     photographs = ImageLoader(data, args.batch_size, view, shuffle=True, seed=args.seed, **settings)
     validation_photographs = ImageLoader(validation_data, 64, centre, **settings)
@@ -126,33 +134,50 @@ def make_config(folder: ImageFolder, statistics: ImageStatistics, args: argparse
     else:
         arguments = {"shortcut": args.shortcut, "variant": args.variant} | arguments  # a plain net overrides it
     mean = statistics.mean_image if IMAGENET_RECIPES[args.recipe].per_pixel_mean else statistics.mean
-    return NetworkConfig(
+    config = NetworkConfig(
         args.model, builder, arguments, folder.names, folder.classes, args.validation_side, args.size, mean
     )
+    return config if args.init_from is None else normalised_for(args.init_from, config)
+
+
+def normalised_for(init_from: str, config: NetworkConfig) -> NetworkConfig:
+    """The config with the mean and std of the images that these weights expect."""
+    _, theirs = find_described(init_from)
+    if theirs is None:  # a file without a description is assumed to come from torchvision
+        return replace(config, mean=TORCHVISION_MEAN, std=TORCHVISION_STD)
+    if theirs.mean.ndim == 3 and theirs.size != config.size:  # a mean for each pixel of images of another size
+        return replace(config, std=theirs.std)
+    return replace(config, mean=theirs.mean, std=theirs.std)
 
 
 def make_network(config: NetworkConfig, args: argparse.Namespace) -> Module:
-    """The network with random weights, or with those of --init-from that fit."""
+    """The network with random weights, or with those of --init-from."""
     model = config.build(seed=args.seed)
     if config.builder == "vgg":
         initialise(model, INITIALISATIONS[args.init], args.seed)
     if args.init_from is not None:
-        try:
-            load_weights(model, args.init_from, config)
-        except ValueError as problem:
-            raise ValueError(f"--init-from {args.init_from}: {problem}") from None
+        start_from(model, config, args.init_from)
     return model.to(args.device)
 
 
-def load_weights(model: Module, path: str, config: NetworkConfig) -> None:
-    """Load the weights in the file; of VGG-A into another VGG, those that fit."""
-    check_variant(path, config)
-    arrays, _ = read_checkpoint(path)
-    weights = {name: array for name, array in arrays.items() if "/" not in name}
-    if config.builder == "vgg" and model.state_dict().keys() - weights.keys():  # weights of another VGG
-        start_from_a(model, weights)
-    else:
-        model.load_state_dict(weights)
+def start_from(model: Module, config: NetworkConfig, init_from: str) -> None:
+    """Load the weights of the same network or of VGG-A. With other numbers of classes the last layer stays random."""
+    file, _ = find_described(init_from)
+    check_variant(file, config)
+    weights = read_arrays(file)
+    own = model.state_dict()
+    last = [name for name, layer in model.named_modules() if isinstance(layer, Linear)][-1]
+    mine, theirs = own[f"{last}.weight"].shape, weights.get(f"{last}.weight", own[f"{last}.weight"]).shape
+    if mine[1:] == theirs[1:] and mine[0] != theirs[0]:
+        weights |= {name: own[name] for name in (f"{last}.weight", f"{last}.bias")}
+        log(f"{init_from} has {theirs[0]} classes, the photographs {mine[0]}: the last layer, {last}, is new")
+    try:
+        if config.builder == "vgg" and own.keys() - weights.keys():  # weights of another VGG
+            start_from_a(model, weights)
+        else:
+            model.load_state_dict(weights)
+    except ValueError as error:
+        raise ValueError(f"--init-from: {init_from} does not fit {config.name}: {error}") from None
 
 
 def initialise(model: Module, draw: Callable[[tuple[int, ...]], np.ndarray], seed: int) -> None:
@@ -199,7 +224,7 @@ def main() -> None:
     parser.add_argument("--variant", choices=("he2015", "torchvision"), default="he2015", help="see models/resnet.py")
     parser.add_argument("--init", choices=INITIALISATIONS, default="glorot", help="VGG only; default: glorot")
     parser.add_argument(
-        "--init-from", type=nonempty, metavar="FILE", help="initial weights: of the same network, or of VGG-A"
+        "--init-from", type=nonempty, metavar="WEIGHTS", help="initial weights: a file or a name, see above"
     )
     parser.add_argument("--sides", type=positive, nargs="+", metavar="S", help="shorter side: one number or a range")
     where = "shorter side for validation; default: the middle of --sides for VGG, the minimum for ResNet"

@@ -19,9 +19,8 @@ from common.errors import one_line_errors
 from common.fit import RandomBatches, classification_step, fit
 from common.options import CIFAR, add_options, check_device, make_parser, positive
 from common.run import Run
-from models.config import read_config
 from models.resnet import cifar_resnet
-from models.weights import find_weights
+from models.weights import find_described, load_network
 from tqdm import tqdm
 
 from minidl import FeatureExtractor, Tensor, load_checkpoint, manual_seed, no_grad
@@ -34,19 +33,18 @@ from minidl.training.checkpoint import read_checkpoint
 BATCH, LR = 256, 0.01
 
 
-def load_network(args: argparse.Namespace) -> Module:
-    """Build the network that --weights describes, or else the one of --depth and --shortcut, and load the weights."""
+def make_network(args: argparse.Namespace) -> Module:
+    """The network of --weights, or an untrained one. Weights without a description are those of a CIFAR ResNet."""
     if args.random_init:
         return cifar_resnet(args.depth, args.shortcut, seed=args.seed)
-    path = find_weights(args.weights)
-    config = read_config(path)
+    path, config = find_described(args.weights)
     if config is not None:
-        model = config.build()
-    else:
-        arrays, _ = read_checkpoint(path, "fc.bias")
-        if "fc.bias" not in arrays:
-            raise ValueError(f"--weights: expected a CIFAR ResNet, got {path}, which has no fc.bias")
-        model = cifar_resnet(args.depth, args.shortcut, num_classes=len(arrays["fc.bias"]))
+        model, _ = load_network(args.weights)
+        return model
+    arrays, _ = read_checkpoint(path, "fc.bias")
+    if "fc.bias" not in arrays:
+        raise ValueError(f"--weights: expected a CIFAR ResNet, got {path}, which has no fc.bias")
+    model = cifar_resnet(args.depth, args.shortcut, num_classes=len(arrays["fc.bias"]))
     load_checkpoint(path, model)
     return model
 
@@ -106,7 +104,7 @@ def main() -> None:
     args = parser.parse_args()
     with one_line_errors(parser):
         check_device(args)
-        data, model = load_data(args), load_network(args).to(args.device)
+        data, model = load_data(args), make_network(args).to(args.device)
         train_accuracy, test_accuracy = transfer(model, data, args.layer, args.epochs, args.seed)
     network = "an untrained network" if args.random_init else args.weights
     print(f"a linear classifier on {args.layer} of {network}, {args.dataset}:")

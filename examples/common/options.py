@@ -11,7 +11,7 @@ DTYPES = "float32", "tf32", "bfloat16", "float16"
 
 # Options that may differ with --resume: paths, and how the same training is computed.
 MAY_CHANGE = {"out", "resume", "keep", "log", "data_dir", "device", "dtype", "recompute", "detect_anomaly"}
-MAY_CHANGE |= {"data", "names", "statistics", "init_from", "skip_broken", "threads", "micro_batch"}
+MAY_CHANGE |= {"data", "names", "statistics", "skip_broken", "threads", "micro_batch"}
 
 
 def _number(text: str, kind: type, is_right: Callable, expected: str) -> float:

@@ -34,10 +34,10 @@ def pixel_error(confusion: np.ndarray) -> float:
     return float(1 - confusion.trace() / confusion.sum())
 
 
-def predict_masks(model: Module, images: Tensor) -> np.ndarray:
+def predict_masks(model: Module, images: np.ndarray, device: str = "cpu") -> np.ndarray:
     """The class with the highest score at each pixel, in evaluation mode: (N, H, W, C) -> (N, H, W)."""
     model.eval()
     with no_grad():
-        masks = model(images).argmax(dim=-1).numpy()
+        masks = model(Tensor(images, device=device)).argmax(dim=-1).numpy()
     model.train()
     return masks

@@ -8,7 +8,9 @@ Each returns the network in evaluation mode and its config, which prepares photo
 """
 
 import difflib
+import hashlib
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +18,7 @@ import numpy as np
 from minidl.nn import Module
 from minidl.system.files import read_text
 from minidl.training.checkpoint import read_checkpoint
-from models.config import NetworkConfig, load_file
+from models.config import NetworkConfig, load_file, read_config
 
 FOLDER = Path(__file__).parents[1] / "weights"
 HUB = "hf:"
@@ -47,6 +49,23 @@ def load_network(weights: str | Path, fallback: NetworkConfig | None = None) -> 
     if path.is_dir():
         return load_timm(path / "model.safetensors", path / "config.json", fallback)
     return load_file(path, fallback)
+
+
+def find_described(weights: str | Path) -> tuple[Path, NetworkConfig | None]:
+    """The file of the weights that load_network finds by name, and their config; None if the file has none."""
+    if str(weights).startswith(HUB):
+        repository = str(weights).removeprefix(HUB)
+        return _fetched(repository, "model.safetensors"), timm_config(_fetched(repository, "config.json"))
+    path = find_weights(weights)
+    if path.is_dir():
+        return path / "model.safetensors", timm_config(path / "config.json")
+    return path, read_config(path)
+
+
+def read_arrays(file: Path) -> dict[str, np.ndarray]:
+    """The parameters and running statistics in a file, with the names and shapes of our networks."""
+    arrays, _ = read_checkpoint(file)
+    return from_timm({name: array for name, array in arrays.items() if "/" not in name})
 
 
 def find_weights(weights: str | Path) -> Path:
@@ -80,7 +99,7 @@ def find_weights(weights: str | Path) -> Path:
 def load_from_hub(repository: str) -> tuple[Module, NetworkConfig]:
     """Load a network of https://huggingface.co that timm saved, such as "timm/resnet50.tv_in1k".
 
-    huggingface_hub downloads its two files, resumes after a break, checks them and keeps them.
+    huggingface_hub downloads its two files, resumes after a break and keeps them.
     """
     return load_timm(_fetched(repository, "model.safetensors"), _fetched(repository, "config.json"))
 
@@ -95,13 +114,31 @@ def _fetched(repository: str, file: str) -> Path:
             f"{HUB}{repository}: needs huggingface_hub; install it with: pip install huggingface_hub"
         ) from None
     try:
-        return Path(hf_hub_download(repository, file))
+        path = Path(hf_hub_download(repository, file))
+        _check_content(path)
     except (OSError, HTTPError, HFValidationError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(
             f"{HUB}{repository}: {file} could not be fetched ({type(error).__name__}: {reason}); without a network, "
             f"bring model.safetensors and config.json of https://huggingface.co/{repository} into a folder and pass it"
         ) from error
+    return path
+
+
+def _check_content(path: Path) -> None:
+    """Raise OSError, and remove the file from the cache, if it is not the one whose SHA-256 checksum the hub has told.
+
+    huggingface_hub checks the size alone. It names a large file in its cache after the checksum; small ones have none.
+    """
+    stored = path.resolve()
+    if not re.fullmatch("[0-9a-f]{64}", stored.name):
+        return
+    with stored.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != stored.name:
+        path.unlink()
+        stored.unlink(missing_ok=True)
+        raise OSError(f"SHA-256 expected {stored.name}, got {found}; the file was removed, try again")
 
 
 def load_timm(weights: Path, description: Path, fallback: NetworkConfig | None = None) -> tuple[Module, NetworkConfig]:

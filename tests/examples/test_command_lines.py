@@ -76,6 +76,7 @@ SCRIPTS = {
         {
             **dict.fromkeys(("--images", "--test-images", "--epochs", "--batch-size", "--blocks", "--width"), COUNTS),
             "--skips": ("3", "-1", "x", ""),
+            "--device": DEVICES,
             "--size": (*COUNTS, "7"),
             "--lr": RATES,
             "--out": ("FILE", ""),

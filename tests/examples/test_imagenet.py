@@ -14,7 +14,7 @@ import train_imagenet
 from common.evaluate import top_errors
 from common.fit import classification_step
 from common.recipes import IMAGENET_RECIPES
-from models.config import IMAGENET_MODELS, standard_config
+from models.config import IMAGENET_MODELS, TORCHVISION_STD, standard_config
 from models.resnet import imagenet_resnet
 from models.vgg import start_from_a, vgg
 from models.weights import load_network
@@ -266,7 +266,51 @@ def test_training_can_start_from_weights(train, tmp_path):
     np.testing.assert_array_equal(weights["features.16.weight"], load_file(a)["features.16.weight"])
     status, _, errors = train("resnet", "--init-from", a)
     assert status == 2
-    assert "load_state_dict" in errors
+    assert "checkpoint.safetensors does not fit resnet18: load_state_dict: nothing was loaded" in errors
+
+
+@pytest.mark.parametrize("model", ["resnet18", "vgg-A"])
+def test_with_another_number_of_classes_the_last_layer_is_new(train, tmp_path, model):
+    """And the images are normalised as for the weights."""
+    size = ["--model", model, "--size", 64, "--sides", 64, "--validation-side", 64, "--iterations", 1, "--lr", 0]
+    config = standard_config(model, 5)
+    config = replace(config, size=64, shorter_side=64)
+    if model == "vgg-A":
+        config = replace(config, arguments=config.arguments | {"image_size": 64})
+    theirs, last = config.build(seed=2), "fc" if model == "resnet18" else "classifier.6"
+    save_checkpoint(tmp_path / "five", theirs, counters={"network": config.to_json()}, extra=config.arrays())
+    status, output, _ = train("three", *size, "--init-from", tmp_path / "five")
+    assert status == 0
+    assert f"five has 5 classes, the photographs 3: the last layer, {last}, is new" in output
+    trained, now = load_network(tmp_path / "three")
+    np.testing.assert_array_equal(now.mean, config.mean)
+    np.testing.assert_array_equal(now.std, config.std)
+    expected = dict(theirs.named_parameters())
+    for name, parameter in trained.named_parameters():
+        if name.startswith(last):
+            assert parameter.shape[-1] == 3
+        else:
+            np.testing.assert_array_equal(parameter.numpy(), expected[name].numpy())
+
+
+def test_weights_without_a_description_are_normalised_as_torchvisions(train, tmp_path):
+    save_checkpoint(tmp_path / "bare", standard_config("resnet18", 3).build(seed=2))
+    assert train("run", "--model", "resnet18", "--iterations", 1, "--init-from", tmp_path / "bare")[0] == 0
+    np.testing.assert_array_equal(load_network(tmp_path / "run")[1].std, TORCHVISION_STD)
+
+
+def test_a_name_of_weights_that_does_not_exist_is_named(train):
+    status, _, errors = train("run", "--init-from", "resnet20-nonsense")
+    assert status == 2
+    assert "no file, folder or network resnet20-nonsense" in errors
+
+
+def test_a_run_goes_on_with_the_weights_that_it_began_with(train, tmp_path):
+    """As they decide how images are normalised."""
+    save_checkpoint(tmp_path / "bare", standard_config("resnet18", 3).build(seed=2))
+    started = ["--model", "resnet18", "--iterations", 1, "--init-from", tmp_path / "bare"]
+    assert train("run", *started)[0] == 0
+    assert "--resume: init_from was" in train("run", *started[:-2], "--resume")[0]
 
 
 def test_weights_of_the_same_network_may_come_from_pytorch(tmp_path):

@@ -27,7 +27,7 @@ from models.resnet import cifar_resnet
 from models.vgg import vgg
 from PIL import Image
 
-from minidl import Tensor, fork_rng, no_grad, save_checkpoint
+from minidl import FeatureExtractor, Tensor, fork_rng, no_grad, save_checkpoint
 from minidl.data import CentreView, normalize
 from minidl.functional import cross_entropy
 from minidl.nn import AvgPool2d, Conv2d, Flatten, GlobalAvgPool, Linear, MaxPool2d, ReLU, Sequential
@@ -196,6 +196,17 @@ def test_grad_cam_is_the_positive_part_of_cam_divided_by_the_pixels(resnet, imag
     assert (cam > 0).any() and (cam < 0).any()
     found = grad_cam(resnet, images, classes, "layer3")
     np.testing.assert_allclose(found, np.maximum(cam, 0) / pixels, rtol=1e-4, atol=1e-6 * np.abs(cam).max())
+
+
+def test_grad_cam_of_a_network_without_batch_norm_and_average_pooling(images):
+    """Max-pooling sends the gradient of each channel, a weight of the linear layer, to one of four pixels."""
+    network = vgg("A", num_classes=3, image_size=32).eval()
+    classes = np.arange(len(images)) % 3
+    with no_grad():
+        features = FeatureExtractor(network, "features.19")(Tensor(images)).numpy()  # (N, 2, 2, 512)
+    weights = network.classifier.state_dict()["1.weight"][classes] / 4  # (N, 512)
+    expected = np.maximum(np.einsum("nhwk,nk->nhw", features, weights), 0)
+    np.testing.assert_allclose(grad_cam(network, images, classes, "features.19"), expected, rtol=1e-4, atol=1e-7)
 
 
 def test_cam_needs_global_average_pooling_before_the_last_layer(images):

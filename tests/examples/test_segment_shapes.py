@@ -43,6 +43,14 @@ def test_there_are_networks_with_fewer_skips(segment, tmp_path, skips):
     assert f"mean IoU of FCN-{[8, 4][skips]}s on the test images: " in output
 
 
+def test_a_run_ends_as_on_the_cpu(segment, tmp_path, device):
+    assert segment(tmp_path / "device", "--epochs", 1, "--device", device)[0] == 0
+    assert segment(tmp_path / "cpu", "--epochs", 1)[0] == 0
+    (record,), (expected,) = metrics(tmp_path / "device"), metrics(tmp_path / "cpu")
+    assert record["train_loss"] == pytest.approx(expected["train_loss"], rel=0.01)
+    assert record["test_error"] == pytest.approx(expected["test_error"], abs=0.02)
+
+
 def test_a_run_that_was_stopped_goes_on_bit_for_bit(segment, tmp_path):
     assert segment(tmp_path / "whole", "--epochs", 2)[0] == 0
     with signal_after(6):

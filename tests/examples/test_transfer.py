@@ -1,11 +1,13 @@
 """examples/transfer.py: a linear classifier on the features of a network."""
 
+import json
 import re
 
 import numpy as np
 import pytest
 import transfer
-from models.resnet import cifar_resnet
+from models.resnet import cifar_resnet, imagenet_resnet
+from safetensors.numpy import save_file
 
 from minidl import FeatureExtractor, Tensor
 from minidl.data import make_shapes
@@ -40,6 +42,15 @@ def test_transfer_runs_on_any_device(device):
     accuracies = transfer.transfer(cifar_resnet(8).to(device), there, "layer3", epochs=5, seed=0)
     on_the_cpu = transfer.transfer(cifar_resnet(8), data, "layer3", epochs=5, seed=0)
     assert accuracies == pytest.approx(on_the_cpu, abs=0.1)
+
+
+def test_transfer_takes_a_folder_of_the_hub(run, tmp_path):
+    save_file(imagenet_resnet(18, num_classes=5).state_dict(), tmp_path / "model.safetensors")
+    prepared = {"input_size": [3, 224, 224], "crop_pct": 0.875, "mean": [0.5] * 3, "std": [0.25] * 3}
+    description = {"architecture": "resnet18", "num_classes": 5, "pretrained_cfg": prepared}
+    (tmp_path / "config.json").write_text(json.dumps(description))
+    status, output = run(transfer, "--weights", tmp_path, "--layer", "layer1", "--epochs", 1)
+    assert status == 0 and "a linear classifier on layer1" in output
 
 
 def test_the_classifier_of_transfer_learns_what_is_linear():

@@ -2,10 +2,13 @@
 
 import dataclasses
 import functools
+import hashlib
 import http.server
 import json
+import re
 import shutil
 import threading
+import time
 from typing import ClassVar
 
 import export_weights
@@ -19,6 +22,7 @@ from models.weights import ARCHITECTURES, find_weights, load_network, load_timm
 from safetensors.numpy import save_file
 
 from minidl import Tensor, save_checkpoint
+from minidl.data import load_cifar10, make_shapes
 from tests.models.torchvision_twin import import_torchvision
 
 CONFIG = NetworkConfig(
@@ -90,6 +94,61 @@ def test_a_file_of_weights_has_neither_optimiser_nor_position(run_folder, tmp_pa
     export_weights.export(model, config, tmp_path / "w.safetensors")
     counters = weights.read_checkpoint(tmp_path / "w.safetensors")[1]
     assert set(counters) == {"network"}
+
+
+def test_the_card_of_a_network_for_cifar_has_the_error_of_the_file(tmp_path, monkeypatch):
+    test = make_shapes(1100, train=False)
+    monkeypatch.setitem(export_weights.CIFAR, "cifar10", lambda folder, train: test)
+    monkeypatch.setattr(weights, "FOLDER", tmp_path / "weights")
+    model = cifar_resnet(8, seed=5)
+    options = {"depth": 8, "recipe": "fast", "dataset": "cifar10", "holdout": True}
+    counters = {"network": CONFIG.to_json(), "options": options}
+    save_checkpoint(tmp_path / "checkpoint.safetensors", model, counters=counters, extra=CONFIG.arrays())
+    monkeypatch.setattr(
+        "sys.argv", ["export", "--run", str(tmp_path), "--name", "tiny", "--folder", str(weights.FOLDER)]
+    )
+    export_weights.main()
+    x = (test.images.astype(np.float32) - CONFIG.mean.astype(np.float32)) / 60
+    wrong = model.eval()(Tensor(x)).numpy().argmax(axis=1) != test.labels
+    card = (tmp_path / "weights" / "tiny.md").read_text()
+    assert f"{wrong.mean():.2%}: {wrong.sum():,} of the 1,100 test images wrong" in card
+    assert "The 45,000 training images of cifar10" in card
+    assert wrong_on_the_card(card) == (wrong[:1000].sum(), wrong.sum())
+
+
+def test_without_the_data_there_is_neither_file_nor_card(tmp_path, monkeypatch, capsys):
+    def absent(folder, train):
+        raise FileNotFoundError("no CIFAR-10")
+
+    monkeypatch.setitem(export_weights.CIFAR, "cifar10", absent)
+    counters = {"network": CONFIG.to_json(), "options": {"dataset": "cifar10"}}
+    save_checkpoint(tmp_path / "checkpoint.safetensors", cifar_resnet(8), counters=counters, extra=CONFIG.arrays())
+    monkeypatch.setattr("sys.argv", ["export", "--run", str(tmp_path), "--name", "x", "--folder", str(tmp_path / "w")])
+    with pytest.raises(SystemExit):
+        export_weights.main()
+    assert "no CIFAR-10" in capsys.readouterr().err
+    assert not list((tmp_path / "w").iterdir())
+
+
+def wrong_on_the_card(card):
+    """(wrong of the first 1,000, wrong of all) test images."""
+    every, first = re.search(r"([\d,]+) of the [\d,]+ test images wrong, ([\d,]+) of the first 1,000", card).groups()
+    return int(first.replace(",", "")), int(every.replace(",", ""))
+
+
+CARDS = sorted(weights.FOLDER.glob("*-cifar10.md"))
+
+
+@pytest.mark.parametrize("card", CARDS, ids=[card.stem for card in CARDS])
+def test_the_file_has_the_error_on_its_card(card, real_cifar10, monkeypatch, request):
+    """On the first 1,000 images; with --long on all. Rounding may turn one answer in a thousand."""
+    if not request.config.getoption("--long"):
+        test = load_cifar10(real_cifar10, train=False).subset(slice(export_weights.FIRST))
+        monkeypatch.setitem(export_weights.CIFAR, "cifar10", lambda folder, train: test)
+    first, every, count = export_weights.count_wrong(card.with_suffix(".safetensors"), "cifar10", real_cifar10)
+    expected = wrong_on_the_card(card.read_text(encoding="utf-8"))
+    assert abs(first - expected[0]) <= 1
+    assert count == export_weights.FIRST or abs(every - expected[1]) <= 10
 
 
 def test_a_name_that_does_not_exist_is_told_with_the_nearest_one(tmp_path, monkeypatch):
@@ -204,7 +263,10 @@ class Hub(http.server.BaseHTTPRequestHandler):
     """The part of the hub's protocol that a download needs: /OWNER/NAME/resolve/main/FILE. It counts the downloads."""
 
     files: ClassVar[dict[str, bytes]] = {}
+    checksums: ClassVar[dict[str, str]] = {}
     downloads = 0
+    fault = None  # of the downloads of model.safetensors: "stalls", "breaks off", "breaks off once"
+    ranges: ClassVar[list[str]] = []
 
     def log_message(self, *args):
         pass
@@ -216,19 +278,41 @@ class Hub(http.server.BaseHTTPRequestHandler):
         self.answer(True)
 
     def answer(self, with_body):
-        body = self.files.get(self.path.partition("/resolve/main/")[2]) if "/timm/" in self.path else None
-        self.send_response(404 if body is None else 200)
+        name = self.path.partition("/resolve/main/")[2]
+        body = self.files.get(name) if "/timm/" in self.path else None
         if body is None:
+            self.send_response(404)
             self.send_header("X-Error-Code", "RepoNotFound")
             self.send_header("Content-Length", "0")
-        else:
-            self.send_header("X-Repo-Commit", COMMIT)
-            self.send_header("ETag", f'"{hash(body)}"')
-            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            return
+        start = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")[0])
+        self.send_response(206 if start else 200)
+        self.send_header("X-Repo-Commit", COMMIT)
+        self.send_header("ETag", f'"{self.checksums[name]}"')
+        self.send_header("Content-Length", str(len(body) - start))
+        if start:
+            self.send_header("Content-Range", f"bytes {start}-{len(body) - 1}/{len(body)}")
         self.end_headers()
-        if with_body and body is not None:
-            type(self).downloads += 1
+        if with_body:
+            self.send_body(name, body[start:], start)
+
+    def send_body(self, name, body, start):
+        """The body, or what is left of it by the fault."""
+        type(self).downloads += 1
+        fault = self.fault if name == "model.safetensors" else None
+        if fault is None:
+            self.ranges += [start] if start else []
             self.wfile.write(body)
+            return
+        if not start:
+            self.wfile.write(body[: len(body) // 2])
+            self.wfile.flush()
+        if fault == "stalls":
+            time.sleep(0.6)  # longer than the client waits
+        elif fault == "breaks off once":
+            type(self).fault = None
+        self.close_connection = True
 
 
 @pytest.fixture
@@ -239,10 +323,11 @@ def hub(tmp_path, monkeypatch):
     monkeypatch.setitem(ARCHITECTURES, "vgg11", ("vgg", {"config": "A", "image_size": 32}))
     save_file(model.state_dict(), tmp_path / "model.safetensors")
     describe(tmp_path / "config.json", architecture="vgg11", num_classes=3)
-    monkeypatch.setattr(
-        Hub, "files", {name: (tmp_path / name).read_bytes() for name in ("model.safetensors", "config.json")}
-    )
-    monkeypatch.setattr(Hub, "downloads", 0)
+    files = {name: (tmp_path / name).read_bytes() for name in ("model.safetensors", "config.json")}
+    monkeypatch.setattr(Hub, "files", files)
+    monkeypatch.setattr(Hub, "checksums", {name: hashlib.sha256(body).hexdigest() for name, body in files.items()})
+    for name, value in (("downloads", 0), ("fault", None), ("ranges", [])):
+        monkeypatch.setattr(Hub, name, value)
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     download = functools.partial(
@@ -250,6 +335,8 @@ def hub(tmp_path, monkeypatch):
     )
     monkeypatch.setattr(library, "hf_hub_download", download)
     monkeypatch.setattr(library.constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
+    for name in "HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT":  # 10 seconds
+        monkeypatch.setattr(library.constants, name, 0.3)
     yield model, server, tmp_path / "cache"
     server.shutdown()
     server.server_close()
@@ -286,8 +373,44 @@ def test_without_a_network_the_error_says_what_to_bring_and_where(hub):
     assert not list(cache.rglob("*.safetensors"))
 
 
+def test_a_download_that_breaks_off_is_resumed(hub):
+    model, _, _ = hub
+    Hub.fault = "breaks off once"
+    np.testing.assert_array_equal(logits(load_network("hf:timm/vgg11")[0]), logits(model))
+    (begin,) = Hub.ranges
+    assert 0 < begin <= len(Hub.files["model.safetensors"]) // 2
+
+
+@pytest.mark.parametrize("fault", ["stalls", "breaks off"])
+def test_what_is_not_whole_is_an_error_and_is_not_kept(hub, fault):
+    model, _, cache = hub
+    Hub.fault = fault
+    begin = time.monotonic()
+    with pytest.raises(ValueError, match=r"model\.safetensors could not be fetched .*bring model\.safetensors and"):
+        load_network("hf:timm/vgg11")
+    assert time.monotonic() - begin < 60
+    assert not list(cache.rglob("*.safetensors"))
+    Hub.fault = None
+    np.testing.assert_array_equal(logits(load_network("hf:timm/vgg11")[0]), logits(model))
+
+
+@pytest.mark.parametrize("damage", ["another byte", "another size"])
+def test_a_file_with_another_content_than_announced_is_removed(hub, damage):
+    model, _, cache = hub
+    whole = Hub.files["model.safetensors"]
+    Hub.files["model.safetensors"] = whole[:-1] + b"x" if damage == "another byte" else whole[:1000]
+    for _ in range(2):  # it is not kept
+        with pytest.raises(ValueError, match=r"model\.safetensors could not be fetched \(OSError: SHA-256 expected "):
+            load_network("hf:timm/vgg11")
+        assert not list(cache.rglob("*.safetensors"))
+    Hub.files["model.safetensors"] = whole
+    np.testing.assert_array_equal(logits(load_network("hf:timm/vgg11")[0]), logits(model))
+
+
 def test_a_damaged_file_of_the_hub_is_an_error_with_its_name(hub):
-    Hub.files["model.safetensors"] = Hub.files["model.safetensors"][:1000]
+    """Damaged when it was put there, so that its checksum is right."""
+    damaged = Hub.files["model.safetensors"][:1000]
+    Hub.files["model.safetensors"], Hub.checksums["model.safetensors"] = damaged, hashlib.sha256(damaged).hexdigest()
     with pytest.raises(ValueError, match=r"model\.safetensors"):
         load_network("hf:timm/vgg11")
 

@@ -85,6 +85,19 @@ def test_the_file_is_valid_and_says_the_shape_of_every_value(resnet50):
         assert all(shape[0] == "batch" and all(shape) for shape in shapes.values())
 
 
+def test_the_checker_and_the_inference_of_shapes_copy_no_large_arrays(tmp_path, monkeypatch):
+    """Each copies the model, which for a VGG is half a gigabyte."""
+    sizes = []
+
+    def watched(function):
+        return lambda model, **options: sizes.append(model.ByteSize()) or function(model, **options)
+
+    for place, name in ((onnx.checker, "check_model"), (onnx.shape_inference, "infer_shapes")):
+        monkeypatch.setattr(place, name, watched(getattr(place, name)))
+    minidl.onnx.export(imagenet_resnet(18, num_classes=10), Tensor(images(32)), tmp_path / "model.onnx")
+    assert len(sizes) == 2 and max(sizes) < 100_000 < (tmp_path / "model.onnx").stat().st_size
+
+
 def test_a_resnet_has_the_nodes_that_one_would_write_by_hand(resnet50):
     operators = [node.op_type for node in resnet50[1].graph.node]
     assert operators[:4] == ["Conv", "BatchNormalization", "Relu", "MaxPool"]
