@@ -10,7 +10,7 @@ from minidl.system.gpu import is_device, select_gpu
 DTYPES = "float32", "tf32", "bfloat16", "float16"
 
 # Options that may differ with --resume: paths, and how the same training is computed.
-MAY_CHANGE = {"out", "resume", "keep", "log", "data_dir", "device", "dtype", "recompute"}
+MAY_CHANGE = {"out", "resume", "keep", "log", "data_dir", "device", "dtype", "recompute", "distributed"}
 MAY_CHANGE |= {"data", "names", "statistics", "init_from", "skip_broken", "threads", "micro_batch"}
 
 
@@ -89,6 +89,13 @@ OPTIONS = {
     "lr": {"type": rate, "help": "maximum learning rate; default: the recipe's"},
     "weight_decay": {"type": rate, "help": "default: the recipe's"},
     "recompute": {"action": "store_true", "help": "save memory, take a third longer; identical results"},
+    # several processes; None where absent, too
+    "distributed": {"action": "store_true", "default": None, "help": "train on the processes that mpiexec started"},
+    "sync_batch_norm": {
+        "action": "store_true",
+        "default": None,
+        "help": "batch-norm over the whole batch, not over the part of each process",
+    },
     # regularisation, and what is tested; None where absent, as in checkpoints from before these options
     "mixup": {"type": positive_number, "metavar": "ALPHA", "help": "mix pairs of images with shares from Beta(A, A)"},
     "cutout": {"type": positive, "metavar": "SIZE", "help": "set a random square of SIZE x SIZE pixels to the mean"},
@@ -123,6 +130,7 @@ CIFAR = "dataset", "data_dir", "limit_train", "limit_test", "holdout"
 PHOTOGRAPHS = "data", "names", "skip_broken", "threads"
 TRAINING = "epochs", "iterations", "batch_size", "seed", "device"
 FOLDER = "out", "resume", "keep", "log"
+RANKS = "distributed", "sync_batch_norm"
 REGULARISATION = "mixup", "cutout", "ema", "mirror_test"
 
 

@@ -270,6 +270,11 @@ class DeviceLoader:
         convert = self.dtype is not None and array.dtype.kind == "f"
         return Tensor(array).to(self.dtype) if convert else Tensor(array)
 
+    @property
+    def first_row(self) -> int:
+        """The number of the first row of the batch yielded last, in the whole batch: see `DataLoader.shard`."""
+        return self.loader.first_row
+
     def state_dict(self) -> dict[str, int]:
         """Return the position of the loader."""
         return self.loader.state_dict()
