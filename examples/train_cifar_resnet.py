@@ -43,9 +43,7 @@ from minidl.optim import SGD
 def train(args: argparse.Namespace, ranks: Ranks) -> None:
     """Train the network and compare its error with the paper's."""
     data, recipe = load_data(args), CIFAR_RECIPES[args.recipe].with_options(args)
-    loader = data.train_loader(args.batch_size, args.seed, cutout=args.cutout)
-    loader = ranks.divide(MixedBatches(loader, args.mixup, args.seed) if args.mixup else loader)
-    test_loader = ranks.divide(data.test_loader())
+    loader, test_loader = make_loaders(args, data, ranks)
     total_steps = recipe.steps(len(loader))
 
     config = network_of(args, data)
@@ -74,7 +72,7 @@ def train(args: argparse.Namespace, ranks: Ranks) -> None:
         step = cuda_graph(step)  # one launch for the whole step
     folder, stateful = open_folder(args, data, config, average, ranks), {"warm_up": schedule, "scaler": scaler}
     with Run(model, optimizer, loader, total_steps, folder, stateful=stateful, ranks=ranks) as run:
-        for batch in run.batches():  # already augmented and on the device
+        for batch in run.batches():
             optimizer.lr = schedule(run.step)
             run.log(*step(*batch))
             if run.epoch_ended:
@@ -83,6 +81,14 @@ def train(args: argparse.Namespace, ranks: Ranks) -> None:
     print(run.summary())
     print(f"{data.split} error of {config.name} on {args.dataset}: {run.test_error:.2%}")
     print(published_error(args), end="")
+
+
+def make_loaders(args: argparse.Namespace, data: CifarData, ranks: Ranks) -> tuple:
+    """The loaders of the training batches, augmented and on the device, and of the test images: this rank's part."""
+    loader = data.train_loader(args.batch_size, args.seed, cutout=args.cutout)
+    if args.mixup:
+        loader = MixedBatches(loader, args.mixup, args.seed)
+    return ranks.divide(loader), ranks.divide(data.test_loader())
 
 
 def open_folder(

@@ -123,6 +123,11 @@ class Ranks:
             with one_line():
                 check_same(self.communicator, name, value)
 
+    def check_model(self, model: Module) -> None:
+        """End the run unless all ranks have the same parameters and buffers, before the first step."""
+        if not self.is_alone:
+            self.check_same("parameters", model.state_dict())
+
     def check_folder(self, path: str) -> None:
         """End the run unless all ranks see the folder in which rank 0 saves."""
         if not self.is_alone:

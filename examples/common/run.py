@@ -242,6 +242,7 @@ class Run:
                 self.ranks.check_same("data", self.folder.data)
                 if self.folder.resume:
                     self._resume()
+                self.ranks.check_model(self.model)
                 self._stop = stack.enter_context(StopRequest(second_ends=self.ranks.is_alone))
             option = "--batch-size" if self.micro_batch is None else "--micro-batch"
             stack.enter_context(suggest_batch_size(self.micro_batch or self.loader.batch_size, option))

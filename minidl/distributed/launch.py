@@ -50,7 +50,11 @@ def start(device: str = "cpu", processes: int | None = None, timeout: float = 60
         return
     communicator, watch = _connect(launched, timeout)
     try:
-        yield communicator.on(device)
+        communicator = communicator.on(device)
+    except RuntimeError as error:  # it names what is missing
+        communicator.abort(str(error))
+    try:
+        yield communicator
         communicator.barrier()  # nobody leaves while others may need it
     except BaseException as error:
         left = isinstance(error, SystemExit) and not error.code
