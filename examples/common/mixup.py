@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from common.ranks import part_of
 from minidl import Tensor
 from minidl.data import AugmentedLoader
+from minidl.data.loader import part_of
 from minidl.functional import cross_entropy
 
 MIXUP = 3  # purpose of the draw in the seed, beside those of minidl.data.loader

@@ -18,6 +18,7 @@ import numpy as np
 
 from common.errors import Nowhere
 from common.stop import Stopped
+from minidl.data.loader import part_of
 from minidl.distributed import (
     AveragedGradients,
     Communicator,
@@ -142,11 +143,6 @@ class Ranks:
         yield
         if self.is_first:
             self.communicator.barrier()
-
-
-def part_of(count: int, rank: int, size: int) -> slice:
-    """Part `rank` of `count` rows. The parts follow each other and differ in length by at most one row."""
-    return slice(count * rank // size, count * (rank + 1) // size)
 
 
 @contextlib.contextmanager

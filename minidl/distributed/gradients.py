@@ -121,7 +121,10 @@ class Bucket:
     def unpack(self, total: int, has_grad: np.ndarray) -> None:
         """Set the gradients to sums / total."""
         for parameter, part, there in zip(self.parameters, self.parts, has_grad, strict=True):
-            parameter.grad = Tensor(part / total) if there else None
+            if there:
+                parameter.grad = Tensor(part / total)
+            elif parameter.grad is not None:  # that of a blank image
+                parameter.grad = None
 
 
 class _Reduction:

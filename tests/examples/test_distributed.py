@@ -10,12 +10,13 @@ import time
 
 import numpy as np
 import pytest
+from common.mixup import MixedBatches, random_mixup
 from PIL import Image
 from safetensors.numpy import load_file
 
 from minidl.training.checkpoint import read_checkpoint
 from tests.distributed.ranks import MPIEXEC, environment, needs_mpi
-from tests.examples.tools import ROOT, command, metrics
+from tests.examples.tools import ROOT, command, metrics, shapes
 
 # Two epochs of 16, 16 and 2 images: with three ranks, one has no image of the last batch. The network has batch-norm
 # and dropout.
@@ -173,8 +174,8 @@ def test_ctrl_c_saves_once(tmp_path):
 
 @needs_mpi
 def test_the_speedrun_trains_like_one_process(tmp_path):
-    """But for ties of max-pooling, which rounding decides; the learning rate of 11.5 does the rest."""
-    options = ["--dataset", "shapes", "--limit-train", 24, "--limit-test", 10, "--batch-size", 8, "--epochs", 2]
+    """But for ties of max-pooling, which rounding decides. The first bias is frozen after three epochs."""
+    options = ["--dataset", "shapes", "--limit-train", 16, "--limit-test", 10, "--batch-size", 8, "--epochs", 4]
     line = [*command("speedrun_cifar10.py"), *options, "--sync-batch-norm", "--out"]
     for name, size in (("alone", None), ("ranks", 3)):
         status, _, errors = run([*line, tmp_path / name] if size is None else ranks(size, *line, tmp_path / name))
@@ -280,3 +281,35 @@ def test_sync_batch_norm_has_no_parts(photographs, tmp_path):
     status, _, errors = run([*command("train_imagenet.py"), *options, "--out", tmp_path / "run"])
     assert status == 2
     assert "--sync-batch-norm takes statistics over the whole batch; omit it, or --micro-batch" in errors
+
+
+# -- parts -------------------------------------------------------------------------------------------------------------
+
+
+def test_the_parts_of_a_mixed_batch_are_those_of_the_whole(device):
+    """Also from the middle of an epoch, and where a part is empty."""
+    data = shapes(type("Options", (), {"device": device}))
+    loader = MixedBatches(data.train_loader(19, seed=3), alpha=1.0, seed=3)
+    assert len(loader) == 3
+    parts = [MixedBatches(data.train_loader(19, seed=3), 1.0, 3).shard(rank, 3) for rank in range(3)]
+    for loop in (loader, *parts):
+        loop.load_state_dict({"epoch": 1, "batch": 1})
+    rows = []
+    for whole, *together in zip(loader, *parts, strict=True):
+        for number in range(3):
+            joined = np.concatenate([part[number].numpy() for part in together])
+            np.testing.assert_array_equal(joined, whole[number].numpy())
+        assert {part[3].item() for part in together} == {whole[3].item()}
+        rows.append([part.first_row for part in parts])
+    assert rows == [[0, 7, 13], [0, 1, 2]]
+
+
+def test_mixed_batches_are_drawn_by_the_number_of_the_step():
+    """So that a run of an older version is resumed with the same draws."""
+    data = shapes()
+    loader = MixedBatches(data.train_loader(20, seed=1), alpha=0.5, seed=1)
+    batches = data.train_loader(20, seed=1)
+    for step, (mixed, (images, labels)) in enumerate(zip(loader, batches, strict=True)):
+        expected = random_mixup(images, labels, 0.5, 1, step)
+        for ours, theirs in zip(mixed, expected, strict=True):
+            np.testing.assert_array_equal(ours.numpy(), theirs.numpy())
