@@ -2,11 +2,20 @@
 
     mpiexec -n 4 python examples/train_cifar_resnet.py --distributed --sync-batch-norm
 
---batch-size and --lr are those of all ranks together. The ranks divide each batch of the seeded order among them, so
-augmentation, dropout, and with --sync-batch-norm the parameters after each step, do not depend on their number, but for
-rounding. Without --sync-batch-norm each rank normalises its own part of the batch, as in the papers.
+--batch-size and --lr are those of all ranks together. The ranks divide each batch of the seeded order among them. So
+augmentation and dropout do not depend on their number; nor do the parameters with --sync-batch-norm, but for rounding.
+Without it each rank normalises its own part of the batch, as in the papers.
 
-The test is divided too: on rank 0 alone it would take as long as the training of several ranks, and they would wait.
+Each rank tests a part of the test images. On rank 0 alone the test would take as long as the training of several ranks,
+and the others would wait.
+
+If a rank fails or is killed, all end. --resume goes on from the last checkpoint, also with another number of ranks, or
+with one process and without --distributed. Ctrl-C and SIGTERM save a checkpoint and stop, as in a single process;
+SIGHUP ends mpiexec and the job. With --device cuda each rank takes a GPU of its own. Its steps are not captured as CUDA
+graphs, which cannot hold the exchange of gradients.
+
+Slurm: call mpiexec inside of an allocation, as in a script for sbatch. `srun --mpi=pmi2` passes on the same variables
+as mpiexec, but has not been tried. Other ways of srun are refused.
 """
 
 import argparse

@@ -16,8 +16,9 @@ from safetensors.numpy import load_file
 
 from minidl.training.checkpoint import read_checkpoint
 from tests.distributed.ranks import MPIEXEC, environment, needs_mpi
-from tests.examples.tools import ROOT, command, metrics, shapes
+from tests.examples.tools import ROOT, assert_same_run, command, metrics, shapes
 
+CIFAR = command("train_cifar_resnet.py")
 # Two epochs of 16, 16 and 2 images: with three ranks, one has no image of the last batch. The network has batch-norm
 # and dropout.
 SHORT = ["--model", "dropout-shortcut-8", "--limit-train", 34, "--limit-test", 10, "--batch-size", 16, "--lr", 0.002]
@@ -90,9 +91,7 @@ def run(line, **env):
 
 
 def train(folder, size, *options, code=None):
-    line = command("train_cifar_resnet.py") if code is None else [*script(code), *options]
-    options = options if code is None else ()
-    line = [*line, *options, *SHORT, "--out", folder]
+    line = [*(CIFAR if code is None else script(code)), *options, *SHORT, "--out", folder]
     return run(line if size is None else ranks(size, *line))
 
 
@@ -139,7 +138,7 @@ def test_a_job_whose_rank_is_killed_ends_with_its_name_and_goes_on_with_other_ra
     assert status != 0 and time.monotonic() - began < 30
     assert re.search(r"rank 1 of 2, process \d+, was killed \(SIGKILL\); the job ends", errors)
     assert read_checkpoint(tmp_path / "checkpoint.safetensors")[1]["progress"]["step"] == 3  # of the first epoch
-    status, _, errors = run(ranks(3, *command("train_cifar_resnet.py"), *SHORT, "--out", tmp_path, "--resume"))
+    status, _, errors = train(tmp_path, 3, "--resume")
     assert status == 0, errors
     assert_same_training(tmp_path, alone, 1e-5)
 
@@ -150,16 +149,30 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step_and_one_process_goes
     assert "stopped after step 4; checkpoint saved." in output, errors
     assert status == 128 + signal.SIGTERM
     assert not (tmp_path / "lock").exists()
-    status, _, errors = run([*command("train_cifar_resnet.py"), *SHORT, "--out", tmp_path, "--resume"])
+    status, _, errors = train(tmp_path, None, "--resume")
     assert status == 0, errors
     assert_same_training(tmp_path, alone, 1e-5)
+
+
+@needs_mpi
+def test_with_batch_norm_per_rank_a_run_that_was_stopped_ends_with_the_same_bits(tmp_path):
+    """The ranks have other running statistics, of which those of rank 0 are tested and saved."""
+    options = ["--depth", 8, "--limit-train", 34, "--limit-test", 10, "--batch-size", 16, "--epochs", 2]
+    status, _, errors = run(ranks(3, *CIFAR, *options, "--out", tmp_path / "whole"))
+    assert status == 0, errors
+    parts = [*options, "--out", tmp_path / "parts"]
+    status, output, _ = run(ranks(3, *script(SIGNALLED), 1, 4, int(signal.SIGTERM), *parts))
+    assert "stopped after step 4" in output
+    status, _, errors = run(ranks(3, *CIFAR, *parts, "--resume"))
+    assert status == 0, errors
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
 @needs_mpi
 def test_ctrl_c_saves_once(tmp_path):
     """mpiexec passes the signal to each rank twice."""
     options = ["--depth", 8, "--limit-train", 32, "--limit-test", 10, "--batch-size", 16, "--epochs", 100_000]
-    with start(ranks(2, *command("train_cifar_resnet.py"), *options, "--out", tmp_path)) as process:
+    with start(ranks(2, *CIFAR, *options, "--out", tmp_path)) as process:
         deadline = time.monotonic() + 30
         while not (tmp_path / "checkpoint.safetensors").exists():
             assert process.poll() is None and time.monotonic() < deadline
@@ -212,11 +225,11 @@ def test_imagenet_trains_like_one_process(photographs, tmp_path):
 # -- what is wrong is said ---------------------------------------------------------------------------------------------
 
 TINY = ["--depth", 8, "--limit-train", 16, "--limit-test", 10, "--batch-size", 8, "--epochs", 1]
-CIFAR = [*command("train_cifar_resnet.py"), *TINY]
+TINY_CIFAR = [*CIFAR, *TINY]
 
 
 def test_without_mpiexec_or_mpi_the_error_says_what_to_do(tmp_path):
-    line = [*CIFAR, "--out", tmp_path / "run"]
+    line = [*TINY_CIFAR, "--out", tmp_path / "run"]
     for env, distributed, message in [
         ({}, True, "expected processes that mpiexec started, got a single one without it; launch with mpiexec -n 4"),
         ({"SLURM_STEP_NUM_TASKS": "4"}, True, "srun started 4 processes, .* pass --mpi=pmi2 to srun, or launch inside"),
@@ -234,7 +247,7 @@ def test_without_mpiexec_or_mpi_the_error_says_what_to_do(tmp_path):
 
 @needs_mpi
 def test_the_mpiexec_of_another_library_is_one_line(tmp_path):
-    status, _, errors = run([*CIFAR, "--out", tmp_path, "--distributed"], OMPI_COMM_WORLD_SIZE="3")
+    status, _, errors = run([*TINY_CIFAR, "--out", tmp_path, "--distributed"], OMPI_COMM_WORLD_SIZE="3")
     assert status == 1
     assert re.search(r"^error: .*mpiexec started 3 processes, but each sees 1: it is not the mpiexec of", errors, re.M)
 
@@ -243,11 +256,19 @@ def test_the_mpiexec_of_another_library_is_one_line(tmp_path):
 @pytest.mark.parametrize(
     ("size", "line", "message"),
     [
-        (3, [*CIFAR, "--limit-train", 2], "error: --distributed: expected batches of at least 3 images, .* got 2;"),
-        (2, [*CIFAR, "--device", "cuda"], r'several GPUs need NCCL: pip install "minidl\[nccl\]"|CuPy finds no GPU'),
-        (2, [*CIFAR, "--device", "cuda:0"], "each rank takes its own GPU; expected --device cuda, got cuda:0"),
-        (2, [*CIFAR, "--lr", 1e30], r"rank \d of 2 ends the job: error: the loss is .*; try a lower --lr"),
-        (2, [*CIFAR, "--dataset", "cifar10", "--data-dir", "FILE"], r"rank \d of 2 ends the job: error: .*FILE"),
+        (
+            3,
+            [*TINY_CIFAR, "--limit-train", 2],
+            "error: --distributed: expected batches of at least 3 images, .* got 2;",
+        ),
+        (
+            2,
+            [*TINY_CIFAR, "--device", "cuda"],
+            r'several GPUs need NCCL: pip install "minidl\[nccl\]"|CuPy finds no GPU',
+        ),
+        (2, [*TINY_CIFAR, "--device", "cuda:0"], "each rank takes its own GPU; expected --device cuda, got cuda:0"),
+        (2, [*TINY_CIFAR, "--lr", 1e30], r"rank \d of 2 ends the job: error: the loss is .*; try a lower --lr"),
+        (2, [*TINY_CIFAR, "--dataset", "cifar10", "--data-dir", "FILE"], r"rank \d of 2 ends the job: error: .*FILE"),
         (2, [*script(OTHER_DATA), *TINY], "expected the same data on every rank, got rank 0: .*; rank 1: "),
     ],
     ids=["images", "NCCL", "GPU", "NaN", "no data", "other data"],
@@ -263,7 +284,7 @@ def test_what_is_wrong_ends_the_job_in_one_line(size, line, message, tmp_path):
 
 @needs_mpi
 def test_ranks_with_other_options_or_scripts_are_named(tmp_path):
-    line = [*CIFAR, "--out", tmp_path / "run", "--distributed"]
+    line = [*TINY_CIFAR, "--out", tmp_path / "run", "--distributed"]
     status, _, errors = run([MPIEXEC, "-n", 2, *line, ":", "-n", 1, *line, "--lr", 0.3])
     assert status != 0
     assert re.search(r"the same --lr on every rank, got ranks 0 and 1: digest \w+; rank 2: digest", errors), errors
@@ -271,7 +292,7 @@ def test_ranks_with_other_options_or_scripts_are_named(tmp_path):
     mixup = other / "common" / "mixup.py"
     mixup.write_text(mixup.read_text() + "# another line\n")
     line[1] = other / "train_cifar_resnet.py"
-    status, _, errors = run([MPIEXEC, "-n", 1, *CIFAR, "--distributed", ":", "-n", 1, *line])
+    status, _, errors = run([MPIEXEC, "-n", 1, *TINY_CIFAR, "--distributed", ":", "-n", 1, *line])
     assert status != 0
     assert re.search("the same code of the scripts on every rank, got rank 0: .*; rank 1: ", errors), errors
 
