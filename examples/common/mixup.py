@@ -32,6 +32,18 @@ def mixup_loss(logits: Tensor, labels: Tensor, partner_labels: Tensor, share: Te
     return share * cross_entropy(logits, labels) + (1 - share) * cross_entropy(logits, partner_labels)
 
 
+def random_mixup(images: Tensor, labels: Tensor, alpha: float, seed: int, step: int) -> Mixed:
+    """Mix a batch with a random permutation of itself, and one share for all, drawn from Beta(alpha, alpha).
+
+    The draw depends on (seed, step) alone, so a resumed run draws the same. The larger of share and 1 - share goes to
+    `labels`: Beta is symmetric and the pairs are random, so training is the same, and `labels` are the main classes.
+    """
+    rng = np.random.default_rng([seed, MIXUP, step])
+    share = rng.beta(alpha, alpha)
+    partners = Tensor(rng.permutation(len(images)), device=images.device)
+    return mixup(images, labels, partners, max(share, 1 - share))
+
+
 class MixedBatches:
     """The batches of a loader, mixed by `random_mixup`: (mixed images, labels, labels of the partners, share).
 
@@ -68,15 +80,3 @@ class MixedBatches:
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Set the position of the loader."""
         self.loader.load_state_dict(state)
-
-
-def random_mixup(images: Tensor, labels: Tensor, alpha: float, seed: int, step: int) -> Mixed:
-    """Mix a batch with a random permutation of itself, and one share for all, drawn from Beta(alpha, alpha).
-
-    The draw depends on (seed, step) alone, so a resumed run draws the same. The larger of share and 1 - share goes to
-    `labels`: Beta is symmetric and the pairs are random, so training is the same, and `labels` are the main classes.
-    """
-    rng = np.random.default_rng([seed, MIXUP, step])
-    share = rng.beta(alpha, alpha)
-    partners = Tensor(rng.permutation(len(images)), device=images.device)
-    return mixup(images, labels, partners, max(share, 1 - share))
