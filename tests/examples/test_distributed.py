@@ -7,15 +7,23 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from common.fit import classification_step
 from common.mixup import MixedBatches, random_mixup
+from common.ranks import Ranks
 from PIL import Image
 from safetensors.numpy import load_file
 
+import minidl
+from minidl import Tensor, nn
+from minidl.data.loader import part_of
+from minidl.distributed import SingleProcess
+from minidl.optim import SGD
 from minidl.training.checkpoint import read_checkpoint
-from tests.distributed.ranks import MPIEXEC, environment, needs_mpi
+from tests.distributed.ranks import MPIEXEC, environment, needs_mpi, on_threads
 from tests.examples.tools import ROOT, assert_same_run, command, metrics, shapes
 
 CIFAR = command("train_cifar_resnet.py")
@@ -334,3 +342,29 @@ def test_mixed_batches_are_drawn_by_the_number_of_the_step():
         expected = random_mixup(images, labels, 0.5, 1, step)
         for ours, theirs in zip(mixed, expected, strict=True):
             np.testing.assert_array_equal(ours.numpy(), theirs.numpy())
+
+
+def test_ranks_that_compute_in_parts_make_the_step_of_the_whole_batch(rng):
+    """Nine images: three parts on the first rank, two on the second."""
+    images, labels = Tensor(rng.standard_normal((9, 5, 5, 3))), Tensor(rng.integers(0, 4, 9))
+
+    def trained(communicator, micro_batch):
+        minidl.manual_seed(1)
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.GlobalAvgPool(), nn.Linear(4, 4)).to("float64")
+        ranks, part = Ranks(communicator), part_of(9, communicator.rank, communicator.size)
+        ranks.attach(model)
+        place = SimpleNamespace(first_row=part.start)  # of a loader
+
+        def average(backwards):
+            return ranks.average(part.stop - part.start, place, backwards)
+
+        optimizer = SGD(model.parameters(), 0.1, momentum=0.9)
+        step = classification_step(model, optimizer, micro_batch, average_gradients=average)
+        for _ in range(2):
+            step(images[part], labels[part])
+        return [parameter.numpy() for parameter in model.parameters()]
+
+    expected = trained(SingleProcess(), None)
+    for parameters in on_threads(2, lambda communicator: trained(communicator, 2)):
+        for parameter, other in zip(parameters, expected, strict=True):
+            np.testing.assert_allclose(parameter, other, rtol=1e-12, atol=1e-14)
