@@ -92,17 +92,17 @@ class Ranks:
             with one_line():
                 self._gradients = AveragedGradients(model, self.communicator)
 
-    def average(self, images: int, loader, backwards: int) -> contextlib.AbstractContextManager:
+    @contextlib.contextmanager
+    def average(self, images: int, loader, backwards: int) -> Iterator[None]:
         """A context for forward and backward on a batch of the loader, of which `images` are here.
 
         Then the gradients are those of the whole batch: see `AveragedGradients.average`.
         """
         if self.is_alone:
-            return contextlib.nullcontext()
-        context = contextlib.ExitStack()
-        context.enter_context(rows_from(loader.first_row))
-        context.enter_context(self._gradients.average(images, backwards))
-        return context
+            yield
+            return
+        with rows_from(loader.first_row), self._gradients.average(images, backwards):
+            yield
 
     # -- numbers of all ranks ------------------------------------------------------------------------------------------
 
@@ -184,7 +184,7 @@ def joined(args: argparse.Namespace) -> Iterator[Ranks]:
 
 
 def _refuse_mpiexec(args: argparse.Namespace) -> None:
-    if hasattr(args, "distributed") and (count := launched_processes()) > 1:
+    if hasattr(args, "distributed") and is_launched() and (count := launched_processes()) > 1:
         raise RuntimeError(
             f"mpiexec started {count} processes, each of which would train alone; pass --distributed, so that they "
             "divide each batch among them"
