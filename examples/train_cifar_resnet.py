@@ -28,7 +28,7 @@ from common.average import MovingAverage
 from common.cifar import CifarData, load_data, network_of
 from common.evaluate import error_rate
 from common.folder import RunFolder
-from common.mixup import MixedBatches, mixup_loss
+from common.mixup import mixup_loss
 from common.options import CIFAR, FOLDER, RANKS, REGULARISATION, TRAINING, add_options, make_parser, options_of_run
 from common.ranks import Ranks
 from common.recipes import CIFAR_RECIPES, WARMUP_DEPTH, WarmUp, published_error
@@ -43,7 +43,8 @@ from minidl.optim import SGD
 def train(args: argparse.Namespace, ranks: Ranks) -> None:
     """Train the network and compare its error with the paper's."""
     data, recipe = load_data(args), CIFAR_RECIPES[args.recipe].with_options(args)
-    loader, test_loader = make_loaders(args, data, ranks)
+    loader = ranks.divide(data.train_loader(args.batch_size, args.seed, cutout=args.cutout, mixup=args.mixup))
+    test_loader = ranks.divide(data.test_loader())
     total_steps = recipe.steps(len(loader))
 
     config = network_of(args, data)
@@ -79,16 +80,9 @@ def train(args: argparse.Namespace, ranks: Ranks) -> None:
                 schedule.report(run.train_error)
                 run.end_epoch(error_rate(tested, test_loader, args.mirror_test, ranks), data.split)
     print(run.summary())
-    print(f"{data.split} error of {config.name} on {args.dataset}: {run.test_error:.2%}")
-    print(published_error(args), end="")
-
-
-def make_loaders(args: argparse.Namespace, data: CifarData, ranks: Ranks) -> tuple:
-    """The loaders of the training batches, augmented and on the device, and of the test images: this rank's part."""
-    loader = data.train_loader(args.batch_size, args.seed, cutout=args.cutout)
-    if args.mixup:
-        loader = MixedBatches(loader, args.mixup, args.seed)
-    return ranks.divide(loader), ranks.divide(data.test_loader())
+    print(
+        f"{data.split} error of {config.name} on {args.dataset}: {run.test_error:.2%}\n{published_error(args)}", end=""
+    )
 
 
 def open_folder(

@@ -155,7 +155,7 @@ class Run:
             self._step_start = time.perf_counter()
             for batch in self.loader:
                 self._images = len(batch[0])
-                yield at_least_one(*batch)
+                yield batch if self._images else at_least_one(*batch)
                 self._save_or_stop()
                 self._step_start = time.perf_counter()
                 if self.step == self.total_steps:
