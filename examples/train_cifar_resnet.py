@@ -44,7 +44,6 @@ def train(args: argparse.Namespace, ranks: Ranks) -> None:
     """Train the network and compare its error with the paper's."""
     data, recipe = load_data(args), CIFAR_RECIPES[args.recipe].with_options(args)
     loader = ranks.divide(data.train_loader(args.batch_size, args.seed, cutout=args.cutout, mixup=args.mixup))
-    test_loader = ranks.divide(data.test_loader())
     total_steps = recipe.steps(len(loader))
 
     config = network_of(args, data)
@@ -78,11 +77,10 @@ def train(args: argparse.Namespace, ranks: Ranks) -> None:
             run.log(*step(*batch))
             if run.epoch_ended:
                 schedule.report(run.train_error)
-                run.end_epoch(error_rate(tested, test_loader, args.mirror_test, ranks), data.split)
+                run.end_epoch(error_rate(tested, ranks.divide(data.test_loader()), args.mirror_test, ranks), data.split)
     print(run.summary())
-    print(
-        f"{data.split} error of {config.name} on {args.dataset}: {run.test_error:.2%}\n{published_error(args)}", end=""
-    )
+    print(f"{data.split} error of {config.name} on {args.dataset}: {run.test_error:.2%}")
+    print(published_error(args), end="")
 
 
 def open_folder(
