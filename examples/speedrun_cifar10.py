@@ -13,6 +13,7 @@ Beside the network (models/speedrun.py) the recipe has
     averaging       every 5 steps the network is pulled back to its moving average ("lookahead")
     testing         the mean of six views: three positions, each as it is and mirrored
 
+mpiexec -n 4 python examples/speedrun_cifar10.py --distributed ... trains on four processes: see common/ranks.py.
 Each seed has a folder in --out, with metrics.jsonl, curves.png and a checkpoint. After Ctrl-C the same command goes on.
 The paper is arXiv 2404.00498. The constants are those of its airbench94.py: legacy/airbench94.py in
 github.com/KellerJordan/cifar10-airbench, commit f1c599c.
@@ -28,7 +29,8 @@ from common.cifar import CifarData, load_data
 from common.evaluate import error_rate
 from common.fit import fit, prepare_step
 from common.folder import RunFolder
-from common.options import CIFAR, add_options, make_parser, options_of_run, positive, positive_number
+from common.options import CIFAR, RANKS, add_options, make_parser, options_of_run, positive, positive_number
+from common.ranks import Ranks
 from common.run import Run, running
 from models.speedrun import SpeedrunNet
 
@@ -131,28 +133,31 @@ def triangle(step: int, total_steps: int) -> float:
     return top + (last - top) * (step - peak) / (total_steps - peak)
 
 
-def error_of_views(model: SpeedrunNet, data: SpeedrunData) -> float:
+def error_of_views(model: SpeedrunNet, data: SpeedrunData, ranks: Ranks) -> float:
     """The test error of the mean logits of six views: VIEWS, each as it is and mirrored."""
     labels, wrong = data.test.labels, 0
+    mine = ranks.part(np.arange(len(labels)))
+    ranks.share_buffers(model)
     model.eval()
     with no_grad():
-        for rows in np.array_split(np.arange(len(labels)), -(-len(labels) // TEST_BATCH)):
+        for rows in np.array_split(mine, -(-len(mine) // TEST_BATCH)):
             logits = 0
             for corner, weight in VIEWS:
                 for flip in (False, True):
                     logits = logits + weight / 2 * model(data.view(rows, corner, flip)).to("float32")
             wrong += int((logits.argmax(dim=1).numpy() != labels[rows]).sum())
     model.train()
-    return wrong / len(labels)
+    return ranks.sum(wrong)[0] / len(labels)
 
 
-def make_step(model: SpeedrunNet, optimizer: LookaheadSGD):
+def make_step(run: Run, model: SpeedrunNet, optimizer: LookaheadSGD, batch_size: int):
     """step(images, labels) -> (mean loss, number misclassified). The gradient is that of the sum over the batch."""
 
     def step(images, labels):
-        logits = model(images)
-        loss = cross_entropy(logits, labels, LABEL_SMOOTHING)
-        (loss * len(images)).backward()
+        with run.average_gradients():
+            logits = model(images)
+            loss = cross_entropy(logits, labels, LABEL_SMOOTHING)
+            (loss * batch_size).backward()
         optimizer.step()
         optimizer.zero_grad()
         return loss, (logits.argmax(dim=1) != labels).sum()
@@ -160,24 +165,26 @@ def make_step(model: SpeedrunNet, optimizer: LookaheadSGD):
     return step
 
 
-def train(args: argparse.Namespace, data: SpeedrunData, seed: int) -> float:
+def train(args: argparse.Namespace, data: SpeedrunData, seed: int, ranks: Ranks) -> float:
     """Train a network, from its checkpoint if there is one; return its test error over six views."""
     config = data.config("speedrun", "speedrun")
     model = config.build(seed=seed)
     model.whiten(normalize(data.first_images, data.mean, data.std))
     optimizer = make_optimizer(model.to(args.device), args.batch_size)
-    loader, top_lr = data.train_loader(args.batch_size, seed), optimizer.lr
+    loader, test_loader = ranks.divide(data.train_loader(args.batch_size, seed)), ranks.divide(data.test_loader())
+    top_lr = optimizer.lr
     total_steps = math.ceil(len(loader) * args.epochs)
     path = Path(args.out, f"seed{seed}")
     options = options_of_run(args) | {"seed": seed, "seeds": None}
     resume = (path / "checkpoint.safetensors").exists()
-    folder = RunFolder(path, resume, options, config, data=data.fingerprint(), keep=args.keep, log_to=args.log)
+    kept = {"data": data.fingerprint(), "keep": args.keep, "log_to": args.log, "writes": ranks.is_first}
+    folder = RunFolder(path, resume, options, config, **kept)
     hints = {"nan_hint": "try a smaller --batch-size", "resume_hint": "the same command"}
-    run = Run(model, optimizer, loader, total_steps, folder, **hints)
+    run = Run(model, optimizer, loader, total_steps, folder, ranks=ranks, **hints)
 
     # The step while the first bias is frozen, and while it is learned. On a GPU a captured graph cannot change.
-    step = make_step(model, optimizer)
-    phases = [prepare_step(step, model, args) for _ in range(2)]
+    step = make_step(run, model, optimizer, args.batch_size)
+    phases = [prepare_step(step, model, args, capture=ranks.is_alone) for _ in range(2)]
 
     def train_step(images, labels):
         trains_bias = run.step < WHITENING_BIAS_EPOCHS * len(loader)
@@ -190,15 +197,15 @@ def train(args: argparse.Namespace, data: SpeedrunData, seed: int) -> float:
         return result
 
     def end_epoch():
-        more = {"tta_error": error_of_views(model, data)} if run.step == total_steps else {}
-        run.end_epoch(error_rate(model, data.test_loader()), data.split, **more)
+        more = {"tta_error": error_of_views(model, data, ranks)} if run.step == total_steps else {}
+        run.end_epoch(error_rate(model, test_loader, ranks=ranks), data.split, **more)
 
     fit(run, train_step, lambda number: top_lr * triangle(number, total_steps), end_epoch)
     print(run.summary())
     if seed + 1 < args.seed + args.seeds:
         run.stop_if_asked()
     recorded = folder.records[-1].get("tta_error") if folder.records else None
-    return error_of_views(model, data) if recorded is None else recorded
+    return error_of_views(model, data, ranks) if recorded is None else recorded
 
 
 def main() -> None:
@@ -206,14 +213,14 @@ def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--epochs", type=positive_number, default=EPOCHS, metavar="N", help="default: %(default)s")
     parser.add_argument("--seeds", type=positive, default=1, metavar="N", help="runs, of --seed and those after it")
-    add_options(parser, *CIFAR, "batch_size", "seed", "device", "dtype", "detect_anomaly", "out", "keep", "log")
+    add_options(parser, *CIFAR, *RANKS, "batch_size", "seed", "device", "dtype", "detect_anomaly", "out", "keep", "log")
     parser.set_defaults(dataset="cifar10", batch_size=BATCH_SIZE, out="runs/speedrun")
     args = parser.parse_args()
-    with running(parser, args):
+    with running(parser, args) as ranks:
         data = load_data(args, SpeedrunData)
         accuracies = []
         for seed in range(args.seed, args.seed + args.seeds):
-            accuracies.append(100 * (1 - train(args, data, seed)))
+            accuracies.append(100 * (1 - train(args, data, seed, ranks)))
             print(f"seed {seed}: {data.split} accuracy {accuracies[-1]:.2f} %")
         if len(accuracies) > 1:
             spread = statistics.stdev(accuracies)

@@ -17,6 +17,7 @@ Ctrl-C, SIGTERM and SIGHUP save a checkpoint and stop, with exit status 0, 143 a
 there are resnet-D, plain-D, preact-D, wrn-D-W, stochastic-D, se-resnet-D, se-preact-D, se-wrn-D-W, and the shortcuts of
 He et al. 2016: original-D, constant-scaling-D, exclusive-gating-D, shortcut-only-gating-D, conv-shortcut-D,
 dropout-shortcut-D.
+mpiexec -n 4 python examples/train_cifar_resnet.py --distributed ... trains on four processes: see common/ranks.py.
 --ema tests a moving average of the network. checkpoint.safetensors has both, for --resume, and average.safetensors the
 average alone, for other scripts. With --mixup the training error is that of the mixed images.
 """
@@ -28,22 +29,22 @@ from common.cifar import CifarData, load_data, network_of
 from common.evaluate import error_rate
 from common.fit import prepare_step
 from common.folder import RunFolder
-from common.mixup import mixup_loss, random_mixup
-from common.options import CIFAR, FOLDER, REGULARISATION, TRAINING, add_options, make_parser, options_of_run
+from common.mixup import mixup_loss
+from common.options import CIFAR, FOLDER, RANKS, REGULARISATION, TRAINING, add_options, make_parser, options_of_run
+from common.ranks import Ranks
 from common.recipes import CIFAR_RECIPES, WARMUP_DEPTH, WarmUp, published_error
 from common.run import Run, running
 from models.config import NetworkConfig
 
 from minidl import GradScaler
 from minidl.functional import cross_entropy
-from minidl.nn import Module
 from minidl.optim import SGD
 
 
-def train(args: argparse.Namespace) -> None:
+def train(args: argparse.Namespace, ranks: Ranks) -> None:
     """Train the network and compare its error with the paper's."""
     data, recipe = load_data(args), CIFAR_RECIPES[args.recipe].with_options(args)
-    loader, test_loader = data.train_loader(args.batch_size, args.seed, cutout=args.cutout), data.test_loader()
+    loader = ranks.divide(data.train_loader(args.batch_size, args.seed, cutout=args.cutout, mixup=args.mixup))
     total_steps = recipe.steps(len(loader))
 
     config = network_of(args, data)
@@ -57,35 +58,37 @@ def train(args: argparse.Namespace) -> None:
     scaler = GradScaler(enabled=args.dtype == "float16")
 
     def step(images, labels, *mixed):
-        logits = model(images)
-        loss = mixup_loss(logits, labels, *mixed) if mixed else cross_entropy(logits, labels)
-        scaler.scale(loss).backward()
+        with run.average_gradients():
+            logits = model(images)
+            loss = mixup_loss(logits, labels, *mixed) if mixed else cross_entropy(logits, labels)
+            scaler.scale(loss).backward()
         scaler.step(optimizer)
         optimizer.zero_grad()
         if average is not None:
             average.update()
         return loss, (logits.argmax(dim=1) != labels).sum()
 
-    # On a GPU: one launch for the whole step. Stochastic depth draws a number in each, which a graph would repeat.
-    step = prepare_step(step, model, args, scaler, capture=config.builder != "stochastic_resnet")
-    folder = open_folder(args, data, config, average and average.model)
-    with Run(model, optimizer, loader, total_steps, folder, stateful={"warm_up": schedule, "scaler": scaler}) as run:
-        for images, labels in run.batches():  # already augmented and on the device
+    # On a GPU: one launch for the whole step. Stochastic depth draws a number in each, and ranks exchange gradients.
+    step = prepare_step(step, model, args, scaler, ranks.is_alone and config.builder != "stochastic_resnet")
+    folder, stateful = open_folder(args, data, config, average, ranks), {"warm_up": schedule, "scaler": scaler}
+    with Run(model, optimizer, loader, total_steps, folder, stateful=stateful, ranks=ranks) as run:
+        for batch in run.batches():
             optimizer.lr = schedule(run.step)
-            mixed = random_mixup(images, labels, args.mixup, args.seed, run.step) if args.mixup else (images, labels)
-            run.log(*step(*mixed))
+            run.log(*step(*batch))
             if run.epoch_ended:
                 schedule.report(run.train_error)
-                run.end_epoch(error_rate(tested, test_loader, args.mirror_test), data.split)
+                run.end_epoch(error_rate(tested, ranks.divide(data.test_loader()), args.mirror_test, ranks), data.split)
     print(run.summary())
     print(f"{data.split} error of {config.name} on {args.dataset}: {run.test_error:.2%}")
     print(published_error(args), end="")
 
 
-def open_folder(args: argparse.Namespace, data: CifarData, config: NetworkConfig, average: Module | None) -> RunFolder:
+def open_folder(
+    args: argparse.Namespace, data: CifarData, config: NetworkConfig, average: MovingAverage | None, ranks: Ranks
+) -> RunFolder:
     """The folder of the run, with what its checkpoints hold besides the network."""
-    kept = {"average": average, "data": data.fingerprint(), "keep": args.keep, "log_to": args.log}
-    return RunFolder(args.out, args.resume, options_of_run(args), config, **kept)
+    kept = {"average": average and average.model, "data": data.fingerprint(), "keep": args.keep, "log_to": args.log}
+    return RunFolder(args.out, args.resume, options_of_run(args), config, **kept, writes=ranks.is_first)
 
 
 def main() -> None:
@@ -94,9 +97,10 @@ def main() -> None:
     add_options(parser, "model", "depth", "shortcut", "recompute", *REGULARISATION)
     parser.add_argument("--recipe", choices=CIFAR_RECIPES, default="fast", help="default: fast")
     add_options(parser, *CIFAR, *TRAINING, *FOLDER, "dtype", "lr", "weight_decay", out="runs/latest", batch_size=128)
+    add_options(parser, *RANKS)
     args = parser.parse_args()
-    with running(parser, args):
-        train(args)
+    with running(parser, args) as ranks:
+        train(args, ranks)
 
 
 if __name__ == "__main__":

@@ -16,6 +16,9 @@ as for these weights. With other numbers of classes, the last layer keeps its ra
 of photographs in minutes; the 1.28 million of ILSVRC-2012 need a GPU. Each epoch writes metrics.jsonl, curves.png and a
 checkpoint to the --out folder. A checkpoint is also saved every 1,000 steps, and when Ctrl-C, SIGTERM or SIGHUP stops
 the run (exit status 0, 143 and 129). evaluate_imagenet.py measures the error with the papers' test protocols.
+
+mpiexec -n 4 python examples/train_imagenet.py --distributed ... trains on four processes: see common/ranks.py.
+--micro-batch is for each of them. Batch-norm takes its statistics over each part, so --sync-batch-norm excludes it.
 """
 
 import argparse
@@ -32,6 +35,7 @@ from common.imagenet import describe_files, report_broken, training_folders
 from common.options import (
     FOLDER,
     PHOTOGRAPHS,
+    RANKS,
     TRAINING,
     add_options,
     make_parser,
@@ -40,6 +44,7 @@ from common.options import (
     options_of_run,
     positive,
 )
+from common.ranks import Ranks
 from common.recipes import IMAGENET_RECIPES, Recipe
 from common.run import Run, running
 from models.config import IMAGENET_MODELS, TORCHVISION_MEAN, TORCHVISION_STD, NetworkConfig, check_variant
@@ -68,13 +73,15 @@ INITIALISATIONS: dict[str, Callable[[tuple[int, ...]], np.ndarray]] = {
 }
 
 
-def train(args: argparse.Namespace) -> None:
+def train(args: argparse.Namespace, ranks: Ranks) -> None:
     """Train the network and validate it after each epoch."""
     data, validation_data = training_folders(args)
     if args.init_from is not None:
         find_described(args.init_from)  # a wrong name is an error before the images are measured
     recipe = IMAGENET_RECIPES[args.recipe].with_options(args)
-    statistics = measure_images(data, args.statistics, max(256, args.size), args.size, args.threads, args.skip_broken)
+    with ranks.first_before_others():  # they read what rank 0 has measured
+        sizes = max(256, args.size), args.size
+        statistics = measure_images(data, args.statistics, *sizes, args.threads, args.skip_broken)
     config = make_config(data, statistics, args)
     model = make_network(config, args)
     optimizer = make_optimizer(model, recipe)
@@ -84,21 +91,19 @@ def train(args: argparse.Namespace) -> None:
     settings = {"threads": args.threads, "skip_broken": args.skip_broken}
     photographs = ImageLoader(data, args.batch_size, view, shuffle=True, seed=args.seed, **settings)
     validation_photographs = ImageLoader(validation_data, 64, centre, **settings)
-    dtype = args.dtype.replace("tf32", "float32")  # TF32 arrays are float32
-    loader = DeviceLoader(photographs, args.device, dtype)
-    validation_loader = DeviceLoader(validation_photographs, args.device, dtype)
+    loader, validation_loader = (to_device(part, args, ranks) for part in (photographs, validation_photographs))
 
     total_steps = recipe.steps(len(loader))
     plateau = recipe.schedule(recipe.lr, total_steps, args.patience)
-    files = {"training photographs": describe_files(data), "validation photographs": describe_files(validation_data)}
-    folder = RunFolder(args.out, args.resume, options_of_run(args), config, data=files, keep=args.keep, log_to=args.log)
+    folder = open_folder(args, config, data, validation_data, ranks)
     micro_batch, scaler = args.micro_batch or args.batch_size, GradScaler(enabled=args.dtype == "float16")
-    step = prepare_step(classification_step(model, optimizer, micro_batch, scaler), model, args, scaler, capture=False)
     stateful = {"plateau": plateau, "scaler": scaler}
-    run = Run(model, optimizer, loader, total_steps, folder, stateful=stateful, micro_batch=micro_batch)
+    run = Run(model, optimizer, loader, total_steps, folder, stateful=stateful, micro_batch=micro_batch, ranks=ranks)
+    step = classification_step(model, optimizer, micro_batch, scaler, run.average_gradients)
+    step = prepare_step(step, model, args, scaler, capture=False)
 
     def end_epoch() -> None:
-        top1, top5 = validate(model, validation_loader)
+        top1, top5 = validate(model, validation_loader, ranks)
         lr, plateau_lr = plateau.lr, plateau.report(top1)
         run.end_epoch(top1, "validation", top5_error=top5)
         if plateau_lr < lr:
@@ -113,13 +118,29 @@ def train(args: argparse.Namespace) -> None:
     print(f"next: evaluate_imagenet.py --data {args.data} --weights {folder.checkpoint} --mode dense")
 
 
-def validate(model: Module, loader: DeviceLoader) -> tuple[float, float]:
-    """The (top-1, top-5) error on the centre crops."""
+def open_folder(
+    args: argparse.Namespace, config: NetworkConfig, data: ImageFolder, validation_data: ImageFolder, ranks: Ranks
+) -> RunFolder:
+    """The folder of the run, with what its checkpoints hold besides the network."""
+    files = {"training photographs": describe_files(data), "validation photographs": describe_files(validation_data)}
+    kept = {"data": files, "keep": args.keep, "log_to": args.log}
+    return RunFolder(args.out, args.resume, options_of_run(args), config, **kept, writes=ranks.is_first)
+
+
+def to_device(photographs: ImageLoader, args: argparse.Namespace, ranks: Ranks) -> DeviceLoader:
+    """The loader of this rank's part of each batch, on its device."""
+    dtype = args.dtype.replace("tf32", "float32")  # TF32 arrays are float32
+    return DeviceLoader(ranks.divide(photographs), args.device, dtype)
+
+
+def validate(model: Module, loader: DeviceLoader, ranks: Ranks) -> tuple[float, float]:
+    """The (top-1, top-5) error on the centre crops, of which each rank tests a part."""
+    ranks.share_buffers(model)
     model.eval()
     with no_grad():
         scores, labels = scores_of(lambda images: model(images).to("float32").numpy(), loader)
     model.train()
-    return top_errors(scores, labels)
+    return top_errors(scores, labels, ranks)
 
 
 # -- the network and the optimiser -------------------------------------------------------------------------------------
@@ -206,6 +227,8 @@ def fill_in(args: argparse.Namespace) -> None:
     sides = args.sides or recipe.sides
     if len(sides) > 2:
         raise ValueError(f"--sides: expected one number or two, got {' '.join(map(str, sides))}")
+    if args.sync_batch_norm and args.micro_batch:
+        raise ValueError("--sync-batch-norm takes statistics over the whole batch; omit it, or --micro-batch")
     args.sides = [min(sides), max(sides)]
     if args.validation_side is None:  # VGG: the middle of the training range; ResNet: its minimum, 256 of 256 to 480
         args.validation_side = sum(args.sides) // 2 if args.recipe == "vgg" else args.sides[0]
@@ -236,11 +259,11 @@ def main() -> None:
     parser.add_argument(
         "--statistics", type=nonempty, default="runs/imagenet.npz", metavar="FILE", help="cache of mean and colours"
     )
-    add_options(parser, *TRAINING, *FOLDER, "dtype", "lr", out="runs/imagenet", batch_size=256)
+    add_options(parser, *TRAINING, *FOLDER, *RANKS, "dtype", "lr", out="runs/imagenet", batch_size=256)
     args = parser.parse_args()
-    with running(parser, args):
+    with running(parser, args) as ranks:
         fill_in(args)
-        train(args)
+        train(args, ranks)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from models.config import NetworkConfig, cifar_model
 
+from common.mixup import MixedBatches
 from minidl.data import (
     ArrayDataset,
     AugmentedLoader,
@@ -47,14 +48,21 @@ class CifarData:
         self.train, self.test = self.train.to(self.device), self.test.to(self.device)  # uint8: 184 MB for CIFAR-10
 
     def train_loader(
-        self, batch_size: int, seed: int, drop_last: bool = False, cutout: int | None = None
-    ) -> AugmentedLoader:
+        self,
+        batch_size: int,
+        seed: int,
+        drop_last: bool = False,
+        cutout: int | None = None,
+        mixup: float | None = None,
+    ) -> AugmentedLoader | MixedBatches:
         """Augmented batches of the training images, shuffled anew for each epoch.
 
         With `cutout` a random square of that many pixels a side is set to the mean: see `minidl.data.random_cutout`.
+        With `mixup`, the alpha of `random_mixup`, each batch is mixed.
         """
         augment = Cutout(self.augment, cutout, self.train.images.shape[1:3]) if cutout else self.augment
-        return AugmentedLoader(self.train, batch_size, augment, True, seed, drop_last, self.dtype)
+        loader = AugmentedLoader(self.train, batch_size, augment, True, seed, drop_last, self.dtype)
+        return MixedBatches(loader, mixup, seed) if mixup else loader
 
     def test_loader(self, batch_size: int = TEST_BATCH) -> AugmentedLoader:
         """Batches of the test images, not augmented."""

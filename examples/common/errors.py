@@ -61,10 +61,11 @@ def suggest_batch_size(images: int, option: str = "--batch-size") -> Iterator[No
         raise SystemExit(f"error: {problem}; use a smaller {option}") from None
 
 
-class _Nowhere(io.TextIOBase):
-    """Replaces the output to a terminal that is closed."""
+class Nowhere(io.TextIOBase):
+    """Replaces the output to a terminal that is closed, and that of ranks other than 0."""
 
     def write(self, text: str) -> int:
+        """Drop the text."""
         return len(text)
 
 
@@ -80,7 +81,7 @@ def drop_closed_output() -> None:
         try:
             getattr(sys, name).flush()
         except OSError:
-            setattr(sys, name, _Nowhere())
+            setattr(sys, name, Nowhere())
 
 
 @contextlib.contextmanager

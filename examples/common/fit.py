@@ -1,6 +1,7 @@
 """The training loop of train_cifar_resnet.py as a function, for the scripts that are about something else."""
 
 import argparse
+import contextlib
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -53,23 +54,30 @@ def _checked(step: Callable, model: Module) -> Callable:
 
 
 def classification_step(
-    model: Module, optimizer: Optimizer, micro_batch: int | None = None, scaler: GradScaler | None = None
+    model: Module,
+    optimizer: Optimizer,
+    micro_batch: int | None = None,
+    scaler: GradScaler | None = None,
+    average_gradients: Callable = contextlib.nullcontext,
 ) -> Callable:
     """Return step(images, labels), a training step that accumulates gradients over parts of `micro_batch` images.
 
     The loss is the mean over the batch, so the loss of a part is weighted by its share of the images. Batch-norm uses
-    the statistics of each part. The papers did the same: each of their GPUs had one part. `scaler` is for float16.
+    the statistics of each part. The papers did the same: each of their GPUs had one part. `scaler` is for float16, and
+    `average_gradients` is that of the run if several ranks train.
     """
     scaler = scaler or GradScaler(enabled=False)
 
     def step(images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         total, wrong, count = 0, 0, len(labels)
-        for start in range(0, count, micro_batch or count):
-            part = slice(start, start + (micro_batch or count))
-            logits = model(images[part])
-            loss = cross_entropy(logits, labels[part]) * (len(labels[part]) / count)
-            scaler.scale(loss).backward()
-            total, wrong = total + loss.detach(), wrong + (logits.argmax(dim=1) != labels[part]).sum()
+        starts = range(0, count, micro_batch or count)
+        with average_gradients(len(starts)):
+            for start in starts:
+                part = slice(start, start + (micro_batch or count))
+                logits = model(images[part])
+                loss = cross_entropy(logits, labels[part]) * (len(labels[part]) / count)
+                scaler.scale(loss).backward()
+                total, wrong = total + loss.detach(), wrong + (logits.argmax(dim=1) != labels[part]).sum()
         scaler.step(optimizer)
         optimizer.zero_grad()
         return total, wrong

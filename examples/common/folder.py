@@ -114,6 +114,7 @@ class RunFolder:
         data: a description of the training and test images, {name: text}. Resuming requires the same.
         keep: number of checkpoints to keep, 1 or more, besides the best one.
         log_to: "tensorboard" to write the records to DIR/tensorboard, too.
+        writes: False for ranks other than 0, which only read the checkpoint and keep the records in memory.
 
     Attributes:
         records: the lines of metrics.jsonl, as dictionaries.
@@ -134,15 +135,16 @@ class RunFolder:
         data: dict[str, str] | None = None,
         keep: int = 1,
         log_to: str | None = None,
+        writes: bool = True,
     ):
         self.path, self.resume, self.options, self.config = Path(path), resume, options, config
-        self.average, self.data, self.keep = average, data, keep
+        self.average, self.data, self.keep, self.writes = average, data, keep, writes
         self.checkpoint = self.path / CHECKPOINT
         self.metrics = self.path / "metrics.jsonl"
-        self._tensorboard = TensorBoardLog(self.path / "tensorboard") if log_to == "tensorboard" else None
+        self._tensorboard = TensorBoardLog(self.path / "tensorboard") if writes and log_to == "tensorboard" else None
         check_folder(path, resume)
         self.path.mkdir(parents=True, exist_ok=True)
-        if not resume:
+        if writes and not resume:
             self.metrics.unlink(missing_ok=True)  # left by a run that saved no checkpoint
         self.records = read_metrics(self.metrics) if resume else []
         self._unwritten = False  # True if metrics.jsonl lacks some of the records
@@ -161,6 +163,8 @@ class RunFolder:
         if record is not None:
             self.records.append(record)
             self._unwritten = True
+        if not self.writes:
+            return
         warning = self._write_metrics()
         counters = counters | {"options": self.options, "data": self.data}
         if self.config is not None:
@@ -194,6 +198,8 @@ class RunFolder:
 
         Removes the others, and those of later steps: the run has gone back to an earlier checkpoint.
         """
+        if not self.writes:
+            return
         try:
             kept, stay = self.kept(), []
             if self.keep > 1:
@@ -277,7 +283,7 @@ class RunFolder:
 
     def _write_metrics(self) -> str:
         """Write metrics.jsonl if it is out of date. If that fails, return a warning; the next `save` tries again."""
-        if self._unwritten:
+        if self._unwritten and self.writes:
             try:
                 write_whole(self.metrics, "".join(json.dumps(record) + "\n" for record in self.records).encode())
             except OSError as problem:

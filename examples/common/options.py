@@ -11,7 +11,7 @@ DTYPES = "float32", "tf32", "bfloat16", "float16"
 
 # Options that may differ with --resume: paths, and how the same training is computed.
 MAY_CHANGE = {"out", "resume", "keep", "log", "data_dir", "device", "dtype", "recompute", "detect_anomaly"}
-MAY_CHANGE |= {"data", "names", "statistics", "skip_broken", "threads", "micro_batch"}
+MAY_CHANGE |= {"distributed", "data", "names", "statistics", "skip_broken", "threads", "micro_batch"}
 
 
 def _number(text: str, kind: type, is_right: Callable, expected: str) -> float:
@@ -93,6 +93,13 @@ OPTIONS = {
         "action": "store_true",
         "help": "stop at the first NaN or infinity, and name its operation and layer; steps take about twice as long",
     },
+    # several processes; None where absent, too
+    "distributed": {"action": "store_true", "default": None, "help": "train on the processes that mpiexec started"},
+    "sync_batch_norm": {
+        "action": "store_true",
+        "default": None,
+        "help": "batch-norm over the whole batch, not over the part of each process",
+    },
     # regularisation, and what is tested; None where absent, as in checkpoints from before these options
     "mixup": {"type": positive_number, "metavar": "ALPHA", "help": "mix pairs of images with shares from Beta(A, A)"},
     "cutout": {"type": positive, "metavar": "SIZE", "help": "set a random square of SIZE x SIZE pixels to the mean"},
@@ -127,6 +134,7 @@ CIFAR = "dataset", "data_dir", "limit_train", "limit_test", "holdout"
 PHOTOGRAPHS = "data", "names", "skip_broken", "threads"
 TRAINING = "epochs", "iterations", "batch_size", "seed", "device", "detect_anomaly"
 FOLDER = "out", "resume", "keep", "log"
+RANKS = "distributed", "sync_batch_norm"
 REGULARISATION = "mixup", "cutout", "ema", "mirror_test"
 
 

@@ -6,16 +6,18 @@ import logging
 import math
 import time
 from collections.abc import Collection, Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from common.errors import drop_closed_output, format_time, log, one_line_errors, precision, suggest_batch_size
+from common.errors import Nowhere, drop_closed_output, format_time, log, one_line_errors, precision, suggest_batch_size
 from common.folder import RunFolder, check_folder, locked, not_finite
 from common.options import check_device
+from common.ranks import Ranks, joined
 from common.stop import Stopped, StopRequest
 from minidl import AnomalyError, Tensor
+from minidl.distributed import at_least_one
 from minidl.nn import Module
 from minidl.optim import Optimizer
 
@@ -24,15 +26,23 @@ SAVE_EVERY = 1000  # steps; a checkpoint is also saved after each epoch
 
 
 @contextlib.contextmanager
-def running(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Iterator[None]:
-    """A context for a training script: errors are one line, messages stand above the bars, --out is locked."""
-    with one_line_errors(parser), locked(args.out):
+def running(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Iterator[Ranks]:
+    """A context for a training script: errors are one line, messages stand above the bars, --out is locked.
+
+    It gives the ranks of the job: see common/ranks.py.
+    """
+    with contextlib.ExitStack() as stack:
+        ranks = stack.enter_context(joined(args))
+        if ranks.is_first:
+            stack.enter_context(locked(args.out))
+        stack.enter_context(one_line_errors(parser if ranks.is_alone else None))
+        ranks.check_folder(args.out)
         check_device(args)
         if hasattr(args, "resume"):
             check_folder(args.out, args.resume)  # fail before loading the data
         try:
             with precision(getattr(args, "dtype", "float32")), logging_redirect_tqdm([logging.getLogger("minidl")]):
-                yield
+                yield ranks
         finally:
             drop_closed_output()
 
@@ -106,6 +116,8 @@ class Run:
         name: label of the progress bar.
         evaluate_at: the steps after which to evaluate; default: the last step of each epoch.
         micro_batch: number of images computed at a time; default: the batch size.
+        ranks: the processes that train together. Then the loader is that of the part of this rank, and a step computes
+            its gradients inside `with run.average_gradients()`.
         nan_hint: advice in the error message for a NaN loss.
         resume_hint: how to continue, in the message after a stop.
     """
@@ -122,15 +134,18 @@ class Run:
         name: str = "",
         evaluate_at: Collection[int] | None = None,
         micro_batch: int | None = None,
+        ranks: Ranks | None = None,
         nan_hint: str = "try a lower --lr (a tenth)",
         resume_hint: str = "the same command with --resume",
     ):
         self.model, self.optimizer, self.loader, self.total_steps = model, optimizer, loader, total_steps
         self.folder, self.stateful, self.name, self.evaluate_at = folder, stateful or {}, name, evaluate_at
         self.micro_batch, self.nan_hint, self.resume_hint = micro_batch, nan_hint, resume_hint
+        self.ranks = ranks or Ranks()
         self.progress = Progress()
+        self._unread = Totals()  # of this rank's steps that are not in progress.totals yet
         self._saved_at = 0  # the step of the last checkpoint
-        self._images = 0  # in the current batch
+        self._images = 0  # of this rank in the current batch
 
     # -- the loop ------------------------------------------------------------------------------------------------------
 
@@ -140,20 +155,28 @@ class Run:
             self._step_start = time.perf_counter()
             for batch in self.loader:
                 self._images = len(batch[0])
-                yield batch
+                yield batch if self._images else at_least_one(*batch)
                 self._save_or_stop()
                 self._step_start = time.perf_counter()
                 if self.step == self.total_steps:
                     break
         self._check_finite()
 
+    def average_gradients(self, backwards: int = 1) -> contextlib.AbstractContextManager:
+        """A context for forward and backward of a step. After it, the gradients are those of the batch of all ranks.
+
+        The loss is the mean over the images here. `backwards` is the number of backward passes, if they are several.
+        """
+        return self.ranks.average(self._images, self.loader, backwards)
+
     def log(self, loss: Tensor, wrong: float | Tensor) -> None:
-        """Log a finished step: the mean loss of its batch and its number of misclassified images."""
+        """Log a finished step: the mean loss of its batch here and its number of misclassified images."""
         self.progress.step += 1
-        self.progress.totals.add(self._images, loss, wrong)
+        if self._images:  # else the batch was a blank image
+            self._unread.add(self._images, loss, wrong)
         reads_loss = self.epoch_ended or self.step % READ_LOSS_EVERY[loss.device] == 0
         if reads_loss:
-            self.progress.totals.read()
+            self._read_totals()
         self.progress.training_seconds += time.perf_counter() - self._step_start
         if reads_loss:
             self._update_bar()
@@ -192,6 +215,13 @@ class Run:
         self.reset_totals()
         self._save(record | {"seconds": self._seconds()})
 
+    def _read_totals(self) -> None:
+        """Add the steps since the last call, on all ranks, to the totals. This synchronises a GPU."""
+        self._unread.read()
+        new = self.ranks.sum(*astuple(self._unread))
+        self.progress.totals = Totals(*map(sum, zip(astuple(self.progress.totals), new, strict=True)))
+        self._unread = Totals()
+
     def reset_totals(self) -> None:
         """Start the totals of the next epoch."""
         self.progress.images += self.progress.totals.images
@@ -206,11 +236,14 @@ class Run:
     def __enter__(self) -> "Run":
         with contextlib.ExitStack() as stack:
             stack.enter_context(one_line_errors())
+            self.ranks.attach(self.model)
             if self.folder is not None:
                 stack.callback(self.folder.close)
+                self.ranks.check_same("data", self.folder.data)
                 if self.folder.resume:
                     self._resume()
-                self._stop = stack.enter_context(StopRequest())
+                self.ranks.check_model(self.model)
+                self._stop = stack.enter_context(StopRequest(second_ends=self.ranks.is_alone))
             option = "--batch-size" if self.micro_batch is None else "--micro-batch"
             stack.enter_context(suggest_batch_size(self.micro_batch or self.loader.batch_size, option))
             stack.enter_context(self._explained_anomaly())
@@ -226,7 +259,8 @@ class Run:
         """The progress bar over the steps of the run, with the remaining time."""
         layout = "{desc}{percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps [{elapsed}<{remaining}{postfix}]"
         name = f"{self.name}: " if self.name else ""
-        return tqdm(None, name, self.total_steps, initial=self.step, bar_format=layout, dynamic_ncols=True)
+        file = None if self.ranks.is_first else Nowhere()
+        return tqdm(None, name, self.total_steps, initial=self.step, file=file, bar_format=layout, dynamic_ncols=True)
 
     def _update_bar(self) -> None:
         """Show the loss, accuracy and speed; end the run if the loss is NaN or infinite."""
@@ -245,9 +279,9 @@ class Run:
         """After a step: save every SAVE_EVERY steps; if a stop was requested, save and stop."""
         if self.folder is None:
             return
-        stops = self._stop.asked and self.step < self.total_steps
+        stops = self._is_asked_to_stop() and self.step < self.total_steps
         if self._saved_at != self.step and (stops or self.step % SAVE_EVERY == 0):
-            self.progress.totals.read()
+            self._read_totals()
             self._update_bar()
             self._save()
         if stops:
@@ -259,9 +293,14 @@ class Run:
         A signal in the last step of a run lets it finish. A script that trains several networks calls this after each
         but the last.
         """
-        if self._stop.asked:
+        if self._is_asked_to_stop():
             log(f"stopped after step {self.step:,}; checkpoint saved. To continue: {self.resume_hint}")
             raise Stopped(self._stop.status)
+
+    def _is_asked_to_stop(self) -> bool:
+        """True on all ranks if a signal has reached one of them: they stop after the same step, with the same status."""
+        asked, self._stop.status = self.ranks.largest(self._stop.asked, self._stop.status)
+        return bool(asked)
 
     def _save(self, record: dict | None = None) -> None:
         """Save the checkpoint and, at the end of an epoch, its record."""

@@ -13,11 +13,18 @@ class StopRequest:
     A second Ctrl-C or SIGTERM ends it at once. A second SIGHUP does not, as a closing terminal often sends several. A
     SIGHUP or SIGTERM that was ignored before, as under nohup, stays ignored.
 
+    Args:
+        second_ends: False if a second one is ignored too. mpiexec passes a signal to its processes more than once, and
+            ends them itself if Ctrl-C is repeated.
+
     Attributes:
         asked: True once a signal has arrived.
         status: the exit status for the process: 0 after Ctrl-C, which is what the user wanted; otherwise 128 + the
             signal number, which tells a job scheduler that the run is unfinished.
     """
+
+    def __init__(self, second_ends: bool = True):
+        self.second_ends = second_ends
 
     def __enter__(self) -> "StopRequest":
         self.asked, self.status = False, 0
@@ -37,6 +44,6 @@ class StopRequest:
         if not self.asked and number != signal.SIGINT:
             self.status = 128 + number
         self.asked = True
-        if number in (signal.SIGINT, signal.SIGTERM):
+        if self.second_ends and number in (signal.SIGINT, signal.SIGTERM):
             for other in {signal.SIGINT, signal.SIGTERM} & self._before.keys():
                 signal.signal(other, self._before[other])

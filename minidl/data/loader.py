@@ -174,12 +174,19 @@ class DataLoader:
 
     def _part(self, number: int) -> slice:
         """Where this process's images are in batch `number`."""
-        count = self._batch_length(number)
-        return slice(count * self._rank // self._ranks, count * (self._rank + 1) // self._ranks)
+        return part_of(self._batch_length(number), self._rank, self._ranks)
 
     def _generator(self, purpose: int, epoch: int, number: int = 0) -> np.random.Generator:
         # Always four words: NumPy pads shorter seeds with zeros, so [1] and [1, 0] would be the same seed.
         return np.random.default_rng([self.seed, purpose, epoch, number])
+
+
+def part_of(count: int, rank: int, size: int) -> slice:
+    """Return part `rank` of `count` rows: parts follow each other and differ by at most one row. The first is longest.
+
+    So rank 0, which saves the running statistics of batch-norm, has images in every batch.
+    """
+    return slice(-(-count * rank // size), -(-count * (rank + 1) // size))
 
 
 class AugmentedLoader(DataLoader):
@@ -269,6 +276,11 @@ class DeviceLoader:
     def _tensor(self, array) -> Tensor:
         convert = self.dtype is not None and array.dtype.kind == "f"
         return Tensor(array).to(self.dtype) if convert else Tensor(array)
+
+    @property
+    def first_row(self) -> int:
+        """The number of the first row of the batch yielded last, in the whole batch: see `DataLoader.shard`."""
+        return self.loader.first_row
 
     def state_dict(self) -> dict[str, int]:
         """Return the position of the loader."""

@@ -20,7 +20,7 @@ The ranks speak MPI (extra `mpi`). With device "cuda", gradients travel from GPU
 from minidl.distributed.batch_norm import SyncBatchNorm2d, convert_sync_batch_norm
 from minidl.distributed.communicator import Communicator, SingleProcess
 from minidl.distributed.gradients import AveragedGradients, at_least_one
-from minidl.distributed.launch import start
+from minidl.distributed.launch import is_launched, launched_processes, start
 from minidl.distributed.safety import check_code, check_same, check_shared_folder, on_every_rank
 
 __all__ = [
@@ -33,6 +33,8 @@ __all__ = [
     "check_same",
     "check_shared_folder",
     "convert_sync_batch_norm",
+    "is_launched",
+    "launched_processes",
     "on_every_rank",
     "start",
 ]

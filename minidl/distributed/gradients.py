@@ -9,6 +9,7 @@ import numpy as np
 
 from minidl.distributed.communicator import Communicator
 from minidl.distributed.safety import check_same
+from minidl.kernels import is_capturing
 from minidl.nn.module import Module
 from minidl.tensor import Buffer, Parameter, Tensor
 
@@ -60,24 +61,34 @@ class AveragedGradients:
             communicator.broadcast(tensor.data)
 
     @contextlib.contextmanager
-    def average(self, images_here: int) -> Iterator[None]:
-        """Around forward and one `backward` of the mean loss over this rank's `images_here` images.
+    def average(self, images_here: int, backwards: int = 1) -> Iterator[None]:
+        """Around forward and backward of the mean loss over this rank's `images_here` images.
 
         At the end of the block each parameter has the gradient of the whole batch, or None if it has none on any rank.
         With 0 images, what is computed here counts for nothing: see `at_least_one`.
 
+        To save memory the images can be computed in parts, with a backward pass for each (gradient accumulation).
+        `backwards` is their number, which may differ between the ranks. The loss of a part has to be weighted by its
+        share of `images_here`. The gradients are sent during the last backward pass.
+
         Raises:
-            RuntimeError: there are gradients already, backward is called twice, or a rank cannot be reached.
+            RuntimeError: there are gradients already, backward is called more often than stated, a rank cannot be
+                reached, or the block is inside of a step that is captured by `cuda_graph`.
             ValueError: there are no images on any rank.
         """
         if images_here < 0:
             raise ValueError(f"AveragedGradients.average: expected a number of images >= 0, got {images_here}")
+        if is_capturing(self.buckets[0].sums):
+            raise RuntimeError(
+                "AveragedGradients.average: a CUDA graph cannot hold the exchange of gradients, which is started from "
+                "Python; call the step without cuda_graph"
+            )
         if any(parameter.grad is not None for bucket in self.buckets for parameter in bucket.parameters):
             raise RuntimeError(
                 "AveragedGradients.average: there are gradients already, which would count twice; "
                 "call model.zero_grad() before"
             )
-        reduction = _Reduction(self.buckets, images_here, self._thread, self._communicator)
+        reduction = _Reduction(self.buckets, images_here, backwards, self._thread, self._communicator)
         token = counts_nothing.set(images_here == 0)
         try:
             with reduction.hooks():
@@ -111,15 +122,26 @@ class Bucket:
     def unpack(self, total: int, has_grad: np.ndarray) -> None:
         """Set the gradients to sums / total."""
         for parameter, part, there in zip(self.parameters, self.parts, has_grad, strict=True):
-            parameter.grad = Tensor(part / total) if there else None
+            if there:
+                parameter.grad = Tensor(part / total)
+            elif parameter.grad is not None:  # that of a blank image
+                parameter.grad = None
 
 
 class _Reduction:
-    """The buckets of one backward pass, on their way through the thread."""
+    """The buckets of one batch, on their way through the thread."""
 
-    def __init__(self, buckets: list[Bucket], images: int, thread: ThreadPoolExecutor, communicator: Communicator):
+    def __init__(
+        self,
+        buckets: list[Bucket],
+        images: int,
+        backwards: int,
+        thread: ThreadPoolExecutor,
+        communicator: Communicator,
+    ):
         self._buckets, self._images, self._thread, self._communicator = buckets, images, thread, communicator
-        self._missing = [len(bucket.parameters) for bucket in buckets]  # gradients that are not complete yet
+        # How often a gradient of the bucket will still be complete: each one is so once in each backward pass.
+        self._missing = [backwards * len(bucket.parameters) for bucket in buckets]
         self._futures: list[Future] = []  # of the buckets that were handed over: the first ones
 
     @contextlib.contextmanager
@@ -128,6 +150,8 @@ class _Reduction:
         added = []
         for number, bucket in enumerate(self._buckets):
             for parameter in bucket.parameters:
+                if not parameter.requires_grad:  # frozen since the buckets were made
+                    continue
                 hook = self._hook(number)
                 parameter._node.hooks.append(hook)
                 added.append((parameter._node.hooks, hook))
@@ -143,7 +167,7 @@ class _Reduction:
             if self._missing[number] < 0 or number < len(self._futures):
                 raise RuntimeError(
                     "AveragedGradients.average: backward ran twice in the block, after gradients were sent; add the "
-                    "losses and call backward once"
+                    "losses and call backward once, or state the number of calls as `backwards`"
                 )
             while len(self._futures) < len(self._buckets) and self._missing[len(self._futures)] == 0:
                 self._hand_over()
@@ -177,8 +201,10 @@ class _Reduction:
 Data = np.ndarray | Tensor
 
 
-def at_least_one(images: Data, labels: Data) -> tuple[Data, Data]:
+def at_least_one(*batch: Data) -> tuple[Data, ...]:
     """Return the images (N, ...) and labels (N,), or one blank image with label 0 if N = 0.
+
+    There may be more arrays with a row for each image, and numbers, which stay as they are.
 
     A rank whose share of a batch is empty still runs the network, as its batch-norm layers exchange statistics:
 
@@ -186,7 +212,7 @@ def at_least_one(images: Data, labels: Data) -> tuple[Data, Data]:
             images, labels = at_least_one(images, labels)
             cross_entropy(model(images), labels).backward()
     """
-    return (images, labels) if len(images) else (_one_zero(images), _one_zero(labels))
+    return batch if len(batch[0]) else tuple(_one_zero(values) if values.ndim else values for values in batch)
 
 
 def _one_zero(values: Data) -> Data:

@@ -50,7 +50,11 @@ def start(device: str = "cpu", processes: int | None = None, timeout: float = 60
         return
     communicator, watch = _connect(launched, timeout)
     try:
-        yield communicator.on(device)
+        communicator = communicator.on(device)
+    except RuntimeError as error:  # it names what is missing
+        communicator.abort(str(error))
+    try:
+        yield communicator
         communicator.barrier()  # nobody leaves while others may need it
     except BaseException as error:
         reason = "".join(traceback.format_exception(error))
@@ -61,8 +65,22 @@ def start(device: str = "cpu", processes: int | None = None, timeout: float = 60
 
 
 def launched_processes() -> int:
-    """Return how many processes mpiexec started, from what it tells each of them; 1 without mpiexec."""
+    """Return how many processes mpiexec started, from what it tells each of them; 1 without mpiexec.
+
+    Slurm's `srun --mpi=pmi2` tells them the same as mpiexec. Raises RuntimeError if srun told them nothing.
+    """
+    started_by_srun = int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
+    if started_by_srun > 1 and not is_launched():
+        raise RuntimeError(
+            f"minidl.distributed: srun started {started_by_srun} processes, but did not tell them how to connect; pass "
+            f"--mpi=pmi2 to srun, or launch inside of the allocation: mpiexec -n {started_by_srun} python {sys.argv[0]}"
+        )
     return max([int(os.environ.get(name, 1)) for name in SIZES])
+
+
+def is_launched() -> bool:
+    """Return whether an mpiexec started this process, also if it is the only one."""
+    return any(name in os.environ for name in SIZES)
 
 
 def _connect(launched: int, timeout: float):

@@ -9,7 +9,7 @@ import numpy as np
 
 from minidl.distributed.communicator import name_ranks
 
-MOST_COMMUNICATORS = 16
+MOST_COMMUNICATORS = 256  # each `AveragedGradients` has one
 LONGEST_PERIOD = 1.0  # seconds between two reports
 
 

@@ -607,11 +607,21 @@ def test_shards_of_an_augmented_loader_are_its_batches(device):
 
 
 def test_the_first_row_of_a_shard_is_its_place_in_the_batch():
-    """Batches of 7 and 3 for two ranks: 3 + 4 and 1 + 2."""
+    """Batches of 7 and 3 for two ranks: 4 + 3 and 2 + 1."""
     first, second = (DataLoader(numbered(10), 7).shard(rank, 2) for rank in range(2))
     places = [(second.first_row, labels.tolist()) for _, labels in second]
-    assert places == [(3, [3, 4, 5, 6]), (1, [8, 9])]
-    assert [(first.first_row, labels.tolist()) for _, labels in first] == [(0, [0, 1, 2]), (0, [7])]
+    assert places == [(4, [4, 5, 6]), (2, [9])]
+    assert [(first.first_row, labels.tolist()) for _, labels in first] == [(0, [0, 1, 2, 3]), (0, [7, 8])]
+
+
+def test_the_first_shard_is_never_empty():
+    """Rank 0 saves the running statistics, which are those of its images."""
+    loader = DataLoader(numbered(9), 4)
+    assert [[len(labels) for _, labels in loader.shard(rank, 3)] for rank in range(3)] == [
+        [2, 2, 1],
+        [1, 1, 0],
+        [1, 1, 0],
+    ]
 
 
 def test_shards_resume_where_they_were_saved():

@@ -75,6 +75,17 @@ def test_the_mpiexec_of_another_library_is_refused():
     assert re.search(r"mpiexec started 3 processes, but each sees 1: it is not the mpiexec of .* MPICH", message)
 
 
+def test_srun_without_mpi_is_refused():
+    message = python(START.format(""), SLURM_STEP_NUM_TASKS="4")
+    assert "srun started 4 processes, but did not tell them how to connect; pass --mpi=pmi2 to srun" in message
+
+
+def test_what_srun_started_as_mpiexec_does_is_taken():
+    """As with --mpi=pmi2, and in the processes of an mpiexec that was itself started by srun."""
+    code = "from minidl.distributed import launched_processes\nraise SystemExit(f'{launched_processes()} processes')"
+    assert python(code, SLURM_STEP_NUM_TASKS="4", PMI_SIZE="3") == "3 processes"
+
+
 def test_without_mpi4py_the_error_says_what_to_install():
     code = "import importlib.util as util\nutil.find_spec = lambda name: None\n" + START.format("")
     assert 'several processes need mpi4py: pip install "minidl[mpi]"' in python(code, PMI_SIZE="2")

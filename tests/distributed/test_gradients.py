@@ -55,6 +55,42 @@ def test_the_gradient_is_that_of_the_mean_over_all_images(bucket_bytes):
                 np.testing.assert_allclose(grads[name].numpy(), parameter.grad.numpy(), rtol=1e-13, atol=1e-15)
 
 
+@pytest.mark.parametrize("bucket_bytes", [1, 10**6])
+def test_gradients_of_parts_are_added_up_before_they_are_sent(bucket_bytes):
+    """Gradient accumulation: three parts on one rank, two on the other."""
+    x, target = batch(9)
+    model = TwoHeads()
+    mse_loss(model(x, True), target).backward()
+    expected = [parameter.grad for parameter in model.parameters()]
+
+    def parts(communicator):
+        model = TwoHeads()
+        mine, length = (slice(0, 5), 2) if communicator.rank == 0 else (slice(5, 9), 2)
+        images, targets = x[mine], target[mine]
+        starts = range(0, len(images), length)
+        with AveragedGradients(model, communicator, bucket_bytes).average(len(images), len(starts)):
+            for start in starts:
+                part = slice(start, start + length)
+                share = len(images[part]) / len(images)
+                (mse_loss(model(images[part], True), targets[part]) * share).backward()
+        return [parameter.grad for parameter in model.parameters()]
+
+    for grads in on_threads(2, parts):
+        for grad, other in zip(grads, expected, strict=True):
+            assert (grad is None) == (other is None)
+            if grad is not None:
+                np.testing.assert_allclose(grad.numpy(), other.numpy(), rtol=1e-13, atol=1e-15)
+
+
+def test_a_parameter_that_is_frozen_later_gets_no_gradient():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
+    gradients = AveragedGradients(model, SingleProcess(), bucket_bytes=1)
+    model[0].bias.requires_grad = False
+    with gradients.average(1):
+        model(Tensor([[1.0, 2.0]])).sum().backward()
+    assert model[0].weight.grad is not None
+
+
 def test_buckets_have_about_the_stated_size_and_begin_with_the_last_layer():
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2))
     names = {id(parameter): name for name, parameter in model.named_parameters()}
@@ -152,5 +188,7 @@ def test_an_empty_share_gets_a_blank_image():
     assert images.dtype == np.float32 and labels.dtype == np.int64
     images, labels = at_least_one(Tensor(np.ones((0, 2), np.float32)), Tensor(np.ones(0, np.int64)))
     assert (images.numpy().tolist(), labels.numpy().tolist(), str(labels.dtype)) == ([[0, 0]], [0], "int64")
+    *_, share = at_least_one(np.ones((0, 2)), np.ones(0), np.ones(0), np.array(0.3))
+    assert share == 0.3
     kept = np.ones((1, 2)), np.ones(1)
     assert at_least_one(*kept)[0] is kept[0]

@@ -13,6 +13,7 @@ import pytest
 import train_imagenet
 from common.evaluate import top_errors
 from common.fit import classification_step
+from common.ranks import Ranks
 from common.recipes import IMAGENET_RECIPES
 from models.config import IMAGENET_MODELS, TORCHVISION_STD, standard_config
 from models.resnet import imagenet_resnet
@@ -205,7 +206,7 @@ def test_a_step_and_its_validation_are_those_of_the_cpu_on_any_device(photograph
         view = CentreView(40, 32, mean=np.array([120.0, 110, 100]), std=64.0)
         loader = DeviceLoader(ImageLoader(ImageFolder(photographs / "train"), 3, view, shuffle=True), where)
         totals = classification_step(model, optimizer)(*next(iter(loader)))
-        errors = train_imagenet.validate(model, loader)
+        errors = train_imagenet.validate(model, loader, Ranks())
         ends.append((model.state_dict(), [float(total) for total in totals], errors))
     (ours, totals, errors), (theirs, other_totals, other_errors) = ends
     for name, array in ours.items():
@@ -356,7 +357,7 @@ def test_what_the_options_leave_open_is_as_in_the_papers(
 ):
     """VGG is validated at the middle of the sides it was trained on, ResNet at the least of them."""
     found = []
-    monkeypatch.setattr(train_imagenet, "train", found.append)
+    monkeypatch.setattr(train_imagenet, "train", lambda args, ranks: found.append(args))
     run_main(train_imagenet, ["--data", "-", "--out", tmp_path, "--model", *options], capsys)
     assert (found[0].sides, found[0].validation_side) == (sides, validation_side)
 

@@ -8,8 +8,8 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from minidl import Tensor, nn
-from minidl.distributed import AveragedGradients, convert_sync_batch_norm
+from minidl import Tensor, cuda_graph, nn
+from minidl.distributed import AveragedGradients, SingleProcess, convert_sync_batch_norm
 from minidl.distributed.nccl import NcclCommunicator
 from minidl.functional import mse_loss
 from tests.distributed.ranks import Thread, on_threads
@@ -113,6 +113,27 @@ def test_gradients_and_batch_norm_are_those_of_one_process(fake_nccl, device):
     for grads in on_gpus(2, part):
         for grad, parameter in zip(grads, whole.parameters(), strict=True):
             np.testing.assert_allclose(grad, parameter.grad.numpy(), rtol=1e-11, atol=1e-12)
+
+
+def test_a_captured_step_is_refused(fake_nccl, device):
+    """The graph would repeat the sums of the first step."""
+    if device == "cpu":
+        return
+    model = network().to(device)
+    gradients = AveragedGradients(model, SingleProcess())
+    x = Tensor(np.ones((2, 2, 2, 2)), device=device)
+
+    def step(x):
+        with gradients.average(len(x)):
+            loss = model(x).sum()
+            loss.backward()
+        model.zero_grad()
+        return loss
+
+    captured = cuda_graph(step)
+    with pytest.raises(RuntimeError, match="a CUDA graph cannot hold the exchange of gradients"):
+        for _ in range(3):
+            captured(x)
 
 
 def test_every_rank_refuses_when_a_gpu_is_missing(fake_nccl, device, monkeypatch):
