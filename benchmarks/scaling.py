@@ -22,8 +22,8 @@ is 2 (n-1)/n times the bytes of the parameters (Patarasu and Yuan 2009).
 
 The model is given the times of "2 alone" and those of single all-reduces, and predicts the step of "2 ranks".
 
-`scaling.json` has all that was measured, and README.md beside it the tables, between its markers. A measurement made
-while other programs ran is marked in the file, and not written to README.md.
+`scaling.json` has all that was measured. The tables are written between the markers of README.md beside it, and those of
+the model into docs/scale.md too. A measurement made while other programs ran is not written there.
 """
 
 import argparse
@@ -45,6 +45,7 @@ from command_line import natural, positive, run_main
 from scaling_model import (
     CLUSTERS,
     GPUS,
+    RESULTS,
     Profile,
     alone,
     bucket_table,
@@ -63,6 +64,7 @@ POINTS = [("resnet20", 128), ("resnet50", 8), ("resnet20", 16), ("resnet18", 2)]
 QUICK = [("resnet20", 4)]
 SIZES = [2**power for power in range(10, 25, 2)]  # bytes of the all-reduces that are timed by themselves
 LONGEST_START = 120  # seconds until all processes of a side have connected
+LONGEST_END = 30  # seconds until they have ended
 BUSY = 0.5  # runnable processes, beside ours, from which on a measurement is marked
 BY_TCP = {"UCX_TLS": "tcp,self", "MPIR_CVAR_NOLOCAL": "1"}
 
@@ -74,7 +76,7 @@ class Side:
     """Processes that make steps together. `turns` has the steps of each turn, a list for each process."""
 
     def __init__(self, name: str, options: list, ranks: int = 1, mpi: bool = False, environment: dict | None = None):
-        self.name, self.turns = name, []
+        self.name, self.turns, self._streams = name, [], []
         self._folder = tempfile.TemporaryDirectory()
         path = str(Path(self._folder.name) / "socket")
         threads = options[2]
@@ -86,24 +88,31 @@ class Side:
         with socket.socket(socket.AF_UNIX) as server:
             server.bind(path)
             server.listen()
-            server.settimeout(LONGEST_START)
             command = list(map(str, command))
-            self._processes = [subprocess.Popen(command, env=kept) for _ in range(1 if mpi else ranks)]
+            # Sessions of their own, as mpiexec gives its ranks: where other programs run, Linux shares the CPU by session.
+            self._processes = [
+                subprocess.Popen(command, env=kept, start_new_session=True) for _ in range(1 if mpi else ranks)
+            ]
             self._streams = self._connect(server, ranks)
 
     def _connect(self, server: socket.socket, ranks: int) -> list:
         connected = []
         for number in range(ranks):
-            try:
-                connection, _ = server.accept()
-            except TimeoutError:
-                self.close()
-                raise SystemExit(f"error: the side '{self.name}' did not start; its message stands above") from None
-            stream = connection.makefile("rw")
+            stream = self._accept(server).makefile("rw")
             hello = json.loads(stream.readline())
             self.parameter_bytes = hello["parameters"]
             connected.append((hello["rank"], number, stream))
         return [stream for _, _, stream in sorted(connected, key=lambda each: each[:2])]
+
+    def _accept(self, server: socket.socket) -> socket.socket:
+        """The next process that connects, while all of them run."""
+        server.settimeout(0.2)
+        deadline = time.monotonic() + LONGEST_START
+        while time.monotonic() < deadline and all(process.poll() is None for process in self._processes):
+            with contextlib.suppress(TimeoutError):
+                return server.accept()[0]
+        self.close()
+        raise SystemExit(f"error: the side '{self.name}' did not start; its message stands above")
 
     def ask(self, request: dict) -> list[dict]:
         """The answer of each process."""
@@ -124,12 +133,12 @@ class Side:
 
     def close(self) -> None:
         """End the processes."""
-        for stream in getattr(self, "_streams", ()):
+        for stream in self._streams:
             with contextlib.suppress(OSError):
                 stream.close()
         for process in self._processes:
             try:
-                process.wait(LONGEST_START if hasattr(self, "_streams") else 0)
+                process.wait(LONGEST_END if self._streams else 0)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
@@ -344,15 +353,20 @@ NOT_QUIET = "Not measured on a quiet machine yet."
 
 
 def write_tables(result: dict | None, path: Path) -> None:
-    """Put the tables between the markers of README.md."""
+    """Put the tables between the markers of a page that has them."""
     records = result["records"] if result else []
     quiet = result is not None and result["load"] <= BUSY
     measured = [describe(result), *(table(records) for table in TABLES)] if quiet else [NOT_QUIET]
     text = path.read_text(encoding="utf-8")
-    for name, content in (("measured", "\n\n".join(measured)), ("model", efficiency_table()), ("buckets", bucket_table())):
-        before, _, rest = text.partition(f"<!-- {name} -->\n")
-        _, _, after = rest.partition(f"<!-- end of {name} -->")
-        text = f"{before}<!-- {name} -->\n{content}\n<!-- end of {name} -->{after}"
+    for name, content in (
+        ("measured", "\n\n".join(measured)),
+        ("model", efficiency_table()),
+        ("buckets", bucket_table()),
+    ):
+        begin, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+        if begin in text:
+            before, rest = text.split(begin)
+            text = f"{before}{begin}\n{content}\n\n{end}{rest.split(end)[1]}"
     path.write_text(text, encoding="utf-8")
 
 
@@ -438,13 +452,21 @@ def show(result: dict | None, out: Path) -> None:
             print(f"PROVISIONAL: other programs ran (load {result['load']:.1f})\n")
         print(describe(result), *(table(result["records"]) for table in TABLES), marks(result["records"]), sep="\n\n")
     print("", efficiency_table(), bucket_table(), sep="\n\n")
-    if (out / "README.md").exists():
-        write_tables(result, out / "README.md")
+    for page in pages(out):
+        write_tables(result, page)
     try:
         draw(result, out / "scaling.png")
         print(out / "scaling.png")
     except ModuleNotFoundError:
         print("no plot: pip install matplotlib, and --show")
+
+
+def pages(out: Path) -> list[Path]:
+    """The pages with tables: README.md of the folder, if there is one, and beside the repository's own docs/scale.md."""
+    page = out / "README.md"
+    if out.resolve() == RESULTS:
+        return [page, HERE.parent / "docs" / "scale.md"]
+    return [page] if page.exists() else []
 
 
 def read(path: Path) -> dict | None:

@@ -211,7 +211,7 @@ def efficiency_table() -> str:
     ]
     for batch in BATCHES:
         profile = gpu_profile(batch)
-        rows.append(gpu_row("", batch, 1, alone(profile), 1.0, 0.0))
+        rows.append(gpu_row("one GPU", batch, 1, alone(profile), 1.0, 0.0))
         for cluster in CLUSTERS:
             for ranks in GPUS:
                 if ranks <= cluster.gpus and cluster is not CLUSTERS[0]:
@@ -225,10 +225,17 @@ def efficiency_table() -> str:
 
 def gpu_row(name: str, batch: int, ranks: int, seconds: float, efficiency: float, waiting: float) -> str:
     """A row of `efficiency_table`."""
-    speed = batch * ranks / seconds
-    return (
-        f"| {name} | {batch} | {ranks:,} | {1000 * seconds:.2f} ms | {speed:,.0f} | {efficiency:.1%} | {waiting:.1%} |"
+    speed = float(f"{batch * ranks / seconds:.3g}")
+    cells = (
+        name,
+        batch,
+        f"{ranks:,}",
+        f"{1000 * seconds:.1f} ms",
+        f"{speed:,.0f}",
+        f"{efficiency:.1%}",
+        f"{waiting:.1%}",
     )
+    return "| " + " | ".join(map(str, cells)) + " |"
 
 
 BUCKETS = {"1 MiB": 2**20, "4 MiB": 2**22, "16 MiB": 2**24, "all": 2**40}
