@@ -9,7 +9,7 @@ Five sides, each with processes of its own, which make training steps turn by tu
   1 rank, 1 thread     a plain step of `batch` images
   1 rank, 2 threads    a plain step of 2 `batch` images: what the same two cores do without ranks
   2 ranks              `batch` images each, one thread each, with `AveragedGradients`
-  2 alone              the same two processes at the same time, without exchange: what the ranks would do if it took no time
+  2 alone              the same two processes at the same time, without exchange: as if that took no time
   2 ranks by TCP       as 2 ranks, but through the loopback interface, which counts bytes; its time is not reported
 
 Waiting is from the end of backward to the end of the last all-reduce. A part of it is for the other rank, which still
@@ -22,8 +22,8 @@ is 2 (n-1)/n times the bytes of the parameters (Patarasu and Yuan 2009).
 
 The model is given the times of "2 alone" and those of single all-reduces, and predicts the step of "2 ranks".
 
-`scaling.json` has all that was measured. The tables are written between the markers of README.md beside it, and those of
-the model into docs/scale.md too. A measurement made while other programs ran is not written there.
+`scaling.json` has all that was measured. The tables are written between the markers of README.md beside it, and those
+of the model into docs/scale.md too. A measurement made while other programs ran is not written there.
 """
 
 import argparse
@@ -39,14 +39,16 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
-from command_line import natural, positive, run_main
+from command_line import positive, run_main
 from scaling_model import (
     CLUSTERS,
     GPUS,
     RESULTS,
     Profile,
+    Step,
     alone,
     bucket_table,
     efficiency_table,
@@ -55,7 +57,6 @@ from scaling_model import (
     predict,
     simulate,
 )
-from scaling_rank import sent_bytes
 from step_worker import MODELS
 from train_step import NOT_PASSED_ON, machine
 
@@ -82,14 +83,14 @@ class Side:
         threads = options[2]
         kept = {name: value for name, value in os.environ.items() if name not in NOT_PASSED_ON}
         kept |= {name: str(threads) for name in ("OMP_NUM_THREADS", "MINIDL_NUM_THREADS")} | (environment or {})
-        command = [sys.executable, HERE / "scaling_rank.py", path, name, *options]
+        command = [sys.executable, HERE / "scaling_rank.py", path, *options]
         if mpi:
             command = [mpiexec(), "-n", ranks, *command]
         with socket.socket(socket.AF_UNIX) as server:
             server.bind(path)
             server.listen()
             command = list(map(str, command))
-            # Sessions of their own, as mpiexec gives its ranks: where other programs run, Linux shares the CPU by session.
+            # In sessions of their own, as those of mpiexec: Linux shares the CPU among sessions.
             self._processes = [
                 subprocess.Popen(command, env=kept, start_new_session=True) for _ in range(1 if mpi else ranks)
             ]
@@ -205,6 +206,13 @@ def measure_bytes(model: str, batch: int, steps: int = 3) -> tuple[int, int, int
         return round(sent), handed, round(2 * (len(ranks) - 1) / len(ranks) * side.parameter_bytes)
 
 
+def sent_bytes() -> int:
+    """What the loopback interface has sent since the machine started."""
+    lines = Path("/proc/net/dev").read_text().splitlines()
+    (fields,) = (line.split() for line in lines if line.strip().startswith("lo:"))
+    return int(fields[9])
+
+
 def summary(side: Side, images: int) -> dict:
     """Medians over the turns: milliseconds of a step, images per second, CPU seconds, and parts of waiting."""
     seconds = [statistics.median(all_of(steps_of(turn), length)) for turn in side.turns]
@@ -276,10 +284,8 @@ def mean_length(step: tuple[dict, ...]) -> float:
 # -- the model ---------------------------------------------------------------------------------------------------------
 
 
-def predicted(record: dict, cores: int | None = None):
+def predicted(record: dict, cores: int | None = None) -> Step:
     """The step of 2 ranks by the model, `slower` included: each step is as long as that of the slower rank."""
-    from dataclasses import replace
-
     times = dict(record["profile"])
     slower = times.pop("slower")
     ready = [min(time, times["backward"]) for time in times.pop("ready")]
@@ -462,7 +468,7 @@ def show(result: dict | None, out: Path) -> None:
 
 
 def pages(out: Path) -> list[Path]:
-    """The pages with tables: README.md of the folder, if there is one, and beside the repository's own docs/scale.md."""
+    """The pages with tables: README.md of the folder, if there is one, and docs/scale.md for the repository's own."""
     page = out / "README.md"
     if out.resolve() == RESULTS:
         return [page, HERE.parent / "docs" / "scale.md"]

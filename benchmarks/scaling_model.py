@@ -14,9 +14,9 @@ when each begins and ends. It needs three things:
 
 An all-reduce of S bytes on n ranks, in machines of g ranks, m = n / g machines:
 
-  ring      2 (n-1) hops, each with its latency, and 2 (n-1)/n S bytes through the slowest link. No algorithm sends fewer
-            bytes (Patarasu and Yuan 2009, "Bandwidth optimal all-reduce algorithms for clusters of workstations").
-            2 (m-1) of the hops lead to another machine.
+  ring      2 (n-1) hops, each with its latency, and 2 (n-1)/n S bytes through the slowest link. No algorithm sends
+            fewer bytes (Patarasu and Yuan 2009, "Bandwidth optimal all-reduce algorithms for clusters of
+            workstations"). 2 (m-1) of the hops lead to another machine.
   tree      2 (g-1 + log2 m) hops and 2 S bytes: up a tree to its root, and down again. Two trees that complement each
             other use all links (Sanders, Speck, Traeff 2009, "Two-tree algorithms for full bandwidth broadcast,
             reduction and scan"). For g = 1 it has the latency of Thakur, Rabenseifner, Gropp 2005, "Optimization of
@@ -34,6 +34,7 @@ What the model leaves out: ranks of different speed (jitter, a slow disk), other
 synchronised batch-norm, whose small exchanges cannot be hidden.
 """
 
+import argparse
 import json
 import math
 from collections.abc import Callable
@@ -256,6 +257,7 @@ def bucket_table(ranks: int = 1024) -> str:
 
 def main() -> None:
     """Print the tables."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     print(efficiency_table(), bucket_table(), sep="\n\n")
 
 

@@ -1,28 +1,23 @@
 """One process of scaling.py: it makes training steps when it is told to, and says when each part of them ended.
 
-    python benchmarks/scaling_rank.py SOCKET SIDE MODEL BATCH THREADS [--averaged]
+    python benchmarks/scaling_rank.py SOCKET MODEL BATCH THREADS [--averaged]
 
-It connects to the socket, sends {"side", "rank"}, and answers each line of JSON with one: {"steps": n} with the times of
-n steps, {"all_reduce": [bytes ...]} with the seconds of an all-reduce of each length. Waiting for a line takes no
-time of the CPU.
+It connects to the socket, sends {"rank", "parameters"}, and answers each line of JSON with one: {"steps": n} with the
+times of n steps, {"all_reduce": [bytes ...]} with the seconds of an all-reduce of each length. Waiting for a line takes
+no time of the CPU.
 
 With --averaged the gradients go through `AveragedGradients`: with the other ranks under mpiexec, else with nobody.
 """
 
 import argparse
+import contextlib
 import json
-import os
 import socket
 import statistics
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "examples"), str(ROOT / "benchmarks")]
-
+from command_line import positive
 from step_worker import LR, MODELS, MOMENTUM, WEIGHT_DECAY, make_batch, make_ours
 
 import minidl
@@ -108,21 +103,13 @@ def answer(request: dict, trainer: Trainer, communicator: Communicator) -> dict:
     return {"all_reduce": [[size, time_all_reduce(communicator, size)] for size in request["all_reduce"]]}
 
 
-def sent_bytes() -> int:
-    """What the loopback interface has sent since the machine started."""
-    lines = Path("/proc/net/dev").read_text().splitlines()
-    (fields,) = (line.split() for line in lines if line.strip().startswith("lo:"))
-    return int(fields[9])
-
-
 def main() -> None:
     """Answer until the socket is closed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("socket")
-    parser.add_argument("side")
     parser.add_argument("model", choices=MODELS)
-    parser.add_argument("batch", type=int)
-    parser.add_argument("threads", type=int)
+    parser.add_argument("batch", type=positive)
+    parser.add_argument("threads", type=positive)
     parser.add_argument("--averaged", action="store_true")
     args = parser.parse_args()
     with start() as communicator, socket.socket(socket.AF_UNIX) as connection:
@@ -130,10 +117,11 @@ def main() -> None:
         trainer = Trainer(args, communicator)
         connection.connect(args.socket)
         lines = connection.makefile("rw")
-        hello = {"side": args.side, "rank": communicator.rank, "process": os.getpid()}
-        print(json.dumps(hello | {"parameters": parameter_bytes(trainer)}), file=lines, flush=True)
-        for line in lines:
-            print(json.dumps(answer(json.loads(line), trainer, communicator)), file=lines, flush=True)
+        hello = {"rank": communicator.rank, "parameters": parameter_bytes(trainer)}
+        with contextlib.suppress(ConnectionError):  # scaling.py has ended
+            print(json.dumps(hello), file=lines, flush=True)
+            for line in lines:
+                print(json.dumps(answer(json.loads(line), trainer, communicator)), file=lines, flush=True)
 
 
 def parameter_bytes(trainer: Trainer) -> int:

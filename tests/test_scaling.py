@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import scaling
@@ -30,7 +31,7 @@ def test_a_step_by_hand():
 @pytest.mark.parametrize(
     ("lost", "exchanges"),
     [
-        # While the first travels, from 2 to 6, backward goes on to 4; the second is complete at 7; at 11 backward is at 7.
+        # While the first travels, from 2 to 6, backward goes on to 4; the second is complete at 7.
         (0.5, [(2, 6), (7, 11), (14, 18)]),
         # Backward stands still while a bucket travels, so the times add up.
         (1.0, [(2, 6), (9, 13), (18, 22)]),
@@ -119,7 +120,8 @@ def test_the_buckets_are_those_of_averaged_gradients():
     assert steps.keys() == {str(batch) for batch in scaling_model.BATCHES}
     for step in steps.values():
         assert step["sizes"] == [parameter.data.nbytes for parameter in reversed(model.parameters())]
-        assert 0 < min(step["ready"]) and max(step["ready"]) <= step["backward"]
+        assert min(step["ready"]) > 0
+        assert max(step["ready"]) <= step["backward"]
     for bucket_bytes in (2**20, 2**22):
         buckets = AveragedGradients(model, SingleProcess(), bucket_bytes).buckets
         sizes, ready = grouped(step["sizes"], step["ready"], bucket_bytes)
@@ -156,10 +158,9 @@ def test_waiting_is_told_from_waiting_for_the_other():
 
 
 def test_the_profile_is_the_median_step_and_the_slower_process_is_known():
-    class Fake:
-        turns = [[[times(0, 2, 6, 7, [(3, 3, 100), (6, 6, 8)])], [times(0, 2, 6, 9, [(3, 3, 100), (6, 6, 8)])]]]
-
-    found = scaling.profile(Fake())
+    exchanges = [(3, 3, 100), (6, 6, 8)]
+    turn = [[times(0, 2, 6, 7, exchanges)], [times(0, 2, 6, 9, exchanges)]]
+    found = scaling.profile(SimpleNamespace(turns=[turn]))
     assert found == {"forward": 2, "backward": 4, "after": 2, "ready": [1, 4], "sizes": [100, 8], "slower": 1}
     record = {"profile": found, "all_reduce": [[8, 0.5], [100, 1.5]]}
     # On a core for each rank: 2 forward, 4 backward and 1.5 + 0.5 for the exchanges, 2 after, 1 for the slower rank.

@@ -424,6 +424,11 @@ BY_USERS = [
     ("benchmarks/gpu_report.py", ["--out", "run", "--only", "nonsense"], 2),
     ("benchmarks/gpu.py", ["--what", "nonsense"], 2),
     ("benchmarks/launches.py", ["nonsense"], 2),
+    ("benchmarks/scaling.py", ["--out", "FILE"], 2),
+    ("benchmarks/scaling.py", ["--out", "run", "--environment", "nonsense"], 2),
+    ("benchmarks/scaling_gpu.py", ["--batches", "0"], 2),
+    ("benchmarks/scaling_model.py", ["nonsense"], 2),
+    ("benchmarks/scaling_rank.py", ["nonsense"], 2),
     ("benchmarks/step_worker.py", ["nonsense"], 2),
     ("benchmarks/gpu_facts.py", [], 2),
 ]
