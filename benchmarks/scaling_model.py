@@ -30,8 +30,9 @@ Links, in one direction. NVLink 4: 450 GB/s for each GPU (NVIDIA H100 white pape
 of that (issue 1264 of NVIDIA/nccl). InfiniBand NDR: a card of 400 Gb/s for each of the eight GPUs (NVIDIA DGX H100).
 Ethernet: one card of 100 Gb/s for the machine. All at SHARE_OF_LINK.
 
-What the model leaves out: ranks of different speed (jitter, a slow disk), other traffic on the network, and
-synchronised batch-norm, whose small exchanges cannot be hidden.
+What the model leaves out: ranks of different speed (jitter, a slow disk), other traffic on the network, synchronised
+batch-norm, whose small exchanges cannot be hidden, and that the last exchange, the counts of images, goes by MPI: it
+gets NCCL's latency here.
 """
 
 import argparse
