@@ -66,7 +66,7 @@ QUICK = [("resnet20", 4)]
 SIZES = [2**power for power in range(10, 25, 2)]  # bytes of the all-reduces that are timed by themselves
 LONGEST_START = 120  # seconds until all processes of a side have connected
 LONGEST_END = 30  # seconds until they have ended
-BUSY = 0.5  # runnable processes, beside ours, from which on a measurement is marked
+BUSY = 0.2  # cores that other programs keep busy, from which on a measurement is marked
 BY_TCP = {"UCX_TLS": "tcp,self", "MPIR_CVAR_NOLOCAL": "1"}
 
 
@@ -204,6 +204,19 @@ def measure_bytes(model: str, batch: int, steps: int = 3) -> tuple[int, int, int
         sent = (sent_bytes() - before) / steps / len(ranks)
         handed = sum(size for _, _, size in ranks[0][0]["exchanges"])
         return round(sent), handed, round(2 * (len(ranks) - 1) / len(ranks) * side.parameter_bytes)
+
+
+def busy_cores(seconds: float = 2.0) -> float:
+    """How many cores are busy just now, while none of our processes runs: with other programs."""
+
+    def ticks() -> tuple[int, int]:
+        numbers = list(map(int, Path("/proc/stat").read_text().splitlines()[0].split()[1:9]))  # of all cores together
+        return sum(numbers), sum(numbers[3:5])  # of these idle, and idle with a disk at work
+
+    before = ticks()
+    time.sleep(seconds)
+    total, idle = (now - then for now, then in zip(ticks(), before, strict=True))
+    return (1 - idle / total) * (os.cpu_count() or 1)
 
 
 def sent_bytes() -> int:
@@ -361,7 +374,7 @@ NOT_QUIET = "Not measured on a quiet machine yet."
 def write_tables(result: dict | None, path: Path) -> None:
     """Put the tables between the markers of a page that has them."""
     records = result["records"] if result else []
-    quiet = result is not None and result["load"] <= BUSY
+    quiet = result is not None and result["busy"] <= BUSY
     measured = [describe(result), *(table(records) for table in TABLES)] if quiet else [NOT_QUIET]
     text = path.read_text(encoding="utf-8")
     for name, content in (
@@ -411,7 +424,7 @@ def draw_measured(axes, result: dict) -> None:
     axes.axhline(1, color="grey", lw=0.8)
     labels = [f"{record['model']}\n{record['batch']} a rank" for record in records]
     axes.set_xticks([place + 0.27 for place in range(len(records))], labels, fontsize=8)
-    quiet = "" if result["load"] <= BUSY else " (PROVISIONAL: other programs ran)"
+    quiet = "" if result["busy"] <= BUSY else " (PROVISIONAL: other programs ran)"
     axes.set_title(f"images/s, 1 rank of 2 threads = 1{quiet}", fontsize=9)
     axes.legend(fontsize=7, loc="lower right")
 
@@ -454,8 +467,8 @@ def draw_buckets(axes) -> None:
 def show(result: dict | None, out: Path) -> None:
     """Print the tables, draw the plot, and fill the tables of README.md if there is one."""
     if result:
-        if result["load"] > BUSY:
-            print(f"PROVISIONAL: other programs ran (load {result['load']:.1f})\n")
+        if result["busy"] > BUSY:
+            print(f"PROVISIONAL: other programs kept {result['busy']:.1f} cores busy\n")
         print(describe(result), *(table(result["records"]) for table in TABLES), marks(result["records"]), sep="\n\n")
     print("", efficiency_table(), bucket_table(), sep="\n\n")
     for page in pages(out):
@@ -481,7 +494,7 @@ def read(path: Path) -> dict | None:
         return None
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
-        result["records"], result["load"], result["machine"], result["versions"]
+        result["records"], result["busy"], result["machine"], result["versions"]
     except (ValueError, LookupError, TypeError):
         raise SystemExit(f"error: {path} is not a record of scaling.py; delete it") from None
     return result
@@ -500,12 +513,19 @@ def versions() -> dict[str, str]:
 def measure_all(args: argparse.Namespace) -> dict:
     """Measure every point; the file is written after each."""
     points = QUICK if args.quick else [point for point in POINTS if point[0] in args.models]
-    result = {"machine": machine(), "versions": versions(), "date": time.strftime("%Y-%m-%d"), "records": []}
-    result["load"] = os.getloadavg()[0]  # before the first process of ours
+    result = {
+        "machine": machine(),
+        "versions": versions(),
+        "date": time.strftime("%Y-%m-%d"),
+        "busy": 0.0,
+        "records": [],
+    }
     environments = [dict([setting.split("=", 1)]) for setting in args.environment]
     args.out.mkdir(parents=True, exist_ok=True)
     for model, batch in points:
+        before = busy_cores()
         record = measure(model, batch, args.rounds, args.steps, environments)
+        result["busy"] = round(max(result["busy"], before, busy_cores()), 2)
         result["records"].append(record)
         (args.out / "scaling.json").write_text(json.dumps(result) + "\n", encoding="utf-8")
         print(f"{title(record)}: {record['sides']['2 ranks']['ms']:.1f} ms", flush=True)

@@ -194,7 +194,7 @@ def test_one_and_two_ranks_are_measured(tmp_path):
     assert record["model_ms"] > 0 and "2 ranks / 2 threads" in done.stdout
     text = (tmp_path / "README.md").read_text()
     assert "old" not in text
-    assert (scaling.NOT_QUIET in text) == (result["load"] > scaling.BUSY) == ("PROVISIONAL" in done.stdout)
+    assert (scaling.NOT_QUIET in text) == (result["busy"] > scaling.BUSY) == ("PROVISIONAL" in done.stdout)
 
 
 def test_what_was_not_measured_is_not_written(tmp_path):
@@ -204,10 +204,10 @@ def test_what_was_not_measured_is_not_written(tmp_path):
     names = "1 rank, 1 thread", "1 rank, 2 threads", "2 ranks", "2 alone"
     record = {"model": "resnet20", "batch": 128, "sides": dict.fromkeys(names, side), "model_ms": 1.05}
     record |= {"sent_bytes": 2, "handed_bytes": 1, "least_bytes": 1}
-    result = {"machine": "this", "versions": {"Python": "3"}, "records": [record], "load": scaling.BUSY + 1}
+    result = {"machine": "this", "versions": {"Python": "3"}, "records": [record], "busy": scaling.BUSY + 1}
     scaling.write_tables(result, page)
     assert scaling.NOT_QUIET in page.read_text() and "1.05" not in page.read_text()
-    scaling.write_tables(result | {"load": 0.0}, page)
+    scaling.write_tables(result | {"busy": 0.0}, page)
     assert scaling.NOT_QUIET not in page.read_text() and "| 1.05 |" in page.read_text()
     assert "resnet20, 128 images a rank 1.0%" in scaling.marks([record])
 
