@@ -1,10 +1,10 @@
 """What two ranks gain: images per second, waiting, and bytes, on the CPU; and the model of scaling_model.py beside it.
 
-    python benchmarks/scaling.py --out benchmarks/results/scaling           half an hour, on an otherwise idle machine
-    python benchmarks/scaling.py --out /tmp/scaling --quick                 one small network, a minute
+    python benchmarks/scaling.py --out benchmarks/results/scaling           ten minutes, on an otherwise idle machine
+    python benchmarks/scaling.py --out /tmp/scaling --quick                 one small network, half a minute
     python benchmarks/scaling.py --out benchmarks/results/scaling --show    tables and plot of what was measured
 
-Five sides, each with processes of its own, which make training steps turn by turn, A B C D A B C D ...:
+Four sides, each with processes of its own, make training steps turn by turn, A B C D A B C D ...; a fifth is before:
 
   1 rank, 1 thread     a plain step of `batch` images
   1 rank, 2 threads    a plain step of 2 `batch` images: what the same two cores do without ranks
@@ -228,7 +228,7 @@ def sent_bytes() -> int:
 
 def summary(side: Side, images: int) -> dict:
     """Medians over the turns: milliseconds of a step, images per second, CPU seconds, and parts of waiting."""
-    seconds = [statistics.median(all_of(steps_of(turn), length)) for turn in side.turns]
+    seconds = [statistics.median(map(length, steps_of(turn))) for turn in side.turns]
     median = statistics.median(seconds)
     cpu = statistics.median(sum(step["cpu"] for step in steps) for turn in side.turns for steps in steps_of(turn))
     result = {"ms": round(1000 * median, 3), "ms_spread": [round(1000 * f(seconds), 3) for f in (min, max)]}
@@ -242,11 +242,6 @@ def summary(side: Side, images: int) -> dict:
 def steps_of(turn: list[list[dict]]) -> list[tuple[dict, ...]]:
     """The steps of a turn, each with the times of all its processes."""
     return list(zip(*turn, strict=True))
-
-
-def all_of(steps: list, function) -> list[float]:
-    """The function of each step."""
-    return [function(step) for step in steps]
 
 
 def length(step: tuple[dict, ...]) -> float:
@@ -358,14 +353,18 @@ def title(record: dict) -> str:
 def marks(records: list[dict]) -> str:
     """Whether the marks are met: waiting of the two large steps, and the model's error."""
     large = [record for record in records if (record["model"], record["batch"]) in POINTS[:2]]
-    waits = "; ".join(f"{title(record)} {record['sides']['2 ranks']['waiting']:.1%}" for record in large)
+    waits = ", ".join(f"{title(record)} {record['sides']['2 ranks']['waiting']:.1%}" for record in large)
     errors = [abs(record["model_ms"] / record["sides"]["2 ranks"]["ms"] - 1) for record in records]
-    return f"waiting, at most 5 %: {waits}\nlargest error of the model, at most 10 %: {max(errors):.1%}"
+    return (
+        f"- Waiting, which shall be at most 5 % of a large step: {waits or 'not measured'}.\n"
+        f"- Largest error of the model, which shall be at most 10 %: {max(errors):.1%}."
+    )
 
 
 def describe(result: dict) -> str:
     """Where and when, in a line."""
-    return f"{result['machine']}, {', '.join(f'{name} {version}' for name, version in result['versions'].items())}"
+    versions = (f"{name} {version}" for name, version in result["versions"].items())
+    return ", ".join([result["machine"], *versions, result["date"]])
 
 
 NOT_QUIET = "Not measured on a quiet machine yet."
@@ -375,7 +374,7 @@ def write_tables(result: dict | None, path: Path) -> None:
     """Put the tables between the markers of a page that has them."""
     records = result["records"] if result else []
     quiet = result is not None and result["busy"] <= BUSY
-    measured = [describe(result), *(table(records) for table in TABLES)] if quiet else [NOT_QUIET]
+    measured = [describe(result), *(table(records) for table in TABLES), marks(records)] if quiet else [NOT_QUIET]
     text = path.read_text(encoding="utf-8")
     for name, content in (
         ("measured", "\n\n".join(measured)),
@@ -494,7 +493,7 @@ def read(path: Path) -> dict | None:
         return None
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
-        result["records"], result["busy"], result["machine"], result["versions"]
+        [result[name] for name in ("records", "busy", "machine", "versions", "date")]
     except (ValueError, LookupError, TypeError):
         raise SystemExit(f"error: {path} is not a record of scaling.py; delete it") from None
     return result

@@ -204,7 +204,13 @@ def test_what_was_not_measured_is_not_written(tmp_path):
     names = "1 rank, 1 thread", "1 rank, 2 threads", "2 ranks", "2 alone"
     record = {"model": "resnet20", "batch": 128, "sides": dict.fromkeys(names, side), "model_ms": 1.05}
     record |= {"sent_bytes": 2, "handed_bytes": 1, "least_bytes": 1}
-    result = {"machine": "this", "versions": {"Python": "3"}, "records": [record], "busy": scaling.BUSY + 1}
+    result = {
+        "machine": "this",
+        "versions": {"Python": "3"},
+        "date": "today",
+        "records": [record],
+        "busy": scaling.BUSY + 1,
+    }
     scaling.write_tables(result, page)
     assert scaling.NOT_QUIET in page.read_text() and "1.05" not in page.read_text()
     scaling.write_tables(result | {"busy": 0.0}, page)
