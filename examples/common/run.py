@@ -298,7 +298,7 @@ class Run:
             raise Stopped(self._stop.status)
 
     def _is_asked_to_stop(self) -> bool:
-        """True on all ranks if a signal has reached one of them: they stop after the same step, with the same status."""
+        """True on all ranks if a signal has reached one of them: they stop after the same step, with one status."""
         asked, self._stop.status = self.ranks.largest(self._stop.asked, self._stop.status)
         return bool(asked)
 

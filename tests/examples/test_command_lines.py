@@ -446,6 +446,10 @@ BY_USERS = {
     "benchmarks/launches.py": ["nonsense", "resnet20 ten float32 90 x.json", "resnet20 1 float8 90 x.json"],
     "benchmarks/step_worker.py": ["nonsense", "ours nonsense 1 1 FILE", "ours resnet20 ten 1 FILE"],
     "benchmarks/gpu_facts.py": ["", "x.json more"],
+    "benchmarks/scaling.py": ["--out FILE", "--out run --environment nonsense"],
+    "benchmarks/scaling_gpu.py": ["--batches 0"],
+    "benchmarks/scaling_model.py": ["nonsense"],
+    "benchmarks/scaling_rank.py": ["nonsense"],
 }
 
 
