@@ -61,8 +61,6 @@ INITIALISATIONS: dict[str, Callable[[tuple[int, ...]], np.ndarray]] = {
 def train(args: argparse.Namespace) -> None:
     """Train the network and validate it after each epoch."""
     data, validation_data = training_folders(args)
-    if args.init_from is not None:
-        find_described(args.init_from)  # a wrong name is an error before the images are measured
     recipe = IMAGENET_RECIPES[args.recipe].with_options(args)
     statistics = measure_images(data, args.statistics, max(256, args.size), args.size, args.threads, args.skip_broken)
     config = make_config(data, statistics, args)
@@ -226,6 +224,8 @@ def main() -> None:
     args = parser.parse_args()
     with running(parser, args):
         fill_in(args)
+        if args.init_from is not None:
+            find_described(args.init_from)  # a wrong name is an error before the images are measured
         train(args)
 
 
