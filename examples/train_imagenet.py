@@ -76,8 +76,6 @@ INITIALISATIONS: dict[str, Callable[[tuple[int, ...]], np.ndarray]] = {
 def train(args: argparse.Namespace, ranks: Ranks) -> None:
     """Train the network and validate it after each epoch."""
     data, validation_data = training_folders(args)
-    if args.init_from is not None:
-        find_described(args.init_from)  # a wrong name is an error before the images are measured
     recipe = IMAGENET_RECIPES[args.recipe].with_options(args)
     with ranks.first_before_others():  # they read what rank 0 has measured
         sizes = max(256, args.size), args.size
@@ -263,6 +261,8 @@ def main() -> None:
     args = parser.parse_args()
     with running(parser, args) as ranks:
         fill_in(args)
+        if args.init_from is not None:
+            find_described(args.init_from)  # a wrong name is an error before the images are measured
         train(args, ranks)
 
 
