@@ -33,9 +33,9 @@ def running(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Iterat
     """
     with contextlib.ExitStack() as stack:
         ranks = stack.enter_context(joined(args))
+        stack.enter_context(one_line_errors(parser if ranks.is_alone else None))
         if ranks.is_first:
             stack.enter_context(locked(args.out))
-        stack.enter_context(one_line_errors(parser if ranks.is_alone else None))
         ranks.check_folder(args.out)
         check_device(args)
         if hasattr(args, "resume"):
