@@ -344,5 +344,6 @@ def test_a_folder_on_a_full_disk_is_named_before_any_training(resnet, tmp_path, 
 
     monkeypatch.setattr("common.folder._lock", fail)
     status, output = resnet("--out", tmp_path / "run")
-    assert status == f"error: --out: cannot write to {tmp_path / 'run'} (No space left on device); choose another --out"
+    message = f"--out: cannot write to {tmp_path / 'run'} (No space left on device); choose another --out"
+    assert status == 2 and message in output
     assert "%|" not in output and not np.any([*tmp_path.iterdir()])
