@@ -250,11 +250,3 @@ def test_what_has_no_end_is_not_read(tmp_path):
     for path in (tmp_path / "fifo", "/dev/zero"):
         with pytest.raises(ValueError, match=f"expected a text file, got {path}, which is no file"):
             read_text(path)
-
-
-@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() == 0, reason="root may read everything")
-def test_text_without_permission_is_an_error_that_names_the_file(tmp_path):
-    (tmp_path / "secret").write_text("text")
-    (tmp_path / "secret").chmod(0)
-    with pytest.raises(PermissionError, match="secret"):
-        read_text(tmp_path / "secret")
