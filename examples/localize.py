@@ -317,6 +317,8 @@ def main() -> None:
     parser.add_argument("--out", type=nonempty, metavar="DIR", help="folder for boxes.png; default: draw nothing")
     args = parser.parse_args()
     with one_line_errors(parser):
+        if args.out and Path(args.out).is_file():
+            raise ValueError(f"--out: expected a folder, got the file {args.out}; choose another name")
         if args.out:
             Path(args.out).mkdir(parents=True, exist_ok=True)
     with one_line_errors():

@@ -44,10 +44,7 @@ def positive_number(text: str) -> float:
 
 def decay(text: str) -> float:
     """An argparse type: a number in [0, 1), such as the decay of a moving average."""
-    number = float(text)
-    if not 0 <= number < 1:  # also rejects NaN
-        raise argparse.ArgumentTypeError(f"expected a number in [0, 1), got {text}")
-    return number
+    return _number(text, float, lambda number: 0 <= number < 1, "a number in [0, 1)")
 
 
 def device(text: str) -> str:

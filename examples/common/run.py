@@ -314,7 +314,7 @@ class Run:
     def _resume(self) -> None:
         """Restore the run from the checkpoint in the folder."""
         with self.folder.resuming():
-            counters = _upgraded(self.folder.load(self.model, self.optimizer))
+            counters = self.folder.load(self.model, self.optimizer)
             progress = counters["progress"]
             self.progress = Progress(**progress | {"totals": Totals(**progress["totals"])})
             self.loader.load_state_dict(counters["loader"])
@@ -343,13 +343,3 @@ class Run:
 
     def _seconds(self) -> float:
         return round(time.perf_counter() - self._run_start, 2)
-
-
-def _upgraded(counters: dict) -> dict:
-    """Convert counters from before December 2026: flat ones (degradation.py), and `warming_up` within the progress."""
-    if "progress" not in counters and "step" in counters:
-        counters = counters | {"progress": {name: counters[name] for name in ("step", "totals", "warming_up")}}
-    if "warming_up" in counters["progress"]:
-        progress = dict(counters["progress"])
-        counters = counters | {"warm_up": {"warming_up": progress.pop("warming_up")}, "progress": progress}
-    return counters

@@ -32,7 +32,8 @@ def guard(name: str) -> None:
     if code < 0:  # minus the number of the signal
         what = signal.Signals(-code).name
         text = (
-            f"minidl.distributed: {name}, process {child}, was killed ({what}); the job ends. Was there enough memory?"
+            f"minidl.distributed: {name}, process {child}, was killed ({what}); the job ends. Was there enough memory, "
+            "in containers also in /dev/shm?"
         )
         os.write(2, f"{text}\n".encode())
     os._exit(code if code >= 0 else 128 - code)

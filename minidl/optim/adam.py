@@ -49,21 +49,6 @@ class Adam(Optimizer):
         """Return the means m, the mean squares v and the step counts t."""
         return {"mean": self.means, "square": self.squares, "step": self.steps}
 
-    def load_state_dict(self, state: dict[str, np.ndarray]) -> None:
-        """Copy a state dict into the state's arrays. If any part does not fit, nothing is copied."""
-        super().load_state_dict(self._with_each_step(state))
-
-    def check_state_dict(self, state: dict[str, np.ndarray]) -> None:
-        """Raise ValueError if load_state_dict would refuse this state dict."""
-        super().check_state_dict(self._with_each_step(state))
-
-    def _with_each_step(self, state: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Convert the state dict of an older checkpoint, which has one step count for all parameters: "steps.0"."""
-        if "steps.0" not in state:
-            return state
-        counts = {f"step.{i}": state["steps.0"] for i in range(len(self.steps))}
-        return {name: array for name, array in state.items() if name != "steps.0"} | counts
-
 
 class AdamW(Adam):
     """Adam with decoupled weight decay: g = dL/dp, and each step begins with p = p - lr weight_decay p.

@@ -359,17 +359,6 @@ def test_the_metrics_of_a_run_without_a_checkpoint_are_not_continued(resnet, tmp
     assert [record["step"] for record in metrics(tmp_path)] == [1]
 
 
-def test_a_checkpoint_of_the_first_version_goes_on(resnet, tmp_path, whole):
-    """It kept the warm-up among the progress."""
-    with signal_after(3):
-        resnet("--epochs", 3, "--out", tmp_path)
-    arrays, old = read_checkpoint(tmp_path / "checkpoint.safetensors")
-    old["progress"]["warming_up"] = old.pop("warm_up")["warming_up"]
-    save_file(arrays, tmp_path / "checkpoint.safetensors", metadata={"counters": json.dumps(old)})
-    assert resnet("--epochs", 3, "--out", tmp_path, "--resume")[0] == 0
-    assert_same_run(tmp_path, whole)
-
-
 def test_when_the_loss_is_looked_at_changes_nothing(resnet, tmp_path, monkeypatch, whole):
     monkeypatch.setitem(READ_LOSS_EVERY, "cpu", 50)
     assert resnet("--epochs", 3, "--out", tmp_path)[0] == 0

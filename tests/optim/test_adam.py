@@ -1,12 +1,11 @@
 """Adam and AdamW."""
 
-import numpy as np
 import pytest
 
 from minidl.optim import Adam, AdamW
 from tests.kernels.compare import assert_close
 from tests.optim.against_torch import TOLERANCE, assert_trains_like_pytorch
-from tests.optim.problem import ADAM_OPTIONS, LR, STEPS, train, values
+from tests.optim.problem import ADAM_OPTIONS, LR, train, values
 
 adams = pytest.mark.parametrize("adam", [Adam, AdamW])
 
@@ -84,24 +83,3 @@ def test_a_parameter_that_is_unfrozen_late_steps_as_in_pytorch(adam, problem, de
         ends.append(values(parameters))
     for actual, expected in zip(*ends, strict=True):
         assert_close(actual, expected)
-
-
-@adams
-def test_a_state_with_one_count_for_all_parameters_as_once_saved_still_loads(adam, problem, device):
-    """Runs in which all parameters had gradients in every step, and so all runs of the examples, go on as they were."""
-    whole, whole_loss = problem.minidl(device=device)
-    train(adam(whole, LR), whole_loss)
-    first, first_loss = problem.minidl(device=device)
-    before = adam(first, LR)
-    train(before, first_loss, STEPS // 2)
-    state = {name: array for name, array in before.state_dict().items() if not name.startswith("step.")}
-    state["steps.0"] = np.array(STEPS // 2)
-    after = adam(first, LR)
-    after.check_state_dict(state)
-    after.load_state_dict(state)
-    train(after, first_loss, STEPS - STEPS // 2)
-    for actual, expected in zip(values(first), values(whole), strict=True):
-        np.testing.assert_array_equal(actual, expected)
-    assert "step.0" not in state  # the caller's
-    with pytest.raises(ValueError, match="step"):
-        after.load_state_dict(state | {"steps.0": np.zeros(4, np.int64)})
