@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from common.cifar import CifarData
 from PIL import Image
-from safetensors.numpy import save_file
 
 from minidl import Tensor
 from minidl.data import AugmentedLoader, make_shapes
@@ -82,19 +81,6 @@ def test_a_signal_in_the_last_step_of_a_network_stops_before_the_next(degrade, t
         assert degrade("--budget", 4)[0] == 0
     for name in ("plain-8", "residual-8"):
         assert_same_run(tmp_path / name, whole / name)
-
-
-def test_a_checkpoint_of_the_first_version_goes_on(degrade, tmp_path, whole):
-    """Its counters were not in a progress."""
-    with signal_after(2):
-        degrade("--budget", 4)
-    path = tmp_path / "plain-8" / "checkpoint.safetensors"
-    arrays, now = read_checkpoint(path)
-    old = {name: now["progress"][name] for name in ("step", "totals")} | now["warm_up"]
-    old |= {name: now[name] for name in ("loader", "options")}
-    save_file(arrays, path, metadata={"counters": json.dumps(old)})
-    assert degrade("--budget", 4)[0] == 0
-    assert_same_run(tmp_path / "plain-8", whole / "plain-8")
 
 
 def test_a_budget_of_time_is_turned_into_iterations_once(degrade, tmp_path, monkeypatch):
