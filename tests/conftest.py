@@ -6,9 +6,11 @@ minidl takes it for 'cuda'.
 
 import functools
 import gc
+import os
 import signal
 import subprocess
 import sys
+import tempfile
 import zlib
 from pathlib import Path
 
@@ -38,7 +40,11 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    """Whoever asks for a GPU gets one or an error: skipped tests would look like passed ones."""
+    """A run that asks for a GPU gets one or an error: skipped tests would look like passed ones."""
+    if "MPLCONFIGDIR" not in os.environ:  # matplotlib's list of fonts, which can be broken in the user's own cache
+        folder = tempfile.TemporaryDirectory(prefix="matplotlib-")
+        config.add_cleanup(folder.cleanup)
+        os.environ["MPLCONFIGDIR"] = folder.name
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as in `pytest &`; some tests press Ctrl-C
         signal.signal(signal.SIGINT, signal.default_int_handler)
     device = config.getoption("--device")
