@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from minidl.kernels import device_of
-from minidl.tensor import Tensor, check_alike, check_floats, check_tensors
+from minidl.tensor import Tensor, check_alike, check_dim, check_floats, check_tensors
 
 Pair = int | tuple[int, int]
 Scale = float | tuple[float, float]
@@ -73,11 +73,14 @@ def nchw_hint(x: Tensor, channels: int) -> str:
 
 def check_same_shape(function: str, tensors: list[Tensor], except_dim: int | None = None) -> None:
     """Raise ValueError unless all shapes are equal, apart from the dimension `except_dim` if that is given."""
+    if not isinstance(tensors, list | tuple):
+        got = type(tensors).__name__
+        raise TypeError(f"{function}: expected a list of tensors, got {got}; write {function}([a, b])")
+    expect(function, len(tensors) > 0, "at least one tensor", "none")
     check_tensors(function, *tensors)
-    ndim = tensors[0].ndim
-    if except_dim is not None and not -ndim <= except_dim < ndim:
-        raise ValueError(f"{function}: dim {except_dim} is not a dimension of {tensors[0].shape}")
-    ignored = None if except_dim is None else except_dim % ndim
+    if except_dim is not None:
+        check_dim(function, except_dim, tensors[0].shape)
+    ignored = None if except_dim is None else except_dim % tensors[0].ndim
     compared = {tuple(size for i, size in enumerate(tensor.shape) if i != ignored) for tensor in tensors}
     if len(compared) > 1 or len({tensor.ndim for tensor in tensors}) > 1:
         where = "" if except_dim is None else f" except along dim {except_dim}"

@@ -41,7 +41,7 @@ from minidl.ops.shape import Cat
 from minidl.ops.softmax import LogSoftmax, Softmax
 from minidl.ops.upsample import UpsampleBilinear2d
 from minidl.random import once
-from minidl.tensor import Tensor, apply, apply_broadcast, check_floats, check_tensors
+from minidl.tensor import Tensor, apply, apply_broadcast, check_dim, check_floats, check_tensors
 
 # -- joining and choosing ----------------------------------------------------------------------------------------------
 
@@ -52,7 +52,6 @@ def cat(tensors: list[Tensor], dim: int = 0) -> Tensor:
     >>> cat([Tensor([1.0, 2.0]), Tensor([3.0])])
     Tensor([1., 2., 3.], shape=(3,), float32)
     """
-    expect("cat", len(tensors) > 0, "at least one tensor", "none")
     check_same_shape("cat", tensors, except_dim=dim)
     return apply(Cat, *tensors, dim=dim)
 
@@ -63,11 +62,9 @@ def stack(tensors: list[Tensor], dim: int = 0) -> Tensor:
     >>> stack([Tensor([1.0, 2.0]), Tensor([3.0, 4.0])]).shape
     (2, 2)
     """
-    expect("stack", len(tensors) > 0, "at least one tensor", "none")
     check_same_shape("stack", tensors)
     shape = list(tensors[0].shape)
-    if not -len(shape) - 1 <= dim <= len(shape):
-        raise ValueError(f"stack: expected dim in [{-len(shape) - 1}, {len(shape)}] for {tensors[0].shape}, got {dim}")
+    check_dim("stack", dim, (len(tensors), *shape))
     shape.insert(dim % (len(shape) + 1), 1)
     return cat([tensor.reshape(shape) for tensor in tensors], dim)
 
@@ -101,8 +98,7 @@ def flatten(x: Tensor, start_dim: int = 1) -> Tensor:
     (2, 60)
     """
     check_tensors("flatten", x)
-    if not -x.ndim <= start_dim < x.ndim:
-        raise ValueError(f"flatten: start_dim {start_dim} is not a dimension of x {x.shape}")
+    check_dim("flatten", start_dim, x.shape, "start_dim")
     return x.reshape(*x.shape[:start_dim], math.prod(x.shape[start_dim:]))
 
 
@@ -385,8 +381,7 @@ def _along(name: str, function: type[Function], x: Tensor, dim: int) -> Tensor:
     """Apply `function`, which works along the last axis of (N, K), along dimension `dim` of any x."""
     check_floats(name, x)
     x = _in_float32(x)
-    if not -x.ndim <= dim < x.ndim:
-        raise ValueError(f"{name}: dim {dim} is not a dimension of x {x.shape}")
+    check_dim(name, dim, x.shape)
     expect(name, x.shape[dim] > 0, f"at least one number along dim {dim}", "x", x.shape)
     order = list(range(x.ndim))
     order[dim], order[-1] = order[-1], order[dim]  # an exchange of two dimensions is its own inverse

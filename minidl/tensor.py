@@ -350,7 +350,9 @@ class Tensor(Idioms):
 
     def amax(self, dim: Dim = None, keepdim: bool = False) -> "Tensor":
         """Return the maximum over the dimensions `dim`, or over all. Equal maxima share the gradient, as in PyTorch."""
-        return apply(Max, self, dim=_as_dims("amax", dim, self), keepdim=keepdim)
+        dims = _as_dims("amax", dim, self)
+        _check_not_empty("amax", dim, self)
+        return apply(Max, self, dim=dims, keepdim=keepdim)
 
     @overload
     def max(self, dim: None = None, keepdim: bool = False) -> "Tensor": ...
@@ -372,6 +374,7 @@ class Tensor(Idioms):
         if isinstance(dim, tuple | list):
             raise TypeError(f"argmax: expected one dimension, got {dim}; for the maxima alone use .amax({dim})")
         _as_dims("argmax", dim, self)
+        _check_not_empty("argmax", dim, self)
         return Tensor(self.data.argmax(axis=dim, keepdims=keepdim))
 
     # -- shapes --------------------------------------------------------------------------------------------------------
@@ -515,6 +518,14 @@ def check_tensors(operation: str, *values) -> None:
             )
 
 
+def check_dim(operation: str, dim: int, shape: tuple[int, ...], name: str = "dim") -> None:
+    """Raise TypeError unless `dim` is a whole number, and ValueError unless `shape` has that dimension."""
+    if not isinstance(dim, int | np.integer):
+        raise TypeError(f"{operation}: expected {name} to be a whole number, got {dim!r}")
+    if not -len(shape) <= dim < len(shape):
+        raise ValueError(f"{operation}: {name} {dim} is not a dimension of {shape}")
+
+
 def check_floats(operation: str, x: Tensor) -> None:
     """Raise TypeError unless x is a tensor of floating-point numbers."""
     check_tensors(operation, x)
@@ -579,11 +590,19 @@ def _as_dims(operation: str, dim: Dim, x: Tensor) -> tuple[int, ...] | None:
     if dim is None:
         return None
     dims = tuple(dim) if isinstance(dim, tuple | list) else (dim,)
-    if not all(-x.ndim <= d < x.ndim for d in dims):
-        raise ValueError(f"{operation}: dim {dim} is not a dimension of {x.shape}")
+    for d in dims:
+        check_dim(operation, d, x.shape)
     if len({d % x.ndim for d in dims}) < len(dims):
         raise ValueError(f"{operation}: dim {dim} names a dimension of {x.shape} twice; name it once")
     return dims or None
+
+
+def _check_not_empty(operation: str, dim: Dim, x: Tensor) -> None:
+    """Raise ValueError if a maximum over the dimensions `dim` is one of no numbers."""
+    lengths = x.shape if dim is None else np.take(x.shape, dim)
+    if not np.all(lengths):
+        where = "" if dim is None else f" along dim {dim}"
+        raise ValueError(f"{operation}: expected at least one number to compare{where}, got shape {x.shape}")
 
 
 def _as_sequence(arguments: tuple) -> tuple[int, ...]:

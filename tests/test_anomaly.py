@@ -91,6 +91,11 @@ def test_the_layer_and_the_line_are_named_in_forward_and_in_backward(device):
         step(model, x * 1e10)
 
 
+def test_the_model_is_a_module():
+    with pytest.raises(TypeError, match=r"^detect_anomaly: expected a Module, got int"), detect_anomaly(3):
+        pass
+
+
 def test_a_nan_in_the_images_is_not_blamed_on_the_first_layer(device):
     model, x = network(device), images(device)
     x.data[1, 2, 3, 0] = np.nan

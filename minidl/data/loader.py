@@ -98,8 +98,9 @@ class DataLoader:
         """
         if self._ranks != 1:
             raise ValueError(f"{type(self).__name__}.shard: expected the loader of whole batches, got a shard of it")
-        if not 0 <= rank < size:
-            raise ValueError(f"{type(self).__name__}.shard: expected 0 <= rank < size, got rank {rank}, size {size}")
+        if not (isinstance(rank, int) and isinstance(size, int) and 0 <= rank < size):
+            got = f"rank {rank!r}, size {size!r}"
+            raise ValueError(f"{type(self).__name__}.shard: expected whole numbers 0 <= rank < size, got {got}")
         shard = copy.copy(self)
         shard._rank, shard._ranks = rank, size
         return shard

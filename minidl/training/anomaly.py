@@ -37,6 +37,8 @@ def detect_anomaly(model: Module | None = None) -> Iterator[None]:
 
     With `GradScaler`, float16 gradients overflow now and then and the scaler skips these steps; here they are errors.
     """
+    if not isinstance(model, Module | None):
+        raise TypeError(f"detect_anomaly: expected a Module, got {type(model).__name__}")
     layers = [""]  # the names of the layers that are being called, from the outermost to the innermost
 
     def watcher(function, ctx, inputs, output: Tensor) -> None:

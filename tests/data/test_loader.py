@@ -635,9 +635,9 @@ def test_shards_resume_where_they_were_saved():
     assert record(again) == rest != []
 
 
-@pytest.mark.parametrize(("rank", "size"), [(-1, 2), (2, 2), (0, 0)])
+@pytest.mark.parametrize(("rank", "size"), [(-1, 2), (2, 2), (0, 0), (0.5, 2), (0, 2.5), ("0", "2")])
 def test_a_shard_that_does_not_exist_is_refused(rank, size):
-    with pytest.raises(ValueError, match=rf"expected 0 <= rank < size, got rank {rank}, size {size}"):
+    with pytest.raises(ValueError, match=rf"expected whole numbers 0 <= rank < size, got rank {rank!r}, size {size!r}"):
         DataLoader(numbered(), 4).shard(rank, size)
 
 
