@@ -11,6 +11,7 @@ from minidl.distributed.communicator import name_ranks
 
 MOST_COMMUNICATORS = 256  # each `AveragedGradients` has one
 LONGEST_PERIOD = 1.0  # seconds between two reports
+LAST = -1  # what a rank's last report consists of
 
 
 class Watch:
@@ -32,6 +33,7 @@ class Watch:
         self._since: list[float | None] = []  # when the call that this rank waits in began
         self._reports = np.zeros((comm.Get_size(), MOST_COMMUNICATORS), np.int64)
         self._heard = [time.monotonic()] * comm.Get_size()
+        self._others = [rank for rank in range(comm.Get_size()) if rank != comm.Get_rank()]
         self._sending: list[tuple] = []
         self._left = threading.Event()
         self._thread = threading.Thread(target=self._run, name="minidl.distributed watch", daemon=True)
@@ -55,9 +57,16 @@ class Watch:
             self._since[number] = None
 
     def stop(self) -> None:
-        """End the thread."""
+        """End the thread, and receive what the other ranks still sent to it. All ranks call it."""
         self._left.set()
         self._thread.join()
+        self._entered.fill(LAST)
+        self._tell()
+        for rank in self._others:
+            while self._reports[rank, 0] != LAST:
+                self._comm.Recv(self._reports[rank], rank)
+        for request, _ in self._sending:
+            request.Wait()
 
     def _run(self) -> None:
         while not self._left.wait(min(LONGEST_PERIOD, self._timeout / 10)):
@@ -68,24 +77,22 @@ class Watch:
     def _tell(self) -> None:
         report = self._entered.copy()
         self._sending = [(request, sent) for request, sent in self._sending if not request.Test()]
-        for rank in range(self._comm.Get_size()):
-            if rank != self._comm.Get_rank():
-                self._sending.append((self._comm.Isend(report, rank), report))
+        for rank in self._others:
+            self._sending.append((self._comm.Isend(report, rank), report))
 
     def _hear(self) -> None:
-        for rank in range(self._comm.Get_size()):
+        for rank in self._others:
             while self._comm.Iprobe(rank):
                 self._comm.Recv(self._reports[rank], rank)
                 self._heard[rank] = time.monotonic()
 
     def _judge(self) -> None:
         now = time.monotonic()
-        others = [rank for rank in range(self._comm.Get_size()) if rank != self._comm.Get_rank()]
         for number, since in enumerate(list(self._since)):
             if since is None or now - since < self._timeout:
                 continue
-            absent = [rank for rank in others if self._reports[rank, number] < self._entered[number]]
-            silent = [rank for rank in others if now - self._heard[rank] > self._timeout]
+            absent = [rank for rank in self._others if self._reports[rank, number] < self._entered[number]]
+            silent = [rank for rank in self._others if now - self._heard[rank] > self._timeout]
             if missing := sorted({*absent, *silent}):
                 self._abort(
                     f"waited {self._timeout:g} s in a collective call for {name_ranks(missing)}; see what they do "

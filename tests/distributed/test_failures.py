@@ -36,6 +36,13 @@ def test_a_rank_that_is_late_is_waited_for():
 
 
 @needs_mpi
+def test_no_message_of_the_watch_is_left_at_the_end():
+    """MPI demands it of a program. MPICH between machines, as here, warns of each message that nobody received."""
+    result = mpiexec(3, "slow", env={"UCX_TLS": "tcp,self", "MPIR_CVAR_NOLOCAL": "1"})
+    assert (result.returncode, result.stdout.split(), result.stderr) == (0, ["done"] * 3, "")
+
+
+@needs_mpi
 @pytest.mark.parametrize(("job", "message"), [("failing", "ValueError: the disk is full"), ("leaving", r"by sys.exit")])
 def test_a_rank_that_leaves_ends_the_job(job, message):
     result = mpiexec(3, job)
