@@ -1,6 +1,6 @@
 """94 % on CIFAR-10, on a CPU: the recipe of Jordan 2024, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU".
 
-    python examples/speedrun_cifar10.py                                         one run, 20 minutes on two CPU cores
+    python examples/speedrun_cifar10.py                                         one run, 24 minutes on two CPU cores
     python examples/speedrun_cifar10.py --seeds 3                               three, and the mean of their accuracies
     python examples/speedrun_cifar10.py --device cuda --dtype float16           on a GPU, as in the paper
     python examples/speedrun_cifar10.py --dataset shapes --epochs 2             no download; shows that it runs
@@ -39,7 +39,8 @@ from minidl.data import AugmentedLoader, CropAndFlip, channel_mean_std, normaliz
 from minidl.functional import cross_entropy
 from minidl.optim import SGD
 
-EPOCHS, BATCH_SIZE = 9.9, 1024
+EPOCHS = 12  # the paper has 9.9, with which three seeds here had a mean of 93.95 %
+BATCH_SIZE = 1024
 LR, WEIGHT_DECAY = 11.5, 0.0153  # for 1,024 images and without momentum: see make_optimizer
 MOMENTUM = 0.85
 BIAS_SCALE = 64.0  # the biases of batch-norm learn so many times as fast
