@@ -110,7 +110,7 @@ def train(args: argparse.Namespace, ranks: Ranks) -> None:
     try:
         fit(run, step, plateau, end_epoch)
     finally:
-        report_broken(photographs, validation_photographs)
+        report_broken(photographs, validation_photographs, whose="" if ranks.is_alone else " of rank 0")
     print(run.summary())
     print(f"validation error of {args.model}: {run.test_error:.2%}")
     print(f"next: evaluate_imagenet.py --data {args.data} --weights {folder.checkpoint} --mode dense")

@@ -73,8 +73,8 @@ def describe_files(folder: ImageFolder) -> str:
     return f"{len(folder):,} with SHA-256 {digest.hexdigest()[:16]}"
 
 
-def report_broken(*loaders: ImageLoader) -> None:
+def report_broken(*loaders: ImageLoader, whose: str = "") -> None:
     """Print how many photographs were skipped. Each was named in a warning when it was read."""
     count = sum(len(loader.broken) for loader in loaders)
     if count:
-        print(f"skipped {count:,} photographs that cannot be decoded; the next one in the folder replaced each of them")
+        print(f"photographs{whose} that cannot be decoded, each replaced by the next one in the folder: {count:,}")

@@ -146,7 +146,7 @@ def test_a_run_that_met_a_broken_photograph_can_go_on_without_it(train, photogra
     assert status == 0
     assert re.search(r"[\r\n]warning: ImageLoader: skipped: .*0\.png cannot be decoded", errors)
     assert "validation error of resnet18" in output
-    assert "skipped 1 photographs that cannot be decoded" in output
+    assert "photographs that cannot be decoded, each replaced by the next one in the folder: 1\n" in output
 
 
 @pytest.mark.filterwarnings("default:ImageLoader")
@@ -159,7 +159,7 @@ def test_a_broken_photograph_is_named_and_counted_when_testing(photographs, eval
     status, output, errors = evaluate(*options, "--skip-broken")
     assert status == 0
     assert re.search(r"[\r\n]warning: ImageLoader: skipped: .*0\.png cannot be decoded", errors)
-    assert "skipped 1 photographs that cannot be decoded" in output
+    assert "photographs that cannot be decoded, each replaced by the next one in the folder: 1\n" in output
 
 
 def test_a_run_does_not_go_on_with_other_classes(train, photographs):
