@@ -88,7 +88,7 @@ OPTIONS = {
     "recompute": {"action": "store_true", "help": "save memory, take a third longer; identical results"},
     "detect_anomaly": {
         "action": "store_true",
-        "help": "stop at the first NaN or infinity, and name its operation and layer; steps take about twice as long",
+        "help": "stop at the first NaN or infinity, and name its operation and layer; steps take up to twice as long",
     },
     # several processes; None where absent, too
     "distributed": {"action": "store_true", "default": None, "help": "train on the processes that mpiexec started"},
