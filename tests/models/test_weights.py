@@ -262,7 +262,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
     files: ClassVar[dict[str, bytes]] = {}
     checksums: ClassVar[dict[str, str]] = {}
     downloads = 0
-    fault = None  # of the downloads of model.safetensors: "stalls", "breaks off", "breaks off once"
+    fault = None  # of all answers: "silent"; of model.safetensors: "stalls", "breaks off", "breaks off once"
     ranges: ClassVar[list[str]] = []
 
     def log_message(self, *args):
@@ -275,6 +275,10 @@ class Hub(http.server.BaseHTTPRequestHandler):
         self.answer(True)
 
     def answer(self, with_body):
+        if self.fault == "silent":
+            time.sleep(0.6)  # longer than the client waits
+            self.close_connection = True
+            return
         name = self.path.partition("/resolve/main/")[2]
         body = self.files.get(name) if "/timm/" in self.path else None
         if body is None:
@@ -378,7 +382,7 @@ def test_a_download_that_breaks_off_is_resumed(hub):
     assert 0 < begin <= len(Hub.files["model.safetensors"]) // 2
 
 
-@pytest.mark.parametrize("fault", ["stalls", "breaks off"])
+@pytest.mark.parametrize("fault", ["silent", "stalls", "breaks off"])
 def test_what_is_not_whole_is_an_error_and_is_not_kept(hub, fault):
     model, _, cache = hub
     Hub.fault = fault
