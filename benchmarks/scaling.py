@@ -4,7 +4,7 @@
     python benchmarks/scaling.py --out /tmp/scaling --quick                 one small network, half a minute
     python benchmarks/scaling.py --out benchmarks/results/scaling --show    tables and plot of what was measured
 
-Four sides, each with processes of its own, make training steps turn by turn, A B C D A B C D ...; a fifth is before:
+Four sides, each with processes of its own, make training steps turn by turn, A B C D A B C D ...; a fifth ran before:
 
   1 rank, 1 thread     a plain step of `batch` images
   1 rank, 2 threads    a plain step of 2 `batch` images: what the same two cores do without ranks
@@ -443,7 +443,7 @@ def draw_efficiency(axes) -> None:
     axes.set_xticks([1, *GPUS], ["1", *(f"{count:,}" for count in GPUS)])
     axes.set_ylim(0, 1.03)
     axes.set_xlabel("GPUs")
-    axes.set_title("ResNet-50 on H200s, modelled: images/s, part of n GPUs'", fontsize=9)
+    axes.set_title("ResNet-50 on H200s, modelled: efficiency", fontsize=9)
     axes.legend(fontsize=7, loc="lower left")
 
 

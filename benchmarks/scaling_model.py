@@ -208,7 +208,7 @@ def alone(profile: Profile) -> float:
 def efficiency_table() -> str:
     """Images per second, efficiency and waiting for each cluster, batch and number of GPUs, as Markdown."""
     rows = [
-        "| between machines | images for each GPU | GPUs | step | images/s | of n GPUs' | waiting |",
+        "| between machines | images for each GPU | GPUs | step | images/s | efficiency | waiting |",
         "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for batch in BATCHES:

@@ -88,7 +88,7 @@ def train(args: argparse.Namespace, ranks: Ranks) -> None:
     centre = CentreView(args.validation_side, args.size, config.mean, config.std)
     settings = {"threads": args.threads, "skip_broken": args.skip_broken}
     photographs = ImageLoader(data, args.batch_size, view, shuffle=True, seed=args.seed, **settings)
-    validation_photographs = ImageLoader(validation_data, 64, centre, **settings)
+    validation_photographs = ImageLoader(validation_data, 64 * ranks.size, centre, **settings)
     loader, validation_loader = (to_device(part, args, ranks) for part in (photographs, validation_photographs))
 
     total_steps = recipe.steps(len(loader))

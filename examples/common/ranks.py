@@ -3,7 +3,8 @@
     mpiexec -n 4 python examples/train_cifar_resnet.py --distributed --sync-batch-norm
 
 --batch-size and --lr are those of all ranks together. The ranks divide each batch of the seeded order among them. So
-augmentation and dropout do not depend on their number; nor do the parameters with --sync-batch-norm, but for rounding.
+augmentation and dropout do not depend on their number (dropout does with --micro-batch); nor do the parameters with
+--sync-batch-norm, but for rounding.
 Without it each rank normalises its own part of the batch, as in the papers.
 
 Each rank tests a part of the test images. On rank 0 alone the test would take as long as the training of several ranks,
@@ -118,9 +119,9 @@ class Ranks:
         return gather(self.communicator, np.array(numbers, np.float64))
 
     def share_buffers(self, model: Module) -> None:
-        """Give all ranks the running statistics of rank 0, which are those that it saves. Called before a test.
+        """Give all ranks the buffers of rank 0, which are those that it saves. Called before a test.
 
-        Without --sync-batch-norm the ranks have seen other images. Training does not use these statistics.
+        These are the running statistics, which differ without --sync-batch-norm, and the counters of dropout.
         """
         for _, buffer in model.named_buffers():
             self.communicator.broadcast(buffer.data)
@@ -178,7 +179,7 @@ def joined(args: argparse.Namespace) -> Iterator[Ranks]:
         except Stopped as stop:  # on all ranks, which leave together
             stopped = stop
         except SystemExit as end:
-            communicator.abort(end.code)
+            communicator.abort(end.code if isinstance(end.code, str) else f"it exited with status {end.code or 0}")
     if stopped is not None:
         raise stopped
 

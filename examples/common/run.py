@@ -279,7 +279,7 @@ class Run:
         """After a step: save every SAVE_EVERY steps; if a stop was requested, save and stop."""
         if self.folder is None:
             return
-        stops = self._is_asked_to_stop() and self.step < self.total_steps
+        stops = self._asked_to_stop()[0] and self.step < self.total_steps
         if self._saved_at != self.step and (stops or self.step % SAVE_EVERY == 0):
             self._read_totals()
             self._update_bar()
@@ -293,14 +293,14 @@ class Run:
         A signal in the last step of a run lets it finish. A script that trains several networks calls this after each
         but the last.
         """
-        if self._is_asked_to_stop():
+        asked, status = self._asked_to_stop()
+        if asked:
             log(f"stopped after step {self.step:,}; checkpoint saved. To continue: {self.resume_hint}")
-            raise Stopped(self._stop.status)
+            raise Stopped(status)
 
-    def _is_asked_to_stop(self) -> bool:
-        """True on all ranks if a signal has reached one of them: they stop after the same step, with one status."""
-        asked, self._stop.status = self.ranks.largest(self._stop.asked, self._stop.status)
-        return bool(asked)
+    def _asked_to_stop(self) -> tuple[int, int]:
+        """(1 if a signal has reached some rank, the exit status): the same on all ranks, which stop after one step."""
+        return self.ranks.largest(self._stop.asked, self._stop.status)
 
     def _save(self, record: dict | None = None) -> None:
         """Save the checkpoint and, at the end of an epoch, its record."""

@@ -43,6 +43,8 @@ class SyncBatchNorm(Function):
             grad, x, mean, variance, weight, eps, False
         )
         means = np.stack([grad_weight, grad_bias]) * (count / total)
+        if count == 0:  # 0 * NaN would reach all ranks
+            means[...] = 0
         communicator.all_reduce(means)
         if count == 0:  # a rank without images, whose gradients are not used
             return grad_x, grad_weight, grad_bias
@@ -97,7 +99,8 @@ def merge_statistics(communicator: Communicator, mean, variance, count: int) -> 
     """
     channels = len(mean)
     row = np.zeros_like(mean, shape=(2 * channels + 1,), dtype=np.float64)
-    row[:channels], row[channels:-1], row[-1] = mean, variance, count
+    if count:  # else 0 * NaN would reach all ranks
+        row[:channels], row[channels:-1], row[-1] = mean, variance, count
     rows = gather(communicator, row)
     means, variances, counts = rows[:, :channels], rows[:, channels:-1], rows[:, -1:]
     total = int(counts.sum())

@@ -78,7 +78,7 @@ def gather(communicator: Communicator, row: np.ndarray) -> np.ndarray:
 def gather_text(communicator: Communicator, text: str) -> list[str]:
     """Return the texts of all ranks on every rank, each cut off after `LONGEST_TEXT` bytes."""
     letters = np.zeros(LONGEST_TEXT, np.uint8)
-    encoded = text.encode()[:LONGEST_TEXT]
+    encoded = text.encode(errors="backslashreplace")[:LONGEST_TEXT]
     letters[: len(encoded)] = np.frombuffer(encoded, np.uint8)
     rows = gather(communicator, letters)
     return [row.tobytes().rstrip(b"\0").decode(errors="ignore") for row in rows]

@@ -53,6 +53,7 @@ class AveragedGradients:
         check_same(communicator, "names, shapes and dtypes of the model's parameters", kinds)
         self._communicator = communicator.duplicate()  # the thread's own
         self._thread = ThreadPoolExecutor(1, "AveragedGradients")
+        self._interrupted = False
         parameters = [parameter for parameter in reversed(model.parameters()) if parameter.requires_grad]
         if not parameters:
             raise ValueError(f"AveragedGradients: {type(model).__name__} has no parameter that requires grad")
@@ -72,8 +73,9 @@ class AveragedGradients:
         share of `images_here`. The gradients are sent during the last backward pass.
 
         Raises:
-            RuntimeError: there are gradients already, backward is called more often than stated, a rank cannot be
-                reached, or the block is inside of a step that is captured by `cuda_graph`.
+            RuntimeError: there are gradients already, backward is called more often than stated, an earlier block ended
+                with an error, a rank cannot be reached, or the block is inside of a step that is captured by
+                `cuda_graph`.
             ValueError: there are no images on any rank.
         """
         if images_here < 0:
@@ -82,6 +84,11 @@ class AveragedGradients:
             raise RuntimeError(
                 "AveragedGradients.average: a CUDA graph cannot hold the exchange of gradients, which is started from "
                 "Python; call the step without cuda_graph"
+            )
+        if self._interrupted:
+            raise RuntimeError(
+                "AveragedGradients.average: an earlier block ended with an error, when gradients may have been on "
+                "their way, so the ranks no longer agree; end the job, and resume from a checkpoint"
             )
         if any(parameter.grad is not None for bucket in self.buckets for parameter in bucket.parameters):
             raise RuntimeError(
@@ -93,6 +100,9 @@ class AveragedGradients:
         try:
             with reduction.hooks():
                 yield
+        except BaseException:
+            self._interrupted = self._communicator.size > 1
+            raise
         finally:
             counts_nothing.reset(token)
         reduction.finish()
@@ -140,8 +150,8 @@ class _Reduction:
         communicator: Communicator,
     ):
         self._buckets, self._images, self._thread, self._communicator = buckets, images, thread, communicator
-        # How often a gradient of the bucket will still be complete: each one is so once in each backward pass.
-        self._missing = [backwards * len(bucket.parameters) for bucket in buckets]
+        # How many gradients of the bucket are still to come: each backward pass completes each of them once.
+        self._missing = [backwards * sum(p.requires_grad for p in bucket.parameters) for bucket in buckets]
         self._futures: list[Future] = []  # of the buckets that were handed over: the first ones
 
     @contextlib.contextmanager

@@ -31,11 +31,10 @@ def guard(name: str) -> None:
     code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     if code < 0:  # minus the number of the signal
         what = signal.Signals(-code).name
-        text = (
-            f"minidl.distributed: {name}, process {child}, was killed ({what}); the job ends. Was there enough memory, "
-            "in containers also in /dev/shm?"
-        )
-        os.write(2, f"{text}\n".encode())
+        text = f"was killed ({what}); the job ends. Was there enough memory, in containers also in /dev/shm?"
+        if what == "SIGALRM":  # of `launch`
+            text = "waited for ranks that did not start, until the timeout; the job ends. See their messages"
+        os.write(2, f"minidl.distributed: {name}, process {child}, {text}\n".encode())
     os._exit(code if code >= 0 else 128 - code)
 
 

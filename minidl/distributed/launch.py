@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Iterator
@@ -15,6 +16,8 @@ from minidl.system.gpu import is_device
 SIZES = "PMI_SIZE", "OMPI_COMM_WORLD_SIZE"  # MPICH and Intel MPI, Open MPI
 RANKS = "PMI_RANK", "OMPI_COMM_WORLD_RANK"
 
+LONGEST_START = 300.0  # seconds from the first rank that is ready to the last one
+
 
 @contextlib.contextmanager
 def start(device: str = "cpu", processes: int | None = None, timeout: float = 600.0) -> Iterator[Communicator]:
@@ -24,7 +27,7 @@ def start(device: str = "cpu", processes: int | None = None, timeout: float = 60
 
     Without the mpiexec of MPICH, Intel MPI or Open MPI, the communicator is that of a `SingleProcess`. An error inside
     the block ends the processes of all ranks, with a message that names the rank. The same happens if a rank is killed,
-    or does not enter a collective call within `timeout` seconds.
+    does not start within five minutes, or does not enter a collective call within `timeout` seconds.
 
     Args:
         device: 'cpu', or 'cuda': then each rank computes on a GPU of its own, and GPUs exchange arrays by NCCL.
@@ -51,8 +54,9 @@ def start(device: str = "cpu", processes: int | None = None, timeout: float = 60
     communicator, watch = _connect(launched, timeout)
     try:
         communicator = communicator.on(device)
-    except RuntimeError as error:  # it names what is missing
-        communicator.abort(str(error))
+    except Exception as error:  # a RuntimeError names what is missing
+        expected = isinstance(error, RuntimeError)
+        communicator.abort(str(error) if expected else "".join(traceback.format_exception(error)))
     try:
         yield communicator
         communicator.barrier()  # nobody leaves while others may need it
@@ -89,6 +93,27 @@ def _connect(launched: int, timeout: float):
         raise RuntimeError('minidl.distributed.start: several processes need mpi4py: pip install "minidl[mpi]"')
     rank = max([int(os.environ.get(name, 0)) for name in RANKS])
     guard(f"rank {rank} of {launched}")
+    with _alarm(min(timeout, LONGEST_START)):
+        return _connect_by_mpi(launched, timeout)
+
+
+@contextlib.contextmanager
+def _alarm(seconds: float) -> Iterator[None]:
+    """Let the system end this process if the block takes longer. MPI waits for ever for a rank that does not start.
+
+    The message is that of `guard`. Python could print none, as it does not run while MPI waits.
+    """
+    if hasattr(signal, "setitimer"):  # not on Windows
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        if hasattr(signal, "setitimer"):
+            signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _connect_by_mpi(launched: int, timeout: float):
+    """`_connect`, with mpi4py. Importing it starts MPI."""
     try:
         from minidl.distributed import mpi
     except (ImportError, RuntimeError) as error:  # mpi4py is there, but no MPI library

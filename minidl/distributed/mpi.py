@@ -2,11 +2,13 @@
 
 import os
 import sys
+import time
 
 import numpy as np
 from mpi4py import MPI
 
 from minidl.distributed.communicator import Communicator
+from minidl.distributed.nccl import NcclCommunicator
 from minidl.distributed.watch import Watch
 
 
@@ -54,8 +56,6 @@ class MpiCommunicator(Communicator):
         """Return this communicator for device 'cpu', and one that exchanges arrays on GPUs too for 'cuda'."""
         if device == "cpu":
             return self
-        from minidl.distributed.nccl import NcclCommunicator  # imported on first use, because it needs CuPy
-
         return NcclCommunicator(self)
 
     def rank_on_machine(self) -> tuple[int, int]:
@@ -94,5 +94,6 @@ def abort(comm: MPI.Comm, message: str) -> None:
     # One write, so that the lines of several ranks do not mix.
     sys.stderr.write(f"minidl.distributed: rank {comm.Get_rank()} of {comm.Get_size()} ends the job: {message}\n")
     sys.stderr.flush()
+    time.sleep(0.5)  # mpiexec ends at once, and loses what it has not read yet: 1 of 6 messages when all ranks abort
     MPI.COMM_WORLD.Abort(1)
     os._exit(1)  # in MPICH, Abort returns before mpiexec has ended this process

@@ -46,7 +46,8 @@ def check_code(communicator: Communicator, *scripts: Path | str) -> None:
 def digest(name: str, value) -> bytes:
     """Return the SHA-256 of a value: see `check_same`."""
     if isinstance(value, Mapping):
-        parts = [digest("key", str(key)) + digest(f"{name}.{key}", part) for key, part in value.items()]
+        items = sorted(value.items(), key=lambda item: str(item[0]))
+        parts = [digest("key", str(key)) + digest(f"{name}.{key}", part) for key, part in items]
         return hashlib.sha256(b"".join(parts)).digest()
     if isinstance(value, Tensor):
         value = value.numpy()

@@ -10,7 +10,6 @@ import numpy as np
 from minidl.distributed.communicator import name_ranks
 
 MOST_COMMUNICATORS = 256  # each `AveragedGradients` has one
-LONGEST_PERIOD = 1.0  # seconds between two reports
 LAST = -1  # what a rank's last report consists of
 
 
@@ -18,8 +17,9 @@ class Watch:
     """A thread of each rank, which tells the other ranks how many collective calls this one has entered.
 
     So a rank that waits in a call for longer than `timeout` seconds knows who is missing there. It then calls
-    abort(message), which names them. Without this, MPI would wait for ever. A rank that was killed is not found here:
-    mpiexec sees it at once, and ends the others.
+    abort(message), which names them. If all have entered the call, and it has not ended after twice that time, the
+    message says so. Without this, MPI would wait for ever. A rank that was killed is not found here: mpiexec sees it at
+    once, and ends the others.
 
     Args:
         comm: an MPI communicator that nothing else uses.
@@ -69,7 +69,7 @@ class Watch:
             request.Wait()
 
     def _run(self) -> None:
-        while not self._left.wait(min(LONGEST_PERIOD, self._timeout / 10)):
+        while not self._left.wait(self._timeout / 10):
             self._tell()
             self._hear()
             self._judge()
@@ -89,12 +89,18 @@ class Watch:
     def _judge(self) -> None:
         now = time.monotonic()
         for number, since in enumerate(list(self._since)):
-            if since is None or now - since < self._timeout:
+            waited = 0.0 if since is None else now - since
+            if waited < self._timeout:
                 continue
             absent = [rank for rank in self._others if self._reports[rank, number] < self._entered[number]]
             silent = [rank for rank in self._others if now - self._heard[rank] > self._timeout]
             if missing := sorted({*absent, *silent}):
                 self._abort(
-                    f"waited {self._timeout:g} s in a collective call for {name_ranks(missing)}; see what they do "
+                    f"waited {waited:.0f} s in a collective call for {name_ranks(missing)}; see what they do "
                     "there, or pass a longer timeout to minidl.distributed.start"
+                )
+            elif waited > 2 * self._timeout:  # twice, as the last rank may just have come
+                self._abort(
+                    f"waited {waited:.0f} s in a collective call that all ranks have entered; the network may be "
+                    "broken, or some rank made another call"
                 )

@@ -21,6 +21,7 @@ from minidl.distributed import (
     on_every_rank,
     start,
 )
+from minidl.distributed.launch import RANKS
 from minidl.functional import cross_entropy
 from minidl.random import rows_from
 
@@ -76,6 +77,54 @@ def missing():
         if communicator.rank == 1:
             time.sleep(60)
         communicator.barrier()
+
+
+def mismatch():
+    """Rank 0 calls barrier() where the others call all_reduce()."""
+    with start(timeout=2) as communicator:
+        if communicator.rank == 0:
+            communicator.barrier()
+        else:
+            communicator.all_reduce(np.ones(4))
+        communicator.all_reduce(np.ones(10**6))
+
+
+def unstarted():
+    """Rank 1 fails before it calls start()."""
+    if "1" in (os.environ.get(name) for name in RANKS):
+        raise ValueError("no such option")
+    with start(timeout=3):
+        pass
+
+
+def unconnected():
+    """The exchange of NCCL cannot be set up on rank 1, where it raises an error of its own class."""
+
+    def on(self, device):
+        if self.rank == 1:
+            raise ValueError("no NVLink")
+        self.barrier()
+
+    from minidl.distributed import mpi
+
+    mpi.MpiCommunicator.on = on
+    with start(timeout=300):
+        pass
+
+
+def skipped():
+    """All ranks raise an error while gradients travel, catch it, and go on."""
+    with start(timeout=300) as communicator:
+        model = nn.Linear(2, 2)
+        gradients = AveragedGradients(model, communicator)
+        for turn in range(2):
+            try:
+                with gradients.average(1):
+                    model(Tensor(np.ones((1, 2), np.float32))).sum().backward()
+                    if turn == 0:
+                        raise ValueError("skip this batch")
+            except ValueError:
+                model.zero_grad()
 
 
 def slow():

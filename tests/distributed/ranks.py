@@ -49,7 +49,10 @@ class Thread(Communicator):
         self._shared["barrier"].wait()
 
     def abort(self, message):
-        self._shared["barrier"].abort()
+        with self._shared["lock"]:
+            copies = [value["barrier"] for key, value in self._shared.items() if key.startswith("copy")]
+        for barrier in (self._shared["barrier"], *copies):
+            barrier.abort()
 
     def duplicate(self):
         with self._shared["lock"]:
@@ -62,8 +65,16 @@ def on_threads(size, function):
     """[function(communicator) for each rank], all at the same time, each in a thread of its own."""
     first = Thread(0, size)
     communicators = [Thread(rank, size, first._shared) for rank in range(size)]
+
+    def call(communicator):
+        try:
+            return function(communicator)
+        except BaseException:
+            communicator.abort("")  # the others would wait
+            raise
+
     with ThreadPoolExecutor(size) as threads:
-        futures = [threads.submit(function, communicator) for communicator in communicators]
+        futures = [threads.submit(call, communicator) for communicator in communicators]
     return [future.result() for future in futures]
 
 

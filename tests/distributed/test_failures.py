@@ -30,6 +30,30 @@ def test_a_rank_that_does_not_come_is_named():
 
 
 @needs_mpi
+def test_ranks_that_make_different_calls_do_not_wait_for_ever():
+    result = mpiexec(3, "mismatch")
+    assert result.returncode != 0
+    assert re.search(r"ends the job: (waited \d+ s in a collective call|.*MPI_ERR)", result.stderr), result.stderr
+
+
+@needs_mpi
+def test_a_rank_that_does_not_start_is_not_waited_for():
+    result = mpiexec(2, "unstarted")
+    assert result.returncode != 0
+    assert "ValueError: no such option" in result.stderr
+    assert re.search(
+        r"rank 0 of 2, process \d+, waited for ranks that did not start, until the timeout; the job ends", result.stderr
+    )
+
+
+@needs_mpi
+def test_gradients_that_an_error_left_on_their_way_are_not_used():
+    result = mpiexec(2, "skipped")
+    assert result.returncode != 0
+    assert "average: an earlier block ended with an error" in result.stderr
+
+
+@needs_mpi
 def test_a_rank_that_is_late_is_waited_for():
     result = mpiexec(2, "slow")
     assert (result.returncode, result.stdout.split()) == (0, ["done", "done"])
@@ -43,7 +67,14 @@ def test_no_message_of_the_watch_is_left_at_the_end():
 
 
 @needs_mpi
-@pytest.mark.parametrize(("job", "message"), [("failing", "ValueError: the disk is full"), ("leaving", r"by sys.exit")])
+@pytest.mark.parametrize(
+    ("job", "message"),
+    [
+        ("failing", "ValueError: the disk is full"),
+        ("leaving", r"by sys.exit"),
+        ("unconnected", "ValueError: no NVLink"),
+    ],
+)
 def test_a_rank_that_leaves_ends_the_job(job, message):
     result = mpiexec(3, job)
     assert result.returncode != 0

@@ -84,11 +84,16 @@ def test_gradients_of_parts_are_added_up_before_they_are_sent(bucket_bytes):
 
 def test_a_parameter_that_is_frozen_later_gets_no_gradient():
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 1))
-    gradients = AveragedGradients(model, SingleProcess(), bucket_bytes=1)
-    model[0].bias.requires_grad = False
+    communicator, sent = SingleProcess(), []
+    communicator.all_reduce = lambda array: sent.append(array.size)
+    gradients = AveragedGradients(model, communicator, bucket_bytes=1)
+    sent.clear()  # what the constructor compared
+    model[1].bias.requires_grad = False
     with gradients.average(1):
         model(Tensor([[1.0, 2.0]])).sum().backward()
-    assert model[0].weight.grad is not None
+        gradients._thread.submit(lambda: None).result()
+        assert sent == [1, 2, 2, 4]  # during backward, all the same
+    assert model[0].weight.grad is not None and model[1].bias.grad is None
 
 
 def test_buckets_have_about_the_stated_size_and_begin_with_the_last_layer():

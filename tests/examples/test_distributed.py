@@ -14,6 +14,8 @@ import pytest
 from common.fit import classification_step
 from common.mixup import MixedBatches, random_mixup
 from common.ranks import Ranks
+from common.run import Run
+from common.stop import StopRequest
 from PIL import Image
 from safetensors.numpy import load_file
 
@@ -310,6 +312,22 @@ def test_sync_batch_norm_has_no_parts(photographs, tmp_path):
     status, _, errors = run([*command("train_imagenet.py"), *options, "--out", tmp_path / "run"])
     assert status == 2
     assert "--sync-batch-norm takes statistics over the whole batch; omit it, or --micro-batch" in errors
+
+
+def test_a_signal_while_the_ranks_ask_each_other_keeps_its_exit_status():
+    class Signalled(SingleProcess):
+        size, arrived = 2, False
+
+        def all_reduce(self, array):
+            if not self.arrived:
+                self.arrived = True
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    run = Run.__new__(Run)
+    run.ranks = Ranks(Signalled())
+    with StopRequest(second_ends=False) as run._stop:
+        assert run._asked_to_stop() == (0, 0)  # the exchange had begun
+        assert run._asked_to_stop() == (1, 143)
 
 
 # -- parts -------------------------------------------------------------------------------------------------------------
