@@ -56,14 +56,14 @@ def test_gradients_that_an_error_left_on_their_way_are_not_used():
 @needs_mpi
 def test_a_rank_that_is_late_is_waited_for():
     result = mpiexec(2, "slow")
-    assert (result.returncode, result.stdout.split()) == (0, ["done", "done"])
+    assert (result.returncode, result.stdout.count("done")) == (0, 2)
 
 
 @needs_mpi
 def test_no_message_of_the_watch_is_left_at_the_end():
     """MPI demands it of a program. MPICH between machines, as here, warns of each message that nobody received."""
     result = mpiexec(3, "slow", env={"UCX_TLS": "tcp,self", "MPIR_CVAR_NOLOCAL": "1"})
-    assert (result.returncode, result.stdout.split(), result.stderr) == (0, ["done"] * 3, "")
+    assert (result.returncode, result.stdout.count("done"), result.stderr) == (0, 3, "")
 
 
 @needs_mpi
