@@ -75,6 +75,9 @@ def on_threads(size, function):
 
     with ThreadPoolExecutor(size) as threads:
         futures = [threads.submit(call, communicator) for communicator in communicators]
+    errors = [future.exception() for future in futures if future.exception() is not None]
+    for error in sorted(errors, key=lambda error: isinstance(error, threading.BrokenBarrierError)):
+        raise error  # the first that is no consequence of another
     return [future.result() for future in futures]
 
 
