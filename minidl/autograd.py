@@ -11,25 +11,28 @@ import inspect
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from minidl.kernels import add
 
 
-class Leaf:
-    """A leaf of the graph, for a tensor that requires grad and was not computed from others. It holds the gradient.
+class Version:
+    """Counts how often a tensor was changed in place, which optimisers do. Tensors that share memory share it."""
 
-    `version` counts how often the tensor was changed in place, which optimisers do.
-    """
+    count = 0
+
+
+class Leaf:
+    """A leaf of the graph, for a tensor that requires grad and was not computed from others. It holds the gradient."""
 
     __slots__ = ("__weakref__", "grad", "hooks", "retains_grad", "version")
     inputs = ()
     saved = ()
 
-    def __init__(self):
+    def __init__(self, version: Version | None = None):
         self.grad, self.retains_grad = None, True
         self.hooks: list[Callable[[], None]] = []  # called when a backward pass has completed `grad`
-        self.version = 0
+        self.version = version or Version()
 
     def __getstate__(self):
         """Return what pickle and copy.deepcopy keep: the gradient. Hooks belong to whoever added them."""
@@ -41,8 +44,8 @@ class Node:
 
     `inputs` holds the edges: the Node or Leaf of each input, or None if that input needs no gradient. `kinds` holds the
     shape and dtype of each input, which its gradient must have too. After its use `backward` is set to None, which
-    frees the values that the op saved. `saved` holds (leaf, version) of each leaf among these values. A node keeps its
-    gradient, as leaves do, only if `retains_grad` is set.
+    frees the values that the op saved. `saved` holds (version, its count) of each parameter among these values. A
+    node keeps its gradient, as leaves do, only if `retains_grad` is set.
     """
 
     __slots__ = ("__weakref__", "backward", "grad", "inputs", "kinds", "name", "retains_grad", "saved")
@@ -72,29 +75,26 @@ class Node:
         return grads
 
 
-def saved_leaves(sources: Sequence, arrays: Sequence, saved: tuple) -> list[tuple[Leaf, int]]:
-    """Return (leaf, version) of each input that is a leaf and whose array is among the values that the op saved."""
-    identities, found = set(map(id, saved)), []
-    for source, array in zip(sources, arrays, strict=True):
-        if isinstance(source, Leaf) and id(array) in identities:
-            found.append((source, source.version))
-    return found
-
-
 def backward(root: Node | Leaf, grad) -> None:
     """Add dL/d(leaf) to `leaf.grad` for every leaf that root was computed from; `grad` is dL/d(root).
 
-    Nodes that retain their gradient, root among them, receive theirs in the same way.
+    Nodes that retain their gradient, root among them, receive theirs in the same way. Each has memory of its own, so
+    that `p.grad.data *= 0.5` changes no other gradient.
     """
+    owners = {id(grad), id(grad.base)}  # of the memory that is taken; a view refers to the owner by `base`
     for node, grad_node in gradients(root, grad):
         if grad_node is not None:
-            # Never in place: another leaf may hold the same array.
-            node.grad = grad_node if node.grad is None else add(node.grad, grad_node)
+            owner = grad_node if grad_node.base is None else grad_node.base
+            if node.grad is not None:
+                node.grad = add(node.grad, grad_node)
+            else:
+                node.grad = grad_node.copy() if id(owner) in owners else grad_node
+            owners.add(id(owner))
             for hook in node.hooks:
                 hook()
 
 
-def gradients(root: Node | Leaf, grad) -> Iterator[tuple[Node | Leaf, object]]:
+def gradients(root: Node | Leaf, grad) -> Iterator[tuple[Node | Leaf, Any]]:
     """Yield (leaf, dL/d(leaf)) for every leaf that root was computed from, each as soon as it is complete.
 
     Also yield those nodes that retain their gradient. By the chain rule, the gradient of a node is the sum of the
@@ -143,8 +143,8 @@ def count_consumers(root: Node | Leaf) -> Counter:
                 f"backward: this graph was used before, and the values that {node.name} saved are freed; "
                 "run the forward pass again, or add the losses and call backward once"
             )
-        for leaf, version in node.saved:
-            if leaf.version != version:
+        for version, count in node.saved:
+            if version.count != count:
                 raise RuntimeError(
                     f"backward: {node.name} saved a parameter that was changed since, by an optimiser's step or in "
                     "place; call backward before step, or run the forward pass again"
@@ -157,6 +157,7 @@ def count_consumers(root: Node | Leaf) -> Counter:
 
 
 F = TypeVar("F", bound=Callable)
+STARTS_LATER = inspect.isgeneratorfunction, inspect.iscoroutinefunction, inspect.isasyncgenfunction
 
 # The open `with` blocks, from the outermost to the innermost. As a context variable, each thread and each asyncio task
 # has its own.
@@ -169,7 +170,7 @@ def is_grad_enabled() -> bool:
     return blocks[-1].enabled if blocks else True
 
 
-class set_grad_enabled(contextlib.ContextDecorator):  # noqa: N801 - used like a function, as in PyTorch
+class set_grad_enabled(contextlib.ContextDecorator):  # noqa: N801 - the name in PyTorch
     """Switch the recording of operations on or off inside the `with` block, or in the decorated function.
 
     It applies to this thread and this asyncio task only. If a generator yields inside the block, the block also applies
@@ -184,13 +185,15 @@ class set_grad_enabled(contextlib.ContextDecorator):  # noqa: N801 - used like a
 
     def __exit__(self, *error) -> None:
         # Generators may leave their blocks in another order than they entered them: take out this block, not the last.
-        _blocks.set(tuple(block for block in _blocks.get() if block is not self))
+        blocks = _blocks.get()
+        place = max((i for i, block in enumerate(blocks) if block is self), default=len(blocks))
+        _blocks.set(blocks[:place] + blocks[place + 1 :])
 
     def _recreate_cm(self) -> "set_grad_enabled":
         return set_grad_enabled(self.enabled)  # a block of its own for each call of a decorated function
 
     def __call__(self, function: F) -> F:
-        if inspect.isgeneratorfunction(function) or inspect.iscoroutinefunction(function):
+        if any(is_one(function) for is_one in STARTS_LATER):
             raise TypeError(
                 f"no_grad: {function.__name__} only begins to run when it is decorated like this, as it is a generator "
                 "or a coroutine; write `with minidl.no_grad():` inside it"

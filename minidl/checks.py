@@ -36,9 +36,9 @@ def check_range(function: str, low: float, high: float, closed: bool = False, **
 
 
 def check_batch_norm_options(function: str, eps: float, momentum: float) -> None:
-    """Raise ValueError unless 0 <= eps < inf and 0 <= momentum <= 1."""
-    expect(function, 0 <= eps < math.inf, "a finite eps >= 0", eps)
-    expect(function, 0 <= momentum <= 1, "momentum in [0, 1]", momentum)
+    """Raise ValueError unless eps is in [0, inf) and momentum in [0, 1]."""
+    check_range(function, 0, math.inf, eps=eps)
+    check_range(function, 0, 1, closed=True, momentum=momentum)
 
 
 def as_windows(function: str, kernel_size: Pair, stride: Pair | None, padding: Pair):
@@ -150,7 +150,7 @@ def check_labels(labels, logits: Tensor) -> None:
     n, classes = logits.shape
     if getattr(labels, "dtype", None) is None or labels.dtype.kind not in "iu":
         kind = getattr(labels, "dtype", type(labels).__name__)
-        raise TypeError(f"cross_entropy: expected integer labels, got {kind}; convert them with .astype('int64')")
+        raise TypeError(f"cross_entropy: expected integer labels, got {kind}; convert them to int64")
     expected = f"{n} labels, one for each row of logits {logits.shape}"
     expect("cross_entropy", labels.shape == (n,), expected, "shape", labels.shape)
     # On a GPU, reading the labels would make the host wait for the device in every step.

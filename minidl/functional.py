@@ -19,6 +19,7 @@ from minidl.checks import (
     check_labels,
     check_per_channel,
     check_pooling,
+    check_range,
     check_same_shape,
     check_whole,
     expect,
@@ -83,7 +84,7 @@ def where(condition: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 
 def maximum(a: Tensor, b: Tensor) -> Tensor:
-    """The larger of a and b, element by element. They broadcast. Where they are equal, each gets half of the gradient.
+    """The larger of a and b, element by element. They broadcast. Where a = b, each of them gets half of the gradient.
 
     >>> maximum(Tensor([1.0, 5.0]), Tensor([3.0, 2.0]))
     Tensor([3., 5.], shape=(2,), float32)
@@ -194,9 +195,10 @@ def interpolate(x: Tensor, size: Pair | None = None, scale_factor: Scale | None 
     """x (N, H, W, C) at another `size`, (OH, OW), or `scale_factor` times its size, rounded down; mode is "bilinear".
 
     Each pixel is interpolated between the four nearest pixels, as in PyTorch with align_corners=False: pixel i of the
-    output has its centre at (i + 1/2) / s among the pixels of x, where s is `scale_factor`, or OH / H for a `size`. An
-    image that is made much smaller is not smoothed: most of its pixels have no influence. On the CPU an infinity or a
-    NaN reaches all pixels of its channel. `mode` has no default, as PyTorch's is "nearest".
+    output has its centre at (i + 1/2) / s among the pixels of x, where s is `scale_factor`, or OH / H for a `size`; if
+    OH = H, as with 5 pixels and a factor of 1.1, s is 1. An image that is made much smaller is not smoothed: most of
+    its pixels have no influence. On the CPU an infinity or a NaN reaches all pixels of its channel. `mode` has no
+    default, as PyTorch's is "nearest".
 
     >>> interpolate(Tensor([[[[0.0], [4.0]]]]), size=(1, 4), mode="bilinear").reshape(4)
     Tensor([0., 1., 3., 4.], shape=(4,), float32)
@@ -207,8 +209,8 @@ def interpolate(x: Tensor, size: Pair | None = None, scale_factor: Scale | None 
     if factors is None:
         step = height / output_size[0], width / output_size[1]
     else:
-        step = 1 / factors[0], 1 / factors[1]
         output_size = math.floor(height * factors[0]), math.floor(width * factors[1])
+        step = 1 / factors[0] if output_size[0] != height else 1.0, 1 / factors[1] if output_size[1] != width else 1.0
         expect("interpolate", min(output_size) > 0, "an output of at least one pixel", output_size, "for x", x.shape)
     return apply(UpsampleBilinear2d, x, output_size=output_size, step=step)
 
@@ -281,14 +283,14 @@ def dropout(x: Tensor, probability: float, key: np.ndarray, first_row: int = 0) 
     """Each element becomes 0 with probability p = `probability`, else x / (1 - p) (Srivastava et al. 2014).
 
     `key` is a uint32 array (seed low, seed high, step, layer), and the mask depends on nothing else. The layer
-    `minidl.nn.Dropout` keeps a key and counts the steps. Where x has a part of the rows of a larger batch, `first_row`
-    is the number of its first one: the mask is then that part of the larger batch's.
+    `minidl.nn.Dropout` keeps a key and counts the steps. If x is a part of a larger batch, `first_row` is the number of
+    its first row in that batch: each row is then masked as in the larger batch.
 
     >>> dropout(Tensor([1.0, 1.0, 1.0, 1.0]), 0.5, np.array([7, 0, 0, 0], np.uint32)).max().item()
     2.0
     """
     check_floats("dropout", x)
-    expect("dropout", 0 <= probability < 1, "a probability in [0, 1)", probability)
+    check_range("dropout", 0, 1, probability=probability)
     if getattr(key, "shape", None) != (4,) or key.dtype != np.uint32:
         raise ValueError(f"dropout: expected a key of four uint32 numbers, got {key!r}")
     check_whole("dropout", 0, first_row=first_row)
@@ -352,7 +354,7 @@ def cross_entropy(logits: Tensor, labels, label_smoothing: float = 0.0) -> Tenso
     Tensor(0.6931, shape=(), float32)
     """
     check_batch("cross_entropy", logits, "(N, K)", 2)
-    expect("cross_entropy", 0 <= label_smoothing <= 1, "label_smoothing in [0, 1]", label_smoothing)
+    check_range("cross_entropy", 0, 1, closed=True, label_smoothing=label_smoothing)
     labels = Tensor(labels).data if isinstance(labels, list | tuple | Tensor) else labels
     check_labels(labels, logits)
     labels = labels.copy() if isinstance(labels, np.ndarray) else labels  # the caller may write the next ones there
@@ -365,7 +367,8 @@ def mse_loss(x: Tensor, target: Tensor) -> Tensor:
     >>> mse_loss(Tensor([1.0, 2.0]), Tensor([1.0, 4.0])).item()
     2.0
     """
-    check_tensors("mse_loss", x, target)
+    check_floats("mse_loss", x)
+    check_tensors("mse_loss", target)
     expect("mse_loss", x.numel() > 0, "a batch that is not empty", "shape", x.shape)
     if x.shape != target.shape:
         raise ValueError(f"mse_loss: x {x.shape} and target {target.shape} differ in shape; reshape one of them")

@@ -80,9 +80,13 @@ class Idioms:
                 f"in-place operation: expected {self.shape} {self.dtype} as before, got {value.shape} {value.dtype}"
             )
         self.data[...] = value.data
-        if isinstance(self._node, Leaf):
-            self._node.version += 1
+        self._version.count += 1
         return self
+
+    def __setitem__(self, index, value):
+        raise TypeError(
+            "x[index] = value: write minidl.where(mask, value, x), or x.data[index] = value without autograd"
+        )
 
     # -- NumPy ---------------------------------------------------------------------------------------------------------
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, overload
 
 import numpy as np
 
-from minidl.autograd import Leaf, Node, backward, is_grad_enabled, saved_leaves
+from minidl.autograd import Leaf, Node, Version, backward, is_grad_enabled
 from minidl.dtypes import as_dtype, float32, float64, is_half
 from minidl.idioms import Idioms
 from minidl.interchange import from_dlpack, is_foreign
@@ -41,11 +41,15 @@ class Tensor(Idioms):
     anything computed from this tensor adds to its `grad`; read-only memory is then copied, as optimisers write into it.
     """
 
-    __slots__ = ("__weakref__", "_node", "data")
+    __slots__ = ("__weakref__", "_node", "_version", "data")
 
     def __init__(self, data, dtype=None, device: str | None = None, requires_grad: bool = False):
-        self.data: Any = _as_array(data.data if isinstance(data, Tensor) else data, dtype, device)
+        given = data.data if isinstance(data, Tensor) else data
+        self.data: Any = _as_array(given, dtype, device)
         self._node: Node | Leaf | None = None
+        # What is changed in place has a version: leaves, parameters, buffers, and tensors that share their memory.
+        shared = data._version if isinstance(data, Tensor) and self.data is given else None
+        self._version: Version | None = shared or (Version() if self.is_state else None)
         if requires_grad:
             if self.device == "cpu" and not self.data.flags.writeable:
                 self.data = self.data.copy()
@@ -162,8 +166,10 @@ class Tensor(Idioms):
             raise TypeError(
                 f"requires_grad: expected a floating-point tensor, got {self.dtype}; convert it with .to('float32')"
             )
+        if wanted and self._version is None:
+            self._version = Version()
         if wanted != self.requires_grad:
-            self._node = Leaf() if wanted else None
+            self._node = Leaf(self._version) if wanted else None
 
     @property
     def grad(self) -> "Tensor | None":
@@ -224,7 +230,7 @@ class Tensor(Idioms):
 
     def detach(self) -> "Tensor":
         """Return a tensor that shares this one's memory but is not part of the graph."""
-        return Tensor(self.data)
+        return Tensor(self)
 
     def to(self, target) -> "Tensor":
         """Return this tensor on a device ('cpu', 'cuda', 'cuda:1') or in a dtype ('float64', 'bfloat16', ...)."""
@@ -258,6 +264,8 @@ class Tensor(Idioms):
             raise TypeError(
                 f"**: expected a number as exponent, got {type(exponent).__name__}; use (b * a.log()).exp() for a ** b"
             )
+        if exponent < 0 and not self.is_floating_point():
+            raise TypeError(f"**: expected a floating-point x, got {self.dtype}; convert it with .to('float32')")
         return apply(Pow, self, exponent=_as_number("pow", exponent, self))
 
     def __neg__(self) -> "Tensor":
@@ -338,11 +346,13 @@ class Tensor(Idioms):
         if not self.numel():
             raise ValueError(f"mean: expected a tensor that is not empty, got shape {self.shape}")
         check_floats("mean", self)
-        total = apply(Sum, self, dim=_as_dims("mean", dim, self), keepdim=keepdim)
-        return total / (self.numel() / total.numel())
+        x = self.to(float32) if is_half(self.dtype) else self  # float16 has no sum above 65,504
+        total = apply(Sum, x, dim=_as_dims("mean", dim, self), keepdim=keepdim)
+        return (total / (self.numel() / total.numel())).to(self.dtype)
 
     def var(self, dim: Dim = None, keepdim: bool = False, correction: int = 1) -> "Tensor":
         """Return the variance, sum((x - mean)^2) / (count - correction): 1 is unbiased, 0 divides by the count."""
+        check_floats("var", self)
         x = self.to(float32) if is_half(self.dtype) else self  # or each of four steps would round
         deviations = x - x.mean(dim, keepdim=True)
         total = (deviations * deviations).sum(dim, keepdim)
@@ -383,9 +393,11 @@ class Tensor(Idioms):
         """Return the same elements in the same order in another shape. One length may be -1: it is inferred."""
         lengths = _as_sequence(shape)
         try:
-            return apply(Reshape, self, shape=lengths)
+            y = apply(Reshape, self, shape=lengths)
         except ValueError:
             raise ValueError(f"reshape: the {self.numel()} elements of {self.shape} do not fit {lengths}") from None
+        y._version = self._version  # as they share their memory
+        return y
 
     def permute(self, *dims: int | Sequence[int]) -> "Tensor":
         """Return the tensor with permuted dimensions: dimension i of the result is dimension dims[i] of this one."""
@@ -454,17 +466,29 @@ def apply(function: type[Function], *inputs: Tensor | None, **hyperparameters) -
         sources.append(tensor._node if is_there and recording else None)
     ctx = Context(tuple(map(bool, sources)))
     try:
-        output = Tensor(function.forward(ctx, *arrays, **hyperparameters))
+        array = function.forward(ctx, *arrays, **hyperparameters)
     except RuntimeError as error:
         if is_capturing(arrays[0]):
             raise RuntimeError(f"{operation}: {error}") from error
         raise
+    if isinstance(array, tuple):
+        raise TypeError(f"{function.__name__}.forward: expected one array, got a tuple; define an operation for each")
+    output = Tensor(array)
     if any(ctx.needs_grad) and output.is_floating_point():  # integers and bools have no gradient
         backward = functools.partial(function.backward, ctx)
-        output._node = Node(function.__name__, backward, sources, kinds, saved_leaves(sources, arrays, ctx.saved))
+        output._node = Node(function.__name__, backward, sources, kinds, _saved_versions(inputs, arrays, ctx.saved))
     for watcher in watchers.get():
         watcher(function, ctx, inputs, output)
     return output
+
+
+def _saved_versions(inputs: Sequence[Tensor | None], arrays: list, saved: tuple) -> list[tuple[Version, int]]:
+    """Return (version, its count) of each input that has one and whose array is among the values that the op saved."""
+    identities, found = set(map(id, saved)), []
+    for x, array in zip(inputs, arrays, strict=True):
+        if x is not None and x._version is not None and id(array) in identities:
+            found.append((x._version, x._version.count))
+    return found
 
 
 def matmul(a, b) -> Tensor:
@@ -501,9 +525,14 @@ def _as_operand(operation: str, value, other) -> Tensor:
 def _as_number(operation: str, value, other: Tensor) -> int | float:
     """Return `value` as a Python number. It keeps an array's dtype: NumPy's float64 would turn float32 into float64."""
     value = value.item() if isinstance(value, np.generic) else value
-    if not other.is_floating_point() and not isinstance(value, bool if other.dtype.kind == "b" else int):
+    dtype, holds = other.dtype, True
+    if dtype.kind == "b":
+        holds = isinstance(value, bool)
+    elif dtype.kind in "iu":
+        holds = isinstance(value, int) and np.iinfo(dtype).min <= value <= np.iinfo(dtype).max
+    if not holds:
         raise TypeError(
-            f"{operation}: got the number {value} and a tensor of {other.dtype}, which cannot hold it; "
+            f"{operation}: got the number {value} and a tensor of {dtype}, which cannot hold it; "
             "convert the tensor with .to('float32')"
         )
     return value
@@ -547,13 +576,15 @@ def check_alike(operation: str, first: Tensor, *others: Tensor | None, kept_in_f
         facts = ("dtype", dtype, tensor.data.dtype), ("device", device, device_of(tensor.data))
         for fact, expected, got in facts:
             if expected != got:
+                wrapped = f", or an array with minidl.Tensor(array, '{expected}')" if fact == "dtype" else ""
                 raise TypeError(
-                    f"{operation}: inputs of {fact} {expected} and {got}; convert one with .to('{expected}')"
+                    f"{operation}: inputs of {fact} {expected} and {got}; convert one with .to('{expected}'){wrapped}"
                 )
 
 
 def _as_array(data, dtype, device):
     """Return `data` as a C-contiguous array. Python floats and lists of them become float32 unless `dtype` is given."""
+    dtype = None if dtype is None else as_dtype(dtype)
     if is_foreign(data):
         data = from_dlpack(data)
     elif not hasattr(data, "dtype"):

@@ -37,7 +37,7 @@ MAY_IMPORT = {
     "nn": {"functional", "checks", "tensor", "random"},
     "testing": {"nn", "tensor", "autograd"},
     "optim": {"nn", "checks", "tensor", "autograd", "kernels"},
-    "training": {"optim", "nn", "checks", "tensor", "autograd", "kernels", "random", "system"},
+    "training": {"optim", "nn", "checks", "tensor", "autograd", "dtypes", "kernels", "random", "system"},
     "distributed": {"nn", "functional", "checks", "tensor", "ops", "kernels", "random", "system"},
     "__main__": {"system"},
     "study": {

@@ -352,6 +352,15 @@ def test_no_grad_nests(x):
         assert not (x * 2).requires_grad
 
 
+def test_a_block_of_no_grad_may_be_entered_inside_itself():
+    block = no_grad()
+    with block:
+        with block:
+            assert not minidl.is_grad_enabled()
+        assert not minidl.is_grad_enabled()
+    assert minidl.is_grad_enabled()
+
+
 def test_no_grad_ends_with_an_exception_too():
     with pytest.raises(KeyError), no_grad():
         raise KeyError
@@ -418,7 +427,10 @@ def test_no_grad_decorates_no_generator_and_no_coroutine():
     async def answer():
         pass
 
-    for function in generate, answer:
+    async def generate_later():
+        yield
+
+    for function in generate, answer, generate_later:
         with pytest.raises(TypeError, match=rf"no_grad: {function.__name__} only begins .* write `with minidl.no_grad"):
             no_grad()(function)
 
@@ -531,6 +543,16 @@ def test_hyperparameters_come_by_name(device):
     y, (grad_x,) = gradients(lambda x: minidl.apply(Scale, x, factor=3), [np.ones(2)], np.array([1.0, 2.0]), device)
     np.testing.assert_array_equal(y, [3, 3])
     np.testing.assert_array_equal(grad_x, [3, 6])
+
+
+def test_a_forward_that_returns_several_arrays_is_an_error(x):
+    class Both(Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x, -x
+
+    with pytest.raises(TypeError, match=r"Both\.forward: expected one array, got a tuple"):
+        minidl.apply(Both, x)
 
 
 @pytest.mark.parametrize("count", [1, 3])

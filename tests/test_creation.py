@@ -41,6 +41,13 @@ def test_their_numbers(device):
     np.testing.assert_array_equal(ones(2, 2, dtype="int64", device=device).numpy(), np.ones((2, 2)))
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("make", [zeros, ones, randn, arange])
+def test_halves_by_name(make, dtype, device):
+    x = make(3, dtype=dtype, device=device)
+    assert str(x.dtype) == dtype and x.shape == (3,)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_randn_is_normal(dtype, device):
     x = randn(100_000, dtype=dtype, device=device).to("float64")

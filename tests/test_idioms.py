@@ -1,5 +1,6 @@
 """What people write who come from PyTorch and NumPy: it is right, or an error says what to write instead."""
 
+import copy
 import re
 
 import numpy as np
@@ -112,6 +113,93 @@ def test_backward_after_an_update_by_hand_is_an_error_too(p):
         p *= 2
     with pytest.raises(RuntimeError, match="backward: Mul saved a parameter that was changed since"):
         loss.backward()
+
+
+CHANGED = {
+    "seen by reshape": lambda x, p: (x * p.reshape(1, 2)).sum(),
+    "seen by flatten": lambda x, p: (x * minidl.functional.flatten(p, 0)).sum(),
+    "seen by detach": lambda x, p: (x * p.detach()).sum(),
+    "seen by detach of reshape": lambda x, p: (x * p.reshape(2, 1).detach().reshape(2)).sum(),
+    "an input of recompute": lambda x, p: minidl.recompute(lambda x, p: (x * p).sum(), x, p),
+}
+
+
+@pytest.mark.parametrize("use", CHANGED.values(), ids=CHANGED)
+def test_backward_sees_through_what_shares_the_memory_of_a_changed_parameter(use, p):
+    x = Tensor(np.ones(2, np.float32), device=p.device, requires_grad=True)
+    loss = use(x, p)
+    with no_grad():
+        p *= 5
+    with pytest.raises(RuntimeError, match="saved a parameter that was changed since"):
+        loss.backward()
+    assert x.grad is None
+
+
+@pytest.mark.parametrize("use", CHANGED.values(), ids=CHANGED)
+def test_what_shares_the_memory_of_a_parameter_can_be_used_after_its_change(use, p):
+    x = Tensor(np.ones(2, np.float32), device=p.device, requires_grad=True)
+    with no_grad():
+        p *= 5
+    use(x, p).backward()
+    np.testing.assert_array_equal(x.grad.numpy(), [5, 10])
+
+
+@pytest.mark.parametrize("make", [Buffer, lambda data: Parameter(data, requires_grad=False)], ids=["buffer", "frozen"])
+def test_backward_after_a_change_of_a_buffer_or_a_frozen_parameter_is_an_error(make, device):
+    x = Tensor(np.ones(2, np.float32), device=device, requires_grad=True)
+    state = make(Tensor([1.0, 2.0], device=device))
+    loss = (x * state).sum()
+    state *= 7
+    with pytest.raises(RuntimeError, match="saved a parameter that was changed since"):
+        loss.backward()
+
+
+def test_backward_after_load_state_dict_is_an_error(device):
+    layer = Linear(2, 2).to(device)
+    x = Tensor(np.ones((1, 2), np.float32), device=device, requires_grad=True)
+    loss = layer(x).sum()
+    layer.load_state_dict({"weight": np.full((2, 2), 9.0), "bias": np.zeros(2)})
+    with pytest.raises(RuntimeError, match="Linear saved a parameter that was changed since"):
+        loss.backward()
+
+
+def test_a_copy_of_a_parameter_has_changes_of_its_own(p):
+    other = copy.deepcopy(p)
+    loss = (other * other).sum()
+    with no_grad():
+        p *= 2
+    loss.backward()
+
+
+def test_an_array_of_indices_may_be_written_after_its_use(device):
+    x = Tensor([1.0, 2.0, 3.0], device=device, requires_grad=True)
+    indices = np.array([0, 1])
+    loss = x[indices].sum()
+    indices[:] = 2
+    loss.backward()
+    np.testing.assert_array_equal(x.grad.numpy(), [1, 1, 0])
+
+
+# -- gradients that are scaled by hand ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(2,), (2, 1)], ids=["the same array", "a view of it"])
+def test_scaling_one_gradient_in_place_changes_no_other(shape, device):
+    p = Parameter(Tensor([1.0, 2.0], device=device))
+    q = Parameter(Tensor(np.ones(shape, np.float32), device=device))
+    (p + q.reshape(2)).sum().backward()
+    for parameter in (p, q):
+        parameter.grad.data[...] *= 0.5
+    np.testing.assert_array_equal(p.grad.numpy().ravel(), [0.5, 0.5])
+    np.testing.assert_array_equal(q.grad.numpy().ravel(), [0.5, 0.5])
+
+
+def test_scaling_a_gradient_in_place_leaves_the_one_that_backward_began_with(device):
+    x = Tensor([1.0, 2.0], device=device, requires_grad=True)
+    start = Tensor([3.0, 4.0], device=device)
+    (x + 1).backward(start)
+    x.grad.data[...] *= 0.5
+    np.testing.assert_array_equal(start.numpy(), [3, 4])
 
 
 def test_operations_that_save_no_parameter_may_be_older_than_a_step(p):

@@ -77,6 +77,13 @@ def test_leaves_that_share_a_gradient_are_divided_once():
     np.testing.assert_array_equal(b.numpy(), [-1, -1])
 
 
+def test_a_loss_in_float16_is_scaled_in_float32(device):
+    """The first scale, 65536, is infinite in float16."""
+    loss = Tensor(np.float16(1.5), device=device)
+    scaled = minidl.GradScaler().scale(loss)
+    assert scaled.dtype == np.float32 and scaled.item() == 1.5 * 65536
+
+
 def test_the_scale_grows_after_enough_good_steps_and_is_saved():
     parameter = Parameter(np.ones(1, np.float32))
     optimizer, scaler = SGD([parameter], 0.0), minidl.GradScaler(8.0, growth_interval=3)

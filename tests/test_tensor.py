@@ -175,6 +175,7 @@ def test_floats_become_float32_integers_int64_and_arrays_stay_what_they_are(data
 def test_a_dtype_may_be_asked_for(device):
     assert Tensor([1.5], "float64", device).dtype == np.float64
     assert Tensor(np.ones(2), np.float32, device).dtype == np.float32
+    assert str(Tensor([1.5], "bfloat16", device).dtype) == "bfloat16"
 
 
 def test_an_array_keeps_its_memory():
@@ -418,7 +419,7 @@ def test_a_number_that_the_dtype_cannot_hold_is_an_error(use, device):
 @pytest.mark.parametrize("use", [Tensor.mean, Tensor.var, lambda x: (x > 1).mean()])
 def test_there_is_no_mean_of_integers(use, device):
     with pytest.raises(
-        TypeError, match=r"mean: expected floating-point x, got (int64|bool); convert it with .to\('float32'\)"
+        TypeError, match=r"(mean|var): expected floating-point x, got (int64|bool); convert it with .to\('float32'\)"
     ):
         use(Tensor([1, 2], device=device))
 
@@ -528,6 +529,17 @@ def test_errors_name_the_operation_what_it_got_and_the_remedy(use, message, devi
     ("use", "message"),
     [
         (lambda x: x**x, r"\*\*: expected a number as exponent, got Tensor; use \(b \* a\.log\(\)\)\.exp\(\)"),
+        (
+            lambda x: operator.add(x, [1]),
+            r"add: inputs of dtype float32 and int64; .* or an array with minidl.Tensor\(array, 'float32'",
+        ),
+        (lambda x: -x.to("uint8"), "mul: got the number -1 and a tensor of uint8, which cannot hold it; convert the"),
+        (lambda x: x.to("int8") + 200, "add: got the number 200 and a tensor of int8, which cannot hold it"),
+        (
+            lambda x: x.to("int64") ** -1,
+            r"\*\*: expected a floating-point x, got int64; convert it with .to\('float32'",
+        ),
+        (lambda x: x.__setitem__(0, 1.0), r"x\[index\] = value: write minidl.where\(mask, value, x\), or x.data"),
         (lambda x: x.sum(1.5), r"sum: expected dim to be a whole number, got 1\.5"),
         (lambda x: x.mean("a"), "mean: expected dim to be a whole number, got 'a'"),
         (lambda x: x.amax((0, None)), "amax: expected dim to be a whole number, got None"),

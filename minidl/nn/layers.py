@@ -12,6 +12,7 @@ from minidl.checks import (
     as_pair,
     as_windows,
     check_batch_norm_options,
+    check_range,
     check_whole,
     expect,
 )
@@ -210,10 +211,11 @@ class Dropout(Module):
     """In training, sets each element to 0 with the given probability: see `functional.dropout`.
 
     The mask is a function of (seed, step, layer). The buffer `key` holds these, and the layer counts the steps there.
+    A copy by `copy.deepcopy` has the same key and drops the same elements: construct each layer anew.
     """
 
     def __init__(self, probability: float = 0.5):
-        expect("Dropout", 0 <= probability < 1, "a probability in [0, 1)", probability)
+        check_range("Dropout", 0, 1, probability=probability)
         self.probability = probability
         self.key = Buffer(next_key(), persistent=False)
 
@@ -292,7 +294,7 @@ class CrossEntropyLoss(Module):
     """The mean over the batch of -log softmax(logits)[label]: see `functional.cross_entropy`."""
 
     def __init__(self, label_smoothing: float = 0.0):
-        expect("CrossEntropyLoss", 0 <= label_smoothing <= 1, "label_smoothing in [0, 1]", label_smoothing)
+        check_range("CrossEntropyLoss", 0, 1, closed=True, label_smoothing=label_smoothing)
         self.label_smoothing = label_smoothing
 
     def forward(self, logits: Tensor, labels) -> Tensor:

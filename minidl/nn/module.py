@@ -142,6 +142,7 @@ class Module:
         for name, tensor in self._saved():
             array = _layout(tensor).from_file(np.asarray(state[name], tensor.dtype))
             tensor.data[...] = Tensor(array, device=tensor.device).data
+            tensor._version.count += 1  # a later backward of a graph that saved the old values raises an error
 
     def check_state_dict(self, state: dict[str, np.ndarray]) -> None:
         """Raise ValueError if load_state_dict would refuse this state dict."""

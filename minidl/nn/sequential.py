@@ -25,8 +25,8 @@ class Sequential(Module):
             x = module(x)
         return x
 
-    def __getitem__(self, index: int) -> Module:
-        return self.modules[index]
+    def __getitem__(self, index: int | slice) -> Module:
+        return Sequential(*self.modules[index]) if isinstance(index, slice) else self.modules[index]
 
     def __len__(self) -> int:
         return len(self.modules)

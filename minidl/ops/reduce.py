@@ -13,7 +13,9 @@ def sum_over(array, dim: tuple[int, ...] | None):
     Along any axis but the last, NumPy adds one element after the other: a float32 sum of a million times 0.1 has an
     error of 1 %, and in bfloat16 256 + 1 is 256.
     """
-    if array.dtype.kind in "biu" or array.itemsize == 8:
+    if array.dtype.kind in "biu":
+        return array.sum(axis=dim, keepdims=True, dtype=np.int64)
+    if array.itemsize == 8:
         return array.sum(axis=dim, keepdims=True)
     return array.sum(axis=dim, keepdims=True, dtype=np.float64).astype(array.dtype)
 
@@ -36,7 +38,7 @@ class Sum(Function):
 class Max(Function):
     """y = max of x over `dim`.   dL/dx is dL/dy at the maximum, shared equally by equal maxima, and 0 elsewhere.
 
-    A NaN counts as larger than any number and as equal to other NaNs, as in torch.amax.
+    A NaN counts as larger than any number, as in torch.amax, and as equal to other NaNs.
     """
 
     in_float32 = True

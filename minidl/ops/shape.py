@@ -42,9 +42,10 @@ class GetItem(Function):
 
     @staticmethod
     def forward(ctx, x, *, index: tuple):
-        ctx.save(x.shape, index)
         if is_capturing(x) and _needs_host(index):
             raise RuntimeError("the index is a list, NumPy array or mask; use integers on the device, or minidl.where")
+        # A copy of the index, as the caller may write the next one there before backward.
+        ctx.save(x.shape, tuple(np.array(part) if isinstance(part, list | np.ndarray) else part for part in index))
         return x[index].copy()
 
     @staticmethod

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable
 
+from minidl.optim.optimizer import as_list
 from minidl.tensor import Parameter
 
 
@@ -16,7 +17,8 @@ def clip_grad_norm_(parameters: Iterable[Parameter], max_norm: float) -> float:
     """
     if not max_norm > 0:
         raise ValueError(f"clip_grad_norm_: expected max_norm > 0, got {max_norm}")
-    with_grads = {number: parameter for number, parameter in enumerate(parameters) if parameter.grad is not None}
+    given = as_list("clip_grad_norm_", parameters)
+    with_grads = {number: parameter for number, parameter in enumerate(given) if parameter.grad is not None}
     squares = {n: float((p.grad.data.astype("float64") ** 2).sum()) for n, p in with_grads.items()}
     for number, square in squares.items():
         if not math.isfinite(square):

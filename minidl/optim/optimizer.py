@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from minidl.autograd import Leaf
-from minidl.checks import check_range
+from minidl.checks import check_range, expect
 from minidl.kernels import device_of, is_capturing, to_device
 from minidl.nn.module import Module, check_state
 from minidl.tensor import Parameter, Tensor
@@ -66,7 +66,7 @@ class Optimizer:
                 state = [[arrays[i] for i in chosen] for arrays in self.state().values()]
                 self.update(parameters, grads, self._rates[scale], weight_decay, *state)
         for i in ready:  # a later backward of a graph that saved the old values raises an error
-            self.parameters[i]._node.version += 1
+            self.parameters[i]._version.count += 1
 
     def update(self, parameters: list, grads: list, lr, weight_decay: float, *state: list) -> None:
         """Update these arrays of parameters in place, given their gradients and a list of arrays per kind of state.
@@ -104,13 +104,16 @@ class Optimizer:
 
 def _as_groups(owner: str, parameters: Iterable[Parameter] | Iterable[dict]) -> list[dict]:
     """Return the groups with their parameters as lists, because an iterator can be read only once."""
-    groups = _as_list(owner, parameters)
-    if groups and not isinstance(groups[0], dict):
+    groups = as_list(owner, parameters)
+    if not any(isinstance(group, dict) for group in groups):
         groups = [{"params": groups}]
-    return [{**group, "params": _as_list(owner, group["params"])} for group in groups]
+    for group in groups:
+        expect(owner, isinstance(group, dict) and "params" in group, 'groups {"params": [...], ...}', repr(group)[:80])
+    return [{**group, "params": as_list(owner, group["params"])} for group in groups]
 
 
-def _as_list(owner: str, values) -> list:
+def as_list(owner: str, values) -> list:
+    """Return the parameters, or the groups of them, as a list. A single parameter is an error."""
     if isinstance(values, Tensor | Module) or not isinstance(values, Iterable):
         got = type(values).__name__
         raise TypeError(f"{owner}: expected a list of parameters, got {got}; pass [parameter], or model.parameters()")

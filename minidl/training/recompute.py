@@ -39,7 +39,7 @@ def recompute(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     check_tensors("recompute", *inputs)
     if not is_grad_enabled() or getattr(_thread, "keeping_all", False):
         return function(*inputs)
-    copies = [Tensor(x.data, requires_grad=x.requires_grad) for x in inputs]  # same memory, separate graph
+    copies = [Tensor(x, requires_grad=x.requires_grad) for x in inputs]  # same memory, separate graph
     values = []
     with once_through(partial(_record, values)):
         array, leaves = _first_run(function, copies)
@@ -47,7 +47,7 @@ def recompute(function: Callable[..., Tensor], *inputs: Tensor) -> Tensor:
     if leaves:
         outside = {copy._node: x._node for copy, x in zip(copies, inputs, strict=True)}
         sources = tuple(outside.get(leaf, leaf) for leaf in leaves)
-        versions = [(leaf, leaf.version) for leaf in leaves]  # backward computes with them again
+        versions = [(leaf.version, leaf.version.count) for leaf in leaves]  # backward computes with them again
         y._node = Node("recompute", partial(_backward, function, copies, values, leaves), sources, saved=versions)
     return y
 

@@ -4,6 +4,7 @@ import logging
 import math
 
 from minidl.checks import check_range
+from minidl.dtypes import float32, is_half
 from minidl.optim.optimizer import Optimizer
 from minidl.tensor import Tensor
 
@@ -48,8 +49,10 @@ class GradScaler:
         return self._scale if self.enabled else 1.0
 
     def scale(self, loss: Tensor) -> Tensor:
-        """Return loss * scale, in float32 for a loss in float16."""
-        return loss * self._scale if self.enabled else loss
+        """Return loss * scale; in float32 for a loss in float16, which cannot hold the first scale."""
+        if not self.enabled:
+            return loss
+        return (loss.to(float32) if is_half(loss.dtype) else loss) * self._scale
 
     def step(self, optimizer: Optimizer) -> bool:
         """Divide the gradients by the scale and update the parameters. Return False if the step was skipped."""

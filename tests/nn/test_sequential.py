@@ -59,6 +59,11 @@ def test_a_module_that_is_exchanged_is_called(layers, rng):
     np.testing.assert_array_equal(doubled, 2 * plain)
 
 
+def test_a_slice_is_a_sequential_of_the_same_layers(layers):
+    part = Sequential(*layers)[1:-1]
+    assert isinstance(part, Sequential) and part.modules == layers[1:-1]
+
+
 def test_a_list_of_layers_is_refused(layers):
     with pytest.raises(TypeError, match=r"Sequential: expected modules, got list; pass Sequential\(\*layers\)"):
         Sequential(layers)

@@ -80,6 +80,21 @@ def test_equal_maxima_share_the_gradient(device):
     np.testing.assert_array_equal(x.grad.numpy(), [[2, 0, 2], [2, 2, 2]])
 
 
+@pytest.mark.parametrize(("dtype", "value"), [("float16", 1.0), ("float16", 0.001), ("bfloat16", 1.0)])
+def test_the_mean_of_many_halves_is_finite_and_accurate(dtype, value, device):
+    """float16 ends at 65,504: neither the sum nor the count of 100,000 numbers fits."""
+    x = Tensor(np.full(100_000, value, np.float32), device=device).to(dtype)
+    for mean in (x.mean(), x.reshape(100_000, 1).mean(0)):
+        assert str(mean.dtype) == dtype
+        np.testing.assert_array_equal(mean.to("float32").numpy().ravel(), x[:1].to("float32").numpy())
+
+
+@pytest.mark.parametrize("dtype", ["bool", "int8", "uint8", "uint64", "int64"])
+def test_sums_of_integers_are_int64_as_in_pytorch(dtype, device):
+    y = Tensor(np.array([1, 1], dtype), device=device).sum()
+    assert y.dtype == np.int64 and (y - 5).item() == -3
+
+
 def test_nans_are_the_maximum_and_share_its_gradient(device):
     x = Tensor([[np.nan, 1.0, np.nan], [0.0, 2.0, 1.0]], device=device, requires_grad=True)
     y = x.amax(dim=1)

@@ -29,7 +29,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("scale_factor", [1.3, 1.9, 2.2, 0.55, (2.0, 1.7)], ids=str)
+@pytest.mark.parametrize("scale_factor", [1.1, 1.3, 1.9, 2.2, 0.55, (2.0, 1.7), (1.1, 2.5), (0.9, 1.1)], ids=str)
 def test_a_scale_factor_is_used_as_it_is_and_not_the_ratio_of_the_sizes(scale_factor, device, torch):
     """Where both differ, as the size is rounded down, PyTorch interpolates at the given factor."""
     x = np.random.default_rng(0).standard_normal((2, 7, 5, 3))

@@ -91,6 +91,15 @@ def test_a_largest_norm_that_is_not_above_0_is_refused(max_norm):
         clip_grad_norm_([], max_norm)
 
 
+def test_a_single_parameter_is_refused():
+    parameter = Parameter(np.ones((2, 2)))
+    parameter.grad = Tensor(np.full((2, 2), 100.0))
+    with pytest.raises(
+        TypeError, match=r"clip_grad_norm_: expected a list of parameters, got Parameter; pass \[parameter"
+    ):
+        clip_grad_norm_(parameter, 1.0)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_a_gradient_that_is_not_finite_is_named_and_nothing_is_scaled(bad, rng, device):
     parameters = with_gradients(rng, device=device)

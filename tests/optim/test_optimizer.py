@@ -223,6 +223,13 @@ def test_a_hyper_parameter_outside_its_range_is_refused(make, options, message, 
         make(parameters, **options)
 
 
+@pytest.mark.parametrize("wrong", [{"lr_scale": 1.0}, Parameter(np.zeros(2))], ids=["no params", "a parameter"])
+def test_each_group_is_a_dict_with_parameters(wrong):
+    for groups in ([{"params": [Parameter(np.zeros(3))]}, wrong], [wrong, {"params": [Parameter(np.zeros(3))]}]):
+        with pytest.raises(ValueError, match=r'SGD: expected groups {"params": \[...\], ...}, got '):
+            SGD(groups, LR)
+
+
 @each_class
 @pytest.mark.parametrize("weight_decay", [math.nan, -1e-9, None])
 def test_the_weight_decay_of_a_group_is_checked_too(make, weight_decay, problem):
