@@ -27,9 +27,9 @@ from common.errors import one_line_errors, precision, suggest_batch_size
 from common.evaluate import probabilities, scores_of, top_errors
 from common.imagenet import folder_to_test, report_broken
 from common.options import PHOTOGRAPHS, add_options, check_device, make_parser, positive
-from models.config import IMAGENET_MODELS, NetworkConfig, standard_config, torchvision_config
+from models.config import IMAGENET_MODELS, NetworkConfig, standard_config
 from models.vgg import VGG, DenseVGG
-from models.weights import find_weights, load_network
+from models.weights import config_of, load_network
 from tqdm import tqdm
 
 from minidl import Tensor
@@ -157,10 +157,8 @@ def load_networks(args: argparse.Namespace) -> list[tuple[Module, NetworkConfig]
             raise ValueError("--random-init: expected --model, got none; pass the name of a network")
         config = standard_config(args.model)
         return [(config.build(seed=args.seed).eval(), config)]
-    return [
-        load_network(weights, args.model and torchvision_config(args.model, find_weights(weights), args.names))
-        for weights in args.weights
-    ]
+    configs = [config_of(weights, args.model, args.names) for weights in args.weights]
+    return [(load_network(weights, config)[0], config) for weights, config in zip(args.weights, configs, strict=True)]
 
 
 def validation_folder(networks: list[tuple[Module, NetworkConfig]], args: argparse.Namespace) -> ImageFolder:

@@ -13,7 +13,7 @@ from pathlib import Path
 from common.errors import one_line_errors
 from common.options import add_options, make_parser, nonempty
 from models.config import NetworkConfig, read_config
-from models.weights import FOLDER, find_weights, load_network
+from models.weights import FOLDER, find_described, load_network
 
 from minidl import Tensor, no_grad, save_checkpoint
 from minidl.data import load_cifar10, load_cifar100, normalize
@@ -126,10 +126,13 @@ def main() -> None:
             raise ValueError(f"--name: expected letters, digits, '-', '_' and '.', got {args.name}")
         if path.exists() or card.exists():
             raise ValueError(f"--name: {path} or its card is there already; remove them or choose another name")
-        if read_config(find_weights(args.run)) is None:
+        if args.folder.exists() and not args.folder.is_dir():
+            raise ValueError(f"--folder: expected a folder, got the file {args.folder}; choose another name")
+        trained, _ = find_described(args.run)
+        if read_config(trained) is None:
             raise ValueError(f"--run: {args.run} does not describe its network; train it with a script of examples")
         model, config = load_network(args.run)
-        _, counters = read_checkpoint(find_weights(args.run), "extra/")
+        _, counters = read_checkpoint(trained, "extra/")
         args.folder.mkdir(parents=True, exist_ok=True)
         export(model, config, path)
         options = counters.get("options", {})

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from common.errors import one_line_errors
 from common.evaluate import probabilities
-from common.options import add_options, make_parser, natural, positive, positive_number
+from common.options import add_options, make_parser, natural, nonempty, positive, positive_number
 from looking import drawing
 from looking.features import deep_dream, invert, maximise_channels, maximise_classes
 from looking.gradients import saliency, smallest_step, smooth_grad
@@ -202,8 +202,12 @@ def suited_methods(args: argparse.Namespace, subject: Subject) -> list[str]:
 def options_parser() -> argparse.ArgumentParser:
     """The parser of the command line."""
     parser = make_parser(__doc__)
-    parser.add_argument("--weights", required=True, metavar="FILE", help="a checkpoint, or the folder of a run")
-    parser.add_argument("--images", required=True, nargs="+", metavar="PICTURE", help="pictures to look at, see above")
+    parser.add_argument(
+        "--weights", type=nonempty, required=True, metavar="WEIGHTS", help="a file, or a name of models/weights.py"
+    )
+    parser.add_argument(
+        "--images", type=nonempty, required=True, nargs="+", metavar="PICTURE", help="pictures to look at, see above"
+    )
     parser.add_argument("--out", required=True, type=Path, metavar="DIR", help="folder for the pictures that are drawn")
     parser.add_argument("--methods", nargs="+", choices=METHODS, metavar="NAME", help="see above; default: all")
     parser.add_argument("--class", dest="class_number", type=natural, metavar="N", help="default: the network's answer")
@@ -212,7 +216,7 @@ def options_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--size", type=positive, metavar="N", help="pixels of a side, for dream and style; default: 128"
     )
-    parser.add_argument("--style", metavar="PICTURE", help="the picture with the style")
+    parser.add_argument("--style", type=nonempty, metavar="PICTURE", help="the picture with the style")
     parser.add_argument("--style-layers", nargs="+", metavar="NAME", help="default: four of its first half")
     parser.add_argument(
         "--style-weight", type=positive_number, default=100, metavar="X", help="default: 100; the content's is 1"
@@ -222,7 +226,7 @@ def options_parser() -> argparse.ArgumentParser:
 
 
 def main() -> None:
-    """Parse the options, load the network, compute all pictures, and then write them."""
+    """Parse the options, load the network, draw the pictures."""
     parser = options_parser()
     args = parser.parse_args()
     with one_line_errors():
@@ -234,19 +238,19 @@ def main() -> None:
         check_options(args, config, layers)
         args.images = expand(args.images)
         images = np.stack([read_pixels(source, config.size, args.data_dir, config.size) for source in args.images])
+        if args.style is not None:
+            read_pixels(args.style, config.size, args.data_dir)  # an error comes before the work
         classes = probabilities(model, Tensor(images)).argmax(axis=1)
         if args.class_number is not None:
             classes = np.full(len(images), args.class_number)
         mean_colour = np.reshape(config.mean, (-1, 3)).mean(axis=0)
         subject = Subject(model, OnPixels(network, mean_colour, config.std), config, layers, images, classes)
         args.methods = suited_methods(args, subject)
-        figures = {
-            name: draw(subject, args) for name, (draw, methods) in PICTURES.items() if set(methods) & set(args.methods)
-        }
-    with one_line_errors():
-        for name, figure in figures.items():
-            drawing.save(figure, args.out / name)
-            print(args.out / name)
+        args.out.mkdir(parents=True, exist_ok=True)  # an error comes before the work
+        for name, (draw, methods) in PICTURES.items():
+            if set(methods) & set(args.methods):
+                drawing.save(draw(subject, args), args.out / name)
+                print(args.out / name)
 
 
 if __name__ == "__main__":

@@ -3,10 +3,10 @@
     python examples/predict.py --weights runs/latest/checkpoint.safetensors --images photo.jpg pictures/
     python examples/predict.py --weights hf:timm/resnet50.tv_in1k --images photo.jpg
     python examples/predict.py --weights FILE --images pictures/ --out guesses.png        also draw them
-    python examples/predict.py --weights FILE --model resnet18 --names LOC_synset_mapping.txt --images pictures/
+    python examples/predict.py --weights hf:timm/resnet50.tv_in1k --names LOC_synset_mapping.txt --images pictures/
 
-Checkpoints of the training scripts describe their network. Other weights must have torchvision's names and need
---model. Images are then normalised as in torchvision.
+Checkpoints of the training scripts and networks of the hub describe themselves. Other weights must have torchvision's
+names and need --model. Images are then normalised as in torchvision.
 """
 
 import sys
@@ -16,8 +16,8 @@ import numpy as np
 from common.errors import one_line_errors
 from common.evaluate import probabilities
 from common.options import add_options, check_device, make_parser, nonempty, positive
-from models.config import IMAGENET_MODELS, NetworkConfig, torchvision_config
-from models.weights import find_weights, load_network
+from models.config import IMAGENET_MODELS, NetworkConfig
+from models.weights import config_of, load_network
 from tqdm import tqdm
 
 from minidl import Tensor
@@ -45,7 +45,7 @@ def predict(
             try:
                 pixels[path] = view(path)
             except (BrokenImageError, OSError) as problem:
-                print(f"skipped: {problem}", file=sys.stderr)
+                print(f"skipped: {str(problem).partition(';')[0]}", file=sys.stderr)
         if pixels:
             rows = probabilities(model, Tensor(np.stack(list(pixels.values())), device=device))
             guesses |= {path: top_classes(row, config.names, top) for path, row in zip(pixels, rows, strict=True)}
@@ -102,10 +102,12 @@ def main() -> None:
         check_device(args)
         if args.out and args.out.suffix.lower() not in PICTURES:
             raise ValueError(f"--out: expected a file ending in {', '.join(PICTURES)}, got {args.out}")
-        if args.names and not args.model:
-            raise ValueError("--names needs --model: without it the file of --weights describes its classes")
-        config = args.model and torchvision_config(args.model, find_weights(args.weights), args.names)
-        model, config = load_network(args.weights, config)
+        if args.out and not args.out.parent.is_dir():
+            raise ValueError(f"--out: the folder {args.out.parent} is missing; create it, or choose another one")
+        config = config_of(args.weights, args.model, args.names)
+        if args.model not in (None, config.name):
+            raise ValueError(f"--model: {args.weights} describes its network, {config.name}; leave --model out")
+        model, _ = load_network(args.weights, config)
         guesses = predict(model.to(args.device), config, find_images(args.images), args.top, args.device)
         if not guesses:
             raise ValueError("--images: none of the photographs could be read")

@@ -75,7 +75,8 @@ def train(args: argparse.Namespace) -> None:
 
     def end_epoch() -> None:
         confusion = confusion_on(test, model, args.device)
-        run.end_epoch(pixel_error(confusion), mean_iou=mean_iou(confusion), ious=class_ious(confusion).tolist())
+        ious = [None if np.isnan(iou) else float(iou) for iou in class_ious(confusion)]  # JSON has no NaN
+        run.end_epoch(pixel_error(confusion), mean_iou=mean_iou(confusion), ious=ious)
         draw(model, test, Path(args.out, "masks.png"), args.device)
 
     fit(run, step, OneCycleLR(args.lr, total_steps), end_epoch)
@@ -92,9 +93,10 @@ def confusion_on(scenes: Scenes, model: Module, device: str = "cpu") -> np.ndarr
     return sum(confusion_matrix(masks, predict_masks(model, prepare(x), device), classes) for x, masks in parts)
 
 
-def table(ious: list[float]) -> str:
-    """A line for each class with its intersection over union."""
-    return "\n".join(f"    {name:12}{iou:7.1%}" for name, iou in zip(Scenes.classes, ious, strict=True))
+def table(ious: list[float | None]) -> str:
+    """A line for each class with its intersection over union; None for a class that is in no mask."""
+    texts = ["   none" if iou is None else f"{iou:7.1%}" for iou in ious]
+    return "\n".join(f"    {name:12}{text}" for name, text in zip(Scenes.classes, texts, strict=True))
 
 
 def draw(model: Module, test: Scenes, path: Path, device: str = "cpu") -> None:

@@ -95,7 +95,7 @@ def main() -> None:
     parser = make_parser(__doc__)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument(
-        "--weights", metavar="WEIGHTS", help="a checkpoint of train_cifar_resnet.py, its weights, or a name"
+        "--weights", metavar="WEIGHTS", help="of a CIFAR ResNet: a file, or a name of models/weights.py"
     )
     source.add_argument("--random-init", action="store_true", help="use an untrained network")
     parser.add_argument("--layer", default="layer3", help="layer whose output is used; default: layer3, the last")

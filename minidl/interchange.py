@@ -23,7 +23,10 @@ def from_dlpack(data):
 
     Memory that its owner does not want changed, as JAX does not, is a read-only array.
     """
-    kind, number = data.__dlpack_device__()
+    try:
+        kind, number = data.__dlpack_device__()
+    except ValueError as error:
+        raise TypeError(f"Tensor: expected memory of the CPU or of a CUDA GPU ({error})") from error
     if kind != ON_A_GPU and kind not in ON_THE_CPU:
         raise TypeError(
             f"Tensor: expected memory of the CPU or of a CUDA GPU, got that of DLPack's device type {int(kind)}; "

@@ -129,7 +129,7 @@ class Tensor(Idioms):
     def item(self) -> float | int | bool:
         """Return the value of a tensor of one element as a Python number."""
         if self.numel() != 1:
-            raise ValueError(f"item: expected a tensor of one element, got shape {self.shape}")
+            raise ValueError(f"item: expected a tensor of one element, got shape {self.shape}; reduce it, as by sum()")
         return self.data.item()
 
     def __float__(self) -> float:

@@ -501,3 +501,5 @@ def test_a_checkpoint_without_a_checksum_loads_with_a_note(tmp_path, caplog):
 def test_a_folder_is_no_checkpoint(tmp_path):
     with pytest.raises(ValueError, match="load_checkpoint: expected a file, got the folder"):
         read_checkpoint(tmp_path)
+    with pytest.raises(ValueError, match="load_checkpoint: expected a file, got the device /dev/null"):
+        read_checkpoint("/dev/null")

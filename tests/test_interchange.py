@@ -121,6 +121,11 @@ def test_what_pytorch_does_not_export_is_an_error_that_says_what_to_do(torch):
         Tensor(torch.ones(2, dtype=torch.bfloat16))
 
 
+def test_a_tensor_of_pytorch_without_memory_is_refused(torch):
+    with pytest.raises(TypeError, match="Tensor: expected memory of the CPU or of a CUDA GPU"):
+        Tensor(torch.zeros(2, device="meta"))
+
+
 def address(array):
     return array.__array_interface__["data"][0] if isinstance(array, np.ndarray) else array.data.ptr
 

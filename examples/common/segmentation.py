@@ -10,7 +10,7 @@ def confusion_matrix(truth: np.ndarray, predicted: np.ndarray, classes: int) -> 
     """(classes, classes): how many pixels of class i were predicted as class j, of two arrays of the same shape."""
     if truth.shape != predicted.shape:
         raise ValueError(f"confusion_matrix: expected masks of one shape, got {truth.shape} and {predicted.shape}")
-    pairs = classes * truth.ravel() + predicted.ravel()
+    pairs = classes * truth.ravel().astype(np.int64) + predicted.ravel()  # uint8 ends at 255
     return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
 
 
@@ -36,8 +36,9 @@ def pixel_error(confusion: np.ndarray) -> float:
 
 def predict_masks(model: Module, images: np.ndarray, device: str = "cpu") -> np.ndarray:
     """The class with the highest score at each pixel, in evaluation mode: (N, H, W, C) -> (N, H, W)."""
+    was_training = model.training
     model.eval()
     with no_grad():
         masks = model(Tensor(images, device=device)).argmax(dim=-1).numpy()
-    model.train()
+    model.train(was_training)
     return masks

@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 class TensorBoardLog:
-    """DIR/events.out.tfevents...: one scalar for each number of each record, at the record's step.
+    """DIR/events.out.tfevents...: one scalar for each number of each record, at the record's step. Lists are left out.
 
     Show it with `tensorboard --logdir DIR`. The file is made from the records alone. A run that is resumed writes it
     anew, so no point is there twice, and points after the checkpoint are dropped.

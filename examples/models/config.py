@@ -16,7 +16,7 @@ import numpy as np
 
 from minidl.data import CentreView, read_names
 from minidl.nn import Module
-from minidl.training.checkpoint import load_checkpoint, read_checkpoint
+from minidl.training.checkpoint import read_checkpoint
 from models.resnet import IMAGENET_BLOCKS, cifar_resnet, imagenet_resnet
 from models.resnet_variants import (
     SHORTCUT_KINDS,
@@ -110,6 +110,15 @@ class NetworkConfig:
         """Build the untrained network. `options` are `seed` and `recompute`, which do not change parameter shapes."""
         return BUILDERS[self.builder](**self.arguments, **options)
 
+    def with_names(self, path: str | Path) -> "NetworkConfig":
+        """The config with the classes in a file for `minidl.data.read_names`, sorted by WordNet id."""
+        name_of = dict(sorted(read_names(path).items()))
+        if len(name_of) != len(self.names):
+            raise ValueError(
+                f"--names: expected {len(self.names)} classes of {self.name}, got {len(name_of)} in {path}"
+            )
+        return replace(self, names=tuple(name_of.values()), classes=tuple(name_of))
+
     def view(self) -> CentreView:
         """The transform from a photograph's path to the network's input: scale, centre crop, normalise."""
         return CentreView(self.shorter_side, self.size, self.mean, self.std)
@@ -137,14 +146,14 @@ def read_config(path: str | Path) -> NetworkConfig | None:
         classes = arguments.arguments["num_classes"]
         if len(config.names) != classes:  # checked before building a network with 10^9 classes
             raise ValueError(f"{len(config.names)} names for {classes} classes")
-        _check(config)
+        check_config(config)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise _damaged(path, error) from error
+        raise damaged(path, error) from error
     return config
 
 
-def _check(config: NetworkConfig) -> None:
-    """Check the types and sizes in a description from a file: a wrong one could build a network without end."""
+def check_config(config: NetworkConfig) -> None:
+    """Raise TypeError or ValueError for a description from a file that is wrong, or whose network has no end."""
     if not all(isinstance(name, str) for name in (config.name, *config.names, *(config.classes or ()))):
         raise TypeError("expected names that are text")
     sizes = {"shorter_side": config.shorter_side, "size": config.size}
@@ -153,9 +162,12 @@ def _check(config: NetworkConfig) -> None:
         largest = LARGEST_DEPTH if name == "depth" else LARGEST_SIZE
         if type(value) is not int or not 0 <= value <= largest:
             raise ValueError(f"expected {name} in 0..{largest}, got {value!r}")
-    for name in ("mean", "std"):
-        if getattr(config, name).shape not in ((), (3,), (config.size, config.size, 3)):
-            raise ValueError(f"expected {name} of shape (3,), got {getattr(config, name).shape}")
+    for name, least in (("mean", -np.inf), ("std", 0)):
+        values = np.asarray(getattr(config, name))
+        if values.shape not in ((), (3,), (config.size, config.size, 3)):
+            raise ValueError(f"expected {name} of shape (3,), got {values.shape}")
+        if not (np.isfinite(values).all() and (values > least).all()):
+            raise ValueError(f"expected finite numbers{' > 0' if name == 'std' else ''} as {name}, got others")
     config.view()  # checks that the crop is not larger than the photograph
 
 
@@ -181,29 +193,19 @@ def check_variant(path: str | Path, config: NetworkConfig) -> None:
         )
 
 
-def _damaged(path: str | Path, error: Exception) -> ValueError:
+def damaged(path: str | Path, error: Exception) -> ValueError:
+    """The error for a description that no network has."""
     what = f"{type(error).__name__}: {error}"
     return ValueError(f"load_network: the network description in {path} is damaged ({what}); use an earlier file")
 
 
-def torchvision_config(model: str, weights: str | Path, names: str | Path | None = None) -> NetworkConfig:
-    """The config for torchvision's weights of a network in IMAGENET_MODELS.
-
-    `names` is a file for `minidl.data.read_names` with one line per class. Classes are sorted by WordNet id.
-    """
+def torchvision_config(model: str, weights: str | Path) -> NetworkConfig:
+    """The config for torchvision's weights of a network in IMAGENET_MODELS."""
     last = "classifier.6.bias" if model.startswith("vgg") else "fc.bias"
     arrays, _ = read_checkpoint(weights, last)
     if last not in arrays:
         raise ValueError(f"--model {model}: expected weights of this network, got {weights}, which has no {last}")
-    config = standard_config(model, len(arrays[last]))
-    if names is None:
-        return config
-    name_of = dict(sorted(read_names(names).items()))
-    if len(name_of) != len(config.names):
-        raise ValueError(
-            f"--names: expected {len(config.names)} classes as in {weights}, got {len(name_of)} in {names}"
-        )
-    return replace(config, names=tuple(name_of.values()), classes=tuple(name_of))
+    return standard_config(model, len(arrays[last]))
 
 
 def standard_config(model: str, num_classes: int = 1000) -> NetworkConfig:
@@ -212,19 +214,3 @@ def standard_config(model: str, num_classes: int = 1000) -> NetworkConfig:
     names = tuple(f"class {number}" for number in range(num_classes))
     arguments = arguments | {"num_classes": num_classes}
     return NetworkConfig(model, builder, arguments, names, None, 256, 224, TORCHVISION_MEAN, TORCHVISION_STD)
-
-
-def load_file(path: str | Path, fallback: NetworkConfig | None = None) -> tuple[Module, NetworkConfig]:
-    """Load (network in evaluation mode, config). `fallback` is the config for files without one."""
-    config = read_config(path) or fallback
-    if config is None:
-        raise ValueError(f"load_network: {path} does not describe its network; pass --model")
-    try:
-        model = config.build()
-    except (TypeError, ValueError) as error:
-        if config is fallback:
-            raise
-        raise _damaged(path, error) from error
-    check_variant(path, config)
-    load_checkpoint(path, model)
-    return model.eval(), config

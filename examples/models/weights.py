@@ -17,11 +17,20 @@ import numpy as np
 
 from minidl.nn import Module
 from minidl.system.files import read_text
-from minidl.training.checkpoint import read_checkpoint
-from models.config import NetworkConfig, load_file, read_config
+from minidl.training.checkpoint import load_checkpoint, read_checkpoint
+from models.config import (
+    LARGEST_SIZE,
+    NetworkConfig,
+    check_config,
+    check_variant,
+    damaged,
+    read_config,
+    torchvision_config,
+)
 
 FOLDER = Path(__file__).parents[1] / "weights"
 HUB = "hf:"
+HUB_WEIGHTS, HUB_CONFIG = "model.safetensors", "config.json"  # the files of a network that timm saved
 
 # timm's names of the networks that examples/models has: (builder, arguments).
 ARCHITECTURES = {
@@ -43,22 +52,44 @@ def load_network(weights: str | Path, fallback: NetworkConfig | None = None) -> 
 
     Raises ValueError if there are no such weights or they do not fit, and nothing is loaded then.
     """
-    if str(weights).startswith(HUB):
-        return load_from_hub(str(weights).removeprefix(HUB))
-    path = find_weights(weights)
-    if path.is_dir():
-        return load_timm(path / "model.safetensors", path / "config.json", fallback)
-    return load_file(path, fallback)
+    file, described = find_described(weights)
+    config = described or fallback
+    if config is None:
+        raise ValueError(f"load_network: {file} does not describe its network; pass --model")
+    try:
+        model = config.build()
+    except (TypeError, ValueError) as error:
+        if described is None:
+            raise
+        raise damaged(file, error) from error
+    check_variant(file, config)
+    if file.name == HUB_WEIGHTS:
+        _load_timm(file, model)
+    else:
+        load_checkpoint(file, model)
+    return model.eval(), config
+
+
+def config_of(weights: str | Path, model: str | None = None, names: str | Path | None = None) -> NetworkConfig:
+    """The config of these weights, as they describe it; for others, that of torchvision's network `model`.
+
+    The file `names`, if given, has the names of the classes: see `minidl.data.read_names`.
+    """
+    file, described = find_described(weights)
+    if described is None and model is None:
+        raise ValueError(f"load_network: {file} does not describe its network; pass --model")
+    config = described or torchvision_config(model, file)
+    return config if names is None else config.with_names(names)
 
 
 def find_described(weights: str | Path) -> tuple[Path, NetworkConfig | None]:
     """The file of the weights that load_network finds by name, and their config; None if the file has none."""
     if str(weights).startswith(HUB):
         repository = str(weights).removeprefix(HUB)
-        return _fetched(repository, "model.safetensors"), timm_config(_fetched(repository, "config.json"))
+        return _fetched(repository, HUB_WEIGHTS), timm_config(_fetched(repository, HUB_CONFIG))
     path = find_weights(weights)
     if path.is_dir():
-        return path / "model.safetensors", timm_config(path / "config.json")
+        return path / HUB_WEIGHTS, timm_config(path / HUB_CONFIG)
     return path, read_config(path)
 
 
@@ -77,10 +108,10 @@ def find_weights(weights: str | Path) -> Path:
     if path.is_dir():
         if (path / "checkpoint.safetensors").exists():
             return path / "checkpoint.safetensors"
-        if (path / "model.safetensors").exists() and (path / "config.json").exists():
+        if (path / HUB_WEIGHTS).exists() and (path / HUB_CONFIG).exists():
             return path
         raise ValueError(
-            f"load_network: expected a folder with checkpoint.safetensors, or with model.safetensors and config.json "
+            f"load_network: expected a folder with checkpoint.safetensors, or with {HUB_WEIGHTS} and {HUB_CONFIG} "
             f"of the hub, got {path}, which has neither"
         )
     if path.exists():
@@ -96,16 +127,11 @@ def find_weights(weights: str | Path) -> Path:
 # -- the hub -----------------------------------------------------------------------------------------------------------
 
 
-def load_from_hub(repository: str) -> tuple[Module, NetworkConfig]:
-    """Load a network of https://huggingface.co that timm saved, such as "timm/resnet50.tv_in1k".
-
-    huggingface_hub downloads its two files, resumes after a break and keeps them.
-    """
-    return load_timm(_fetched(repository, "model.safetensors"), _fetched(repository, "config.json"))
-
-
 def _fetched(repository: str, file: str) -> Path:
-    """The path of a file of the hub in the cache of huggingface_hub, downloaded if it is not there."""
+    """The path of a file of https://huggingface.co/REPOSITORY, such as "timm/resnet50.tv_in1k".
+
+    huggingface_hub downloads it to its cache, resumes after a break, and keeps it.
+    """
     try:
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import HFValidationError, HTTPError
@@ -116,11 +142,13 @@ def _fetched(repository: str, file: str) -> Path:
     try:
         path = Path(hf_hub_download(repository, file))
         _check_content(path)
-    except (OSError, HTTPError, HFValidationError) as error:
+    except HFValidationError:
+        raise ValueError(f"load_network: expected {HUB}OWNER/NAME, got {HUB}{repository}") from None
+    except (OSError, HTTPError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ValueError(
             f"{HUB}{repository}: {file} could not be fetched ({type(error).__name__}: {reason}); without a network, "
-            f"bring model.safetensors and config.json of https://huggingface.co/{repository} into a folder and pass it"
+            f"bring {HUB_WEIGHTS} and {HUB_CONFIG} of https://huggingface.co/{repository} into a folder and pass it"
         ) from error
     return path
 
@@ -141,40 +169,40 @@ def _check_content(path: Path) -> None:
         raise OSError(f"SHA-256 expected {stored.name}, got {found}; the file was removed, try again")
 
 
-def load_timm(weights: Path, description: Path, fallback: NetworkConfig | None = None) -> tuple[Module, NetworkConfig]:
-    """Load the network that timm's config.json describes, from weights with timm's names."""
-    config = fallback or timm_config(description)
-    arrays, _ = read_checkpoint(weights)
-    model = config.build()
-    try:
-        model.load_state_dict(from_timm(arrays))
-    except ValueError as error:
-        raise ValueError(f"load_network: {weights}: {error}") from None
-    return model.eval(), config
-
-
 def timm_config(path: Path) -> NetworkConfig:
-    """Read timm's config.json. Pixels are 0..255 here and 0..1 there."""
+    """Read timm's config.json. Pixels are 0..255 here and 0..1 there.
+
+    Photographs are always scaled bilinearly, and cropped in the centre: `interpolation` and `crop_mode` are not read.
+    """
     try:
         described = json.loads(read_text(path))
-        architecture, prepared = described["architecture"], described["pretrained_cfg"]
-        classes, (_, size, width) = int(described["num_classes"]), prepared["input_size"]
-        mean, std = (255 * np.array(prepared[name], np.float32) for name in ("mean", "std"))
+        architecture, classes = described["architecture"], described["num_classes"]
+        if architecture not in list(ARCHITECTURES):
+            raise ValueError(f"expected one of {', '.join(ARCHITECTURES)}, got {architecture!r}")
+        if type(classes) is not int or not 0 < classes <= LARGEST_SIZE:
+            raise ValueError(f"expected num_classes in 1..{LARGEST_SIZE}, got {classes!r}")
+        prepared = described["pretrained_cfg"]
+        channels, size, width = prepared["input_size"]
+        if (channels, size) != (3, width):
+            raise ValueError(f"expected input_size [3, N, N], got {prepared['input_size']}")
         shorter_side = int(size / float(prepared["crop_pct"]))
-        if not (
-            size == width and 0 < shorter_side < 10_000 and 0 < classes < 10**6 and mean.shape == std.shape == (3,)
-        ):
-            raise ValueError("a number is out of range")
-    except (AttributeError, KeyError, RecursionError, TypeError, ValueError, ZeroDivisionError) as error:
-        raise ValueError(
-            f"load_network: {path} is not a config.json of timm ({type(error).__name__}: {error})"
-        ) from None
-    if architecture not in ARCHITECTURES:
-        raise ValueError(f"load_network: {path}: expected one of {', '.join(ARCHITECTURES)}, got {architecture!r}")
-    builder, arguments = ARCHITECTURES[architecture]
-    names = tuple(f"class {number}" for number in range(classes))
-    arguments = arguments | {"num_classes": classes}
-    return NetworkConfig(architecture, builder, arguments, names, None, shorter_side, size, mean, std)
+        mean, std = (255 * np.array(prepared[name], np.float32) for name in ("mean", "std"))
+        builder, arguments = ARCHITECTURES[architecture]
+        arguments, names = arguments | {"num_classes": classes}, tuple(f"class {number}" for number in range(classes))
+        config = NetworkConfig(architecture, builder, arguments, names, None, shorter_side, size, mean, std)
+        check_config(config)
+    except (ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+        what = f"{type(error).__name__}: {error}"
+        raise ValueError(f"load_network: {path} is not the config.json of a network that minidl has ({what})") from None
+    return config
+
+
+def _load_timm(file: Path, model: Module) -> None:
+    """Load weights with timm's names."""
+    try:
+        model.load_state_dict(read_arrays(file))
+    except ValueError as error:
+        raise ValueError(f"load_network: {file}: {error}") from None
 
 
 def from_timm(arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -172,9 +172,9 @@ def _packed_file(archive: Archive, root: Path, missing: list[str], may_download:
     try:
         download(remote, root)
     except ConnectionError as error:
+        remedy = f"correct {OWN_MIRROR}={mirror}" if mirror else f"set {OWN_MIRROR} to a mirror of your own"
         raise ConnectionError(
-            f"load_{archive.name}: cannot download {remote.name}: set {OWN_MIRROR} to a mirror of your own, {by_hand} "
-            f"({error})"
+            f"load_{archive.name}: cannot download {remote.name}: {remedy}, {by_hand} ({error})"
         ) from error
     return path
 

@@ -115,7 +115,7 @@ def image_files(folder: str | Path) -> list[str]:
     with os.scandir(folder) as entries:
         files = sorted(entry.path for entry in entries if _is_image(entry.name) and _is_file(entry))
     if not files:
-        raise ValueError(f"ImageFolder: no image in {folder} ({', '.join(SUFFIXES)}); remove the folder or fill it")
+        raise ValueError(f"image_files: no image in {folder} ({', '.join(SUFFIXES)}); remove the folder or fill it")
     return files
 
 

@@ -209,8 +209,8 @@ def check_state(operation: str, expected: dict[str, tuple[tuple[int, ...], np.dt
 def _misfit(name: str, shape: tuple[int, ...], dtype: np.dtype, array: np.ndarray) -> str | None:
     if array.shape != shape:
         return f"{name}: expected {shape}, got {array.shape}"
-    if not np.can_cast(array.dtype, dtype, "same_kind"):
-        return f"{name}: expected real numbers that convert to {dtype}, got {array.dtype}"
+    if not np.can_cast(array.dtype, dtype, "same_kind") or (array.dtype.kind in "biu" and dtype.kind == "f"):
+        return f"{name}: expected real numbers like {dtype}, got {array.dtype}"
     return None
 
 

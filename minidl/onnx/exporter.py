@@ -40,7 +40,7 @@ def export(model: Module, example: Tensor, path: str | Path) -> None:
     such as a comparison or an argmax. RuntimeError: the package onnx is missing. No file is written then.
     """
     onnx = require_onnx()
-    _check(model, example)
+    _check(model, example, path)
     modes = [(module, module.training) for _, module in model.named_modules()]
     try:
         model.eval()
@@ -52,10 +52,12 @@ def export(model: Module, example: Tensor, path: str | Path) -> None:
     write_whole(Path(path), file.SerializeToString())
 
 
-def _check(model: Module, example: Tensor) -> None:
+def _check(model: Module, example: Tensor, path: str | Path) -> None:
     if not isinstance(model, Module):
         raise TypeError(f"export: expected a Module, got {type(model).__name__}")
     check_tensors("export", example)
+    if not Path(path).name or Path(path).is_dir():
+        raise ValueError(f"export: expected the path of a file, got {str(path)!r}")
     if not example.is_floating_point() or example.ndim < 2 or not example.numel():
         raise TypeError(
             f"export: expected an example batch of floats such as (N, H, W, C), got {example.dtype} {example.shape}"
@@ -129,7 +131,9 @@ class _Converter:
             return x
         if isinstance(source, Input) and source not in self.values:
             if not _equal(source.value, other.value):
-                raise self._error(op, "an input of it is computed from the network's input outside of operations")
+                raise self._error(
+                    op, "an input of it changes with the network's input or the batch size, outside of operations"
+                )
             array = to_device(source.value, "cpu")
             name = source.name if source.kind in ("parameter", "buffer") else "constant"
             self.values[source] = Value(name, array.shape, array.dtype, False, array, self.layouts.get(name))

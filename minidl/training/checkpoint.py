@@ -107,8 +107,9 @@ def read_checkpoint(path: str | Path, prefix: str = "") -> tuple[dict[str, np.nd
     """
     from safetensors import SafetensorError, deserialize, safe_open
 
-    if Path(path).is_dir():
-        raise ValueError(f"load_checkpoint: expected a file, got the folder {path}; pass the path of a file in it")
+    if Path(path).exists() and not Path(path).is_file():
+        kind = "folder" if Path(path).is_dir() else "device"
+        raise ValueError(f"load_checkpoint: expected a file, got the {kind} {path}; pass the path of a file")
     try:
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
@@ -223,7 +224,8 @@ def _explained(path: Path, error: Exception) -> ValueError:
             words = CONVERT.format(path=path, rename=rename, old=str(old), new=str(new))
             return ValueError(f"load_checkpoint: {words}")
     return BrokenCheckpointError(
-        f"load_checkpoint: {path} is not a complete safetensors file ({error}); use an earlier checkpoint"
+        f"load_checkpoint: {path} is not a complete safetensors file ({error}); copy or download it again, "
+        "or use an earlier checkpoint"
     )
 
 

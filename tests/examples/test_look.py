@@ -489,6 +489,14 @@ def test_options_that_do_not_fit_are_usage_errors(run, tmp_path, options, messag
     assert not output and not (tmp_path / "looks").exists()
 
 
+def test_a_folder_that_cannot_be_made_is_an_error_before_the_work(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(look, "PICTURES", None)
+    (tmp_path / "file").write_text("")
+    status, output, errors = run("--images", "shapes:0", "--methods", "cam", "--out", tmp_path / "file" / "looks")
+    assert status == 2 and not output
+    assert "Not a directory" in errors
+
+
 def bad_picture(kind, folder):
     """(option, what the message says)."""
     path = folder / "picture.png"

@@ -1,14 +1,17 @@
 """examples/predict.py: a trained network's guesses, on the terminal and drawn."""
 
+import json
 import re
 import sys
 
 import numpy as np
 import predict
 import pytest
-from models.config import NetworkConfig, torchvision_config
+from models.config import NetworkConfig
 from models.resnet import imagenet_resnet
+from models.weights import config_of
 from PIL import Image
+from safetensors.numpy import save_file
 
 from minidl import save_checkpoint
 from minidl.data import normalize
@@ -75,13 +78,42 @@ def test_a_picture_has_a_row_for_each_photograph(weights, photographs, guess, tm
         assert picture.size == (800, 380)
 
 
+def test_a_folder_that_is_missing_is_an_error_before_the_work(weights, photographs, guess, tmp_path):
+    options = ["--weights", weights, "--images", photographs, "--out", tmp_path / "missing" / "guesses.png"]
+    status, output, errors = guess(*options)
+    assert (status, output) == (2, "")
+    assert f"--out: the folder {tmp_path / 'missing'} is missing; create it" in errors
+
+
+def test_names_replace_those_of_the_description(weights, photographs, guess, tmp_path):
+    (tmp_path / "names").write_text("".join(f"n{number} name{number}\n" for number in range(len(NAMES))))
+    options = ["--weights", weights, "--images", photographs / "a.png", "--names", tmp_path / "names"]
+    status, output, _ = guess(*options)
+    assert status == 0
+    assert "name1" in output and "dog" not in output
+    status, _, errors = guess(*options, "--model", "resnet18")
+    assert status == 2
+    assert f"--model: {weights} describes its network, resnet8; leave --model out" in errors
+
+
+def test_a_network_of_the_hub_may_have_names_too(photographs, guess, tmp_path):
+    save_file(imagenet_resnet(18, num_classes=2).state_dict(), tmp_path / "model.safetensors")
+    prepared = {"input_size": [3, 64, 64], "crop_pct": 0.875, "mean": [0.5] * 3, "std": [0.25] * 3}
+    described = {"architecture": "resnet18", "num_classes": 2, "pretrained_cfg": prepared}
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    (tmp_path / "names").write_text("n1 tench\nn2 toad\n")
+    options = ["--weights", tmp_path, "--images", photographs / "a.png"]
+    assert "class 1" in guess(*options)[1]
+    assert "toad" in guess(*options, "--names", tmp_path / "names")[1]
+
+
 def test_what_cannot_be_read_is_named_and_left_out(weights, photographs, guess):
     (photographs / "c.jpg").write_text("no image")
     options = ["--weights", weights, "--images", photographs, photographs / "missing.png"]
     status, output, errors = guess(*options)
     assert status == 0
     assert output.count("%") == 2 * 5
-    assert f"skipped: read_image: {photographs / 'c.jpg'}" in errors
+    assert f"skipped: read_image: {photographs / 'c.jpg'}" in errors and "skip_broken" not in errors
     assert "missing.png" in errors
     status, output, errors = guess("--weights", weights, "--images", photographs / "c.jpg")
     assert (status, output) == (2, "")
@@ -124,7 +156,7 @@ def test_weights_from_elsewhere_need_the_name_of_their_network(photographs, gues
     assert sorted(re.findall(r"class \d", output)) == ["class 0", "class 1", "class 2"]
     _, output, _ = guess(*plain, "--model", "resnet18", "--names", tmp_path / "names")
     assert "tench, Tinca tinca" in output
-    config = torchvision_config("resnet18", tmp_path / "w", tmp_path / "names")
+    config = config_of(tmp_path / "w", "resnet18", tmp_path / "names")
     assert config.names == ("tench, Tinca tinca", "toad", "owl")
     assert config.classes == ("n1", "n2", "n3")
     status, _, errors = guess(*plain, "--model", "vgg-D")

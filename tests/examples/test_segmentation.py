@@ -2,7 +2,8 @@
 
 import numpy as np
 import pytest
-from common.segmentation import class_ious, confusion_matrix, mean_iou, pixel_error
+from common.segmentation import class_ious, confusion_matrix, mean_iou, pixel_error, predict_masks
+from models.fcn import fcn
 
 TRUTH = np.array([[0, 0, 0, 0], [0, 1, 1, 0], [0, 1, 1, 0]])
 SHIFTED = np.array([[0, 0, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1]])  # class 1 one pixel further
@@ -10,6 +11,19 @@ SHIFTED = np.array([[0, 0, 0, 0], [0, 0, 1, 1], [0, 0, 1, 1]])  # class 1 one pi
 
 def test_a_confusion_matrix_counts_pairs_of_true_and_predicted_class():
     np.testing.assert_array_equal(confusion_matrix(TRUTH, SHIFTED, 3), [[6, 2, 0], [2, 2, 0], [0, 0, 0]])
+
+
+def test_the_21_classes_of_a_mask_in_uint8_are_counted():
+    """21 * 20 + 20 does not fit a uint8, the dtype of masks in PNG files."""
+    mask = np.full((1, 2, 2), 20, np.uint8)
+    assert confusion_matrix(mask, mask, 21)[20, 20] == 4
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_predicting_masks_leaves_the_mode_of_the_network(mode):
+    model = fcn(3, width=4).train(mode)
+    assert predict_masks(model, np.zeros((1, 32, 32, 3), np.float32)).shape == (1, 32, 32)
+    assert model.training is mode
 
 
 def test_two_masks_of_which_half_agree():

@@ -18,7 +18,7 @@ from models import weights
 from models.config import NetworkConfig
 from models.resnet import cifar_resnet, imagenet_resnet
 from models.vgg import vgg
-from models.weights import ARCHITECTURES, find_weights, load_network, load_timm
+from models.weights import ARCHITECTURES, find_weights, load_network
 from safetensors.numpy import save_file
 
 from minidl import Tensor, save_checkpoint
@@ -231,16 +231,23 @@ def test_every_architecture_is_one_of_timm(torch):
     ("changes", "words"),
     [
         ({"architecture": "vit_base"}, "expected one of resnet18, .*, got 'vit_base'"),
-        ({"num_classes": 10**9}, "is not a config.json of timm .*out of range"),
-        ({"pretrained_cfg": {}}, "is not a config.json of timm .KeyError"),
-        ({"pretrained_cfg": PREPARED | {"crop_pct": 0}}, "is not a config.json of timm .ZeroDivisionError"),
-        ({"pretrained_cfg": PREPARED | {"mean": "dark"}}, "is not a config.json of timm .ValueError"),
+        ({"architecture": ["resnet18"]}, "expected one of resnet18, .*, got .'resnet18'."),
+        ({"num_classes": 10**9}, "expected num_classes in 1..32768, got 1000000000"),
+        ({"num_classes": 10.5}, "expected num_classes in 1..32768, got 10.5"),
+        ({"pretrained_cfg": {}}, "KeyError: 'input_size'"),
+        ({"pretrained_cfg": PREPARED | {"input_size": [1, 64, 64]}}, "expected input_size .3, N, N., got .1, 64, 64."),
+        ({"pretrained_cfg": PREPARED | {"input_size": [3, 8.5, 8.5]}}, "expected size in 0..32768, got 8.5"),
+        ({"pretrained_cfg": PREPARED | {"crop_pct": 0}}, "ZeroDivisionError"),
+        ({"pretrained_cfg": PREPARED | {"mean": "dark"}}, "ValueError: could not convert"),
+        ({"pretrained_cfg": PREPARED | {"mean": [float("nan")] * 3}}, "expected finite numbers as mean, got others"),
+        ({"pretrained_cfg": PREPARED | {"std": [0, 0, 0]}}, "expected finite numbers > 0 as std, got others"),
     ],
 )
 def test_a_description_that_lies_is_an_error_with_the_name_of_the_file(changes, words, tmp_path):
     describe(tmp_path / "config.json", **changes)
     (tmp_path / "model.safetensors").write_bytes(b"")
-    with pytest.raises(ValueError, match=f"config.json.*{words}|{words}"):
+    expected = f"config.json is not the config.json of a network that minidl has .*{words}"
+    with pytest.raises(ValueError, match=expected):
         weights.timm_config(tmp_path / "config.json")
 
 
@@ -248,7 +255,7 @@ def test_weights_of_another_network_are_refused_as_a_whole(tmp_path):
     save_file(imagenet_resnet(18).state_dict(), tmp_path / "model.safetensors")
     describe(tmp_path / "config.json", architecture="resnet34")
     with pytest.raises(ValueError, match=r"load_network: .*model\.safetensors: .*nothing was loaded .*missing"):
-        load_timm(tmp_path / "model.safetensors", tmp_path / "config.json")
+        load_network(tmp_path)
 
 
 # -- the hub -----------------------------------------------------------------------------------------------------------
@@ -359,8 +366,9 @@ def test_a_network_that_the_hub_does_not_have_is_an_error(hub):
         ValueError, match=r"^hf:nobody/nothing: model\.safetensors could not be fetched \(RepositoryNotFoundError: "
     ):
         load_network("hf:nobody/nothing")
-    with pytest.raises(ValueError, match=r"^hf:a/b/c: model\.safetensors could not be fetched \(HFValidationError"):
-        load_network("hf:a/b/c")
+    for name in ("a/b/c", "", "../../etc"):
+        with pytest.raises(ValueError, match=f"^load_network: expected hf:OWNER/NAME, got hf:{re.escape(name)}$"):
+            load_network(f"hf:{name}")
 
 
 def test_without_a_network_the_error_says_what_to_bring_and_where(hub):

@@ -178,9 +178,9 @@ REFUSED = {
     "an argmax": (lambda x: TABLE[x.argmax(1)], "GetItem, in layer '0': "),
     "numpy": (
         lambda x: x + Tensor(x.numpy().mean(keepdims=True)),
-        "Add, in layer '0': an input of it is computed from",
+        "Add, in layer '0': an input of it changes with the network's input or",
     ),
-    "the mean over the batch": (lambda x: x - x.mean(0), "Div, in layer '0': an input of it is computed"),
+    "the mean over the batch": (lambda x: x - x.mean(0), "Div, in layer '0': an input of it changes"),
     "half of the batch": (lambda x: x[: len(x) // 2 + 1], "GetItem, in layer '0': its index changes"),
     "two open lengths": (
         lambda x: (x @ x.T).reshape(1, -1).reshape(len(x), len(x)),
@@ -223,6 +223,12 @@ def test_two_outputs_are_an_error(tmp_path):
 def test_wrong_arguments(model, example, message, tmp_path):
     with pytest.raises(TypeError, match=message):
         minidl.onnx.export(model, example, tmp_path / "model.onnx")
+
+
+def test_the_path_is_that_of_a_file(tmp_path):
+    for path in ("", tmp_path):
+        with pytest.raises(ValueError, match=f"export: expected the path of a file, got '{path}'"):
+            minidl.onnx.export(nn.ReLU(), Tensor([[1.0]]), path)
 
 
 def test_without_the_package_the_error_says_how_to_install_it(tmp_path, monkeypatch):
