@@ -595,7 +595,8 @@ def test_a_mirror_of_ones_own_replaces_all_others(tmp_path, serve, monkeypatch, 
 
 def test_a_mirror_of_ones_own_must_be_encrypted(tmp_path, monkeypatch):
     monkeypatch.setenv("MINIDL_CIFAR_URL", "http://example.invalid/cifar")
-    message = r"correct MINIDL_CIFAR_URL=http://example.invalid/cifar, .*\(example.invalid: is http://example.invalid/cifar/toy.tar.gz, which is not encrypted"
+    message = r"correct MINIDL_CIFAR_URL=http://example.invalid/cifar, "
+    message += r".*\(example.invalid: is http://example.invalid/cifar/toy.tar.gz, which is not encrypted"
     with pytest.raises(ConnectionError, match=message):
         load_archive(toy_archive(b"x"), tmp_path, train=True, download=True)
 
