@@ -1,7 +1,7 @@
 """A training step on a GPU, and PyTorch's, in one process, turn by turn; and our kernels, one by one.
 
-    python benchmarks/gpu.py --json benchmarks/results/gpu.json                          ours alone
-    python benchmarks/gpu.py --against torch --json benchmarks/results/gpu.json          and PyTorch's
+    python benchmarks/gpu.py --json benchmarks/results/gpu.json                        # ours alone
+    python benchmarks/gpu.py --against torch --json benchmarks/results/gpu.json        # and PyTorch's
     python benchmarks/gpu.py --models resnet50 --what steps --sides torch_amp --json benchmarks/results/gpu.json
 
 What is measured: a step of each side (gpu_sides.py), a table of the kernels of a step (gpu_kernels.py), and a 3x3

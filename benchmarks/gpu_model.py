@@ -1,9 +1,9 @@
 """How long the kernels of a training step should take on a GPU: a model, from their machine code and their sizes.
 
-    pip install -e ".[nvrtc]"                                              no GPU is needed
-    python benchmarks/gpu_model.py                                         three networks on T4, A100 and H200
+    pip install -e ".[nvrtc]"                                            # no GPU is needed
+    python benchmarks/gpu_model.py                                       # three networks on T4, A100 and H200
     python benchmarks/gpu_model.py --models resnet50 --gpus H200 --batch 64 --by-launch
-    python benchmarks/gpu_model.py --measured gpu.json                     beside what gpu.py has measured
+    python benchmarks/gpu_model.py --measured gpu.json                   # beside what gpu.py has measured
 
 Nothing of this is a measurement. Take it to +-30 %.
 

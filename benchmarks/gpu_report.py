@@ -1,9 +1,9 @@
 """All that a GPU can tell about minidl, by one command, and a report that can be sent.
 
-    pip install -e ".[test,cuda13]"         and, if they fit: ".[nvrtc]" for the model, PyTorch for CUDA to compare with
-    python benchmarks/gpu_report.py --out gpu-report                      about an hour; REPORT.md grows from the start
-    python benchmarks/gpu_report.py --out gpu-report --data data          trains on CIFAR-10 instead of shapes
-    python benchmarks/gpu_report.py --out gpu-report --minutes 10         a piece of it; the next call goes on
+    pip install -e ".[test,cuda13]"       # and, if they fit: ".[nvrtc]" for the model, PyTorch for CUDA to compare with
+    python benchmarks/gpu_report.py --out gpu-report                    # about an hour; REPORT.md grows from the start
+    python benchmarks/gpu_report.py --out gpu-report --data data        # trains on CIFAR-10 instead of shapes
+    python benchmarks/gpu_report.py --out gpu-report --minutes 10       # a piece of it; the next call goes on
     python benchmarks/gpu_report.py --out gpu-report --only kernels --again
 
 The parts (--list names them) run one after the other, each in processes of its own of at most eight minutes: what takes

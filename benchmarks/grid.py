@@ -1,8 +1,8 @@
 """Every network, training and forward, with small and large batches, on 1 and 2 threads, against PyTorch on the CPU.
 
-    python benchmarks/grid.py --out benchmarks/results/cpu_grid          two hours; stop it and go on at will
-    python benchmarks/grid.py --out /tmp/grid --quick                    five minutes
-    python benchmarks/grid.py --out benchmarks/results/cpu_grid --show   the tables and the heat map of what is there
+    python benchmarks/grid.py --out benchmarks/results/cpu_grid         # two hours; stop it and go on at will
+    python benchmarks/grid.py --out /tmp/grid --quick                   # five minutes
+    python benchmarks/grid.py --out benchmarks/results/cpu_grid --show  # the tables and the heat map of what is there
 
 Each cell is a measurement of train_step.py: ours, PyTorch's default layout and channels_last in turns, each in a
 process of its own. The ratio is ours / theirs; lower is better. `cells.jsonl` has a line for each cell, and no cell is

@@ -1,6 +1,6 @@
 """The launches of a training step, recorded without a GPU and without CuPy.
 
-    python benchmarks/launches.py resnet50 256 bfloat16 90 launches.json      network, batch, dtype, compute capability
+    python benchmarks/launches.py resnet50 256 bfloat16 90 launches.json    # network, batch, dtype, compute capability
 
 This process has a module `cupy` of its own. Its arrays are NumPy's, of which nobody reads or writes a number: memory
 that is never touched is never taken, so that a batch of 256 images of ResNet-50 fits anywhere. A kernel is not run; its

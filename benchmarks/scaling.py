@@ -1,8 +1,8 @@
 """What two ranks gain: images per second, waiting, and bytes, on the CPU; and the model of scaling_model.py beside it.
 
-    python benchmarks/scaling.py --out benchmarks/results/scaling           ten minutes, on an otherwise idle machine
-    python benchmarks/scaling.py --out /tmp/scaling --quick                 one small network, half a minute
-    python benchmarks/scaling.py --out benchmarks/results/scaling --show    tables and plot of what was measured
+    python benchmarks/scaling.py --out benchmarks/results/scaling         # ten minutes, on an otherwise idle machine
+    python benchmarks/scaling.py --out /tmp/scaling --quick               # one small network, half a minute
+    python benchmarks/scaling.py --out benchmarks/results/scaling --show  # tables and plot of what was measured
 
 Four sides, each with processes of its own, make training steps turn by turn, A B C D A B C D ...; a fifth ran before:
 

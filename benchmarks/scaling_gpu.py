@@ -1,6 +1,6 @@
 """When a GPU has completed the gradient of each parameter: ResNet-50 on an H200, modelled launch by launch.
 
-    python benchmarks/scaling_gpu.py           writes results/scaling/gpu_steps.json, in some minutes; needs ".[nvrtc]"
+    python benchmarks/scaling_gpu.py         # writes results/scaling/gpu_steps.json, in some minutes; needs ".[nvrtc]"
 
 The launches of a step with `AveragedGradients` are recorded as in launches.py, and timed as in gpu_model.py (+-30 %).
 Each launch is one by itself, not part of a CUDA graph, as the exchange runs beside the step. That Python keeps ahead

@@ -1,6 +1,6 @@
 """How long a data-parallel training step takes: a model, bucket by bucket.
 
-    python benchmarks/scaling_model.py         ResNet-50 on 8, 64 and 1,024 GPUs
+    python benchmarks/scaling_model.py       # ResNet-50 on 8, 64 and 1,024 GPUs
 
 Backward completes the buckets of `AveragedGradients` one after the other. A thread adds each to those of the other
 ranks, one at a time and in this order, while backward goes on. The step waits for the last one. `simulate` computes

@@ -1,11 +1,11 @@
-"""Plain networks degrade with depth, residual networks do not: figures 4, 6 and 7 of He et al. 2015 on one machine.
+"""Plain networks degrade with depth, residual networks far less: figures 4, 6 and 7 of He et al. 2015 on one machine.
 
-    python examples/degradation.py --depths 20 56 --budget 1h                   synthetic shapes, no download
-    python examples/degradation.py --dataset cifar10 --budget 64000             as in the paper: days on a CPU
-    python examples/degradation.py --dataset cifar10 --device cuda              on a GPU
-    python examples/degradation.py --depths 20 --shortcuts A B C                the shortcut options of section 3.3
-    python examples/degradation.py --depths 20 56 --shortcuts none A preact     and pre-activation networks
-    python examples/degradation.py --out runs/degradation                       rerun after Ctrl-C to continue
+    python examples/degradation.py --depths 20 56 --budget 1h                 # synthetic shapes, no download
+    python examples/degradation.py --dataset cifar10 --budget 64000           # as in the paper: days on a CPU
+    python examples/degradation.py --dataset cifar10 --device cuda            # on a GPU
+    python examples/degradation.py --depths 20 --shortcuts A B C              # the shortcut options of section 3.3
+    python examples/degradation.py --depths 20 56 --shortcuts none A preact   # and pre-activation networks
+    python examples/degradation.py --out runs/degradation                     # rerun after Ctrl-C to continue
 
 Trains one network per depth and shortcut with the paper's recipe. The default shortcuts are `none` (the plain network)
 and A (zero padding). Option B projects where the shape changes, C in every block. He et al. 2016 have `preact`, the
@@ -343,7 +343,9 @@ def main() -> None:
     parser = make_parser(__doc__)
     parser.add_argument("--depths", type=int, nargs="+", default=[20, 32, 44, 56, 110], metavar="DEPTH")
     parser.add_argument("--shortcuts", choices=KINDS, nargs="+", default=["none", "A"], help="default: none A")
-    parser.add_argument("--budget", type=budget, default="1h", help="iterations per network, or a total time")
+    parser.add_argument(
+        "--budget", type=budget, default="1h", help="iterations per network, or a total time; default: 1h"
+    )
     parser.add_argument("--measurements", type=positive, default=10, metavar="N", help="per network; default: 10")
     add_options(
         parser, *CIFAR, "batch_size", "seed", "device", "out", "keep", "log", out="runs/degradation", batch_size=128

@@ -1,8 +1,8 @@
 """Localise a shape in an image with a VGG (Simonyan and Zisserman 2014, arXiv 1409.1556, appendix A).
 
-    python examples/localize.py                           one box per class, which the paper found better
-    python examples/localize.py --boxes single            one box for all classes
-    python examples/localize.py --out runs/localize       also draw boxes.png
+    python examples/localize.py                         # one box per class, which the paper found better
+    python examples/localize.py --boxes single          # one box for all classes
+    python examples/localize.py --out runs/localize     # also draw boxes.png
 
 First a small VGG learns to classify ten shapes, from random 48 x 48 views of 64 x 64 images. Then a copy of it with a
 new last layer learns to predict the box around the shape. Both networks are tested on new images, in two ways:

@@ -2,7 +2,7 @@
 
     python examples/predict.py --weights runs/latest/checkpoint.safetensors --images photo.jpg pictures/
     python examples/predict.py --weights hf:timm/resnet50.tv_in1k --images photo.jpg
-    python examples/predict.py --weights FILE --images pictures/ --out guesses.png        also draw them
+    python examples/predict.py --weights FILE --images pictures/ --out guesses.png      # also draw them
     python examples/predict.py --weights hf:timm/resnet50.tv_in1k --names LOC_synset_mapping.txt --images pictures/
 
 Checkpoints of the training scripts and networks of the hub describe themselves. Other weights must have torchvision's

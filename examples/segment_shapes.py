@@ -1,9 +1,9 @@
 """Segment images: a class for each pixel, by an FCN (Long, Shelhamer, Darrell 2014, arXiv 1411.4038).
 
-    python examples/segment_shapes.py                             FCN-2s: two skips
-    python examples/segment_shapes.py --skips 0                   FCN-8s: scores of the coarsest features alone
-    python examples/segment_shapes.py --device cuda               on a GPU
-    python examples/segment_shapes.py --out runs/fcn --resume     continue after Ctrl-C
+    python examples/segment_shapes.py                           # FCN-2s: two skips
+    python examples/segment_shapes.py --skips 0                 # FCN-8s: scores of the coarsest features alone
+    python examples/segment_shapes.py --device cuda             # on a GPU
+    python examples/segment_shapes.py --out runs/fcn --resume   # continue after Ctrl-C
 
 The images, 64 x 64 pixels, show several of ten shapes before clutter and noise. Each pixel has a class: one of the
 shapes, or the background. The network (models/fcn.py) gives each pixel a score for each class, and is trained with the

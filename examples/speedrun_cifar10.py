@@ -1,9 +1,9 @@
 """94 % on CIFAR-10, on a CPU: the recipe of Jordan 2024, "94% on CIFAR-10 in 3.29 Seconds on a Single GPU".
 
-    python examples/speedrun_cifar10.py                                         one run, 24 minutes on two CPU cores
-    python examples/speedrun_cifar10.py --seeds 3                               three, and the mean of their accuracies
-    python examples/speedrun_cifar10.py --device cuda --dtype float16           on a GPU, as in the paper
-    python examples/speedrun_cifar10.py --dataset shapes --epochs 2             no download; shows that it runs
+    python examples/speedrun_cifar10.py                                       # one run, some 24 minutes on two cores
+    python examples/speedrun_cifar10.py --seeds 3                             # three, and the mean of their accuracies
+    python examples/speedrun_cifar10.py --device cuda --dtype float16         # on a GPU, as in the paper
+    python examples/speedrun_cifar10.py --dataset shapes --epochs 2           # no download; shows that it runs
 
 Beside the network (models/speedrun.py) the recipe has
 
@@ -11,7 +11,7 @@ Beside the network (models/speedrun.py) the recipe has
     optimiser       SGD with Nesterov momentum; learning rate, momentum and weight decay can be changed one by one;
                     biases of batch-norm learn 64 times as fast; the learning rate rises and falls linearly
     averaging       every 5 steps the network is pulled back to its moving average ("lookahead")
-    testing         the mean of six views: three positions, each as it is and mirrored
+    testing         the weighted mean of six views: the centre (1/2) and two shifts (1/4 each), as they are and mirrored
 
 mpiexec -n 4 python examples/speedrun_cifar10.py --distributed ... trains on four processes: see common/ranks.py.
 Each seed has a folder in --out, with metrics.jsonl, curves.png and a checkpoint. After Ctrl-C the same command goes on.
@@ -135,7 +135,7 @@ def triangle(step: int, total_steps: int) -> float:
 
 
 def error_of_views(model: SpeedrunNet, data: SpeedrunData, ranks: Ranks) -> float:
-    """The test error of the mean logits of six views: VIEWS, each as it is and mirrored."""
+    """The test error of the weighted mean of the logits of six views: VIEWS, each as it is and mirrored."""
     labels, wrong = data.test.labels, 0
     mine = ranks.part(np.arange(len(labels)))
     ranks.share_buffers(model)

@@ -1,7 +1,7 @@
 """The engine in ten steps, from one number to a training step: each prints what it computes and asserts what it says.
 
-    python examples/tour.py            all ten steps; seconds on a CPU
-    python examples/tour.py 3 4        only steps 3 and 4
+    python examples/tour.py          # all ten steps; seconds on a CPU
+    python examples/tour.py 3 4      # only steps 3 and 4
 
 Read it from the top, beside `minidl/autograd.py` and `minidl/ops`. Most steps compute gradients twice, by hand from the
 formula and by `backward()`, and compare them. Change a number and see which assertion fails.

@@ -1,16 +1,16 @@
 """Train a ResNet on 32x32 images (He et al. 2015, section 4.2), or one of the networks that followed it.
 
-    python examples/train_cifar_resnet.py --epochs 4                                        shapes, no download
-    python examples/train_cifar_resnet.py --dataset cifar10                                 ResNet-20, 10 epochs
-    python examples/train_cifar_resnet.py --dataset cifar10 --recipe paper                  the paper's recipe
-    python examples/train_cifar_resnet.py --dataset cifar10 --device cuda --dtype bfloat16  mixed precision on a GPU
-    python examples/train_cifar_resnet.py --dataset cifar10 --depth 56 --shortcut none      a plain network
-    python examples/train_cifar_resnet.py --dataset cifar10 --depth 1202 --recompute        1 GiB instead of 11
-    python examples/train_cifar_resnet.py --out runs/resnet20 --resume                      continue after Ctrl-C
+    python examples/train_cifar_resnet.py --epochs 4                                        # shapes, no download
+    python examples/train_cifar_resnet.py --dataset cifar10                                 # ResNet-20, 10 epochs
+    python examples/train_cifar_resnet.py --dataset cifar10 --recipe paper                  # the paper's recipe
+    python examples/train_cifar_resnet.py --dataset cifar10 --device cuda --dtype bfloat16  # mixed precision on a GPU
+    python examples/train_cifar_resnet.py --dataset cifar10 --depth 56 --shortcut none      # a plain network
+    python examples/train_cifar_resnet.py --dataset cifar10 --depth 1202 --recompute        # 1 GiB instead of 11
+    python examples/train_cifar_resnet.py --out runs/resnet20 --resume                      # continue after Ctrl-C
     python examples/train_cifar_resnet.py --dataset cifar10 --model wrn-16-8 --cutout 16 --mixup 1 --ema 0.999
 
 Test accuracy and time on two CPU cores: 96 % on the shapes (4 epochs, 2 minutes) and 87 % on CIFAR-10 (the one-cycle
-recipe's 10 epochs, half an hour). Each epoch writes metrics.jsonl, curves.png and a checkpoint to the --out folder.
+recipe's 10 epochs, 24 minutes). Each epoch writes metrics.jsonl, curves.png and a checkpoint to the --out folder.
 Ctrl-C, SIGTERM and SIGHUP save a checkpoint and stop, with exit status 0, 143 and 129.
 
 --model NAME is a network of models/resnet_variants.py, such as preact-110 or wrn-28-10. With D the depth, W the width,

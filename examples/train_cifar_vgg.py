@@ -1,7 +1,7 @@
 """Train a VGG (Simonyan and Zisserman 2014) on 32x32 images. train_cifar_resnet.py spells out the training loop.
 
-    python examples/train_cifar_vgg.py --config A --epochs 4                      shapes, no download
-    python examples/train_cifar_vgg.py --dataset cifar10 --config D               VGG-16 with batch-norm, 10 epochs
+    python examples/train_cifar_vgg.py --config A --epochs 4                    # shapes, no download
+    python examples/train_cifar_vgg.py --dataset cifar10 --config D             # VGG-16 with batch-norm, 10 epochs
 
 The paper reports no CIFAR results. This version has one fully connected layer instead of three, and batch-norm, which
 is newer than VGG. Without it (--no-batch-norm) a VGG of 16 layers barely starts to learn.

@@ -1,13 +1,13 @@
 """Train a VGG or ResNet on photographs with its paper's recipe (Simonyan and Zisserman 2014, He et al. 2015).
 
-    python examples/train_imagenet.py --data imagenet --model resnet50                        ResNet recipe, batch 256
-    python examples/train_imagenet.py --data imagenet --model resnet50 --micro-batch 32       the same with less memory
-    python examples/train_imagenet.py --data imagenet --model vgg-A --out runs/A              VGG recipe
+    python examples/train_imagenet.py --data imagenet --model resnet50                      # ResNet recipe, batch 256
+    python examples/train_imagenet.py --data imagenet --model resnet50 --micro-batch 32     # the same with less memory
+    python examples/train_imagenet.py --data imagenet --model vgg-A --out runs/A            # VGG recipe
     python examples/train_imagenet.py --data imagenet --model vgg-D --init-from runs/A/checkpoint.safetensors
     python examples/train_imagenet.py --data imagenet --model vgg-D --sides 384 --lr 1e-3 --init-from FILE_OF_SIDE_256
     python examples/train_imagenet.py --data flowers --model resnet50 --variant torchvision --lr 1e-2 \\
-        --init-from hf:timm/resnet50.tv_in1k                           your own classes: only the last layer is new
-    python examples/train_imagenet.py ... --out runs/A --resume                               continue after Ctrl-C
+        --init-from hf:timm/resnet50.tv_in1k                       # your own classes: only the last layer is new
+    python examples/train_imagenet.py ... --out runs/A --resume                             # continue after Ctrl-C
 
 --init-from takes the names of models/weights.py: a file, the folder of a run, hf:OWNER/NAME. Images are then normalised
 as for these weights. With other numbers of classes, the last layer keeps its random weights.

@@ -1,6 +1,6 @@
 """Ctrl-C at random moments of training in one process: none is lost, and the next step is right.
 
-    python tests/test_interrupts.py --presses 1000        in a few minutes
+    python tests/test_interrupts.py --presses 1000      # in a few minutes
 
 The parent presses Ctrl-C (SIGINT) and waits until the child says that it has caught it. After each one the child
 computes a step and compares every gradient, the threads of BLAS and the locks with those before the first.

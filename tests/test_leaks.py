@@ -1,6 +1,6 @@
 """Memory, threads and files after thousands of steps, forwards without backward, errors and loaders left in the middle.
 
-    python tests/test_leaks.py --steps 10000        in a few minutes
+    python tests/test_leaks.py --steps 10000      # in a few minutes
 
 Each case runs in a process of its own, without Python's cycle collector: what is left is left by reference counts.
 """

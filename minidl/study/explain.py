@@ -1,8 +1,8 @@
 """`python -m minidl.study explain NETWORK`: forward and backward of a network as a page to walk through.
 
-    python -m minidl.study explain resnet20                                 writes resnet20.html
+    python -m minidl.study explain resnet20                               # writes resnet20.html
     python -m minidl.study explain vgg16 --image cat.jpg --out vgg.html
-    python -m minidl.study explain mynet:make                               def make() in mynet.py returns the network
+    python -m minidl.study explain mynet:make                             # def make() in mynet.py returns the network
     python -m minidl.study explain path/to/mynet.py:make --input-shape 28x28x1 --weights mynet.safetensors
 
 The page shows the network from the image to the loss. Modules unfold into their parts, down to single operations. An

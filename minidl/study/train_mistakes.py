@@ -1,6 +1,6 @@
 """Does training notice? A small residual network is trained with each known mistake in its backward pass.
 
-    python -m minidl.study mistakes --train --out runs/mistakes     an hour on two CPU cores; stop it and go on at will
+    python -m minidl.study mistakes --train --out runs/mistakes   # an hour on two CPU cores; stop it and go on at will
 
 Many wrong gradients still point downhill, and the network learns, only not as well as it could. That is why a layer
 needs a gradient check: a falling loss proves nothing.
