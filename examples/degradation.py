@@ -23,6 +23,7 @@ The figure has one column per shortcut and one line per depth. With a single dep
 
 import argparse
 import copy
+import json
 import math
 import re
 import time
@@ -33,7 +34,8 @@ from pathlib import Path
 import numpy as np
 from common.cifar import CifarData, load_data
 from common.errors import warn_if_not_drawn
-from common.evaluate import error_rate
+from common.evaluate import error_rate, evaluating
+from common.figures import save_figure
 from common.fit import classification_step, fit
 from common.folder import RunFolder
 from common.options import CIFAR, add_options, make_parser, positive
@@ -43,13 +45,12 @@ from common.stop import Stopped
 from models.resnet import cifar_resnet
 from models.resnet_variants import PreActivationResNet, cifar_shortcut_resnet, preact_resnet
 
-from minidl import Tensor, cuda_graph, no_grad, watch
+from minidl import Tensor, cuda_graph, watch
 from minidl.data import AugmentedLoader
 from minidl.functional import cross_entropy
 from minidl.nn import Module
 from minidl.optim import SGD
 from minidl.system.files import read_text, write_whole
-from minidl.training.checkpoint import load_checkpoint
 
 RECIPE = CIFAR_RECIPES["paper"]
 OTHER_KINDS = "constant-scaling", "exclusive-gating", "shortcut-only-gating", "dropout-shortcut"  # He et al. 2016
@@ -99,10 +100,8 @@ def responses(model: Module, images: Tensor) -> tuple[list[float], Tensor]:
     """
     layers = ("conv1", "conv2") if isinstance(model, PreActivationResNet) else ("bn1", "bn2")
     names = [name for name, _ in model.named_modules() if name.endswith(layers)]
-    model.eval()
-    with no_grad(), watch(model, *names) as outputs:
+    with evaluating(model), watch(model, *names) as outputs:
         logits = model(images)
-    model.train()
     return [float(outputs[name].numpy().std()) for name in names], logits
 
 
@@ -139,9 +138,10 @@ def train(shortcut: str, depth: int, data: CifarData, args: argparse.Namespace, 
     )
 
     def evaluate() -> None:
-        gradients = gradient_norms(model, *probe_batch(data))
+        images, labels = probe_batch(data)
+        measured = {"gradients": gradient_norms(model, images, labels), "responses": responses(model, images)[0]}
         schedule.report(run.train_error)
-        run.end_epoch(error_rate(model, data.test_loader()), data.split, gradients=gradients)
+        run.end_epoch(error_rate(model, data.test_loader()), data.split, **measured)
 
     step = classification_step(model, optimizer)
     fit(run, cuda_graph(step) if args.device != "cpu" else step, schedule, evaluate)
@@ -176,19 +176,31 @@ def count_iterations(data: CifarData, args: argparse.Namespace) -> int:
     number, unit = args.budget
     if not unit:
         return number
-    saved = Path(args.out, "iterations.txt")
+    saved = Path(args.out, "budget.json")
+    shared = {"budget": f"{number}{unit}", "depths": args.depths, "shortcuts": args.shortcuts}
     if not saved.exists():
         step, measurement = np.sum([seconds_per_layer(shortcut, data, args) for shortcut in args.shortcuts], axis=0)
         share = number * UNITS[unit] / sum(args.depths)
-        iterations = int((share - args.measurements * measurement) / step)
+        iterations = max(int((share - args.measurements * measurement) / step), 1)
         saved.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(saved, str(max(iterations, 1)).encode())
+        write_whole(saved, json.dumps(shared | {"iterations": iterations}).encode())
+    return read_budget(saved, shared)
+
+
+def read_budget(saved: Path, shared: dict) -> int:
+    """The iterations in budget.json, for which the same budget, depths and shortcuts must be given."""
     try:
-        return int(read_text(saved, most_bytes=100))
-    except ValueError as problem:
+        found = json.loads(read_text(saved, most_bytes=10_000))
+        changed = [f"--{name} was {found[name]}, is {given}" for name, given in shared.items() if found[name] != given]
+        iterations = int(found["iterations"])
+    except (KeyError, RecursionError, TypeError, ValueError) as problem:
+        what = f"{type(problem).__name__}: {problem}"
         raise ValueError(
-            f"{saved}: expected a number of iterations ({problem}); delete it, or choose another --out"
+            f"{saved}: expected iterations and their budget ({what}); delete it, or choose another --out"
         ) from None
+    if changed:
+        raise ValueError(f"{saved}: {'; '.join(changed)}; pass the same options, or choose another --out")
+    return iterations
 
 
 def seconds_per_layer(shortcut: str, data: CifarData, args: argparse.Namespace) -> tuple[float, float]:
@@ -258,7 +270,7 @@ def draw(data: CifarData, args: argparse.Namespace, iterations: int) -> None:
                 draw_network(column, make_network(*network, data, args), folder, probes, f"C{number}")
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=6)
     figure.supxlabel(caption(args, iterations), fontsize=9)
-    figure.savefig(figure_path(args))
+    save_figure(figure, figure_path(args))
 
 
 def label_panels(axes, titles: Iterable[str]) -> None:
@@ -287,8 +299,7 @@ def draw_network(column, model: Module, folder: RunFolder, probes: tuple, color:
     column[0].plot(steps, [100 * record["test_error"] for record in records], color=color)
     column[2].plot(layers, gradient_norms(model, *probes), ":", color=color)
     column[2].plot(layers, records[-1]["gradients"], color=color)
-    load_checkpoint(folder.checkpoint, model)
-    column[1].plot(layers, responses(model, probes[0])[0], color=color)
+    column[1].plot(layers, records[-1]["responses"], color=color)
 
 
 def caption(args: argparse.Namespace, iterations: int) -> str:

@@ -11,6 +11,7 @@
     multicrop   5 x 5 crops at each scale, and their mirror images (VGG, section 3.2)
     dense       the whole photograph and its mirror image. VGG's fully connected layers become convolutions, and the
                 class scores are averaged over all positions. A ResNet averages its features over all positions anyway.
+                Photographs vary in size, so each is a batch of its own, and --threads has no effect.
 
 --data is a folder with val/<wnid>/*.JPEG or <wnid>/*.JPEG. Several --weights files form an ensemble. The softmax
 probabilities are averaged over all views, scales and networks. --scales are the shorter sides to which photographs are
@@ -29,7 +30,7 @@ from common.imagenet import folder_to_test, report_broken
 from common.options import PHOTOGRAPHS, add_options, check_device, make_parser, positive
 from models.config import IMAGENET_MODELS, NetworkConfig, standard_config
 from models.vgg import VGG, DenseVGG
-from models.weights import config_of, load_network
+from models.weights import config_of, find_described, load_network
 from tqdm import tqdm
 
 from minidl import Tensor
@@ -157,7 +158,11 @@ def load_networks(args: argparse.Namespace) -> list[tuple[Module, NetworkConfig]
             raise ValueError("--random-init: expected --model, got none; pass the name of a network")
         config = standard_config(args.model)
         return [(config.build(seed=args.seed).eval(), config)]
-    configs = [config_of(weights, args.model, args.names) for weights in args.weights]
+    models = [args.model if find_described(weights)[1] is None else None for weights in args.weights]
+    configs = [config_of(*pair, args.names) for pair in zip(args.weights, models, strict=True)]
+    if args.model not in (None, *(config.name for config in configs)):
+        described = ", ".join(sorted({config.name for config in configs}))
+        raise ValueError(f"--model: the weights describe their network, {described}; leave --model out")
     return [(load_network(weights, config)[0], config) for weights, config in zip(args.weights, configs, strict=True)]
 
 

@@ -38,13 +38,15 @@ from common.boxes import (
     merge_greedily,
 )
 from common.errors import format_time, one_line_errors, warn_if_not_drawn
+from common.evaluate import evaluating
+from common.figures import save_figure
 from common.fit import RandomBatches, fit
 from common.options import add_options, make_parser, nonempty, positive, rate
 from common.run import Run
 from models.localization import STRIDE, VIEW, box_network, boxes_of_class, euclidean_loss, small_vgg
 from models.vgg import VGG, DenseVGG
 
-from minidl import Tensor, no_grad
+from minidl import Tensor
 from minidl.data import normalize
 from minidl.data.shapes import SHAPES, draw_shape
 from minidl.functional import cross_entropy, softmax
@@ -182,10 +184,8 @@ def train(args: argparse.Namespace) -> tuple[VGG, VGG]:
 
 def predict(compute: Callable[[Tensor], Tensor], network: Module, images: np.ndarray) -> Tensor:
     """Apply `compute`, a method of the network, to all images in batches, in evaluation mode."""
-    network.eval()
-    with no_grad():
+    with evaluating(network):
         parts = [compute(Tensor(images[i : i + BATCH])).numpy() for i in range(0, len(images), BATCH)]
-    network.train()
     return Tensor(np.concatenate(parts))
 
 
@@ -258,7 +258,7 @@ def draw(class_net: VGG, box_net: VGG, small: PlacedShapes, large: PlacedShapes,
     below.suptitle("whole image: the class and the box predicted from all positions together")
     lines = above.axes[0].lines
     figure.legend(lines, ("truth", "predicted"), loc="outside lower center", ncols=2, frameon=False)
-    figure.savefig(path)
+    save_figure(figure, path)
 
 
 def draw_grid(figure, images: np.ndarray, truth: np.ndarray, predicted: np.ndarray, names: list[str]) -> None:

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from common.errors import one_line_errors
 from common.evaluate import probabilities
+from common.figures import save_figure
 from common.options import add_options, make_parser, natural, nonempty, positive, positive_number
 from looking import drawing
 from looking.features import deep_dream, invert, maximise_channels, maximise_classes
@@ -249,7 +250,7 @@ def main() -> None:
         args.out.mkdir(parents=True, exist_ok=True)  # an error comes before the work
         for name, (draw, methods) in PICTURES.items():
             if set(methods) & set(args.methods):
-                drawing.save(draw(subject, args), args.out / name)
+                save_figure(draw(subject, args), args.out / name)
                 print(args.out / name)
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from common.errors import one_line_errors
 from common.evaluate import probabilities
+from common.figures import save_figure
 from common.options import add_options, check_device, make_parser, nonempty, positive
 from models.config import IMAGENET_MODELS, NetworkConfig
 from models.weights import config_of, load_network
@@ -26,6 +27,7 @@ from minidl.nn import Module
 
 BATCH = 16  # photographs at a time
 PICTURES = ".png", ".pdf", ".svg"
+MOST_DRAWN = 300  # photographs in a picture: matplotlib draws at most 2^16 pixels, of which each takes 190
 Guesses = list[tuple[str, float]]  # (class, probability), most likely first
 
 
@@ -60,14 +62,10 @@ def top_classes(row: np.ndarray, names: tuple[str, ...], top: int) -> Guesses:
 
 def draw(guesses: dict[Path, Guesses], path: Path) -> None:
     """Draw each photograph with a bar for each of its guesses."""
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(
-        len(guesses), 2, figsize=(8, 1.9 * len(guesses)), dpi=100, squeeze=False, width_ratios=(1, 2)
-    )
+    figure = Figure(figsize=(8, 1.9 * len(guesses)), dpi=100)
+    axes = figure.subplots(len(guesses), 2, squeeze=False, width_ratios=(1, 2))
     for (photograph, guess), (left, right) in zip(guesses.items(), axes, strict=True):
         left.imshow(np.asarray(read_image(photograph, shorter_side=224)))
         left.set_axis_off()
@@ -80,8 +78,7 @@ def draw(guesses: dict[Path, Guesses], path: Path) -> None:
         right.spines[:].set_visible(False)
         right.set_title(photograph.name, fontsize=9, loc="left")
     figure.tight_layout()
-    figure.savefig(path)
-    pyplot.close(figure)
+    save_figure(figure, path)
 
 
 def main() -> None:
@@ -105,10 +102,11 @@ def main() -> None:
         if args.out and not args.out.parent.is_dir():
             raise ValueError(f"--out: the folder {args.out.parent} is missing; create it, or choose another one")
         config = config_of(args.weights, args.model, args.names)
-        if args.model not in (None, config.name):
-            raise ValueError(f"--model: {args.weights} describes its network, {config.name}; leave --model out")
+        images = find_images(args.images)
+        if args.out and len(images) > MOST_DRAWN:
+            raise ValueError(f"--out: expected at most {MOST_DRAWN} photographs to draw, got {len(images)}; omit --out")
         model, _ = load_network(args.weights, config)
-        guesses = predict(model.to(args.device), config, find_images(args.images), args.top, args.device)
+        guesses = predict(model.to(args.device), config, images, args.top, args.device)
         if not guesses:
             raise ValueError("--images: none of the photographs could be read")
         for path, guess in guesses.items():

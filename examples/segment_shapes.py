@@ -24,6 +24,7 @@ from pathlib import Path
 
 import numpy as np
 from common.errors import warn_if_not_drawn
+from common.figures import save_figure
 from common.fit import fit
 from common.folder import RunFolder
 from common.options import FOLDER, add_options, make_parser, options_of_run, positive, rate
@@ -120,7 +121,7 @@ def draw(model: Module, test: Scenes, path: Path, device: str = "cpu") -> None:
                 panel.set(xticks=[], yticks=[], frame_on=False)
         names = [Patch(color=colour, label=name) for colour, name in zip(COLOURS, test.classes, strict=True)]
         figure.legend(handles=names, loc="outside lower center", ncols=6, frameon=False)
-        figure.savefig(path)
+        save_figure(figure, path)
 
 
 def main() -> None:

@@ -26,7 +26,7 @@ from pathlib import Path
 
 import numpy as np
 from common.cifar import CifarData, load_data
-from common.evaluate import error_rate
+from common.evaluate import error_rate, evaluating
 from common.fit import fit, prepare_step
 from common.folder import RunFolder
 from common.options import CIFAR, RANKS, add_options, make_parser, options_of_run, positive, positive_number
@@ -34,7 +34,7 @@ from common.ranks import Ranks
 from common.run import Run, running
 from models.speedrun import SpeedrunNet
 
-from minidl import Tensor, no_grad
+from minidl import Tensor
 from minidl.data import AugmentedLoader, CropAndFlip, channel_mean_std, normalize
 from minidl.functional import cross_entropy
 from minidl.optim import SGD
@@ -139,15 +139,13 @@ def error_of_views(model: SpeedrunNet, data: SpeedrunData, ranks: Ranks) -> floa
     labels, wrong = data.test.labels, 0
     mine = ranks.part(np.arange(len(labels)))
     ranks.share_buffers(model)
-    model.eval()
-    with no_grad():
+    with evaluating(model):
         for rows in np.array_split(mine, -(-len(mine) // TEST_BATCH)):
             logits = 0
             for corner, weight in VIEWS:
                 for flip in (False, True):
                     logits = logits + weight / 2 * model(data.view(rows, corner, flip)).to("float32")
             wrong += int((logits.argmax(dim=1).numpy() != labels[rows]).sum())
-    model.train()
     return ranks.sum(wrong)[0] / len(labels)
 
 
@@ -219,6 +217,8 @@ def main() -> None:
     args = parser.parse_args()
     with running(parser, args) as ranks:
         data = load_data(args, SpeedrunData)
+        if args.batch_size > len(data.train):
+            raise ValueError(f"--batch-size: expected at most the {len(data.train)} images, got {args.batch_size}")
         accuracies = []
         for seed in range(args.seed, args.seed + args.seeds):
             accuracies.append(100 * (1 - train(args, data, seed, ranks)))

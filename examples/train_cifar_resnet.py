@@ -19,7 +19,9 @@ He et al. 2016: original-D, constant-scaling-D, exclusive-gating-D, shortcut-onl
 dropout-shortcut-D.
 mpiexec -n 4 python examples/train_cifar_resnet.py --distributed ... trains on four processes: see common/ranks.py.
 --ema tests a moving average of the network. checkpoint.safetensors has both, for --resume, and average.safetensors the
-average alone, for other scripts. With --mixup the training error is that of the mixed images.
+average alone, for other scripts. best.safetensors is the tested network with the lowest error. It was chosen with the
+test images, so that error is too low as an estimate; with --holdout it is chosen with other images.
+With --mixup the training error is that of the mixed images.
 """
 
 import argparse

@@ -25,12 +25,13 @@ import argparse
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 from common.errors import log
-from common.evaluate import scores_of, top_errors
+from common.evaluate import evaluating, scores_of, top_errors
 from common.fit import classification_step, fit, prepare_step
-from common.folder import RunFolder
+from common.folder import CHECKPOINT, RunFolder
 from common.imagenet import describe_files, report_broken, training_folders
 from common.options import (
     FOLDER,
@@ -51,7 +52,7 @@ from models.config import IMAGENET_MODELS, TORCHVISION_MEAN, TORCHVISION_STD, Ne
 from models.vgg import start_from_a
 from models.weights import find_described, read_arrays
 
-from minidl import GradScaler, fork_rng, no_grad
+from minidl import GradScaler, fork_rng
 from minidl.data import (
     CentreView,
     DeviceLoader,
@@ -77,19 +78,19 @@ def train(args: argparse.Namespace, ranks: Ranks) -> None:
     """Train the network and validate it after each epoch."""
     data, validation_data = training_folders(args)
     recipe = IMAGENET_RECIPES[args.recipe].with_options(args)
-    with ranks.first_before_others():  # they read what rank 0 has measured
-        sizes = max(256, args.size), args.size
-        statistics = measure_images(data, args.statistics, *sizes, args.threads, args.skip_broken)
-    config = make_config(data, statistics, args)
+    config = make_config(data, args)
     model = make_network(config, args)
     optimizer = make_optimizer(model, recipe)
+    sizes = max(256, args.size), args.size
+    statistics = measure_images(data, args.statistics, *sizes, args.threads, args.skip_broken, ranks.communicator)
+    config = normalised(config, statistics, args)
 
     view = TrainingView(tuple(args.sides), args.size, config.mean, statistics.colours, config.std)
     centre = CentreView(args.validation_side, args.size, config.mean, config.std)
     settings = {"threads": args.threads, "skip_broken": args.skip_broken}
     photographs = ImageLoader(data, args.batch_size, view, shuffle=True, seed=args.seed, **settings)
     validation_photographs = ImageLoader(validation_data, 64 * ranks.size, centre, **settings)
-    loader, validation_loader = (to_device(part, args, ranks) for part in (photographs, validation_photographs))
+    loader, validation_loader = (on_device(part, args, ranks) for part in (photographs, validation_photographs))
 
     total_steps = recipe.steps(len(loader))
     plateau = recipe.schedule(recipe.lr, total_steps, args.patience)
@@ -125,7 +126,7 @@ def open_folder(
     return RunFolder(args.out, args.resume, options_of_run(args), config, **kept, writes=ranks.is_first)
 
 
-def to_device(photographs: ImageLoader, args: argparse.Namespace, ranks: Ranks) -> DeviceLoader:
+def on_device(photographs: ImageLoader, args: argparse.Namespace, ranks: Ranks) -> DeviceLoader:
     """The loader of this rank's part of each batch, on its device."""
     dtype = args.dtype.replace("tf32", "float32")  # TF32 arrays are float32
     return DeviceLoader(ranks.divide(photographs), args.device, dtype)
@@ -134,34 +135,42 @@ def to_device(photographs: ImageLoader, args: argparse.Namespace, ranks: Ranks) 
 def validate(model: Module, loader: DeviceLoader, ranks: Ranks) -> tuple[float, float]:
     """The (top-1, top-5) error on the centre crops, of which each rank tests a part."""
     ranks.share_buffers(model)
-    model.eval()
-    with no_grad():
+    with evaluating(model):
         scores, labels = scores_of(lambda images: model(images).to("float32").numpy(), loader)
-    model.train()
     return top_errors(scores, labels, ranks)
 
 
 # -- the network and the optimiser -------------------------------------------------------------------------------------
 
 
-def make_config(folder: ImageFolder, statistics: ImageStatistics, args: argparse.Namespace) -> NetworkConfig:
-    """The config of the network that the options select."""
+def make_config(folder: ImageFolder, args: argparse.Namespace) -> NetworkConfig:
+    """The config of the network that the options select, without the mean of the images, which is measured later."""
     builder, arguments = IMAGENET_MODELS[args.model]
     arguments = arguments | {"num_classes": len(folder.classes)}
     if builder == "vgg":
         arguments["image_size"] = args.size
     else:
         arguments = {"shortcut": args.shortcut, "variant": args.variant} | arguments  # a plain net overrides it
-    mean = statistics.mean_image if IMAGENET_RECIPES[args.recipe].per_pixel_mean else statistics.mean
-    config = NetworkConfig(
+    mean = np.zeros(3, np.float32)
+    return NetworkConfig(
         args.model, builder, arguments, folder.names, folder.classes, args.validation_side, args.size, mean
     )
-    return config if args.init_from is None else normalised_for(args.init_from, config)
 
 
-def normalised_for(init_from: str, config: NetworkConfig) -> NetworkConfig:
+def normalised(config: NetworkConfig, statistics: ImageStatistics, args: argparse.Namespace) -> NetworkConfig:
+    """The config with the mean of the images as in the paper, or with that of --init-from.
+
+    A resumed run does not need the file of --init-from: its checkpoint has the mean.
+    """
+    if args.init_from is None:
+        per_pixel = IMAGENET_RECIPES[args.recipe].per_pixel_mean
+        return replace(config, mean=statistics.mean_image if per_pixel else statistics.mean)
+    return normalised_for(Path(args.out, CHECKPOINT) if args.resume else args.init_from, config)
+
+
+def normalised_for(weights: str | Path, config: NetworkConfig) -> NetworkConfig:
     """The config with the mean and std of the images that these weights expect."""
-    _, theirs = find_described(init_from)
+    _, theirs = find_described(weights)
     if theirs is None:  # a file without a description is assumed to come from torchvision
         return replace(config, mean=TORCHVISION_MEAN, std=TORCHVISION_STD)
     if theirs.mean.ndim == 3 and theirs.size != config.size:  # a mean for each pixel of images of another size
@@ -174,7 +183,7 @@ def make_network(config: NetworkConfig, args: argparse.Namespace) -> Module:
     model = config.build(seed=args.seed)
     if config.builder == "vgg":
         initialise(model, INITIALISATIONS[args.init], args.seed)
-    if args.init_from is not None:
+    if args.init_from is not None and not args.resume:
         start_from(model, config, args.init_from)
     return model.to(args.device)
 
@@ -220,6 +229,7 @@ def make_optimizer(model: Module, recipe: Recipe) -> SGD:
 
 def fill_in(args: argparse.Namespace) -> None:
     """Fill in the options that were not given with the values of the model's paper."""
+    check_unused(args)
     args.recipe = args.recipe or ("vgg" if args.model.startswith("vgg") else "resnet")
     recipe = IMAGENET_RECIPES[args.recipe]
     sides = args.sides or recipe.sides
@@ -227,11 +237,29 @@ def fill_in(args: argparse.Namespace) -> None:
         raise ValueError(f"--sides: expected one number or two, got {' '.join(map(str, sides))}")
     if args.sync_batch_norm and args.micro_batch:
         raise ValueError("--sync-batch-norm takes statistics over the whole batch; omit it, or --micro-batch")
+    args.init, args.shortcut, args.variant = args.init or "glorot", args.shortcut or "B", args.variant or "he2015"
+    args.statistics = args.statistics or f"runs/{Path(args.data).resolve().name}-{args.size}.npz"
     args.sides = [min(sides), max(sides)]
     if args.validation_side is None:  # VGG: the middle of the training range; ResNet: its minimum, 256 of 256 to 480
         args.validation_side = sum(args.sides) // 2 if args.recipe == "vgg" else args.sides[0]
+    for option, side in (("--sides", args.sides[0]), ("--validation-side", args.validation_side)):
+        if side < args.size:
+            raise ValueError(f"{option}: expected at least {args.size}, the side of the crops (--size), got {side}")
     args.lr = recipe.lr if args.lr is None else args.lr
     args.epochs = args.epochs or recipe.epochs
+
+
+def check_unused(args: argparse.Namespace) -> None:
+    """Raise a ValueError for an option that has no effect on this network."""
+    builder, arguments = IMAGENET_MODELS[args.model]
+    unused = {
+        "--init": args.init and builder != "vgg",
+        "--shortcut": args.shortcut and (builder == "vgg" or "shortcut" in arguments),
+        "--variant": args.variant and builder == "vgg",
+    }
+    for option, given in unused.items():
+        if given:
+            raise ValueError(f"{option}: has no effect on {args.model}; omit it")
 
 
 def main() -> None:
@@ -241,9 +269,9 @@ def main() -> None:
     names = ", ".join(IMAGENET_MODELS)
     parser.add_argument("--model", required=True, choices=IMAGENET_MODELS, metavar="NAME", help=names)
     parser.add_argument("--recipe", choices=IMAGENET_RECIPES, help="default: the recipe of the model's paper")
-    parser.add_argument("--shortcut", choices=("A", "B", "C"), default="B", help="ResNet only; default: B")
-    parser.add_argument("--variant", choices=("he2015", "torchvision"), default="he2015", help="see models/resnet.py")
-    parser.add_argument("--init", choices=INITIALISATIONS, default="glorot", help="VGG only; default: glorot")
+    parser.add_argument("--shortcut", choices=("A", "B", "C"), help="ResNet only; default: B")
+    parser.add_argument("--variant", choices=("he2015", "torchvision"), help="ResNet only: see models/resnet.py")
+    parser.add_argument("--init", choices=INITIALISATIONS, help="VGG only; default: glorot")
     parser.add_argument(
         "--init-from", type=nonempty, metavar="WEIGHTS", help="initial weights: a file or a name, see above"
     )
@@ -254,15 +282,12 @@ def main() -> None:
     parser.add_argument("--micro-batch", type=positive, metavar="N", help="split each batch into parts of N images")
     when = "epochs without a new best error before the learning rate is divided by 10; default: 5"
     parser.add_argument("--patience", type=natural, default=5, metavar="N", help=when)
-    parser.add_argument(
-        "--statistics", type=nonempty, default="runs/imagenet.npz", metavar="FILE", help="cache of mean and colours"
-    )
+    where = "cache of mean and colours; default: runs/NAME-SIZE.npz, with the name of the folder --data"
+    parser.add_argument("--statistics", type=nonempty, metavar="FILE", help=where)
     add_options(parser, *TRAINING, *FOLDER, *RANKS, "dtype", "lr", out="runs/imagenet", batch_size=256)
     args = parser.parse_args()
     with running(parser, args) as ranks:
         fill_in(args)
-        if args.init_from is not None:
-            find_described(args.init_from)  # a wrong name is an error before the images are measured
         train(args, ranks)
 
 

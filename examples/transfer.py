@@ -19,12 +19,13 @@ from common.errors import one_line_errors
 from common.fit import RandomBatches, classification_step, fit
 from common.options import CIFAR, add_options, check_device, make_parser, positive
 from common.run import Run
+from models.config import NetworkConfig
 from models.resnet import cifar_resnet
 from models.weights import find_described, load_network
 from tqdm import tqdm
 
 from minidl import FeatureExtractor, Tensor, load_checkpoint, manual_seed, no_grad
-from minidl.data import AugmentedLoader
+from minidl.data import AugmentedLoader, CropAndFlip
 from minidl.functional import global_avg_pool
 from minidl.nn import Linear, Module
 from minidl.optim import Adam, CosineAnnealingLR
@@ -33,20 +34,30 @@ from minidl.training.checkpoint import read_checkpoint
 BATCH, LR = 256, 0.01
 
 
-def make_network(args: argparse.Namespace) -> Module:
-    """The network of --weights, or an untrained one. Weights without a description are those of a CIFAR ResNet."""
+def make_network(args: argparse.Namespace) -> tuple[Module, NetworkConfig | None]:
+    """The network of --weights, or an untrained one, and its config; None for weights without a description.
+
+    Weights without a description are those of a CIFAR ResNet.
+    """
     if args.random_init:
-        return cifar_resnet(args.depth, args.shortcut, seed=args.seed)
+        return cifar_resnet(args.depth, args.shortcut, seed=args.seed), None
     path, config = find_described(args.weights)
     if config is not None:
-        model, _ = load_network(args.weights)
-        return model
+        return load_network(args.weights)
     arrays, _ = read_checkpoint(path, "fc.bias")
     if "fc.bias" not in arrays:
         raise ValueError(f"--weights: expected a CIFAR ResNet, got {path}, which has no fc.bias")
     model = cifar_resnet(args.depth, args.shortcut, num_classes=len(arrays["fc.bias"]))
     load_checkpoint(path, model)
-    return model
+    return model, None
+
+
+def normalise_as(config: NetworkConfig, data: CifarData) -> None:
+    """Prepare the images as those that the network was trained with."""
+    mean = config.mean
+    if mean.ndim == 3 and mean.shape != data.train.images.shape[1:]:  # of each pixel, for images of another size
+        mean = mean.mean(axis=(0, 1))
+    data.prepare = CropAndFlip(mean, config.std, padding=0, flip_probability=0)
 
 
 def features_of(loader: AugmentedLoader, extractor: FeatureExtractor, name: str) -> np.ndarray:
@@ -104,8 +115,10 @@ def main() -> None:
     args = parser.parse_args()
     with one_line_errors(parser):
         check_device(args)
-        data, model = load_data(args), make_network(args).to(args.device)
-        train_accuracy, test_accuracy = transfer(model, data, args.layer, args.epochs, args.seed)
+        data, (model, config) = load_data(args), make_network(args)
+        if config is not None:
+            normalise_as(config, data)
+        train_accuracy, test_accuracy = transfer(model.to(args.device), data, args.layer, args.epochs, args.seed)
     network = "an untrained network" if args.random_init else args.weights
     print(f"a linear classifier on {args.layer} of {network}, {args.dataset}:")
     print(f"training accuracy {train_accuracy:.2%}, {data.split} accuracy {test_accuracy:.2%}")

@@ -1,5 +1,6 @@
 """Files are whole or not there, also where several processes and threads write them, and those of killed ones go."""
 
+import errno
 import os
 import signal
 import stat
@@ -184,6 +185,20 @@ def test_a_failed_write_leaves_the_old_file_and_no_part(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="not here"):
         write_whole(tmp_path / "a", b"new")
     assert [*tmp_path.iterdir()] == [tmp_path / "a"] and (tmp_path / "a").read_bytes() == b"old"
+
+
+def test_a_full_disk_is_an_error_that_names_the_file(tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match=rf"No space left on device: '{tmp_path / 'a'}'"):
+        write_whole(tmp_path / "a", b"new")
+
+
+def test_a_byte_order_mark_is_not_part_of_the_text(tmp_path):
+    (tmp_path / "names.txt").write_text("n01 cat", encoding="utf-8-sig")
+    assert read_text(tmp_path / "names.txt") == "n01 cat"
 
 
 # -- a second name -----------------------------------------------------------------------------------------------------

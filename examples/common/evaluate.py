@@ -1,6 +1,7 @@
 """Error rates and class probabilities of a network."""
 
-from collections.abc import Callable, Iterable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
@@ -8,6 +9,18 @@ from common.ranks import Ranks
 from minidl import Tensor, no_grad
 from minidl.functional import softmax
 from minidl.nn import Module
+
+
+@contextlib.contextmanager
+def evaluating(model: Module) -> Iterator[None]:
+    """A context in evaluation mode and without gradients. Afterwards the network is in its former mode."""
+    was_training = model.training
+    model.eval()
+    try:
+        with no_grad():
+            yield
+    finally:
+        model.train(was_training)
 
 
 def error_rate(
@@ -21,8 +34,7 @@ def error_rate(
     ranks = ranks or Ranks()
     count, wrong = 0, 0
     ranks.share_buffers(model)
-    model.eval()
-    with no_grad():
+    with evaluating(model):
         for images, labels in loader:
             if len(labels) == 0:  # this rank's part of a small batch
                 continue
@@ -30,7 +42,6 @@ def error_rate(
             if mirror:
                 logits = logits + model(images[:, :, ::-1])
             count, wrong = count + len(labels), wrong + (logits.argmax(dim=1) != labels).sum()
-    model.train()
     wrong, count = ranks.sum(int(wrong), count)
     return wrong / count
 

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import math
 import os
 import re
 import sys
@@ -13,6 +12,7 @@ import numpy as np
 from models.config import NetworkConfig
 
 from common.errors import log, warn_if_not_drawn
+from common.figures import save_figure
 from common.tensorboard import TensorBoardLog
 from minidl import Tensor
 from minidl.nn import Module
@@ -88,19 +88,35 @@ def _lock(path: Path) -> int:
 
 
 def check_folder(path: str | Path, resume: bool) -> None:
-    """Raise a ValueError if `resume` is set and there is no checkpoint, or the reverse."""
+    """Raise a ValueError if `resume` is set and there is no checkpoint, or the reverse.
+
+    A new run must not replace the other files of an earlier one, whose checkpoint is gone.
+    """
     checkpoint = Path(path, CHECKPOINT)
     if resume and not checkpoint.exists():
         raise ValueError(f"--resume: there is no {checkpoint}; omit --resume to start a new run")
-    if not resume and checkpoint.exists():
+    if resume:
+        return
+    if checkpoint.exists():
         raise ValueError(f"{checkpoint} already exists; continue with --resume or choose another --out")
+    left = [*kept_in(path).values(), *(file for file in (Path(path, BEST), Path(path, AVERAGE)) if file.exists())]
+    if left:
+        raise ValueError(f"{left[0]} is of an earlier run, which has no {CHECKPOINT}; choose another --out")
+
+
+def kept_in(path: str | Path) -> dict[int, Path]:
+    """The checkpoints DIR/step-N.safetensors: {N: path}."""
+    files = Path(path).iterdir() if Path(path).is_dir() else ()
+    found = ((KEPT.fullmatch(file.name), file) for file in files)
+    return {int(match[1]): file for match, file in found if match and file.is_file()}
 
 
 class RunFolder:
     """DIR/checkpoint.safetensors, DIR/metrics.jsonl (one line per epoch) and DIR/curves.png.
 
     The last `keep` checkpoints also have the names DIR/step-N.safetensors, and the one with the lowest test error is
-    DIR/best.safetensors. These are hard links: a checkpoint with two names is on the disk once.
+    DIR/best.safetensors. These are hard links: a checkpoint with two names is on the disk once. That lowest error is
+    not an honest estimate, as it was chosen with the test images: choose with --holdout.
 
     A script must hold the lock of the folder (see `locked`) while it writes to it.
 
@@ -109,8 +125,8 @@ class RunFolder:
         resume: True to continue from the checkpoint in DIR, False to start a new run.
         options: the options of the run. Resuming requires the same options.
         config: describes the network; saved in the checkpoint, so that other scripts need only that file.
-        average: a moving average of the network. It goes into the checkpoint, from which the run is resumed, and alone
-            into DIR/average.safetensors, from which other scripts load it.
+        average: a moving average of the network, which is tested in its place. It goes into the checkpoint, from which
+            the run is resumed, and alone into DIR/average.safetensors and DIR/best.safetensors, for other scripts.
         data: a description of the training and test images, {name: text}. Resuming requires the same.
         keep: number of checkpoints to keep, 1 or more, besides the best one.
         log_to: "tensorboard" to write the records to DIR/tensorboard, too.
@@ -148,6 +164,7 @@ class RunFolder:
             self.metrics.unlink(missing_ok=True)  # left by a run that saved no checkpoint
         self.records = read_metrics(self.metrics) if resume else []
         self._unwritten = False  # True if metrics.jsonl lacks some of the records
+        self._best: tuple[float, int] | None = None  # (the lowest test error, its step)
 
     @property
     def last_good(self) -> str:
@@ -163,19 +180,19 @@ class RunFolder:
         if record is not None:
             self.records.append(record)
             self._unwritten = True
+            if self._best is None or record["test_error"] < self._best[0]:
+                self._best = record["test_error"], record["step"]
         if not self.writes:
             return
         warning = self._write_metrics()
-        counters = counters | {"options": self.options, "data": self.data}
+        counters = counters | {"options": self.options, "data": self.data, "best": self._best}
         if self.config is not None:
             counters |= {"network": self.config.to_json()}
-        extra = {} if self.config is None else self.config.arrays()
         averages = {} if self.average is None else self.average.state_dict()
         averages = {f"average/{name}": array for name, array in averages.items()}
         try:
-            save_checkpoint(self.checkpoint, model, optimizer, counters, extra | averages)
-            if self.average is not None:
-                save_checkpoint(self.path / AVERAGE, self.average, None, counters, extra)
+            save_checkpoint(self.checkpoint, model, optimizer, counters, self._extra() | averages)
+            self._save_average(counters)
         except OSError as problem:
             reason = problem.strerror or problem
             raise SystemExit(f"error: could not write {self.checkpoint} ({reason}); {self.last_good}") from None
@@ -187,6 +204,15 @@ class RunFolder:
             if self._tensorboard is not None:
                 with warn_if_not_drawn(self._tensorboard.path):
                     self._tensorboard.write(self.records)
+
+    def _extra(self) -> dict[str, np.ndarray]:
+        """The arrays that describe the network in a checkpoint."""
+        return {} if self.config is None else self.config.arrays()
+
+    def _save_average(self, counters: dict) -> None:
+        """Write the moving average, if there is one, to a file of its own."""
+        if self.average is not None:
+            save_checkpoint(self.path / AVERAGE, self.average, None, counters, self._extra())
 
     def close(self) -> None:
         """Close the file for TensorBoard."""
@@ -201,22 +227,16 @@ class RunFolder:
         if not self.writes:
             return
         try:
-            kept, stay = self.kept(), []
+            kept, stay = kept_in(self.path), []
             if self.keep > 1:
                 link_whole(self.checkpoint, self.path / f"step-{step}.safetensors")
                 stay = [step, *sorted((number for number in kept if number < step), reverse=True)][: self.keep]
             for number in kept.keys() - stay:
                 kept[number].unlink()
-            errors = [record["test_error"] for record in self.records]
-            if errors and self.records[-1]["step"] == step and errors[-1] < min(errors[:-1], default=math.inf):
-                link_whole(self.checkpoint, self.path / BEST)
+            if self._best is not None and self._best[1] == step:
+                link_whole(self.checkpoint if self.average is None else self.path / AVERAGE, self.path / BEST)
         except OSError as problem:
             log(f"warning: could not keep {self.checkpoint} under another name ({problem})", sys.stderr)
-
-    def kept(self) -> dict[int, Path]:
-        """The checkpoints DIR/step-N.safetensors: {N: path}."""
-        found = ((KEPT.fullmatch(path.name), path) for path in self.path.iterdir())
-        return {int(match[1]): path for match, path in found if match}
 
     @contextlib.contextmanager
     def resuming(self) -> Iterator[None]:
@@ -235,7 +255,7 @@ class RunFolder:
 
     def _earlier(self) -> str:
         """How to go on from the checkpoint before a damaged one. (A name of the damaged one itself is no help.)"""
-        for _, path in sorted(self.kept().items(), reverse=True):
+        for _, path in sorted(kept_in(self.path).items(), reverse=True):
             if not path.samefile(self.checkpoint):
                 return f": mv {path} {self.checkpoint}"
         return f", or start anew with another --out (none was kept in {self.path}: see --keep)"
@@ -253,6 +273,9 @@ class RunFolder:
         if self.average is not None:
             arrays, _ = read_checkpoint(self.checkpoint, AVERAGED)
             self.average.load_state_dict({name.removeprefix(AVERAGED): array for name, array in arrays.items()})
+            if self.writes:
+                self._save_average(counters)  # a kill may have come between the checkpoint and this file
+        self._best = counters.get("best")
         return counters
 
     def _check_options(self, saved: dict) -> None:
@@ -260,7 +283,9 @@ class RunFolder:
             f"{name} was {saved.get(name)}, is {new}" for name, new in self.options.items() if saved.get(name) != new
         ]
         if changed:
-            raise SystemExit(f"error: --resume: {'; '.join(changed)}; pass the same options or choose another --out")
+            raise SystemExit(
+                f"error: {self.checkpoint}: {'; '.join(changed)}; pass the same options or choose another --out"
+            )
 
     def _check_data(self, saved: dict[str, str] | None) -> None:
         """Other images would train on without a word. Checkpoints of older versions have no description of theirs."""
@@ -270,8 +295,8 @@ class RunFolder:
             ]
             if changed:
                 raise SystemExit(
-                    f"error: --resume: the data are not those that the run was started with ({'; '.join(changed)}); "
-                    "restore them or choose another --out"
+                    f"error: {self.checkpoint}: the data are not those that the run was started with "
+                    f"({'; '.join(changed)}); restore them or choose another --out"
                 )
 
     def drop_records_after(self, step: int) -> None:
@@ -339,4 +364,4 @@ def draw_curves(records: list[dict], path: Path) -> None:
         axes.grid(alpha=0.3)
         axes.legend()
         figure.tight_layout()
-        figure.savefig(path)
+        save_figure(figure, path)

@@ -45,7 +45,7 @@ from minidl.distributed.communicator import gather
 from minidl.nn import Module
 from minidl.random import rows_from
 
-TIMEOUT = 3600.0  # seconds; rank 0 may measure the mean image of a million photographs while the others wait
+TIMEOUT = 3600.0  # seconds; rank 0 may describe the files of a million photographs while the others wait
 
 
 class Ranks:
@@ -144,15 +144,6 @@ class Ranks:
         if not self.is_alone:
             with one_line():
                 check_shared_folder(self.communicator, path)
-
-    @contextlib.contextmanager
-    def first_before_others(self) -> Iterator[None]:
-        """A context in which rank 0 runs first, for example to fill a cache that the others then find."""
-        if not self.is_first:
-            self.communicator.barrier()
-        yield
-        if self.is_first:
-            self.communicator.barrier()
 
 
 @contextlib.contextmanager

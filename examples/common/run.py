@@ -16,6 +16,7 @@ from common.folder import RunFolder, check_folder, locked, not_finite
 from common.options import check_device
 from common.ranks import Ranks, joined
 from common.stop import Stopped, StopRequest
+from common.tensorboard import tensorboardx
 from minidl import AnomalyError, Tensor
 from minidl.distributed import at_least_one
 from minidl.nn import Module
@@ -38,6 +39,8 @@ def running(parser: argparse.ArgumentParser, args: argparse.Namespace) -> Iterat
             stack.enter_context(locked(args.out))
         ranks.check_folder(args.out)
         check_device(args)
+        if getattr(args, "log", None) == "tensorboard":
+            tensorboardx()
         if hasattr(args, "resume"):
             check_folder(args.out, args.resume)  # fail before loading the data
         try:

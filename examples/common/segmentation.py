@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from minidl import Tensor, no_grad
+from common.evaluate import evaluating
+from minidl import Tensor
 from minidl.nn import Module
 
 
@@ -36,9 +37,5 @@ def pixel_error(confusion: np.ndarray) -> float:
 
 def predict_masks(model: Module, images: np.ndarray, device: str = "cpu") -> np.ndarray:
     """The class with the highest score at each pixel, in evaluation mode: (N, H, W, C) -> (N, H, W)."""
-    was_training = model.training
-    model.eval()
-    with no_grad():
-        masks = model(Tensor(images, device=device)).argmax(dim=-1).numpy()
-    model.train(was_training)
-    return masks
+    with evaluating(model):
+        return model(Tensor(images, device=device)).argmax(dim=-1).numpy()

@@ -15,13 +15,13 @@ class TensorBoardLog:
     """
 
     def __init__(self, path: Path):
-        _tensorboardx()
+        tensorboardx()
         self.path, self._file = path, None
         self._written = 0  # number of records in the file
 
     def write(self, records: list[dict]) -> None:
         """Bring the file up to date with all records so far."""
-        events, event_pb2, summary = _tensorboardx()
+        events, event_pb2, summary = tensorboardx()
         if self._file is None:
             self.path.mkdir(parents=True, exist_ok=True)
             self._remove_old_files()
@@ -47,8 +47,8 @@ class TensorBoardLog:
                 file.unlink()
 
 
-def _tensorboardx() -> tuple:
-    """Return the modules of tensorboardX that write files, protocol buffers and scalars."""
+def tensorboardx() -> tuple:
+    """The modules of tensorboardX that write files, protocol buffers and scalars; a ValueError if it is missing."""
     try:
         from tensorboardX import event_file_writer, summary
         from tensorboardX.proto import event_pb2

@@ -1,13 +1,9 @@
 """Sheets of pictures: arrays in, a figure of Matplotlib out. Nothing is computed here."""
 
-import io
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
-
-from minidl.system.files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,13 +13,6 @@ if TYPE_CHECKING:
 
 SIDE = 1.75  # of a picture, in inches
 Step = tuple[float, np.ndarray] | None  # what `smallest_step` returns
-
-
-def save(figure: "Figure", path: Path) -> None:
-    """Write a PNG file. An old file stays until the new one is complete."""
-    content = io.BytesIO()
-    figure.savefig(content, format="png")
-    write_whole(path, content.getvalue())
 
 
 def draw_maps(images: np.ndarray, answers: list[str], maps: dict[str, np.ndarray]) -> "Figure":

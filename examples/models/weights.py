@@ -78,6 +78,8 @@ def config_of(weights: str | Path, model: str | None = None, names: str | Path |
     file, described = find_described(weights)
     if described is None and model is None:
         raise ValueError(f"load_network: {file} does not describe its network; pass --model")
+    if described is not None and model not in (None, described.name):
+        raise ValueError(f"--model: {weights} describes its network, {described.name}; leave --model out")
     config = described or torchvision_config(model, file)
     return config if names is None else config.with_names(names)
 
@@ -102,12 +104,14 @@ def read_arrays(file: Path) -> dict[str, np.ndarray]:
 def find_weights(weights: str | Path) -> Path:
     """The file of these weights: a name in examples/weights, a file, or a folder.
 
-    A folder has a `checkpoint.safetensors` of ours, or it is that of a network of the hub: then it is returned itself.
+    A folder is that of a run of ours, with a `checkpoint.safetensors`, and with `average.safetensors` if the moving
+    average was tested; or it is that of a network of the hub: then it is returned itself.
     """
     path = Path(weights)
     if path.is_dir():
-        if (path / "checkpoint.safetensors").exists():
-            return path / "checkpoint.safetensors"
+        for name in ("average.safetensors", "checkpoint.safetensors"):
+            if (path / name).exists():
+                return path / name
         if (path / HUB_WEIGHTS).exists() and (path / HUB_CONFIG).exists():
             return path
         raise ValueError(

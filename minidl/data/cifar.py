@@ -147,8 +147,11 @@ def load_archive(archive: Archive, root: Path, train: bool, download: bool) -> A
 
 
 def _unpacked_folder(archive: Archive, root: Path, names: Iterable[str], may_download: bool) -> Path:
-    """Return the folder that holds these files. If one is missing, unpack the archive into it first."""
-    root_is_folder = root.name == archive.folder or (root / archive.meta).exists()
+    """Return the folder that holds these files. If one is missing, unpack the archive into it first.
+
+    A root of another name is that folder only if it holds all of them: a user may have a file `train` of their own.
+    """
+    root_is_folder = root.name == archive.folder or all((root / name).exists() for name in names)
     folder = root if root_is_folder else root / archive.folder
     missing = [name for name in names if not (folder / name).exists()]
     if missing:

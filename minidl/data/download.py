@@ -96,6 +96,8 @@ def _left_tidy(partial: Path, size: int) -> Iterator[None]:
         raise
     except ConnectionError as error:
         raise ConnectionError(f"{error}; {_remains(partial, size)}") from None
+    except OSError as error:  # such as a full disk
+        raise OSError(f"cannot write {partial} ({error.strerror or error}); {_remains(partial, size)}") from error
     finally:
         if partial.exists() and partial.stat().st_size == 0:
             with contextlib.suppress(OSError):  # Windows cannot remove an open file

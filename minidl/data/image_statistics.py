@@ -4,10 +4,12 @@ import hashlib
 import io
 import math
 import os
+import tempfile
+import warnings
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Protocol
 
 import numpy as np
 
@@ -46,6 +48,19 @@ class ImageStatistics:
         return ColourComponents.of(self.covariance)
 
 
+class Ranks(Protocol):
+    """Processes that work together: what is used here of `minidl.distributed.Communicator`."""
+
+    rank: int
+    size: int
+
+    def all_reduce(self, array) -> None:
+        """Replace the array by its sum over all ranks."""
+
+    def broadcast(self, array, root: int = 0) -> None:
+        """Replace the array by that of rank `root`."""
+
+
 def measure_images(
     folder: ImageFolder,
     cache: str | Path,
@@ -53,6 +68,7 @@ def measure_images(
     size: int = 224,
     threads: int | None = None,
     skip_broken: bool = False,
+    ranks: Ranks | None = None,
 ) -> ImageStatistics:
     """Measure the statistics of a training folder, or read them from `cache` if they are already there.
 
@@ -67,39 +83,69 @@ def measure_images(
         size: height and width of the mean image, the same as in the views that subtract it.
         threads: as in `ImageLoader`.
         skip_broken: as in `ImageLoader`: the image that replaces a broken one is counted once more.
+        ranks: the processes that measure together, such as `minidl.distributed.start` gives. All of them call this
+            function. They divide the images, and rank 0 reads and writes `cache`.
+
+    A cache that cannot be written in the end, such as on a full disk, is a warning.
 
     Raises:
         BrokenImageError: an image cannot be decoded.
-        ValueError: `cache` is damaged, another kind of file, or its folder cannot be created.
+        ValueError: `cache` is damaged, another kind of file, or cannot be written.
     """
+    ranks = ranks or _Alone()
     fingerprint = _fingerprint(folder, shorter_side, size)
-    statistics = _load(Path(cache), fingerprint, size)
-    if statistics is None:
-        _make_folder(Path(cache))  # before the hours of measuring
+    statistics = _load(Path(cache), fingerprint, size) if ranks.rank == 0 else None
+    found = np.array([statistics is not None], np.int64)
+    ranks.all_reduce(found)
+    if not found[0]:
+        if ranks.rank == 0:
+            _check_writable(Path(cache))  # before the hours of measuring
         view = CentreView(shorter_side, size)
-        statistics = _measure(ImageLoader(folder, 64, view, threads=threads, skip_broken=skip_broken))
-        _save(Path(cache), fingerprint, statistics)
+        loader = ImageLoader(folder, 64 * ranks.size, view, threads=threads, skip_broken=skip_broken)
+        statistics = _measure(loader.shard(ranks.rank, ranks.size), ranks)
+        if ranks.rank == 0:
+            _save(Path(cache), fingerprint, statistics)
+    elif statistics is None:
+        statistics = ImageStatistics(np.empty((size, size, 3), np.float32), np.empty((3, 3)))
+    for array in (statistics.mean_image, statistics.covariance):
+        ranks.broadcast(array)
     return statistics
 
 
-def _make_folder(cache: Path) -> None:
+class _Alone:
+    """A single process."""
+
+    rank, size = 0, 1
+
+    def all_reduce(self, array) -> None:
+        """Leave the array, which is the sum already."""
+
+    def broadcast(self, array, root: int = 0) -> None:
+        """Leave the array."""
+
+
+def _check_writable(cache: Path) -> None:
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=cache.parent):
+            pass
     except OSError as error:
         raise ValueError(f"measure_images: cannot write {cache} ({error.strerror}); name another file") from None
 
 
-def _measure(loader: ImageLoader) -> ImageStatistics:
-    """Measure in one pass. The sums are exact integers, so neither threads nor order change the result."""
+def _measure(loader: ImageLoader, ranks: Ranks) -> ImageStatistics:
+    """Measure in one pass. The sums are exact integers, so neither threads, ranks nor order change the result."""
     from tqdm import tqdm
 
     size, count = loader.view.size, len(loader.dataset)
     pixel_sums = np.zeros((size, size, 3), dtype=np.int64)
     products = np.zeros((3, 3), dtype=np.int64)
-    for images, _ in tqdm(loader, desc="mean of the images", disable=None):
+    for images, _ in tqdm(loader, desc="mean of the images", disable=None if ranks.rank == 0 else True):
         pixel_sums += images.sum(axis=0, dtype=np.int64)
         colours = images.reshape(-1, 3).astype(np.float64)  # (N, S, S, 3) -> (N*S*S, 3)
         products += (colours.T @ colours).astype(np.int64)  # exact: float64 holds 2^53, 40,000 times such a sum
+    ranks.all_reduce(pixel_sums)
+    ranks.all_reduce(products)
     mean = pixel_sums.sum(axis=(0, 1)) / (count * size**2)
     covariance = products / (count * size**2) - np.outer(mean, mean)
     return ImageStatistics((pixel_sums / count).astype(np.float32), covariance)
@@ -122,6 +168,8 @@ def _load(cache: Path, fingerprint: str, size: int) -> ImageStatistics | None:
         content = _read_bounded(cache)
         with np.load(content) as arrays:
             if str(arrays["fingerprint"]) != fingerprint:
+                what = f"measure_images: {cache} is of other images or sizes; measuring again"
+                warnings.warn(what, RuntimeWarning, stacklevel=3)
                 return None
             statistics = ImageStatistics(arrays["mean_image"], arrays["covariance"])
         _check(statistics, size)
@@ -174,4 +222,11 @@ def _check(statistics: ImageStatistics, size: int) -> None:
 def _save(cache: Path, fingerprint: str, statistics: ImageStatistics) -> None:
     content = io.BytesIO()
     np.savez(content, fingerprint=fingerprint, mean_image=statistics.mean_image, covariance=statistics.covariance)
-    write_whole(cache, content.getvalue())
+    try:
+        write_whole(cache, content.getvalue())
+    except OSError as error:
+        warnings.warn(
+            f"measure_images: cannot write the statistics ({error}): the next run measures again",
+            RuntimeWarning,
+            stacklevel=3,
+        )

@@ -8,6 +8,7 @@ file and returns the part that the network sees (see `minidl.data.views`).
     for images, labels in loader:  # uint8 (256, 224, 224, 3), int64 (256,)
 """
 
+import contextlib
 import io
 import os
 import stat
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from minidl.data.loader import Batch, DataLoader
+from minidl.data.loader import VIEW, Batch, DataLoader
 from minidl.system.cpus import available_cpus
 from minidl.system.files import read_text
 
@@ -30,13 +31,16 @@ if TYPE_CHECKING:
 Box = tuple[int, int, int, int]
 View = Callable[[str, np.random.Generator], np.ndarray]
 
-# The second word of a view's seed. minidl.data.loader has the other purposes. FLIP is 2 too, but no ImageLoader flips.
-VIEW = 2
-
-SUFFIXES = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".gif")
+SUFFIXES = (".jpeg", ".jpg", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+UNREAD_SUFFIXES = (".avif", ".heic", ".heif", ".jp2", ".jxl")  # of photographs too
 
 # Pillow reads 40 more formats. They are refused: one of them, EPS, is a program, which Pillow runs.
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+
+# The tag of EXIF's orientation, and the names of Pillow's operations that turn an image of each orientation upright.
+ORIENTATION = 0x0112
+TURNS = {2: "FLIP_LEFT_RIGHT", 3: "ROTATE_180", 4: "FLIP_TOP_BOTTOM", 5: "TRANSPOSE"}
+TURNS |= {6: "ROTATE_270", 7: "TRANSVERSE", 8: "ROTATE_90"}
 
 # The largest ratio of the longer side to the shorter one; no panorama comes near it.
 MAX_PROPORTION = 100
@@ -51,7 +55,8 @@ class ImageFolder:
     """The image files of a folder with one subfolder per class; `folder[indices]` is `(paths, labels)`.
 
     Classes are sorted by folder name, and the images of a class by file name: in ILSVRC-2012 label 0 is n01440764.
-    Hidden files, files without the suffix of an image, and folders or FIFOs among the images are ignored.
+    Hidden files, files without the suffix of an image, and folders or FIFOs among the images are ignored; HEIC, AVIF
+    and JPEG 2000 with a warning.
 
     Args:
         root: the folder that holds `<wnid>/*.JPEG`.
@@ -111,16 +116,19 @@ def _check_known(root: Path, folders: dict[str, Path], classes: tuple[str, ...])
 
 
 def image_files(folder: str | Path) -> list[str]:
-    """List the image files of a folder by name, as strings: 1.3 million Paths would take three times the memory."""
+    """List the image files of a folder by name, as strings: 1.3 million Paths would take three times the memory.
+
+    Photographs in a format that is not read, such as HEIC, are left out with a warning.
+    """
     with os.scandir(folder) as entries:
-        files = sorted(entry.path for entry in entries if _is_image(entry.name) and _is_file(entry))
+        found = [entry for entry in entries if not entry.name.startswith(".") and _is_file(entry)]
+    files = sorted(entry.path for entry in found if entry.name.lower().endswith(SUFFIXES))
+    if unread := sorted(entry.name for entry in found if entry.name.lower().endswith(UNREAD_SUFFIXES)):
+        what = f"{len(unread)} photographs in {folder}, such as {unread[0]}, have a format that is not read"
+        warnings.warn(f"image_files: {what}; convert them to JPEG", RuntimeWarning, stacklevel=2)
     if not files:
         raise ValueError(f"image_files: no image in {folder} ({', '.join(SUFFIXES)}); remove the folder or fill it")
     return files
-
-
-def _is_image(name: str) -> bool:
-    return name.lower().endswith(SUFFIXES) and not name.startswith(".")
 
 
 def _is_file(entry: os.DirEntry) -> bool:
@@ -165,8 +173,8 @@ def read_image(path: str | Path, shorter_side: int, crop: Callable[[tuple[int, i
     down so that it antialiases (the papers name no filter). For a photograph that is stored upright, the pixels equal
     those of torchvision's `Resize(shorter_side)`, bit for bit.
 
-    Grey, CMYK and palette images become RGB, 16-bit images keep their upper 8 bits, and transparency is dropped. The
-    EXIF orientation is applied (torchvision's `ImageFolder` ignores it).
+    Grey, CMYK and palette images become RGB, 16-bit images keep their upper 8 bits, and transparency is dropped.
+    Numbers of 32 bits are refused. The EXIF orientation is applied (torchvision's `ImageFolder` ignores it).
 
     Args:
         path: the file.
@@ -209,7 +217,7 @@ def _check_file(path: Path) -> None:
 
 def _decode(content: bytes, least: int | None) -> "Image":
     """Decode an image to upright RGB. With `least`, a JPEG may be decoded smaller, to a shorter side >= `least`."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, UnidentifiedImageError
 
     try:
         image = Image.open(io.BytesIO(content), formats=FORMATS)
@@ -218,12 +226,24 @@ def _decode(content: bytes, least: int | None) -> "Image":
     _check_size(*image.size)
     if least is not None:
         image.draft("RGB", (least, least))
-    ImageOps.exif_transpose(image, in_place=True)  # decodes the image; in place, to save a copy
-    if image.mode.startswith("I"):  # 16-bit grey: Pillow's conversion would clip it at 255
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    image.load()
+    kind, orientation = image.format, _orientation(image)
+    if orientation in TURNS:
+        image = image.transpose(Image.Transpose[TURNS[orientation]])
+    if image.mode.startswith("I;16") or (image.mode == "I" and kind == "PNG"):  # older versions of Pillow read I
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))  # Pillow's conversion would clip at 255
+    if image.mode in ("I", "F"):  # the brightest number is unknown
+        raise ValueError(f"expected 8 or 16 bits for each channel, got numbers of 32 bits (mode {image.mode})")
     if image.has_transparency_data:
         image = image.convert("RGBA")  # converted directly to RGB, a palette with transparency causes a warning
     return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _orientation(image: "Image") -> int | None:
+    """The EXIF orientation, 1 to 8; None without one, and if the EXIF data are damaged: the pixels are not."""
+    with contextlib.suppress(Exception):  # Pillow reads damaged tags with errors of many types
+        return image.getexif().get(ORIENTATION)
+    return None
 
 
 def _check_size(width: int, height: int) -> None:

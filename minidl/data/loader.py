@@ -27,8 +27,8 @@ from minidl.tensor import Tensor
 Batch = tuple[np.ndarray, np.ndarray]
 Transform = Callable[[np.ndarray, np.random.Generator], np.ndarray]
 
-# The purpose of a draw: the second word of its seed. No two purposes of one loader have the same number.
-SHUFFLE, TRANSFORM, FLIP = 0, 1, 2
+# The purpose of a draw: the second word of its seed. The third is taken by mixup, in examples/common/mixup.py.
+SHUFFLE, TRANSFORM, FLIP, VIEW = 0, 1, 2, 4
 
 
 class DataLoader:

@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -22,7 +23,7 @@ def read_text(path: str | Path, most_bytes: int = MOST_BYTES_OF_TEXT) -> str:
     UTF-8. Each names the file.
     """
     try:
-        return read_bounded(path, most_bytes).decode("utf-8")
+        return read_bounded(path, most_bytes).decode("utf-8-sig")  # Windows begins a file with a byte-order mark
     except UnicodeDecodeError as error:
         raise ValueError(f"expected a text file in UTF-8, but {path} is not: see byte {error.start}") from None
 
@@ -46,10 +47,12 @@ def write_whole(path: Path, *content: bytes | memoryview) -> None:
 
     The content is written to a new file in the same folder, NAME.<random>.part, which is then renamed. A process that
     is killed leaves its .part file behind; the next call for the same path removes it.
+
+    An OSError names the file, also if the disk is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned_parts(path)
-    with _open_part(path) as file:
+    with named_in_errors(path), _open_part(path) as file:
         part = Path(file.name)
         try:
             file.writelines(content)
@@ -62,6 +65,17 @@ def write_whole(path: Path, *content: bytes | memoryview) -> None:
             with contextlib.suppress(OSError):  # the disk may be read-only by now; the first error is the one to report
                 part.unlink(missing_ok=True)
     _sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def named_in_errors(path: Path) -> Iterator[None]:
+    """A context in which an OSError names the file. The system does not say which one it could not write."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def link_whole(source: Path, path: Path) -> None:

@@ -131,6 +131,16 @@ def test_the_root_may_be_the_unpacked_folder_itself_under_any_name(unpacked):
     assert len(load(unpacked / "renamed")) == 8
 
 
+def test_files_of_the_users_own_are_not_replaced(tmp_path):
+    """CIFAR-100's are called meta, train and test."""
+    content = packed(honest_members())
+    (tmp_path / "toy.tar.gz").write_bytes(content)
+    for name in list(FILES)[1:]:
+        (tmp_path / name).write_text("mine")
+    assert len(load(tmp_path, archive=toy_archive(content))) == 8
+    assert all((tmp_path / name).read_text() == "mine" for name in list(FILES)[1:])
+
+
 def test_each_loader_reads_its_own_archive_and_takes_the_root_as_a_string(unpacked, monkeypatch):
     monkeypatch.setattr("minidl.data.cifar.CIFAR10", toy_archive())
     monkeypatch.setattr("minidl.data.cifar.CIFAR100", dataclasses.replace(toy_archive(), train=("batch_2",)))

@@ -1,3 +1,4 @@
+import errno
 import hashlib
 import os
 import signal
@@ -332,6 +333,16 @@ def test_without_a_network_the_error_has_all_reasons_and_nothing_is_left(tmp_pat
     message = fails(tmp_path / "new/deep", NOBODY, "http://localhost:9/file")
     assert message.count("cannot connect: ") == message.count("Connection refused") == 2
     assert [*tmp_path.iterdir()] == []
+
+
+def test_a_full_disk_is_an_error_that_says_what_is_kept(tmp_path, serve, monkeypatch):
+    def full(_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("minidl.data.download._sha256", full)
+    expected = rf"cannot write {tmp_path / 'file.partial'} \(No space left on device\); .* bytes are in .*\.partial"
+    with pytest.raises(OSError, match=expected):
+        fetch(tmp_path, serve(good))
 
 
 def test_ctrl_c_keeps_what_has_arrived_and_says_so(tmp_path, serve, capsys):

@@ -1,8 +1,11 @@
+import errno
 import io
 import os
 import struct
+import threading
 import tracemalloc
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +36,7 @@ def passes(monkeypatch):
     """One entry for each pass over the images."""
     made = []
     measure = image_statistics._measure
-    monkeypatch.setattr(image_statistics, "_measure", lambda loader: made.append(loader) or measure(loader))
+    monkeypatch.setattr(image_statistics, "_measure", lambda *loader: made.append(loader) or measure(*loader))
     return made
 
 
@@ -56,7 +59,8 @@ def test_the_statistics_are_those_of_the_pixels_of_all_centre_crops(folder, tmp_
 
 def test_neither_threads_nor_the_size_of_the_batches_change_a_bit(folder):
     def measured(batch_size, threads):
-        return image_statistics._measure(ImageLoader(folder, batch_size, CentreView(**SIZES), threads=threads))
+        loader = ImageLoader(folder, batch_size, CentreView(**SIZES), threads=threads)
+        return image_statistics._measure(loader, image_statistics._Alone())
 
     expected = measured(12, 1)
     for other in (measured(5, 1), measured(1, 3)):
@@ -109,7 +113,8 @@ def test_the_images_are_read_again_when_the_folder_has_changed(folder, tmp_path,
     measure_images(folder, tmp_path / "mean.npz", **SIZES)
     edit(folder)
     folder = ImageFolder(folder.root)
-    statistics = measure_images(folder, tmp_path / "mean.npz", **SIZES)
+    with pytest.warns(RuntimeWarning, match=r"mean\.npz is of other images or sizes; measuring again"):
+        statistics = measure_images(folder, tmp_path / "mean.npz", **SIZES)
     assert len(passes) == 2
     np.testing.assert_array_equal(statistics.mean_image, crops(folder).mean(axis=0).astype(np.float32))
 
@@ -117,8 +122,65 @@ def test_the_images_are_read_again_when_the_folder_has_changed(folder, tmp_path,
 @pytest.mark.parametrize("numbers", [{"shorter_side": 40, "size": 24}, {"shorter_side": 32, "size": 28}])
 def test_the_images_are_read_again_for_other_sizes(folder, tmp_path, passes, numbers):
     measure_images(folder, tmp_path / "mean.npz", **SIZES)
-    assert measure_images(folder, tmp_path / "mean.npz", **numbers).mean_image.shape == (numbers["size"],) * 2 + (3,)
+    with pytest.warns(RuntimeWarning, match=r"of other images or sizes"):
+        statistics = measure_images(folder, tmp_path / "mean.npz", **numbers)
+    assert statistics.mean_image.shape == (numbers["size"],) * 2 + (3,)
     assert len(passes) == 2
+
+
+class Rank:
+    """One of several ranks that are threads of this process."""
+
+    def __init__(self, rank, size, table, barrier):
+        self.rank, self.size, self.table, self.barrier = rank, size, table, barrier
+
+    def exchange(self, array, combine):
+        self.table[self.rank] = array.copy()
+        self.barrier.wait()
+        array[...] = combine(self.table)
+        self.barrier.wait()
+
+    def all_reduce(self, array):
+        self.exchange(array, sum)
+
+    def broadcast(self, array, root=0):
+        self.exchange(array, lambda table: table[root])
+
+
+def test_ranks_divide_the_images_and_have_the_same_bits(folder, tmp_path, passes):
+    """Only rank 0 sees the cache, which is written once and then read."""
+    expected = measure_images(folder, tmp_path / "mean.npz", **SIZES)
+    table, barrier = [None] * 3, threading.Barrier(3, timeout=60)
+
+    def measured(rank):
+        cache = tmp_path / "of ranks" / "mean.npz" if rank == 0 else tmp_path / "nowhere" / "mean.npz"
+        return measure_images(folder, cache, **SIZES, ranks=Rank(rank, 3, table, barrier))
+
+    for _ in range(2):
+        with ThreadPoolExecutor(3) as threads:
+            for statistics in threads.map(measured, range(3)):
+                np.testing.assert_array_equal(statistics.mean_image, expected.mean_image)
+                np.testing.assert_array_equal(statistics.covariance, expected.covariance)
+    assert len(passes) == 1 + 3
+    assert not (tmp_path / "nowhere").exists()
+    assert (tmp_path / "of ranks" / "mean.npz").read_bytes() == (tmp_path / "mean.npz").read_bytes()
+
+
+def test_a_cache_that_cannot_be_written_is_an_error_before_the_images_are_read(folder, passes):
+    with pytest.raises(ValueError, match=r"measure_images: cannot write /proc/mean\.npz .*; name another file"):
+        measure_images(folder, "/proc/mean.npz", **SIZES)
+    assert not passes
+
+
+def test_a_disk_that_fills_up_in_the_meantime_costs_no_statistics(folder, tmp_path, monkeypatch):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    expected = measure_images(folder, tmp_path / "mean.npz", **SIZES)
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.warns(RuntimeWarning, match=r"cannot write the statistics .*No space.*other\.npz.*measures again"):
+        statistics = measure_images(folder, tmp_path / "other.npz", **SIZES)
+    np.testing.assert_array_equal(statistics.mean_image, expected.mean_image)
 
 
 def npz(**arrays):

@@ -86,6 +86,20 @@ def test_what_is_hidden_or_no_image_is_passed_over(root):
     assert len(ImageFolder(root)) == 12
 
 
+def test_every_usual_suffix_is_read(root):
+    before, folder = len(ImageFolder(root)), min(root.iterdir())
+    for suffix in ("jfif", "TIF", "tiff"):
+        (folder / f"more.{suffix}").write_bytes(encode(picture(40, 40)))
+    assert len(ImageFolder(root)) == before + 3
+
+
+def test_a_photograph_in_a_format_that_is_not_read_is_left_out_with_a_warning(root):
+    for name in ("a.HEIC", "b.avif", "notes.txt"):
+        (min(root.iterdir()) / name).touch()
+    with pytest.warns(RuntimeWarning, match=r"2 photographs in .*, such as a\.HEIC, have a format that is not read"):
+        ImageFolder(root)
+
+
 def test_a_folder_that_is_called_like_an_image_is_passed_over_and_a_link_that_leads_nowhere_is_not(root):
     (root / WNIDS[0] / "thumbnails.jpg").mkdir()
     assert len(ImageFolder(root)) == 12
@@ -224,6 +238,14 @@ def test_grey_of_16_bits_keeps_its_upper_8(tmp_path, kind):
     np.testing.assert_array_equal(np.asarray(image), np.repeat((ramp >> 8)[..., None], 3, axis=2))
 
 
+@pytest.mark.parametrize("dtype", ["int32", "float32"])
+def test_numbers_of_32_bits_are_refused(tmp_path, dtype):
+    """The brightest one is unknown: 0..255 and 0..1 would both become black."""
+    ramp = np.arange(64 * 48, dtype=dtype).reshape(48, 64)
+    with pytest.raises(BrokenImageError, match=r"expected 8 or 16 bits for each channel, got numbers of 32 bits"):
+        read(tmp_path, encode(Image.fromarray(ramp), "TIFF"))
+
+
 def test_a_palette_with_transparency_becomes_rgb_without_a_warning(tmp_path):
     image = picture(64, 48).quantize(16)
     result = read(tmp_path, encode(image, "PNG", transparency=bytes(range(0, 256, 16))), 48)
@@ -252,6 +274,15 @@ def test_a_photograph_stands_as_the_camera_was_held(tmp_path, orientation):
     np.testing.assert_array_equal(np.asarray(read(tmp_path, content, 49)), expected)
     part = read_image(tmp_path / "one.JPEG", 49, lambda size: (3, 2, 43, 42))
     np.testing.assert_array_equal(np.asarray(part), expected[2:42, 3:43])
+
+
+def test_damaged_exif_data_do_not_make_a_photograph_unreadable(tmp_path):
+    """The maker of the camera, tag 0x010F, should be a text. Pillow reads a number, and cannot write it again."""
+    entries = struct.pack("<HHIfHHII", 0x010F, 11, 1, 1.5, 0x0112, 3, 1, 6)
+    exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + entries + bytes(4)
+    image = picture(64, 48)
+    assert read(tmp_path, encode(image, exif=exif), 48).size == (48, 64)
+    assert read(tmp_path, encode(image, exif=b"Exif\0\0MM nonsense"), 48).size == (64, 48)
 
 
 def test_a_broken_file_is_an_error_that_names_it(tmp_path):

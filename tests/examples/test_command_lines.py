@@ -292,7 +292,7 @@ def things(tmp_path_factory):
         (folder / name).mkdir(parents=True)
     for name in ("JUNK", "JUNK_SEED/seed0", "JUNK_RUNS/residual-8"):
         (folder / name / "checkpoint.safetensors").write_bytes(b"junk" * 100)
-    (folder / "TORN" / "iterations.txt").write_text("many")
+    (folder / "TORN" / "budget.json").write_text("many")
     for split in ("PHOTOS/train", "PHOTOS/val", "ONLY_TRAIN/train"):
         for number, wnid in enumerate(("n01", "n02")):
             (folder / split / wnid).mkdir(parents=True)

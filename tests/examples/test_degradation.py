@@ -9,6 +9,7 @@ import degradation
 import numpy as np
 import pytest
 from common.cifar import CifarData
+from matplotlib.figure import Figure
 from PIL import Image
 
 from minidl import Tensor
@@ -86,13 +87,43 @@ def test_a_signal_in_the_last_step_of_a_network_stops_before_the_next(degrade, t
 def test_a_budget_of_time_is_turned_into_iterations_once(degrade, tmp_path, monkeypatch):
     monkeypatch.setattr(degradation, "seconds_per_layer", lambda *_: (0.02, 0.0))
     degrade("--budget", "1s")
-    assert (tmp_path / "iterations.txt").read_text() == "3"  # 8 layers, two networks: 0.32 s a step
+    written = (tmp_path / "budget.json").read_text()
+    assert json.loads(written)["iterations"] == 3  # 8 layers, two networks: 0.32 s a step
     assert metrics(tmp_path / "plain-8")[-1]["step"] == 3
-    degrade("--budget", "1h")
-    assert (tmp_path / "iterations.txt").read_text() == "3"
+    monkeypatch.setattr(degradation, "seconds_per_layer", lambda *_: (0.01, 0.0))
+    assert degrade("--budget", "1s")[0] == 0
+    assert (tmp_path / "budget.json").read_text() == written
     status, output = degrade("--budget", "soon")
     assert status == 2
     assert "expected iterations or a time" in output
+
+
+def test_a_budget_that_is_shared_in_another_way_is_refused(degrade, tmp_path, monkeypatch):
+    """The figure would say that the networks had another time than they were trained for."""
+    monkeypatch.setattr(degradation, "seconds_per_layer", lambda *_: (0.02, 0.0))
+    degrade("--budget", "1s")
+    for options, was in (
+        (("--budget", "1h"), "--budget was 1s, is 1h"),
+        (("--budget", "1s", "--shortcuts", "A"), "--shortcuts was ['none', 'A'], is ['A']"),
+    ):
+        status, output = degrade(*options)
+        assert status == 2
+        assert f"{tmp_path / 'budget.json'}: {was}; pass the same options, or choose another --out" in output
+
+
+def test_the_responses_are_those_of_the_last_measurement(degrade, tmp_path, monkeypatch):
+    """Ctrl-C saves a later checkpoint, whose responses would stand beside the errors of an earlier step."""
+    with signal_after(3):
+        degrade("--budget", 4, "--measurements", 2)
+    record = metrics(tmp_path / "plain-8")[-1]
+    drawn = []
+    monkeypatch.setattr(degradation, "responses", lambda *_: pytest.fail("measured from the checkpoint"))
+    monkeypatch.setattr("matplotlib.axes.Axes.plot", lambda self, *lines, **_: drawn.extend(lines) or [])
+    folder = degradation.RunFolder(tmp_path / "plain-8", True, {})
+    data = shapes()
+    model = degradation.make_network("none", 8, data, settings(tmp_path))
+    degradation.draw_network(Figure().subplots(3), model, folder, degradation.probe_batch(data), "C0")
+    assert record["step"] == 2 and record["responses"] in drawn
 
 
 def test_degradation_compares_the_options_of_one_depth_in_one_column(degrade, tmp_path):
@@ -160,7 +191,7 @@ def test_degradation_goes_on_with_the_images_it_began_with(tmp_path, changed, at
         begun, resumed = resumed, begun
     for iterations in (1, 1):
         degradation.train("A", 8, shapes(), begun, iterations)
-    with pytest.raises(SystemExit, match=f"--resume: {min(changed)} was .*; pass the same options"):
+    with pytest.raises(SystemExit, match=f"checkpoint.safetensors: {min(changed)} was .*; pass the same options"):
         degradation.train("A", 8, shapes(), resumed, 1)
 
 
@@ -273,7 +304,7 @@ def test_degradation_on_a_device_gives_the_cpus_numbers(tmp_path, device):
 def test_a_run_of_degradation_writes_down_what_it_needs_to_go_on(tmp_path):
     records, (_, written) = trained(tmp_path, "cpu")
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["residual-8"]
-    assert written.keys() == {"progress", "warm_up", "loader", "options", "data"}
+    assert written.keys() == {"progress", "warm_up", "loader", "options", "data", "best"}
     options = {"iterations": 5, "dataset": "shapes", "batch_size": 16, "seed": 0}
     assert written["options"] == options | {"limit_train": None, "limit_test": None, "holdout": False}
-    assert records[-1].keys() >= {"step", "train_error", "test_error", "split", "gradients"}
+    assert records[-1].keys() >= {"step", "train_error", "test_error", "split", "gradients", "responses"}

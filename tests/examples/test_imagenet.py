@@ -162,6 +162,7 @@ def test_a_broken_photograph_is_named_and_counted_when_testing(photographs, eval
     assert "photographs that cannot be decoded, each replaced by the next one in the folder: 1\n" in output
 
 
+@pytest.mark.filterwarnings("default:measure_images")
 def test_a_run_does_not_go_on_with_other_classes(train, photographs):
     """Of the same number: the labels would mean something else."""
     train("run", "--iterations", 1)
@@ -311,12 +312,59 @@ def test_a_run_goes_on_with_the_weights_that_it_began_with(train, tmp_path):
     save_checkpoint(tmp_path / "bare", standard_config("resnet18", 3).build(seed=2))
     started = ["--model", "resnet18", "--iterations", 1, "--init-from", tmp_path / "bare"]
     assert train("run", *started)[0] == 0
-    assert "--resume: init_from was" in train("run", *started[:-2], "--resume")[0]
+    assert "checkpoint.safetensors: init_from was" in train("run", *started[:-2], "--resume")[0]
+
+
+def test_a_resumed_run_does_not_need_the_weights_that_it_began_with(train, tmp_path):
+    save_checkpoint(tmp_path / "bare", standard_config("resnet18", 3).build(seed=2))
+    options = ["--model", "resnet18", "--iterations", 3, "--init-from", tmp_path / "bare"]
+    assert train("whole", *options)[0] == 0
+    with signal_after(2):
+        train("parts", *options)
+    (tmp_path / "bare").unlink()
+    assert train("parts", *options, "--resume")[0] == 0
+    assert_same_run(tmp_path / "parts", tmp_path / "whole")
+    ours, theirs = (load_network(tmp_path / name)[1] for name in ("parts", "whole"))
+    np.testing.assert_array_equal(ours.mean, theirs.mean)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--size", 36, "--sides", 34], "--sides: expected at least 36, the side of the crops (--size), got 34"),
+        (["--validation-side", 20], "--validation-side: expected at least 32, the side of the crops (--size), got 20"),
+        (["--init", "paper"], "--init: has no effect on resnet18; omit it"),
+        (["--model", "vgg-A", "--shortcut", "A"], "--shortcut: has no effect on vgg-A; omit it"),
+        (["--model", "vgg-A", "--variant", "torchvision"], "--variant: has no effect on vgg-A; omit it"),
+        (["--model", "plain18", "--shortcut", "A"], "--shortcut: has no effect on plain18; omit it"),
+        (["--model", "vgg-A", "--size", 20, "--sides", 20], "20"),
+    ],
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else "",
+)
+def test_wrong_options_are_an_error_before_the_images_are_measured(train, tmp_path, options, expected):
+    status, _, errors = train("run", *options)
+    assert status == 2
+    assert expected in errors
+    assert not (tmp_path / "statistics.npz").exists()
+
+
+def test_the_statistics_have_the_name_of_the_folder_and_the_size(capsys, tmp_path, monkeypatch):
+    found = []
+    monkeypatch.setattr(train_imagenet, "train", lambda args, ranks: found.append(args))
+    options = ["--data", "some/flowers/", "--out", tmp_path, "--model", "resnet18", "--size", 192, "--sides", 192]
+    run_main(train_imagenet, options, capsys)
+    assert found[0].statistics == "runs/flowers-192.npz"
+
+
+def test_a_model_beside_weights_that_describe_another_is_an_error(weights, evaluate):
+    status, _, errors = evaluate("--weights", weights[0], "--model", "vgg-E")
+    assert status == 2
+    assert "--model: the weights describe their network, resnet18; leave --model out" in errors
 
 
 def test_weights_of_the_same_network_may_come_from_pytorch(tmp_path):
     """Whose batch-norm also counts its batches, which makes more names than ours."""
-    args = Namespace(init="glorot", init_from=tmp_path / "w", seed=1, device="cpu")
+    args = Namespace(init="glorot", init_from=tmp_path / "w", seed=1, device="cpu", resume=False)
     config = standard_config("vgg-A-bn", 3)
     config = replace(config, arguments=config.arguments | {"image_size": 32})
     arrays = config.build(seed=2).state_dict()
@@ -334,7 +382,7 @@ def test_wrong_data_is_a_clear_error(train, photographs, tmp_path):
     (photographs / "val" / "n99").rename(photographs / "val" / "n01")
     status, _, errors = train("run", "--iterations", 1, "--sides", 20)
     assert status == 2
-    assert "expected 1 <= size <= shorter_side" in errors
+    assert "--sides: expected at least 32, the side of the crops (--size), got 20" in errors
     status, _, errors = train("run", "--iterations", 1, "--patience", -1)
     assert status == 2
     assert "argument --patience: expected a whole number >= 0, got -1" in errors
@@ -349,7 +397,7 @@ def test_wrong_data_is_a_clear_error(train, photographs, tmp_path):
         (["vgg-D"], [256, 256], 256),
         (["vgg-D", "--sides", 512, 256], [256, 512], 384),
         (["resnet50"], [256, 480], 256),
-        (["resnet50", "--sides", 72, 96], [72, 96], 72),
+        (["resnet50", "--sides", 272, 296], [272, 296], 272),
     ],
 )
 def test_what_the_options_leave_open_is_as_in_the_papers(

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 import speedrun_cifar10
 import train_cifar_resnet
+from common.folder import RunFolder
 from common.imagenet import describe_files
+from models.weights import find_weights
 from safetensors.numpy import load_file, save_file
 
 from minidl.data import ImageFolder
@@ -20,7 +22,7 @@ from minidl.nn import Linear
 from minidl.system import files
 from minidl.training.checkpoint import read_checkpoint
 from tests.examples.test_run import small_run, train
-from tests.examples.tools import assert_same_run, metrics, shapes
+from tests.examples.tools import assert_same_run, metrics, shapes, signal_after
 
 
 def step_of(path):
@@ -107,6 +109,57 @@ def test_the_speedrun_keeps_as_many_as_it_is_told(run, tmp_path, monkeypatch):
     assert names(tmp_path / "seed0") == [f"{name}.safetensors" for name in expected]
 
 
+@pytest.mark.parametrize("left", ["step-4", "best", "average"])
+def test_a_new_run_does_not_replace_the_files_of_an_earlier_one(resnet, tmp_path, left):
+    """Its checkpoint was moved away, such as after damage: the others are all that is left."""
+    resnet("--epochs", 3, "--ema", 0.5, "--out", tmp_path)
+    for name in names(tmp_path):
+        if name != f"{left}.safetensors":
+            (tmp_path / name).unlink()
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    status, output = resnet("--epochs", 1, "--out", tmp_path)
+    assert status == 2
+    path = tmp_path / f"{left}.safetensors"
+    assert f"{path} is of an earlier run, which has no checkpoint.safetensors; choose another --out" in output
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_the_best_is_the_network_that_was_tested(resnet, tmp_path, errors_are):
+    """With --ema that is the moving average."""
+    errors_are(0.5, 0.3)
+    resnet("--epochs", 2, "--ema", 0.5, "--out", tmp_path)
+    average = (tmp_path / "average.safetensors").read_bytes()
+    assert (tmp_path / "best.safetensors").read_bytes() == average
+    assert find_weights(tmp_path) == tmp_path / "average.safetensors"
+    errors_are(0.5, 0.3, 0.4)
+    resnet("--epochs", 3, "--ema", 0.5, "--out", tmp_path / "longer")
+    longer = tmp_path / "longer"
+    assert (longer / "best.safetensors").read_bytes() != (longer / "average.safetensors").read_bytes()
+
+
+def test_the_best_is_known_without_the_metrics(resnet, tmp_path, errors_are):
+    errors_are(0.5, 0.1)
+    with signal_after(5):
+        resnet("--epochs", 4, "--out", tmp_path)
+    (tmp_path / "metrics.jsonl").unlink()
+    errors_are(0.4, 0.3)
+    assert resnet("--epochs", 4, "--out", tmp_path, "--resume")[0] == 0
+    assert step_of(tmp_path / "best.safetensors") == 4
+
+
+def test_a_kill_between_a_checkpoint_and_its_average_is_made_good(resnet, tmp_path, monkeypatch):
+    def die(*_):
+        raise SystemExit("killed")
+
+    resnet("--epochs", 1, "--ema", 0.5, "--out", tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(RunFolder, "_save_average", die)
+        assert resnet("--epochs", 1, "--ema", 0.5, "--out", tmp_path / "parts")[0] == "killed"
+    assert resnet("--epochs", 1, "--ema", 0.5, "--out", tmp_path / "parts", "--resume")[0] == 0
+    ours, theirs = (load_file(folder / "average.safetensors") for folder in (tmp_path / "parts", tmp_path))
+    assert all((array == theirs[name]).all() for name, array in ours.items())
+
+
 # -- a damaged checkpoint ----------------------------------------------------------------------------------------------
 
 
@@ -178,11 +231,12 @@ def test_a_run_does_not_go_on_with_other_images(resnet, copy_of_begun, monkeypat
     data = shapes()
     change(data)
     monkeypatch.setattr(train_cifar_resnet, "load_data", lambda args: data)
-    before = (copy_of_begun / "checkpoint.safetensors").read_bytes()
+    checkpoint = copy_of_begun / "checkpoint.safetensors"
+    before = checkpoint.read_bytes()
     status, _ = resnet("--epochs", 1, "--out", copy_of_begun, "--resume")
-    assert status.startswith(f"error: --resume: the data are not those that the run was started with ({named}: ")
+    assert status.startswith(f"error: {checkpoint}: the data are not those that the run was started with ({named}: ")
     assert status.count(" with SHA-256 ") == 2
-    assert (copy_of_begun / "checkpoint.safetensors").read_bytes() == before
+    assert checkpoint.read_bytes() == before
 
 
 def test_a_checkpoint_that_does_not_describe_its_data_goes_on(resnet, copy_of_begun):

@@ -143,7 +143,7 @@ def perfect(data, labels):
         outputs[np.arange(len(views)), labels] = encode(boxes, VIEW)
         return Tensor(outputs.reshape(len(views), 40))
 
-    network.eval = network.train = lambda: None
+    network.training, network.eval, network.train = True, lambda: None, lambda mode: None
     return network
 
 

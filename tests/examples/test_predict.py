@@ -78,6 +78,14 @@ def test_a_picture_has_a_row_for_each_photograph(weights, photographs, guess, tm
         assert picture.size == (800, 380)
 
 
+def test_too_many_photographs_for_a_picture_are_an_error_before_the_work(weights, photographs, guess, tmp_path):
+    many = [photographs / "a.png"] * (predict.MOST_DRAWN + 1)
+    status, output, errors = guess("--weights", weights, "--images", *many, "--out", tmp_path / "guesses.png")
+    assert (status, output) == (2, "")
+    assert "--out: expected at most 300 photographs to draw, got 301; omit --out" in errors
+    assert predict.MOST_DRAWN * 190 < 2**16
+
+
 def test_a_folder_that_is_missing_is_an_error_before_the_work(weights, photographs, guess, tmp_path):
     options = ["--weights", weights, "--images", photographs, "--out", tmp_path / "missing" / "guesses.png"]
     status, output, errors = guess(*options)

@@ -349,7 +349,7 @@ def test_what_the_folder_lacks_is_said_before_data_are_loaded(run, tmp_path, mon
 def test_resuming_with_other_options_says_which(run, copy_of_begun, script, options, message):
     same = ["--batch-size", 20, "--epochs", 1, "--out", copy_of_begun, "--resume"]
     status, _ = run(script, *options, *same)
-    assert str(status).startswith("error: --resume: ")
+    assert str(status).startswith(f"error: {copy_of_begun / 'checkpoint.safetensors'}: ")
     assert message in status
 
 

@@ -262,6 +262,13 @@ def test_a_finished_run_whose_metrics_are_lost_is_tested_again(speed, narrow, tm
         assert re.search(r"^seed 0: .*$", output, re.M)[0] == expected
 
 
+def test_a_batch_larger_than_the_data_is_an_error_that_names_the_option(speed, tmp_path):
+    status, output = speed(tmp_path, "--batch-size", 1000)
+    assert status == 2
+    assert f"--batch-size: expected at most the {len(small().train)} images, got 1000" in output
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_loss_of_nan_ends_the_run_with_advice_that_can_be_followed(speed, narrow, tmp_path, monkeypatch):
     monkeypatch.setattr(speedrun_cifar10, "LR", 1e30)
     with np.errstate(all="ignore"):

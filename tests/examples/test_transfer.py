@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 import transfer
+from models.config import NetworkConfig
 from models.resnet import cifar_resnet, imagenet_resnet
 from safetensors.numpy import save_file
 
@@ -51,6 +52,17 @@ def test_transfer_takes_a_folder_of_the_hub(run, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(description))
     status, output = run(transfer, "--weights", tmp_path, "--layer", "layer1", "--epochs", 1)
     assert status == 0 and "a linear classifier on layer1" in output
+
+
+@pytest.mark.parametrize("size", [32, 16])
+def test_images_are_normalised_as_in_the_networks_training(size):
+    mean = np.arange(size * size * 3, dtype=np.float32).reshape(size, size, 3)
+    config = NetworkConfig("resnet8", "cifar_resnet", {}, ("a",), None, size, size, mean, 50.0)
+    data = shapes()
+    transfer.normalise_as(config, data)
+    images, _ = next(iter(data.test_loader(20)))
+    expected = (data.test.images - (mean if size == 32 else mean.mean(axis=(0, 1)))) / 50.0
+    np.testing.assert_allclose(images.numpy(), expected, rtol=1e-5, atol=1e-5)
 
 
 def test_the_classifier_of_transfer_learns_what_is_linear():

@@ -100,7 +100,7 @@ def save(path, config, says_so):
 
 def start_from(path, config):
     """As train_imagenet.py --init-from does."""
-    return make_network(config, argparse.Namespace(seed=0, init_from=path, device="cpu"))
+    return make_network(config, argparse.Namespace(seed=0, init_from=path, device="cpu", resume=False))
 
 
 def load_as(path, config):
