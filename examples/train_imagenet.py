@@ -229,7 +229,7 @@ def make_optimizer(model: Module, recipe: Recipe) -> SGD:
 
 def fill_in(args: argparse.Namespace) -> None:
     """Fill in the options that were not given with the values of the model's paper."""
-    check_unused(args)
+    fill_in_network(args)
     args.recipe = args.recipe or ("vgg" if args.model.startswith("vgg") else "resnet")
     recipe = IMAGENET_RECIPES[args.recipe]
     sides = args.sides or recipe.sides
@@ -237,7 +237,6 @@ def fill_in(args: argparse.Namespace) -> None:
         raise ValueError(f"--sides: expected one number or two, got {' '.join(map(str, sides))}")
     if args.sync_batch_norm and args.micro_batch:
         raise ValueError("--sync-batch-norm takes statistics over the whole batch; omit it, or --micro-batch")
-    args.init, args.shortcut, args.variant = args.init or "glorot", args.shortcut or "B", args.variant or "he2015"
     args.statistics = args.statistics or f"runs/{Path(args.data).resolve().name}-{args.size}.npz"
     args.sides = [min(sides), max(sides)]
     if args.validation_side is None:  # VGG: the middle of the training range; ResNet: its minimum, 256 of 256 to 480
@@ -249,17 +248,15 @@ def fill_in(args: argparse.Namespace) -> None:
     args.epochs = args.epochs or recipe.epochs
 
 
-def check_unused(args: argparse.Namespace) -> None:
-    """Raise a ValueError for an option that has no effect on this network."""
+def fill_in_network(args: argparse.Namespace) -> None:
+    """Fill in the options of the network. Raise a ValueError for one that has no effect on it."""
     builder, arguments = IMAGENET_MODELS[args.model]
-    unused = {
-        "--init": args.init and builder != "vgg",
-        "--shortcut": args.shortcut and (builder == "vgg" or "shortcut" in arguments),
-        "--variant": args.variant and builder == "vgg",
-    }
-    for option, given in unused.items():
-        if given:
-            raise ValueError(f"{option}: has no effect on {args.model}; omit it")
+    defaults = {"init": "glorot"} if builder == "vgg" else {"shortcut": "B", "variant": "he2015"}
+    for name in ("init", "shortcut", "variant"):
+        given, default = getattr(args, name), None if name in arguments else defaults.get(name)
+        if given and default is None:
+            raise ValueError(f"--{name}: has no effect on {args.model}; omit it")
+        setattr(args, name, given or default)
 
 
 def main() -> None:

@@ -356,6 +356,18 @@ def test_the_statistics_have_the_name_of_the_folder_and_the_size(capsys, tmp_pat
     assert found[0].statistics == "runs/flowers-192.npz"
 
 
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [("vgg-A", ("glorot", None, None)), ("resnet18", (None, "B", "he2015")), ("plain18", (None, None, "he2015"))],
+)
+def test_options_of_other_networks_stay_empty(capsys, tmp_path, monkeypatch, model, expected):
+    """The command on the card of exported weights has all that are filled in."""
+    found = []
+    monkeypatch.setattr(train_imagenet, "train", lambda args, ranks: found.append(args))
+    run_main(train_imagenet, ["--data", "-", "--out", tmp_path, "--model", model], capsys)
+    assert (found[0].init, found[0].shortcut, found[0].variant) == expected
+
+
 def test_a_model_beside_weights_that_describe_another_is_an_error(weights, evaluate):
     status, _, errors = evaluate("--weights", weights[0], "--model", "vgg-E")
     assert status == 2
