@@ -51,19 +51,25 @@ def gradcheck(
 
     - element by element if it has at most `max_elements`, and in `directions` random directions,
     - alone, with the other inputs frozen: the gradient must be the same,
-    - for forbidden side effects: writing into the inputs or into dL/dy, returning another dtype or shape, or storing
-      values on the class, where the next call overwrites them.
+    - for forbidden side effects: writing into the inputs, the output or dL/dy, returning another dtype or shape, or
+      storing values on the class, where the next call overwrites them.
 
     An element passes if |backward - differences| <= atol + rtol |differences| + the error of the differences. The step
     is eps max(1, |x|); shorter steps separate the error of the differences from a mistake in backward. At a kink (a
     ReLU at 0, equal numbers in a max-pool) there is no derivative to compare with; keep inputs away from it.
     """
     _check_inputs(inputs)
+    if directions < 1:
+        raise ValueError(f"gradcheck: expected directions >= 1, got {directions}")
     rng = np.random.default_rng([seed, *b"gradcheck"])  # not the stream that a test draws its inputs from
     _call_on_other_inputs(function, inputs, rng)
     with no_grad(), _no_input_changes(inputs, "the function"):
-        output = function(*inputs)
+        output, again = function(*inputs), function(*inputs)
     check_tensors("gradcheck", output)
+    if not _same(output.data, again.data):
+        raise GradientError(
+            "gradcheck: the function returned another output for the same inputs; fix what is random, such as a mask"
+        )
     if output.dtype != np.float64:
         raise TypeError(f"gradcheck: the function returned {output.dtype}; differences need float64 throughout")
     cotangent = rng.standard_normal(output.shape)
@@ -184,8 +190,10 @@ def _check_evaluation(layer: Module, x: Tensor) -> None:
             raise GradientError(f"check_layer: in evaluation: the forward pass changes the buffer {name}")
     if output.shape[:1] != x.shape[:1]:
         raise GradientError(f"check_layer: expected an output for each of {len(x)} images, got shape {output.shape}")
+    others = x.numpy()[1:] if len(x) > 1 else -x.numpy()  # a single image needs another one beside it
+    together = layer(Tensor(np.concatenate([x.numpy()[:1], others]), device=x.device)).numpy()
     alone = layer(Tensor(x.data[:1].copy())).numpy()
-    if not np.allclose(alone[0], output[0], rtol=1e-4, atol=1e-5 * np.abs(output).max(initial=0)):
+    if not np.allclose(alone[0], together[0], rtol=1e-4, atol=1e-5 * np.abs(together).max(initial=0)):
         raise GradientError("check_layer: in evaluation: the output for an image depends on the others of its batch")
 
 
@@ -204,6 +212,9 @@ def _check_inputs(inputs: Sequence[Tensor]) -> None:
         raise TypeError("gradcheck: expected a list of tensors, got one Tensor; wrap it in [...]")
     check_tensors("gradcheck", *inputs)
     for number, tensor in enumerate(inputs):
+        if isinstance(tensor._node, Node):
+            remedy = "Tensor(x.numpy(), requires_grad=True)"
+            raise ValueError(f"gradcheck: input {number} was computed by {tensor._node.name}; pass {remedy}")
         if tensor.requires_grad and tensor.dtype != np.float64:
             raise TypeError(f"gradcheck: input {number} is {tensor.dtype}; differences need float64: .to('float64')")
     if not any(tensor.requires_grad for tensor in inputs):
@@ -222,16 +233,22 @@ def _analytic(function, inputs, cotangent, rng) -> list[np.ndarray | None]:
             output = function(*inputs)
             _call_on_other_inputs(function, inputs, rng)
             _guard_backward(output)
+            before_backward = output.data.copy()
             try:
                 output.backward(Tensor(cotangent.copy(), device=output.device))
             except (ValueError, RuntimeError) as error:  # wrong shape, dtype or number of gradients; or no graph
                 raise GradientError(f"gradcheck: {error}") from error
+            if not _same(output.data, before_backward):
+                raise GradientError("gradcheck: backward wrote into the output of the function; return a new array")
         grads = [tensor.grad for tensor in inputs]
     finally:
         _set_grads(inputs, before)
     for number, (tensor, grad) in enumerate(zip(inputs, grads, strict=True)):
         if tensor.requires_grad and grad is None:
-            raise GradientError(f"gradcheck: backward returned no gradient for input {number} of shape {tensor.shape}")
+            unused = "if the output does not depend on it, leave it out"
+            raise GradientError(
+                f"gradcheck: backward returned no gradient for input {number} of shape {tensor.shape}; {unused}"
+            )
     return [None if grad is None else grad.numpy() for grad in grads]
 
 
@@ -253,7 +270,9 @@ def _no_input_changes(inputs: Sequence[Tensor], actor: str) -> Iterator[None]:
 
 
 def _call_on_other_inputs(function, inputs, rng) -> None:
-    """Call the function on shuffled copies of its inputs: once before the real forward, once before the real backward.
+    """Call the function on other inputs: once before the real forward, once before the real backward.
+
+    They are copies of the inputs, shuffled and made a tenth smaller, so that sums and single numbers differ too.
 
     A Function that stores values on the class instead of in ctx then uses the wrong ones in backward.
     """
@@ -261,7 +280,7 @@ def _call_on_other_inputs(function, inputs, rng) -> None:
     for other in others:
         if other.requires_grad:
             order = rng.permutation(other.numel())
-            other.data.reshape(-1)[...] = other.data.reshape(-1)[order]
+            other.data.reshape(-1)[...] = 0.9 * other.data.reshape(-1)[order]
     with contextlib.suppress(Exception), np.errstate(all="ignore"):  # the function may not be defined there
         function(*others)
 

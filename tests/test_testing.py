@@ -380,6 +380,37 @@ class AddsToItsGradient(Cube):
         return AddsToItsGradient.total
 
 
+class KeepsASumOnTheClass(Function):
+    """Which is the same for shuffled inputs."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save(x)
+        KeepsASumOnTheClass.total = x.sum()
+        return x * x.sum()
+
+    @staticmethod
+    def backward(ctx, grad):
+        (x,) = ctx.saved
+        return grad * KeepsASumOnTheClass.total + (grad * x).sum()
+
+
+class OverwritesItsOutput(Function):
+    """dL/dx of exp is y dL/dy, computed in the place of y."""
+
+    @staticmethod
+    def forward(ctx, x):
+        y = np.exp(x)
+        ctx.save(y)
+        return y
+
+    @staticmethod
+    def backward(ctx, grad):
+        (y,) = ctx.saved
+        y *= grad
+        return y
+
+
 def wrong_where_the_other_is_frozen(number):
     """a b, with a mistake in the gradient of that input which shows only where the other one is frozen."""
 
@@ -426,6 +457,8 @@ MISTAKES = {
     "three times a slope of 1e-9": (applied(ThreeTimesASmallSlope), "worst at index"),
     "the input kept on the class": (applied(KeepsItsInputOnTheClass), "worst at index"),
     "the first mask kept on the class": (applied(CachesItsFirstMask), "worst at index"),
+    "a sum kept on the class": (applied(KeepsASumOnTheClass), "worst at index"),
+    "backward overwrites the output": (applied(OverwritesItsOutput), "backward wrote into the output of the function"),
     "a gradient that adds up": (applied(AddsToItsGradient), "in a second call"),
 }
 
@@ -518,7 +551,7 @@ def test_there_an_error_of_one_in_a_hundred_is_found_all_the_same(function, x):
 def test_a_function_that_is_random_is_refused():
     """Differences of it do not settle at any step, so there is nothing to compare with."""
     x, rng = drawn(4), np.random.default_rng(0)
-    with pytest.raises(GradientError, match="finite differences"):
+    with pytest.raises(GradientError, match="another output for the same inputs; fix what is random"):
         gradcheck(lambda x: x * Tensor(1 + 0.1 * rng.standard_normal(4)), [x])
 
 
@@ -630,6 +663,21 @@ def test_float32_is_refused_with_the_remedy():
 def test_a_function_that_leaves_float64_is_refused(x):
     with pytest.raises(TypeError, match="the function returned float32; differences need float64"):
         gradcheck(lambda x: x.to("float32"), [x])
+
+
+def test_a_computed_input_is_an_error_with_the_remedy(x):
+    with pytest.raises(ValueError, match=r"input 0 was computed by Mul; pass Tensor\(x\.numpy\(\), requires_grad=True"):
+        gradcheck(lambda y: y.exp(), [2 * x])
+
+
+def test_no_direction_is_an_error(x):
+    with pytest.raises(ValueError, match="expected directions >= 1, got 0"):
+        gradcheck(lambda x: x.exp(), [x], directions=0)
+
+
+def test_an_input_that_is_not_used_is_named(x):
+    with pytest.raises(GradientError, match=r"no gradient for input 1 .*; if the output does not depend on it, leave"):
+        gradcheck(lambda x, other: x.exp(), [x, drawn(3)])
 
 
 def test_nothing_to_check_is_an_error(x):

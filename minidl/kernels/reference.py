@@ -113,7 +113,7 @@ def col2im(columns, x_shape, kernel_size, stride, padding):
 
 
 def conv2d_forward_by_im2col(x, weight, bias, stride, padding):
-    """Y = columns W + bias, where W is the weight as a (KH*KW*C, O) matrix and Y is (N*OH*OW, O)."""
+    """Y = columns W + bias, W the weight as a (KH*KW*C, O) matrix. Y is (N*OH*OW, O), returned as (N, OH, OW, O)."""
     kh, kw, c, o = weight.shape
     output_size = _output_size(x.shape[1:3], (kh, kw), stride, padding)
     y = im2col(x, (kh, kw), stride, padding) @ weight.reshape(kh * kw * c, o)

@@ -156,7 +156,7 @@ class HidesState(Scaled):
         (Widens(), r"in training: a float32 input gives an output of float64"),
         (RoundsTooMuch(), r"in training: the output for a float32 input is far from the one in float64"),
         (Counts(), r"in evaluation: the forward pass changes the buffer count"),
-        (Random(), r"in evaluation: (the input .*: worst at|a second call with the same input gives another output)"),
+        (Random(), "in evaluation: the function returned another output for the same inputs"),
         (NormalizesByTheBatch(), r"the output for an image depends on the others"),
         (SumsTheBatch(), r"expected an output for each of 2 images, got shape \(1, 3\)"),
         (SumsAll(), r"expected an output for each of 2 images, got shape \(\)"),

@@ -134,10 +134,10 @@ COURSE = (
             "x[n, h, w, c] act on, and with which factor?",
             "Go through the same windows and taps as forward, and add to grad_x[h, w] instead of y[i, j]. Several "
             "windows see the same pixel: +=.",
-            "grad_x[:, h, w] += grad[:, i, j] @ weight[u, v].T: (N, O) @ (O, C).",
             "If you write it as a convolution of grad: with stride 1, i = h + PH - u. The index of the kernel runs the "
             "other way, so the kernel is turned by 180 degrees. With a larger stride there are zeros between the "
             "pixels of grad.",
+            "grad_x[:, h, w] += grad[:, i, j] @ weight[u, v].T: (N, O) @ (O, C).",
         ),
     ),
     Lesson(
