@@ -313,9 +313,10 @@ def _gelu(rng):
 
 
 def _softmax_forward(rng):
-    """The last case has numbers whose exp overflows."""
-    for offset in (0, 0, 800):
-        yield {"x": offset + rng.standard_normal(sizes(rng, 2, 3, 8))}
+    """In the last case exp overflows in some rows; in others it is 0 unless the row's own maximum is subtracted."""
+    for offsets in ((0,), (0,), (0, 800, -800)):
+        shape = sizes(rng, 2, 3, 8)
+        yield {"x": np.resize(offsets, shape[0])[:, None] + rng.standard_normal(shape)}
 
 
 def _log_softmax_forward(rng):
@@ -418,7 +419,7 @@ def _crop_and_flip(rng):
 
 
 def _update_running_statistics(rng):
-    for count in (2, 6):
+    for count in (2, 6, 1):
         c = sizes(rng, 1)
         arrays = {name: rng.uniform(0.5, 2, c) for name in ("running_mean", "running_variance", "mean", "variance")}
         yield {**arrays, "momentum": 0.3, "count": count}
@@ -551,12 +552,28 @@ def _with(**options):
 def _pow(rng):
     for (inputs, _), exponent in zip(_one(rng), (3, -1.5), strict=True):
         yield inputs, {"exponent": exponent}
+    yield (rng.integers(0, 3, sizes(rng, 2)).astype(float),), {"exponent": 0}  # 0^0 is 1, and its gradient 0
 
 
-def _square_matmul(rng):
-    b, i = sizes(rng, 2)
-    for left, right in [((i, i), (i, i)), ((b, i, i), (i, i))]:
+def _products(rng):
+    """Square factors, so that mistakes show as wrong numbers; then others, and factors that broadcast."""
+    b, i, k, j = sizes(rng, 4)
+    for left, right in [((i, i), (i, i)), ((b, i, i), (i, i)), ((i, i), (b, i, i)), ((i, k), (k, j))]:
         yield (rng.standard_normal(left), rng.standard_normal(right)), {}
+
+
+def _clip(rng):
+    """The last cases have one bound, and numbers on it."""
+    for inputs, _ in _one(rng):
+        yield inputs, {"low": 0.6, "high": 1.5}
+    for low, high in ((None, 2.0), (1.0, None)):
+        yield (rng.integers(0, 4, sizes(rng, 2)).astype(float),), {"low": low, "high": high}
+
+
+def _maximum(rng):
+    yield from _two(rng)
+    shape = sizes(rng, 2)
+    yield (rng.integers(-1, 2, shape).astype(float), rng.integers(-1, 2, shape).astype(float)), {}  # many are equal
 
 
 def _where(rng):
@@ -618,14 +635,14 @@ OP_CASES: dict[str, Callable] = {
     "Mul": _two,
     "Div": _two,
     "Pow": _pow,
-    "MatMul": _square_matmul,
+    "MatMul": _products,
     "Exp": _one,
     "Log": _one,
     "Sqrt": _one,
     "Sigmoid": _signed,
     "Tanh": _signed,
-    "Clip": _with(low=0.6, high=1.5),
-    "Maximum": _two,
+    "Clip": _clip,
+    "Maximum": _maximum,
     "Where": _where,
     "BatchNorm": _batch_norm,
     "BatchNormEval": _batch_norm_eval,

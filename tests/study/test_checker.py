@@ -5,6 +5,7 @@ import pytest
 
 from minidl import Function
 from minidl.kernels import reference
+from minidl.ops.arithmetic import sum_to_shape
 from minidl.study.calls import kernels, ops
 from minidl.study.cases import has_cases
 from minidl.study.mistakes import MISTAKES, find, mistakes_of
@@ -365,7 +366,7 @@ def weight_permuted(grad, x, weight, stride, padding):
         (
             "cross_entropy_backward",
             cross_entropy_backward_of_a_lecture,
-            ["This is dL/dlogits with the labels not smoothed, and divided by grad."],
+            ["This is dL/dlogits with the labels not smoothed, and not multiplied by grad."],
         ),
         (
             "conv2d_backward_weight",
@@ -461,6 +462,92 @@ def test_a_wrong_array_in_a_list_has_its_own_name():
         parameters[1] *= 2
 
     assert report_of("sgd_update", doubles_the_second).mistakes == ["This is parameters[1], but 2 times as large."]
+
+
+def conv2d_backward_weight_of_a_mean_over_taps(grad, x, weight, stride, padding):
+    right = reference.conv2d_backward(grad, x, weight, stride, padding, False, True)[1]
+    return right / (weight.shape[0] * weight.shape[1])
+
+
+def test_the_size_of_the_kernel_is_that_of_the_weight():
+    words = report_of("conv2d_backward_weight", conv2d_backward_weight_of_a_mean_over_taps).mistakes
+    assert words == ["This is dL/dweight, but divided by KH*KW."]
+
+
+def softmax_without_the_maximum_of_all(x):
+    exponentials = np.exp(x - x.max())
+    return exponentials / exponentials.sum(axis=-1, keepdims=True)
+
+
+def running_statistics_always_unbiased(running_mean, running_variance, mean, variance, momentum, count):
+    running_mean[...] = (1 - momentum) * running_mean + momentum * mean
+    running_variance[...] = (1 - momentum) * running_variance + momentum * variance * np.divide(count, count - 1)
+
+
+class ProductNotSummedOverTheBatch(Function):
+    @staticmethod
+    def forward(ctx, a, b):
+        ctx.save(a, b)
+        return a @ b
+
+    @staticmethod
+    def backward(ctx, grad):
+        a, b = ctx.saved
+        grad_b = a.swapaxes(-1, -2) @ grad
+        return grad @ b.swapaxes(-1, -2), grad_b.sum(0) if grad_b.ndim > b.ndim else grad_b
+
+
+class PowerWithoutTheCaseOfZero(Function):
+    @staticmethod
+    def forward(ctx, x, *, exponent):
+        ctx.save(x, exponent)
+        return x**exponent
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, exponent = ctx.saved
+        return grad * exponent * x ** (exponent - 1.0)
+
+
+class ClipOfBothBounds(Function):
+    @staticmethod
+    def forward(ctx, x, *, low, high):
+        ctx.save((x > (low or 0)) & (x < (high or 10)))
+        return np.clip(x, low, high)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return np.where(ctx.saved[0], grad, 0)
+
+
+class MaximumOfTheFirst(Function):
+    @staticmethod
+    def forward(ctx, a, b):
+        ctx.save(a, b)
+        return np.maximum(a, b)
+
+    @staticmethod
+    def backward(ctx, grad):
+        a, b = ctx.saved
+        return sum_to_shape(np.where(a >= b, grad, 0), a.shape), sum_to_shape(np.where(a < b, grad, 0), b.shape)
+
+
+@pytest.mark.parametrize("seed", [0, *OTHER_SEEDS])
+@pytest.mark.parametrize(
+    ("name", "function", "words"),
+    [
+        ("softmax_forward", softmax_without_the_maximum_of_all, "nan"),
+        ("update_running_statistics", running_statistics_always_unbiased, "inf"),
+        ("MatMul", ProductNotSummedOverTheBatch, "shape"),
+        ("Pow", PowerWithoutTheCaseOfZero, "nan"),
+        ("Clip", ClipOfBothBounds, "are wrong"),
+        ("Maximum", MaximumOfTheFirst, "are wrong"),
+    ],
+)
+def test_what_is_right_but_for_a_special_case_is_wrong(name, function, words, seed):
+    report = report_of(name, function, seed)
+    problems = [rung.problem for rung in report.rungs if rung.problem]
+    assert problems and words in (problems[0] + report.place).lower()
 
 
 def test_what_nobody_knows_has_no_name():
@@ -637,7 +724,7 @@ def test_a_file_that_it_reads_is_named(tmp_path):
 def test_a_wrong_transpose_is_said_in_words():
     rung = first_problem("conv2d_backward_x", conv2d_backward_x_not_turned)
     assert rung.title.startswith("it is the transpose of forward")
-    assert "For a random v, <forward(v), grad> is" in rung.problem
+    assert "For a random v, sum(forward(v) * grad) is" in rung.problem
 
 
 def test_an_update_has_to_write_into_its_arguments():

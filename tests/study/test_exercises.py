@@ -208,6 +208,19 @@ def test_from_an_empty_file_to_a_right_answer(command, folder):
     assert code == 0 and "All of relu is right." in text and "exercise linear" in text
 
 
+def test_a_command_that_is_suggested_has_the_folder_that_was_given(command, folder):
+    place = folder / "my work"
+    assert f"exercise relu --folder '{place}'" in command("relu", "--folder", str(place))[1]
+    (place / "relu.py").write_text(RELU)
+    assert f"exercise linear --folder '{place}'" in command("relu", "--folder", str(place))[1]
+
+
+def test_the_file_describes_the_helpers_that_may_be_used():
+    text = exercises()["conv2d_backward_x"].text()
+    assert "_taps(size, output_size, kernel_size, stride, padding)" in text and "Yield every (i, j, u, v, h, w)" in text
+    assert "it is always needed" in text
+
+
 def test_a_students_work_is_not_overwritten(command, folder):
     path = written(folder, RELU)
     command("relu")

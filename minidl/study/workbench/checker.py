@@ -91,7 +91,7 @@ def ladder(task: Task) -> list[tuple[str, Callable]]:
         ("there is no NaN and no infinity", _finite),
     ]
     if (task.target, task.part) in ADJOINTS:
-        steps.append(("it is the transpose of forward: <forward(v), g> = <v, backward(g)>", _adjoint))
+        steps.append(("it is the transpose of forward: sum(forward(v) * g) = sum(v * backward(g))", _adjoint))
     return [
         *steps,
         ("the numbers agree with the plain loops in float64", _numbers),
@@ -224,7 +224,7 @@ def _identity(name, actual, expected, trial: Trial, forward: Callable, gradient:
     left, right = float(products.sum()), float((v * actual).sum())
     if abs(left - right) <= 1e-5 * float(np.sqrt((products**2).sum()) + np.sqrt(((v * expected) ** 2).sum())):
         return ""
-    return f"For a random v, <forward(v), {gradient}> is {left:.6g}, but <v, {name}> is {right:.6g}."
+    return f"For a random v, sum(forward(v) * {gradient}) is {left:.6g}, but sum(v * {name}) is {right:.6g}."
 
 
 def _numbers(runs: Runs) -> list[str]:

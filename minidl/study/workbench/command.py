@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import shlex
 import sys
 import textwrap
 import time
@@ -16,6 +17,7 @@ from minidl.study.workbench.show import report_text, width, wrapped
 
 NAME, HELP = "exercise", "write a kernel or an op yourself, and be told which mistake it has"
 RIGHT, WRONG, MISUSED = 0, 1, 2  # exit codes
+DEFAULT_FOLDER = Path("workbench")
 SECONDS_BETWEEN_LOOKS = 0.2
 
 
@@ -23,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
     parser.add_argument("names", nargs="*", metavar="NAME", help="an exercise; without one, all are listed")
     parser.add_argument(
-        "--folder", type=Path, default=Path("workbench"), help="the folder of the files (default: workbench)"
+        "--folder", type=Path, default=DEFAULT_FOLDER, help="the folder of the files (default: workbench)"
     )
     parser.add_argument("--watch", action="store_true", help="check the file whenever it is saved, until Ctrl-C")
     parser.add_argument("--hint", action="store_true", help="print the next hint")
@@ -87,7 +89,7 @@ def _one(args: argparse.Namespace, exercise: Exercise) -> int:
     if args.force or not path.exists():
         _write(path, exercise)
         if not args.watch:
-            print(f"Its check:  python -m minidl.study exercise {exercise.name}")
+            print(f"Its check:  {_command(exercise, args)}")
             return RIGHT
     return _watch(path, exercise, args) if args.watch else _check(path, exercise, args)
 
@@ -149,14 +151,20 @@ def _check(path: Path, exercise: Exercise, args: argparse.Namespace) -> int:
     report = check_file(path, exercise, args.seed or 0, Limits(args.seconds, args.memory))
     print(report_text(report, exercise))
     if report.is_right:
-        _say_what_is_next(exercise)
+        _say_what_is_next(exercise, args)
     return RIGHT if report.is_right else WRONG
 
 
-def _say_what_is_next(exercise: Exercise) -> None:
+def _say_what_is_next(exercise: Exercise, args: argparse.Namespace) -> None:
     following = [one for one in exercises().values() if exercise.number and one.number == exercise.number + 1]
     if following:
-        print(f"Next of the course:  python -m minidl.study exercise {following[0].name}")
+        print(f"Next of the course:  {_command(following[0], args)}")
+
+
+def _command(exercise: Exercise, args: argparse.Namespace) -> str:
+    """The command of an exercise in the same folder."""
+    folder = "" if args.folder == DEFAULT_FOLDER else f" --folder {shlex.quote(str(args.folder))}"
+    return f"python -m minidl.study exercise {exercise.name}{folder}"
 
 
 def _watch(path: Path, exercise: Exercise, args: argparse.Namespace) -> int:

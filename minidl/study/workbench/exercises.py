@@ -2,7 +2,10 @@
 
 import ast
 import functools
+import importlib
+import inspect
 import textwrap
+from collections.abc import Callable
 from typing import NamedTuple
 
 from minidl.study.calls import kernels, ops
@@ -29,13 +32,22 @@ class Exercise(NamedTuple):
 
     def text(self) -> str:
         """The file that a student gets."""
-        head = f'"""{self.title}.\n\n{_how_to(self.name)}"""\n\n' + "\n".join(self.imports())
+        words = _how_to(self.name) + "".join(map(_described, self.helpers()))
+        head = f'"""{self.title}.\n\n{words}"""\n\n' + "\n".join(self.imports())
         return "\n\n\n".join([head, *(task.source() for task in self.tasks)]) + "\n"
 
     def imports(self) -> list[str]:
         """The import statements for what the solution uses, but for what the file itself defines."""
+        return import_lines(self._used())
+
+    def helpers(self) -> list[Callable]:
+        """The private functions among them, which stand in no documentation."""
+        private = sorted(use for use in self._used() if use[1].startswith("_"))
+        return [getattr(importlib.import_module(module), name) for module, name in private]
+
+    def _used(self) -> set[tuple[str, str]]:
         own = {task.name for task in self.tasks} | {task.target for task in self.tasks}
-        return import_lines({use for task in self.tasks for use in task.uses() if use[1] not in own})
+        return {use for task in self.tasks for use in task.uses() if use[1] not in own}
 
     def solution(self) -> str:
         """The source of the right functions."""
@@ -53,6 +65,12 @@ def _how_to(name: str) -> str:
 
         What is imported here may be used.
         """)
+
+
+def _described(helper: Callable) -> str:
+    """Signature and docstring of a helper."""
+    described = f"{helper.__name__}{inspect.signature(helper)}\n\n{inspect.getdoc(helper) or ''}".strip()
+    return "\n" + textwrap.indent(described, " " * 4) + "\n"
 
 
 def task(name: str) -> Task:

@@ -196,11 +196,12 @@ def _factor_in_words(part: int, student, results, trials: list[Trial]) -> str | 
     if np.allclose(ratios, ratios[0], rtol=1e-4):
         return _number_in_words(ratios[0])
     sizes = [_sizes(trial) for trial in trials]
+    arguments = trials[0].arguments
     for size in sizes[0]:
         if np.allclose(ratios, [each.get(size, np.nan) for each in sizes], rtol=1e-4):
             return f"times {size}: a division is missing"
         if np.allclose(ratios, [1 / each.get(size, np.nan) for each in sizes], rtol=1e-4):
-            return f"divided by {size}"
+            return f"not multiplied by {size}" if size in arguments else f"divided by {size}"
     return None
 
 
@@ -223,8 +224,8 @@ def _sizes(trial: Trial) -> dict[str, float]:
             sizes[f"the last axis of {name}"] = value.shape[-1]
             sizes[f"the number of elements of {name} in each channel"] = value.size / value.shape[-1]
             if value.ndim == 4:
-                sizes[f"H*W (of {name})"] = value.shape[1] * value.shape[2]
-                sizes[f"KH*KW (of {name})"] = value.shape[0] * value.shape[1]
+                taps, pixels = value.shape[0] * value.shape[1], value.shape[1] * value.shape[2]
+                sizes |= {"KH*KW": taps} if name == "weight" else {f"H*W (of {name})": pixels}
         elif isinstance(value, tuple) and len(value) == 2 and all(isinstance(number, int) for number in value):
             sizes[f"the product of {name}"] = value[0] * value[1]
         elif isinstance(value, float | np.ndarray):

@@ -116,7 +116,7 @@ class PartTask(Task):
         result = self.result_names()[0].replace("dL/d", "grad_")
         lines[0] = f"def {self.name}({', '.join(self.parameters)}):"
         lines[1] = (
-            f'{indent}"""{result} alone, of the two gradients of `{self.target}`, which is:\n\n{indent}{docstring}'
+            f'{indent}"""{result} alone; it is always needed. `{self.target}` is:\n\n{indent}{docstring}'
         )
         return "\n".join(lines)
 
