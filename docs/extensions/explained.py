@@ -1,4 +1,4 @@
-"""Pages of `python -m minidl.study explain` as a part of the site: a residual block, ResNet-20 and VGG-16.
+"""Pages of `python -m minidl.study explain` as a part of the site: a residual block, ResNet-20, VGG-16.
 
 They are written when the site is built, into docs/explained, which git ignores. Sphinx copies that folder as it is.
 """
@@ -14,10 +14,12 @@ from minidl.study.explain import explain
 
 FOLDER = ROOT / "docs" / "explained"
 PAGES = FOLDER / "explain"
-NETWORKS = {  # file: the network as on the command line, and the shape of one input if it is not known
-    "residual-block": ("explained:residual_block", (32, 32, 16)),
-    "resnet20": ("resnet20", None),
-    "vgg16": ("vgg16", None),
+TRAINED = ROOT / "examples" / "weights" / "resnet20-cifar10.safetensors"
+NETWORKS = {  # file: the arguments of `explain`
+    "residual-block": {"network": "explained:residual_block", "input_shape": (32, 32, 16)},
+    "resnet20": {"network": "resnet20"},
+    "resnet20-trained": {"network": "resnet20", "weights": str(TRAINED)},
+    "vgg16": {"network": "vgg16"},
 }
 
 
@@ -31,10 +33,10 @@ def write_pages(app: Sphinx, config: Config) -> None:
     """Write what is missing or older than the package."""
     PAGES.mkdir(parents=True, exist_ok=True)
     newest = max(path.stat().st_mtime for path in PACKAGE.rglob("*.*") if path.is_file())
-    for name, (network, input_shape) in NETWORKS.items():
+    for name, arguments in NETWORKS.items():
         file = PAGES / f"{name}.html"
         if not file.exists() or file.stat().st_mtime < newest:
-            file.write_text(explain(network, input_shape=input_shape), encoding="utf-8")
+            file.write_text(explain(**arguments), encoding="utf-8")
 
 
 def setup(app: Sphinx) -> dict:

@@ -146,8 +146,17 @@ def _failed(direction: str, network: Network, recording: Recording, error: BaseE
     name = recording.failed_layer
     layer = dict(network.model.named_modules()).get(name)
     place = f"layer {name!r} ({type(layer).__name__})" if name else "its own forward"
+    return BadInputError(f"{network.name} fails in {place}: {what}; {_remedy(network, layer)}")
+
+
+def _remedy(network: Network, layer: Module | None) -> str:
+    """What to change so that forward works."""
     shape = "x".join(map(str, network.input_shape))
-    return BadInputError(f"{network.name} fails in {place}: {what}; the input was {shape}, set by --input-shape")
+    if any(parameter.dtype != np.float32 for parameter in network.model.parameters()):
+        return "images are float32; return the network with .to('float32')"
+    if isinstance(layer, BatchNorm2d) and layer.training:
+        return f"one image of {shape} may be too little for its statistics; use --mode eval, or a larger --input-shape"
+    return f"the input was {shape}, set by --input-shape"
 
 
 def _op_that_failed(recording: Recording, error: BaseException) -> Op:

@@ -315,7 +315,9 @@ def _milliseconds(seconds: float | None) -> str:
 def _widths(rows: list[tuple[str, ...] | None]) -> list[int]:
     """The width of each column but the last, with a blank after it. Titles may go on into the second column."""
     cells = [("" if not row[1] else row[0], *row[1:]) for row in rows if row is not None]
-    return [max(map(len, column)) + 1 for column in zip(*cells, strict=True)][:-1]
+    widths = [max(map(len, column)) + 1 for column in zip(*cells, strict=True)][:-1]
+    longest = max(len(row[0]) + 1 for row in rows if row is not None and not row[1])
+    return [widths[0], max(widths[1], longest - widths[0]), *widths[2:]]
 
 
 def _aligned(rows: list[tuple[str, ...] | None], width: int) -> Iterator[str]:

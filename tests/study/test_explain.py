@@ -537,6 +537,53 @@ def test_an_operation_of_the_users_own_shows_its_source(tmp_path):
     assert facts["loss"].startswith("the mean of the squares") and facts["input"].startswith("random numbers")
 
 
+UNUSUAL = (
+    HEAD
+    + """
+import functools
+
+
+class Square(minidl.Function):
+    forward = staticmethod(
+        lambda ctx, x: (
+            ctx.save(x)
+            or x * x
+        )
+    )
+    backward = staticmethod(functools.partial(lambda ctx, grad, factor: factor * grad * ctx.saved[0], factor=2))
+
+
+class Lambda(nn.Module):
+    forward = lambda self, x: (
+        minidl.apply(Square, x) + 1.0
+    )
+
+
+def scaled(self, x, factor):
+    return factor * x - 1.0
+
+
+class Partial(nn.Module):
+    forward = functools.partialmethod(scaled, factor=2.0)
+
+
+def make():
+    return nn.Sequential(nn.Linear(6, 2), Lambda(), Partial())
+"""
+)
+
+
+def test_methods_written_as_lambdas_over_several_lines_and_as_partials_are_quoted(tmp_path):
+    write(tmp_path, "unusual.py", UNUSUAL)
+    document = document_of(explain(f"{tmp_path}/unusual.py:make"))
+    boxes = list(boxes_of(document["network"]))
+    (level,) = document["functions"]["unusual.Square"]["levels"]
+    assert "ctx.save(x)" in document["quotes"][level["forward"][0]]["html"]
+    assert "ctx.saved" in document["quotes"][level["backward"][0]]["html"]
+    quoted = {box["detail"]: document["quotes"][box["quote"]]["html"] for box in boxes if box["kind"] == "group"}
+    assert "minidl.apply" in quoted["Lambda"] and quoted["Partial"]
+
+
 def test_a_module_is_imported_from_the_current_folder(tmp_path, monkeypatch):
     write(tmp_path, "net_here.py", MAKE)
     monkeypatch.chdir(tmp_path)
@@ -698,6 +745,14 @@ def shapes():
     return Net(nn.Sequential(nn.ReLU(), nn.Conv2d(5, 2, 3)))
 
 
+def one_position():
+    return Net(nn.Sequential(nn.AvgPool2d(30), nn.BatchNorm2d(4)))
+
+
+def double():
+    return Net(nn.Conv2d(4, 2, 3).to("float64"))
+
+
 def backward():
     return Net(Last())
 
@@ -753,6 +808,12 @@ def unknown():
         ("{}/failing.py:number", {}, r"to return a minidl.nn.Module, got int; return the network"),
         ("{}/failing.py:unknown", {}, r"input of .* is unknown.*--input-shape"),
         ("{}/failing.py:shapes", {}, r"fails in layer 'second.1' \(Conv2d\): ValueError: conv2d: x has 4.*32x32x3"),
+        (
+            "{}/failing.py:one_position",
+            {},
+            r"layer 'second.1' \(BatchNorm2d\): .*more than one number per channel.*--mode eval",
+        ),
+        ("{}/failing.py:double", {}, r"layer 'second' \(Conv2d\): .*images are float32; return the network with"),
         ("{}/failing.py:backward", {}, r"fails in the backward of Bad, layer 'second': AttributeError"),
         ("{}/failing.py:two", {}, r"expected the network to return a Tensor, got tuple"),
         ("{}/failing.py:asserts", {}, r"fails in layer 'second' \(Asserts\): AssertionError; the input was 32x32x3"),

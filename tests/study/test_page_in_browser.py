@@ -19,6 +19,7 @@ BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 pytestmark = pytest.mark.skipif(not (BROWSER and DRIVER), reason="needs chromium and chromedriver")
 
 LAPTOP = 1366, 768
+INTERNAL = "data:", "about:", "chrome:", "chrome-untrusted:"  # addresses of the browser's own pages
 OPTIONS = [
     "--headless",
     "--no-sandbox",
@@ -112,7 +113,7 @@ def opened(browser, pages):
         browser.get_log(kind)
     yield open_page
     assert browser.get_log("browser") == []
-    requested = {url for url in requests(browser) if not url.startswith(("data:", "about:", "chrome:"))}
+    requested = {url for url in requests(browser) if not url.startswith(INTERNAL)}
     assert requested == set(addresses)
 
 
@@ -188,7 +189,8 @@ def check_panel(browser, box, function):
     assert "def forward(" in figures[0][0] and "def backward(" in figures[0][1]
     for level, sides in zip(function["levels"], figures, strict=True):
         for keys, source in zip((level["forward"], level["backward"]), sides, strict=True):
-            assert all(f"def {key.rpartition('.')[2]}(" in source for key in keys)
+            names = [key.split()[0].rpartition(".")[2] for key in keys]  # 'Conv2d.forward minidl/ops/conv.py:28'
+            assert all(f"def {name}(" in source for name in names)
 
 
 def test_a_block_shows_the_two_gradients_of_its_skip_connection(opened):

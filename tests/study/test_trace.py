@@ -240,6 +240,13 @@ def test_the_table_is_as_wide_as_the_terminal(resnet, monkeypatch):
     assert (str(Trace(resnet.recording))) == str(resnet)
 
 
+def test_the_shapes_stand_beside_a_long_title():
+    with trace(nn.ReLU()) as t:
+        (t.recording.model(Tensor(np.ones((2, 345), np.float32))) * 2.0).sum()
+    line = next(line for line in t.table(140).split("\n") if line.startswith("outside of the model"))
+    assert " ".join(line.split()[4:8]) == "2x345, () -> ()"
+
+
 def test_without_backward_it_says_so(tmp_path):
     model = nn.Sequential(nn.Linear(3, 2), nn.ReLU())
     with trace(model) as t:

@@ -6,7 +6,7 @@ from minidl.study.page import quotes
 from minidl.study.page.chart import chart_of
 from minidl.study.page.graph import Box, Edge, Fork, Graph, Port, graph_of
 from minidl.study.page.pictures import photograph, picture
-from minidl.study.page.source import input_names, quoted, saved_names
+from minidl.study.page.source import input_names, plain_function, quoted, saved_names
 from minidl.study.page.tree import Folded, Group, fold, grow, ops_of, shown
 from minidl.study.page.words import (
     SIGNS,
@@ -253,7 +253,7 @@ class _Writer:
 
     def quote(self, function) -> str:
         """Add a function's source to the quotes of the page, and return its key."""
-        key = f"{function.__module__}.{function.__qualname__}"
-        if key not in self.quotes:
-            self.quotes[key] = quoted(function)
+        quote = quoted(plain_function(function))
+        key = f"{quote['name']} {quote['place']}"  # two lambdas have the same name
+        self.quotes[key] = quote
         return key

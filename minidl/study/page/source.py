@@ -22,14 +22,29 @@ DEEPEST_HELPER = 2  # helpers of a kernel, and their helpers
 def source_of(function: Callable) -> str | None:
     """Return the source of a function, without its indentation; None if it has no file."""
     try:
-        return textwrap.dedent(inspect.getsource(inspect.unwrap(function))).rstrip()
+        return textwrap.dedent(inspect.getsource(plain_function(function))).rstrip()
     except (OSError, TypeError):
         return None
 
 
+def _tree_of(function: Callable) -> ast.AST:
+    """The syntax tree of a function; an empty one without source, or for a lambda that is part of a statement."""
+    try:
+        return ast.parse(source_of(function) or "")
+    except SyntaxError:
+        return ast.parse("")
+
+
+def plain_function(function: Callable) -> Callable:
+    """The function that a decorator or `functools.partial` wraps."""
+    while isinstance(function, functools.partial):
+        function = function.func
+    return inspect.unwrap(function)
+
+
 def place_of(function: Callable) -> str:
     """Return the file and line of a function, such as 'minidl/ops/conv.py:28', without the folders above."""
-    function = inspect.unwrap(function)
+    function = plain_function(function)
     folders = function.__module__.split(".")[:-1]
     return "/".join([*folders, Path(function.__code__.co_filename).name]) + f":{function.__code__.co_firstlineno}"
 
@@ -39,8 +54,7 @@ def kernels_called(function: Callable) -> list[str]:
 
     They are the attributes of `kernels_for(...)`, or of a variable that holds it, as in `kernels.bias_backward(grad)`.
     """
-    source = source_of(function)
-    tree = ast.parse(source or "")
+    tree = _tree_of(function)
     holders = {
         target.id
         for node in ast.walk(tree)
@@ -75,10 +89,10 @@ def helpers_of(functions: list[Callable]) -> list[Callable]:
 
 def _called(function: Callable) -> Iterator[Callable]:
     """Yield the functions of the function's own file and package that its source names."""
-    function = inspect.unwrap(function)
+    function = plain_function(function)
     package = function.__module__.rpartition(".")[0] if hasattr(function, "__module__") else ""
     names = getattr(function, "__globals__", {})
-    for node in ast.walk(ast.parse(source_of(function) or "")):
+    for node in ast.walk(_tree_of(function)):
         value = None
         if isinstance(node, ast.Name):
             value = names.get(node.id)
@@ -97,7 +111,7 @@ def saved_names(function: type[Function]) -> list[str]:
     """
     calls = [
         [ast.unparse(argument) for argument in node.args]
-        for node in ast.walk(ast.parse(source_of(function.forward) or ""))
+        for node in ast.walk(_tree_of(function.forward))
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "save"
     ]
     return calls[0] if calls and all(call == calls[0] for call in calls) else []
