@@ -1,7 +1,7 @@
 """What a trained network sees: pictures of its gradients, its features and its style.
 
-    python examples/look.py --weights runs/latest --images photo.jpg pictures/ --out runs/looks
-    python examples/look.py --weights runs/latest --images cifar10:3 cifar10:12 --methods fgsm --out runs/looks
+    python examples/look.py --weights resnet20-cifar10 --images photo.jpg pictures/ --out runs/looks
+    python examples/look.py --weights resnet20-cifar10 --images cifar10:3 cifar10:12 --methods fgsm --out runs/looks
     python examples/look.py --weights runs/latest --images shapes:3 --style pattern:strokes --out runs/looks
 
 Each method is a short function in examples/looking, and draws one picture:

@@ -1,6 +1,6 @@
 """Classify photographs with a trained network: print the most likely classes and their probabilities.
 
-    python examples/predict.py --weights runs/latest/checkpoint.safetensors --images photo.jpg pictures/
+    python examples/predict.py --weights resnet20-cifar10 --images photo.jpg pictures/
     python examples/predict.py --weights hf:timm/resnet50.tv_in1k --images photo.jpg
     python examples/predict.py --weights FILE --images pictures/ --out guesses.png      # also draw them
     python examples/predict.py --weights hf:timm/resnet50.tv_in1k --names LOC_synset_mapping.txt --images pictures/

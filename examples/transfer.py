@@ -1,14 +1,14 @@
 """Train a linear classifier on the frozen features of a trained network.
 
-    python examples/train_cifar_resnet.py --dataset cifar10 --out runs/cifar10
-    python examples/transfer.py --weights runs/cifar10/checkpoint.safetensors --dataset shapes
+    python examples/transfer.py --weights resnet20-cifar10 --dataset shapes
     python examples/transfer.py --random-init --dataset shapes                   # baseline: an untrained network
     python examples/transfer.py --weights FILE --layer layer2 --dataset cifar100
     python examples/transfer.py --weights FILE --dataset cifar10 --device cuda   # compute the features on a GPU
 
 The features are the output of one layer, averaged over the pixels (--layer: any name in `model.named_modules()`). The
-VGG paper does this with the last hidden layer (appendix B). Test accuracy on the shapes, with a ResNet-20 trained on
-CIFAR-10 for 10 epochs: 49 %; with layer2 28 %; with an untrained network 15 %. It takes 15 seconds on two CPU cores.
+VGG paper does this with the last hidden layer (appendix B). Test accuracy on the shapes, with
+`--weights resnet20-cifar10`: 52 %; with layer2 31 %; with an untrained network 15 %. It takes 15 seconds on two CPU
+cores.
 """
 
 import argparse
