@@ -36,7 +36,7 @@ from common.cifar import CifarData, load_data
 from common.errors import warn_if_not_drawn
 from common.evaluate import error_rate, evaluating
 from common.figures import save_figure
-from common.fit import classification_step, fit
+from common.fit import classification_step, fit, prepare_step
 from common.folder import RunFolder
 from common.options import CIFAR, add_options, make_parser, positive
 from common.recipes import CIFAR_RECIPES, PAPER_ERROR, WARMUP_DEPTH, WarmUp
@@ -45,7 +45,7 @@ from common.stop import Stopped
 from models.resnet import cifar_resnet
 from models.resnet_variants import PreActivationResNet, cifar_shortcut_resnet, preact_resnet
 
-from minidl import Tensor, cuda_graph, watch
+from minidl import Tensor, watch
 from minidl.data import AugmentedLoader
 from minidl.functional import cross_entropy
 from minidl.nn import Module
@@ -143,8 +143,8 @@ def train(shortcut: str, depth: int, data: CifarData, args: argparse.Namespace, 
         schedule.report(run.train_error)
         run.end_epoch(error_rate(model, data.test_loader()), data.split, **measured)
 
-    step = classification_step(model, optimizer)
-    fit(run, cuda_graph(step) if args.device != "cpu" else step, schedule, evaluate)
+    step = prepare_step(classification_step(model, optimizer), model, args)
+    fit(run, step, schedule, evaluate)
     return run
 
 
@@ -207,8 +207,7 @@ def seconds_per_layer(shortcut: str, data: CifarData, args: argparse.Namespace) 
     """The (training step, evaluation) time of a network, divided by its depth."""
     depth, batch_size = min(args.depths), min(args.batch_size, len(data.train))
     model = make_network(shortcut, depth, data, args)
-    step = classification_step(model, SGD(model.parameters(), lr=0.0))
-    step = cuda_graph(step) if args.device != "cpu" else step
+    step = prepare_step(classification_step(model, SGD(model.parameters(), lr=0.0)), model, args)
     batches = endless(data.train_loader(batch_size, args.seed, drop_last=True))
 
     def seconds_of(steps: int) -> float:
@@ -358,9 +357,8 @@ def main() -> None:
         "--budget", type=budget, default="1h", help="iterations per network, or a total time; default: 1h"
     )
     parser.add_argument("--measurements", type=positive, default=10, metavar="N", help="per network; default: 10")
-    add_options(
-        parser, *CIFAR, "batch_size", "seed", "device", "out", "keep", "log", out="runs/degradation", batch_size=128
-    )
+    add_options(parser, *CIFAR, "batch_size", "seed", "device", "detect_anomaly", batch_size=128)
+    add_options(parser, "out", "keep", "log", out="runs/degradation")
     args = parser.parse_args()
     with running(parser, args):
         for depth in args.depths:

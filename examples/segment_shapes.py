@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 from common.errors import warn_if_not_drawn
 from common.figures import save_figure
-from common.fit import fit
+from common.fit import fit, prepare_step
 from common.folder import RunFolder
 from common.options import FOLDER, add_options, make_parser, options_of_run, positive, rate
 from common.run import Run, running
@@ -80,6 +80,7 @@ def train(args: argparse.Namespace) -> None:
         run.end_epoch(pixel_error(confusion), mean_iou=mean_iou(confusion), ious=ious)
         draw(model, test, Path(args.out, "masks.png"), args.device)
 
+    step = prepare_step(step, model, args, capture=False)
     fit(run, step, OneCycleLR(args.lr, total_steps), end_epoch)
     print(run.summary())
     if folder.records:  # else metrics.jsonl of the resumed run is gone
@@ -135,7 +136,7 @@ def main() -> None:
     parser.add_argument("--size", type=positive, default=64, metavar="N", help="side of an image; default: 64 pixels")
     parser.add_argument("--epochs", type=positive, default=6, metavar="N", help="default: 6")
     parser.add_argument("--lr", type=rate, default=0.1, help="maximum learning rate; default: 0.1")
-    add_options(parser, "batch_size", "seed", "device", *FOLDER, batch_size=16, out="runs/fcn")
+    add_options(parser, "batch_size", "seed", "device", "detect_anomaly", *FOLDER, batch_size=16, out="runs/fcn")
     args = parser.parse_args()
     with running(parser, args):
         train(args)

@@ -54,6 +54,12 @@ def whole(tmp_path_factory):
     return folder
 
 
+def test_with_detect_anomaly_it_has_the_same_bits(degrade, tmp_path, whole):
+    assert degrade("--budget", 4, "--detect-anomaly")[0] == 0
+    for name in ("plain-8", "residual-8"):
+        assert_same_run(tmp_path / name, whole / name)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_degradation_that_was_stopped_draws_what_there_is_and_goes_on_with_the_same_bits(
     degrade, tmp_path, whole, number
@@ -172,6 +178,7 @@ def settings(folder, **changes):
     options |= {
         "out": folder,
         "device": "cpu",
+        "detect_anomaly": False,
         "dataset": "shapes",
         "limit_train": None,
         "limit_test": None,

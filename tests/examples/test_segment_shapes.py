@@ -36,6 +36,12 @@ def test_a_run_writes_its_metrics_and_its_masks(segment, tmp_path):
         assert picture.size == (1000, 440)
 
 
+def test_with_detect_anomaly_it_has_the_same_bits(segment, tmp_path):
+    assert segment(tmp_path / "plain", "--epochs", 1)[0] == 0
+    assert segment(tmp_path / "checked", "--epochs", 1, "--detect-anomaly")[0] == 0
+    assert_same_run(tmp_path / "checked", tmp_path / "plain")
+
+
 def test_a_class_that_is_in_no_mask_has_no_number(segment, tmp_path):
     status, output = segment(tmp_path, "--epochs", 1, "--test-images", 1)
     assert status == 0 and "none" in output and "nan" not in output
