@@ -2,7 +2,7 @@
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import UnionType
 from typing import Any
 
@@ -147,8 +147,7 @@ class Module:
     def check_state_dict(self, state: dict[str, np.ndarray]) -> None:
         """Raise ValueError if load_state_dict would refuse this state dict."""
         expected = {name: (_layout(tensor).shape_in_file(tensor.shape), tensor.dtype) for name, tensor in self._saved()}
-        arrays = {name: value for name, value in state.items() if not name.endswith(IGNORED_ON_LOAD)}
-        check_state("load_state_dict", expected, arrays)
+        check_state("load_state_dict", expected, state, ignored=(IGNORED_ON_LOAD,))
 
     def _saved(self) -> Iterable[tuple[str, Tensor]]:
         return [(name, t) for name, t in self.named_tensors(Parameter | Buffer) if getattr(t, "persistent", True)]
@@ -194,10 +193,17 @@ def _layout(tensor: Tensor):
     return getattr(tensor, "layout", None) or Plain()
 
 
-def check_state(operation: str, expected: dict[str, tuple[tuple[int, ...], np.dtype]], state: dict) -> None:
-    """Raise ValueError unless `state` has exactly the expected names, and each array fits its (shape, dtype)."""
+def check_state(
+    operation: str, expected: dict[str, tuple[tuple[int, ...], np.dtype]], state: dict, ignored: tuple[str, ...] = ()
+) -> None:
+    """Raise ValueError unless `state` has exactly the expected names, and each array fits its (shape, dtype).
+
+    Further names are right if they end with one of `ignored`.
+    """
+    if not isinstance(state, Mapping):
+        raise TypeError(f"{operation}: expected a dict of arrays by name, got {type(state).__name__}")
     missing = [repr(name) for name in expected if name not in state]
-    unexpected = [repr(name) for name in state if name not in expected]
+    unexpected = [repr(name) for name in state if name not in expected and not str(name).endswith(ignored)]
     wrong = [_misfit(name, *fact, np.asarray(state[name])) for name, fact in expected.items() if name in state]
     problems = [f"missing [{_first(missing, ', ')}]"] if missing else []
     problems += [f"unexpected [{_first(unexpected, ', ')}]"] if unexpected else []

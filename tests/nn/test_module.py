@@ -374,6 +374,21 @@ def test_a_state_dict_that_does_not_fit_is_refused_by_name_and_nothing_is_loaded
     assert all(np.array_equal(array, before[name]) for name, array in model.state_dict().items())
 
 
+@pytest.mark.parametrize("state", [None, "resnet20.safetensors", [np.zeros(2)]], ids=repr)
+def test_what_is_no_dict_is_not_a_state_dict(state):
+    model = Linear(2, 2)
+    for operation, owner in (("load_state_dict", model), (r"SGD\.load_state_dict", SGD(model.parameters(), 0.1))):
+        with pytest.raises(
+            TypeError, match=rf"^{operation}: expected a dict of arrays by name, got {type(state).__name__}"
+        ):
+            owner.load_state_dict(state)
+
+
+def test_names_that_are_no_strings_are_unexpected():
+    with pytest.raises(ValueError, match=r"nothing was loaded.*unexpected \[1\]"):
+        ReLU().load_state_dict({1: np.zeros(2)})
+
+
 def test_a_vector_is_no_matrix_of_one_row():
     model = Linear(1, 3, bias=False)
     with pytest.raises(ValueError, match=r"weight: expected \(3, 1\), got \(3,\)"):

@@ -112,6 +112,8 @@ def test_a_state_dict_is_a_copy(make, options, problem):
 SPOILED = {
     "missing": (lambda state, name: state.pop(name), "{}"),
     "unexpected": (lambda state, name: state.update(extra=np.zeros(1)), "extra"),
+    # A model ignores names with this end, an optimizer has none.
+    "unexpected, ignored by a model": (lambda state, name: state.update(num_batches_tracked=np.zeros(1)), "tracked"),
     "wrong shape": (lambda state, name: state.update({name: np.zeros((8, 6))}), "{}"),
     "complex numbers": (lambda state, name: state.update({name: state[name] * 1j}), "{}: expected real numbers"),
     "strings": (lambda state, name: state.update({name: np.full(state[name].shape, "x")}), "{}: expected real numbers"),
