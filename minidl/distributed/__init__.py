@@ -7,6 +7,7 @@ The ranks hold the same parameters. They add their gradients before each step, s
         loader = loader.shard(communicator.rank, communicator.size)
         for images, labels in loader:
             with gradients.average(len(images)):
+                images, labels = at_least_one(images, labels)  # the last part may be empty
                 cross_entropy(model(images), labels).backward()
             optimizer.step()
             model.zero_grad()

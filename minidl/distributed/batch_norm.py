@@ -4,7 +4,7 @@ import numpy as np
 
 from minidl.checks import check_batch_norm, expect
 from minidl.distributed.communicator import Communicator, gather
-from minidl.distributed.gradients import counts_nothing
+from minidl.distributed.gradients import images_of_block
 from minidl.kernels import kernels_for
 from minidl.nn.layers import BatchNorm2d
 from minidl.nn.module import Module
@@ -16,43 +16,43 @@ from minidl.tensor import Tensor, apply
 class SyncBatchNorm(Function):
     """y = weight x_hat + bias,   x_hat = (x - mean) / sqrt(variance + eps), with mean and variance over all ranks.
 
-    A channel has M_r elements on rank r, and M = sum of M_r. With g_r the gradient dL_r/dy of this rank's loss L_r,
+    A channel has M elements on all ranks. With g_r the gradient dL_r/dy of this rank's loss L_r,
         dL_r/dbias = sum of g_r,   dL_r/dweight = sum of g_r x_hat,
     over this rank's elements: `AveragedGradients` averages them later. The loss of the whole batch is
-    L = sum over r of (M_r / M) L_r, as L_r is a mean over the images of rank r. Through mean and variance, x acts on
-    the losses of all ranks. With b and w the means of dL_r/dbias and dL_r/dweight over the ranks, weighted by M_r / M,
-        (M / M_r) dL/dx = weight / sqrt(variance + eps) * (g_r - b / M_r - x_hat w / M_r).
+    L = sum over r of (n_r / n) L_r, with n_r of n images on rank r, as L_r is a mean over them. Through mean and
+    variance, x acts on the losses of all ranks. With b and w the sums of n_r dL_r/dbias and n_r dL_r/dweight over r,
+        (n / n_r) dL/dx = weight / sqrt(variance + eps) * (g_r - (b + x_hat w) / (n_r M)).
     This is what backward returns: dL/dx in the scale of L_r, like all gradients of this rank. With a single rank it is
-    the formula of `BatchNorm`.
+    the formula of `BatchNorm`. If a batch is computed in parts, M is that of the part, and n_r that of the batch.
     """
 
     kept_in_float32 = 1, 2
 
     @staticmethod
-    def forward(ctx, x, weight, bias, *, mean, variance, eps: float, count: int, total: int, communicator):
-        """Return y. `count` is M_r, `total` is M; mean and variance are those of all ranks."""
-        ctx.save(x, mean, variance, weight, eps, count, total, communicator)
+    def forward(ctx, x, weight, bias, *, mean, variance, eps: float, images: int, total: int, communicator):
+        """Return y. `images` is n_r, `total` is M; mean and variance are those of all ranks."""
+        ctx.save(x, mean, variance, weight, eps, images, total, communicator)
         return kernels_for(x).batch_norm_apply(x, mean, variance, weight, bias, eps)
 
     @staticmethod
     def backward(ctx, grad):
         """Return dL/dx, dL/dweight and dL/dbias, in the scale of the loss of this rank."""
-        x, mean, variance, weight, eps, count, total, communicator = ctx.saved
+        x, mean, variance, weight, eps, images, total, communicator = ctx.saved
         # First with mean and variance as constants: grad_x = weight / sqrt(variance + eps) * g_r.
         grad_x, grad_weight, grad_bias = kernels_for(grad).batch_norm_backward(
             grad, x, mean, variance, weight, eps, False
         )
-        means = np.stack([grad_weight, grad_bias]) * (count / total)
-        if count == 0:  # 0 * NaN would reach all ranks
-            means[...] = 0
-        communicator.all_reduce(means)
-        if count == 0:  # a rank without images, whose gradients are not used
+        sums = np.stack([grad_weight, grad_bias]) * images
+        if images == 0:  # 0 * NaN would reach all ranks
+            sums[...] = 0
+        communicator.all_reduce(sums)
+        if images == 0:  # a rank without images, whose gradients are not used
             return grad_x, grad_weight, grad_bias
-        # Then the terms through both, weight / sqrt(variance + eps) * (b + x_hat w) / M_r, as slope * x + offset.
-        w, b = means
+        # Then the terms through both, weight / sqrt(variance + eps) * (b + x_hat w) / (n_r M), as slope * x + offset.
+        w, b = sums / (images * total)
         inverse_std = 1 / np.sqrt(variance + eps)
-        slope = weight * inverse_std**2 * w / count
-        offset = weight * inverse_std * b / count - slope * mean
+        slope = weight * inverse_std**2 * w
+        offset = weight * inverse_std * b - slope * mean
         grad_x -= (x * slope + offset).astype(x.dtype)
         return grad_x, grad_weight, grad_bias
 
@@ -77,15 +77,17 @@ class SyncBatchNorm2d(BatchNorm2d):
         return apply(SyncBatchNorm, *inputs, **statistics, eps=float(self.eps), communicator=self.communicator)
 
     def _statistics(self, x) -> dict:
-        """Return mean, variance, the count here and on all ranks, and update the running statistics."""
-        kernels, count = kernels_for(x), 0 if counts_nothing.get() else x.size // x.shape[-1]
+        """Return mean, variance, the images here, the count on all ranks, and update the running statistics."""
+        kernels, images = kernels_for(x), images_of_block.get()
+        images = len(x) if images is None else images
+        count = x.size // x.shape[-1] if images else 0
         mean, variance = kernels.batch_statistics(x)
         mean, variance, total = merge_statistics(self.communicator, mean, variance, count)
         expect("SyncBatchNorm2d", total > 1, "more than one number per channel on all ranks", "x", x.shape)
         kernels.update_running_statistics(
             self.running_mean.data, self.running_var.data, mean, variance, self.momentum, total
         )
-        return {"mean": mean, "variance": variance, "count": count, "total": total}
+        return {"mean": mean, "variance": variance, "images": images, "total": total}
 
 
 def merge_statistics(communicator: Communicator, mean, variance, count: int) -> tuple:
@@ -113,9 +115,12 @@ def convert_sync_batch_norm(model: Module, communicator: Communicator) -> Module
     """Turn each `BatchNorm2d` of the model into a `SyncBatchNorm2d`, with the same parameters. Return the model.
 
     The layers stay the same objects, so an optimiser or a hook that refers to them stays valid.
+    A subclass of `BatchNorm2d` is a TypeError, as it may compute something else.
     """
-    for _, module in model.named_modules():
+    for name, module in model.named_modules():
         if type(module) is BatchNorm2d:
             module.__class__ = SyncBatchNorm2d
             module.communicator = communicator
+        elif isinstance(module, BatchNorm2d) and type(module) is not SyncBatchNorm2d:
+            raise TypeError(f"convert_sync_batch_norm: {name}: expected a BatchNorm2d, got a {type(module).__name__}")
     return model

@@ -7,14 +7,15 @@ from contextvars import ContextVar
 
 import numpy as np
 
+from minidl.checks import check_whole
 from minidl.distributed.communicator import Communicator
 from minidl.distributed.safety import check_same
 from minidl.kernels import is_capturing
 from minidl.nn.module import Module
 from minidl.tensor import Buffer, Parameter, Tensor
 
-# True inside `AveragedGradients.average(0)`: this rank has no image of the batch, so what it computes is not counted.
-counts_nothing: ContextVar[bool] = ContextVar("counts_nothing", default=False)
+# The images of this rank inside of `AveragedGradients.average(images)`, else None. With 0, nothing here is counted.
+images_of_block: ContextVar[int | None] = ContextVar("images_of_block", default=None)
 
 
 class AveragedGradients:
@@ -43,14 +44,16 @@ class AveragedGradients:
             fewer calls.
 
     Raises:
-        RuntimeError: the parameters of some rank have other names, shapes or dtypes.
+        RuntimeError: the parameters or buffers of some rank have other names, shapes or dtypes, or another order.
     """
 
     def __init__(self, model: Module, communicator: Communicator, bucket_bytes: int = 2**22):
         if not isinstance(bucket_bytes, int) or bucket_bytes < 1:
             raise ValueError(f"AveragedGradients: expected bucket_bytes >= 1, got {bucket_bytes!r}")
-        kinds = {name: [p.shape, str(p.dtype), p.requires_grad] for name, p in model.named_parameters()}
-        check_same(communicator, "names, shapes and dtypes of the model's parameters", kinds)
+        tensors = list(model.named_tensors(Parameter | Buffer))
+        kinds = [[name, x.shape, str(x.dtype), x.requires_grad] for name, x in tensors]  # a list: the order counts
+        check_same(communicator, "names, shapes and dtypes of the model's parameters, in this order", kinds)
+        check_same(communicator, "bucket_bytes", bucket_bytes)
         self._communicator = communicator.duplicate()  # the thread's own
         self._thread = ThreadPoolExecutor(1, "AveragedGradients")
         self._interrupted = False
@@ -58,7 +61,8 @@ class AveragedGradients:
         if not parameters:
             raise ValueError(f"AveragedGradients: {type(model).__name__} has no parameter that requires grad")
         self.buckets = [Bucket(group) for group in _groups(parameters, bucket_bytes)]
-        for _, tensor in model.named_tensors(Parameter | Buffer):
+        self._model, self._averaged = model, set(map(id, parameters))
+        for _, tensor in tensors:
             communicator.broadcast(tensor.data)
 
     @contextlib.contextmanager
@@ -66,20 +70,23 @@ class AveragedGradients:
         """Around forward and backward of the mean loss over this rank's `images_here` images.
 
         At the end of the block each parameter has the gradient of the whole batch, or None if it has none on any rank.
-        With 0 images, what is computed here counts for nothing: see `at_least_one`.
+        With 0 images, what is computed here counts for nothing: see `at_least_one`. A rank that calls no backward adds
+        zeros, and its images count.
 
         To save memory the images can be computed in parts, with a backward pass for each (gradient accumulation).
         `backwards` is their number, which may differ between the ranks. The loss of a part has to be weighted by its
-        share of `images_here`. The gradients are sent during the last backward pass.
+        share of `images_here`. The gradients are sent during the last backward pass. Synchronised batch-norm needs
+        the same number of parts on each rank.
 
         Raises:
-            RuntimeError: there are gradients already, backward is called more often than stated, an earlier block ended
-                with an error, a rank cannot be reached, or the block is inside of a step that is captured by
-                `cuda_graph`.
-            ValueError: there are no images on any rank.
+            RuntimeError: a parameter requires grad that did not when this object was made, there are gradients already,
+                backward is called more often than stated, an earlier block ended with an error, a rank cannot be
+                reached, or the block is inside of a step that is captured by `cuda_graph`.
+            ValueError: there are no images on any rank, or an argument is not a whole number.
         """
-        if images_here < 0:
-            raise ValueError(f"AveragedGradients.average: expected a number of images >= 0, got {images_here}")
+        check_whole("AveragedGradients.average", 0, images_here=images_here)
+        check_whole("AveragedGradients.average", 1, backwards=backwards)
+        self._check_parameters()
         if is_capturing(self.buckets[0].sums):
             raise RuntimeError(
                 "AveragedGradients.average: a CUDA graph cannot hold the exchange of gradients, which is started from "
@@ -96,16 +103,27 @@ class AveragedGradients:
                 "call model.zero_grad() before"
             )
         reduction = _Reduction(self.buckets, images_here, backwards, self._thread, self._communicator)
-        token = counts_nothing.set(images_here == 0)
+        token = images_of_block.set(images_here)
         try:
             with reduction.hooks():
                 yield
+            images = reduction.finish()
         except BaseException:
             self._interrupted = self._communicator.size > 1
             raise
         finally:
-            counts_nothing.reset(token)
-        reduction.finish()
+            images_of_block.reset(token)
+        if images == 0:
+            raise ValueError("AveragedGradients.average: expected images on some rank, got 0 on all")
+
+    def _check_parameters(self) -> None:
+        """Raise RuntimeError if a parameter requires grad that is in no bucket."""
+        for name, parameter in self._model.named_parameters():
+            if parameter.requires_grad and id(parameter) not in self._averaged:
+                raise RuntimeError(
+                    f"AveragedGradients.average: {name} was frozen or not there when AveragedGradients(model, ...) was "
+                    "called; call it again after such a change"
+                )
 
 
 class Bucket:
@@ -190,8 +208,11 @@ class _Reduction:
         bucket.pack(self._images)
         self._futures.append(self._thread.submit(self._communicator.all_reduce, bucket.sums))
 
-    def finish(self) -> None:
-        """Hand over the buckets with parameters that got no gradient here, wait for all, and set the gradients."""
+    def finish(self) -> int:
+        """Hand over the buckets with parameters that got no gradient here, wait for all, and set the gradients.
+
+        Return the number of images on all ranks. With 0 images no gradient is set.
+        """
         while len(self._futures) < len(self._buckets):
             self._hand_over()
         parameters = [parameter for bucket in self._buckets for parameter in bucket.parameters]
@@ -202,10 +223,11 @@ class _Reduction:
             future.result()  # raises the thread's error
         total, has_grad = int(counts[0]), counts[1:]
         if total == 0:
-            raise ValueError("AveragedGradients.average: expected images on some rank, got 0 on all")
+            return 0
         for bucket in self._buckets:
             bucket.unpack(total, has_grad[: len(bucket.parameters)])
             has_grad = has_grad[len(bucket.parameters) :]
+        return total
 
 
 Data = np.ndarray | Tensor
@@ -222,7 +244,9 @@ def at_least_one(*batch: Data) -> tuple[Data, ...]:
             images, labels = at_least_one(images, labels)
             cross_entropy(model(images), labels).backward()
     """
-    return batch if len(batch[0]) else tuple(_one_zero(values) if values.ndim else values for values in batch)
+    if len(batch[0]):
+        return batch
+    return tuple(_one_zero(values) if getattr(values, "ndim", 0) else values for values in batch)
 
 
 def _one_zero(values: Data) -> Data:

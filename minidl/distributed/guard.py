@@ -32,6 +32,8 @@ def guard(name: str) -> None:
     if code < 0:  # minus the number of the signal
         what = signal.Signals(-code).name
         text = f"was killed ({what}); the job ends. Was there enough memory, in containers also in /dev/shm?"
+        if what == "SIGTERM":
+            text = f"was ended from outside ({what}), such as by a time limit; the job ends"
         if what == "SIGALRM":  # of `launch`
             text = "waited for ranks that did not start, until the timeout; the job ends. See their messages"
         os.write(2, f"minidl.distributed: {name}, process {child}, {text}\n".encode())

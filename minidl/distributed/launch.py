@@ -59,6 +59,7 @@ def start(device: str = "cpu", processes: int | None = None, timeout: float = 60
         communicator.abort(str(error) if expected else "".join(traceback.format_exception(error)))
     try:
         yield communicator
+        watch.check_idle()
         communicator.barrier()  # nobody leaves while others may need it
     except BaseException as error:
         reason = "".join(traceback.format_exception(error))

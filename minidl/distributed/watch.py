@@ -42,7 +42,10 @@ class Watch:
     def add(self) -> int:
         """Return the number of a new communicator. All ranks make them in the same order, so the numbers agree."""
         if len(self._since) == MOST_COMMUNICATORS:
-            raise RuntimeError(f"minidl.distributed: expected at most {MOST_COMMUNICATORS} communicators, got one more")
+            raise RuntimeError(
+                f"minidl.distributed: expected at most {MOST_COMMUNICATORS} communicators, got one more; "
+                "each AveragedGradients takes one, so make one and use it again"
+            )
         self._since.append(None)
         return len(self._since) - 1
 
@@ -55,6 +58,14 @@ class Watch:
             yield
         finally:
             self._since[number] = None
+
+    def check_idle(self) -> None:
+        """Raise RuntimeError if a thread of this rank is in a collective call. The process could not end."""
+        if any(since is not None for since in self._since):
+            raise RuntimeError(
+                "the block of minidl.distributed.start ended while gradients were on their way, after an error in a "
+                "block of AveragedGradients.average; let that error end the job"
+            )
 
     def stop(self) -> None:
         """End the thread, and receive what the other ranks still sent to it. All ranks call it."""

@@ -127,6 +127,22 @@ def skipped():
                 model.zero_grad()
 
 
+def left_on_the_way():
+    """Rank 0 sends gradients, rank 1 has an error before; both catch it, and leave."""
+    with start(timeout=300) as communicator:
+        model = nn.Linear(2, 2)
+        gradients = AveragedGradients(model, communicator)
+        try:
+            with gradients.average(1):
+                loss = model(Tensor(np.ones((1, 2), np.float32))).sum()
+                if communicator.rank == 0:
+                    loss.backward()
+                    time.sleep(0.5)
+                raise ValueError("skip this batch")
+        except ValueError:
+            pass
+
+
 def slow():
     """Rank 1 is late, but within the time, and nobody complains."""
     with start(timeout=300) as communicator:

@@ -29,6 +29,41 @@ def run(model, x, cotangent, images):
     return y.numpy(), x.grad.numpy()
 
 
+def test_a_batch_may_be_computed_in_parts_that_differ_between_the_ranks():
+    """Gradients of parts of 4 and 1 images on one rank, and of 2 and 2 on the other; each pair has its statistics."""
+    rng = np.random.default_rng(1)
+    x, cotangent = rng.standard_normal((2, 9, 2, 3, 3)) + 5
+    parts = [[slice(0, 4), slice(4, 5)], [slice(5, 7), slice(7, 9)]]  # of each rank
+
+    def network():
+        return nn.Sequential(layer(), layer())
+
+    def part(communicator):
+        model, mine = convert_sync_batch_norm(network(), communicator), parts[communicator.rank]
+        images = sum(len(x[rows]) for rows in mine)
+        gradients = AveragedGradients(model, communicator)
+        with gradients.average(images, backwards=2):
+            for rows in mine:
+                ((model(Tensor(x[rows])) * Tensor(cotangent[rows])).sum() / images).backward()
+        return [parameter.grad.numpy() for parameter in model.parameters()]
+
+    whole = network()
+    for pair in zip(*parts, strict=True):
+        rows = np.r_[pair]
+        ((whole(Tensor(x[rows])) * Tensor(cotangent[rows])).sum() / 9).backward()
+    for grads in on_threads(2, part):
+        for grad, parameter in zip(grads, whole.parameters(), strict=True):
+            np.testing.assert_allclose(grad, parameter.grad.numpy(), rtol=1e-11, atol=1e-13)
+
+
+def test_a_subclass_is_not_converted_and_named():
+    class Own(nn.BatchNorm2d):
+        pass
+
+    with pytest.raises(TypeError, match="convert_sync_batch_norm: 1: expected a BatchNorm2d, got a Own"):
+        convert_sync_batch_norm(nn.Sequential(layer(), Own(3)), SingleProcess())
+
+
 @pytest.mark.parametrize("counts", [(4,), (2, 2), (3, 1), (1, 4, 2), (3, 0, 1)])
 def test_values_gradients_and_running_statistics_are_those_of_the_whole_batch(counts):
     rng, total = np.random.default_rng(0), sum(counts)

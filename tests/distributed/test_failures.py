@@ -54,6 +54,13 @@ def test_gradients_that_an_error_left_on_their_way_are_not_used():
 
 
 @needs_mpi
+def test_gradients_that_are_still_on_their_way_at_the_end_are_not_waited_for():
+    result = mpiexec(2, "left_on_the_way", timeout=60)
+    assert result.returncode != 0
+    assert "ended while gradients were on their way" in result.stderr
+
+
+@needs_mpi
 def test_a_rank_that_is_late_is_waited_for():
     result = mpiexec(2, "slow")
     assert (result.returncode, result.stdout.count("done")) == (0, 2)

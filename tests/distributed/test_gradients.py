@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from minidl import Tensor, nn
+from minidl import Buffer, Tensor, nn
 from minidl.distributed import AveragedGradients, SingleProcess, at_least_one
 from minidl.functional import mse_loss
 from tests.distributed.ranks import on_threads
@@ -147,6 +147,43 @@ def test_ranks_with_other_parameters_are_named():
     on_threads(3, build)
 
 
+class Holder(nn.Module):
+    def __init__(self, **members):
+        vars(self).update(members)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda rank: Holder(**{name: nn.Linear(2, 2) for name in ("ab", "ba")[rank]}),
+        lambda rank: Holder(fc=nn.Linear(2, 2), kept=Buffer(np.zeros(4 - 2 * rank, ("float32", "float64")[rank]))),
+        lambda rank: Holder(fc=nn.Linear(2, 2), kept=Buffer(np.zeros(rank + 1))),
+    ],
+    ids=["another order", "another dtype", "another size"],
+)
+def test_ranks_with_another_order_or_other_buffers_are_named(make):
+    """They would add gradients of different parameters, and copy bytes of another dtype."""
+    with pytest.raises(RuntimeError, match=r"expected the same names, shapes and dtypes .* in this order"):
+        on_threads(2, lambda communicator: AveragedGradients(make(communicator.rank), communicator))
+
+
+def test_ranks_with_another_size_of_buckets_are_named():
+    with pytest.raises(RuntimeError, match="expected the same bucket_bytes on every rank"):
+        on_threads(2, lambda ranks: AveragedGradients(nn.Linear(2, 2), ranks, bucket_bytes=ranks.rank + 1))
+
+
+def test_a_parameter_that_requires_grad_later_is_named():
+    """In no bucket, it would have another gradient on each rank."""
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    model[0].weight.requires_grad = False
+    gradients = AveragedGradients(model, SingleProcess())
+    with gradients.average(1):
+        pass
+    model[0].weight.requires_grad = True
+    with pytest.raises(RuntimeError, match=r"average: 0\.weight was frozen or not there .* call it again"):
+        gradients.average(1).__enter__()
+
+
 def test_an_error_of_the_thread_reaches_the_caller():
     communicator = SingleProcess()
     model = nn.Linear(2, 1)
@@ -158,6 +195,38 @@ def test_an_error_of_the_thread_reaches_the_caller():
     communicator.all_reduce = fail
     with pytest.raises(OSError, match="the network is down"), gradients.average(1):
         model(Tensor([[1.0, 2.0]])).sum().backward()
+
+
+def test_after_an_error_while_gradients_are_sent_no_other_block_begins():
+    """Some buckets may have been added, and others not; so the ranks may differ from now on."""
+
+    def fail(array):
+        raise OSError("the network is down")
+
+    def run(communicator):
+        model = nn.Linear(2, 1)
+        gradients = AveragedGradients(model, communicator)
+        gradients._communicator.all_reduce = fail
+        with pytest.raises(OSError, match="the network is down"), gradients.average(1):
+            model(Tensor([[1.0, 2.0]])).sum().backward()
+        model.zero_grad()
+        with pytest.raises(RuntimeError, match="an earlier block ended with an error"):
+            gradients.average(1).__enter__()
+
+    on_threads(2, run)
+
+
+def test_after_a_batch_without_images_the_next_one_is_computed():
+    def run(communicator):
+        model = nn.Linear(2, 1)
+        gradients, loss = AveragedGradients(model, communicator), model(Tensor([[1.0, 2.0]])).sum()
+        with pytest.raises(ValueError, match="expected images on some rank, got 0 on all"), gradients.average(0):
+            pass
+        with gradients.average(1):
+            loss.backward()
+        return model.weight.grad.numpy().tolist()
+
+    assert on_threads(2, run) == [[[1.0], [2.0]]] * 2
 
 
 def test_an_error_of_the_block_is_raised_as_it_is_and_hooks_are_removed():
@@ -179,8 +248,15 @@ def test_misuse_is_refused():
     model.zero_grad()
     with pytest.raises(ValueError, match="expected images on some rank, got 0 on all"), gradients.average(0):
         model(x).sum().backward()
-    with pytest.raises(ValueError, match="a number of images >= 0, got -1"):
+    with pytest.raises(ValueError, match="images_here to be a whole number >= 0, got -1"):
         gradients.average(-1).__enter__()
+    for images, backwards, message in (
+        (2.5, 1, "images_here.* got 2.5"),
+        (None, 1, "None"),
+        (1, 0, "backwards.* got 0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            gradients.average(images, backwards).__enter__()
     with pytest.raises(ValueError, match="expected bucket_bytes >= 1, got 0"):
         AveragedGradients(model, SingleProcess(), 0)
     with pytest.raises(ValueError, match="ReLU has no parameter that requires grad"):
@@ -193,6 +269,7 @@ def test_an_empty_share_gets_a_blank_image():
     assert images.dtype == np.float32 and labels.dtype == np.int64
     images, labels = at_least_one(Tensor(np.ones((0, 2), np.float32)), Tensor(np.ones(0, np.int64)))
     assert (images.numpy().tolist(), labels.numpy().tolist(), str(labels.dtype)) == ([[0, 0]], [0], "int64")
+    assert at_least_one(np.ones((0, 2)), np.ones(0), 0.3)[2] == 0.3
     *_, share = at_least_one(np.ones((0, 2)), np.ones(0), np.ones(0), np.array(0.3))
     assert share == 0.3
     kept = np.ones((1, 2)), np.ones(1)
