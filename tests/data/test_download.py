@@ -1,6 +1,7 @@
 import errno
 import hashlib
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -274,7 +275,7 @@ def test_slow_sources_are_tried_again_with_a_lower_speed(tmp_path, serve, capsys
 def test_a_download_ends_where_all_sources_stay_slow(tmp_path, serve):
     servers_ = [serve(servers.trickled_body) for _ in range(2)]
     message = fails(tmp_path, *servers_, patience=0.2, speeds=(20_000, 10_000))
-    assert message.count("too slow: 0.0 kB/s in the last 0.2 s") == 2
+    assert len(re.findall(r"too slow: 0\.[01] kB/s in the last 0\.2 s", message)) == 2  # 50 bytes per second
     assert 0 < len(kept(tmp_path)) < 100
 
 
