@@ -117,10 +117,11 @@ def convert_sync_batch_norm(model: Module, communicator: Communicator) -> Module
     The layers stay the same objects, so an optimiser or a hook that refers to them stays valid.
     A subclass of `BatchNorm2d` is a TypeError, as it may compute something else.
     """
-    for name, module in model.named_modules():
-        if type(module) is BatchNorm2d:
-            module.__class__ = SyncBatchNorm2d
-            module.communicator = communicator
-        elif isinstance(module, BatchNorm2d) and type(module) is not SyncBatchNorm2d:
-            raise TypeError(f"convert_sync_batch_norm: {name}: expected a BatchNorm2d, got a {type(module).__name__}")
+    layers = [(name, module) for name, module in model.named_modules() if isinstance(module, BatchNorm2d)]
+    for name, layer in layers:  # all of them, before the first is changed
+        if type(layer) not in (BatchNorm2d, SyncBatchNorm2d):
+            raise TypeError(f"convert_sync_batch_norm: {name}: expected a BatchNorm2d, got a {type(layer).__name__}")
+    for _, layer in layers:
+        layer.__class__ = SyncBatchNorm2d
+        layer.communicator = communicator
     return model

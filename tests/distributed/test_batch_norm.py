@@ -56,12 +56,14 @@ def test_a_batch_may_be_computed_in_parts_that_differ_between_the_ranks():
             np.testing.assert_allclose(grad, parameter.grad.numpy(), rtol=1e-11, atol=1e-13)
 
 
-def test_a_subclass_is_not_converted_and_named():
+def test_a_subclass_is_named_and_nothing_is_converted():
     class Own(nn.BatchNorm2d):
         pass
 
-    with pytest.raises(TypeError, match="convert_sync_batch_norm: 1: expected a BatchNorm2d, got a Own"):
-        convert_sync_batch_norm(nn.Sequential(layer(), Own(3)), SingleProcess())
+    model = nn.Sequential(layer(), nn.BatchNorm2d(3), Own(3))
+    with pytest.raises(TypeError, match="convert_sync_batch_norm: 2: expected a BatchNorm2d, got a Own"):
+        convert_sync_batch_norm(model, SingleProcess())
+    assert type(model[1]) is nn.BatchNorm2d
 
 
 @pytest.mark.parametrize("counts", [(4,), (2, 2), (3, 1), (1, 4, 2), (3, 0, 1)])

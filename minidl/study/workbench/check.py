@@ -3,7 +3,9 @@
 import json
 import tempfile
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -28,7 +30,7 @@ class FileReport(NamedTuple):
 
     problem: str
     reports: tuple[Report, ...] = ()
-    problems: dict[str, str] = {}  # of a function that could not be tried
+    problems: Mapping[str, str] = MappingProxyType({})  # of a function that could not be tried
     printed: str = ""
 
     @property

@@ -38,9 +38,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="grade the files of a folder, or of its subfolders; they run with your rights, in no sandbox",
     )
     parser.add_argument("--json", action="store_true", help="print the grades as JSON")
-    parser.add_argument("--seed", type=int, help="seed of the shapes and numbers to try with (default: 0; random for grades)")
-    parser.add_argument("--seconds", type=int, default=Limits().seconds, help="limit of CPU time for a file (default: 20)")
-    parser.add_argument("--memory", type=int, default=Limits().megabytes, help="limit of memory for a file, in MB (default: 2048)")
+    parser.add_argument(
+        "--seed", type=int, help="seed of the shapes and numbers to try with (default: 0; random for grades)"
+    )
+    parser.add_argument(
+        "--seconds", type=int, default=Limits().seconds, help="limit of CPU time for a file (default: 20)"
+    )
+    parser.add_argument(
+        "--memory", type=int, default=Limits().megabytes, help="limit of memory for a file, in MB (default: 2048)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

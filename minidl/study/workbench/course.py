@@ -28,8 +28,8 @@ COURSE = (
             "Forward has one number for each number of x. NumPy has a function for the larger of two.",
             "Where x > 0, y = x, so dy/dx = 1. Where x <= 0, y = 0 whatever x is, so dy/dx = 0.",
             "The chain rule: dL/dx = dL/dy * dy/dx. dy/dx is a mask of zeros and ones, and y tells where it is 1.",
-            "y is never negative. So the mask is 0 where y <= 0, and 1 elsewhere, also where y is NaN. A mask of y >= 0 would "
-            "be 1 everywhere.",
+            "y is never negative. So the mask is 0 where y <= 0, and 1 elsewhere, also where y is NaN. A mask y >= 0 "
+            "would be 1 everywhere.",
         ),
     ),
     Lesson(

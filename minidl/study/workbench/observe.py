@@ -89,7 +89,8 @@ def _array(value, given: dict[str, list[np.ndarray]]) -> np.ndarray | None:
     A number of Python's has no dtype: it gets that of the arrays that were given.
     """
     if type(value) is float:
-        return np.array(value, next((a.dtype for arrays in given.values() for a in arrays if a.dtype.kind == "f"), None))
+        dtypes = (array.dtype for arrays in given.values() for array in arrays)
+        return np.array(value, next((dtype for dtype in dtypes if dtype.kind == "f"), None))
     is_number = isinstance(value, np.ndarray | np.generic | int)
     return np.array(value) if is_number and np.asarray(value).dtype.kind in "fiub" else None
 

@@ -25,7 +25,7 @@ REPETITIONS = 5  # the fastest counts
 
 
 def practise(module: ModuleType) -> Iterator[tuple[str, float]]:
-    """Yield ("speedup", over the loops); if it is enough, ("accuracy", of a network trained with the module's functions)."""
+    """Yield ("speedup", over the loops); if it is enough, ("accuracy", of a network it trains)."""
     fast = speedup(module.conv2d_forward_by_im2col)
     yield "speedup", fast
     if fast >= LEAST_SPEEDUP:

@@ -149,9 +149,7 @@ def _wrong_trials(part: int, trials: list[Trial], student: list[Results]) -> set
     }
 
 
-def _covers(
-    part: int, wrong: set[int], student: list[Results], known: list[Suspect]
-) -> list[tuple[Suspect, set[int]]]:
+def _covers(part: int, wrong: set[int], student: list[Results], known: list[Suspect]) -> list[tuple[Suspect, set[int]]]:
     """(suspect, the wrong trials that it accounts for) of each that makes this result wrong."""
     return [(suspect, _agreeing(suspect, part, student) & wrong) for suspect in known if part in suspect.parts]
 

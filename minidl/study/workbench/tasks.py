@@ -115,9 +115,7 @@ class PartTask(Task):
         indent, docstring = lines[1].split('"""', 1)
         result = self.result_names()[0].replace("dL/d", "grad_")
         lines[0] = f"def {self.name}({', '.join(self.parameters)}):"
-        lines[1] = (
-            f'{indent}"""{result} alone; it is always needed. `{self.target}` is:\n\n{indent}{docstring}'
-        )
+        lines[1] = f'{indent}"""{result} alone; it is always needed. `{self.target}` is:\n\n{indent}{docstring}'
         return "\n".join(lines)
 
     def _trial(self, arguments):
