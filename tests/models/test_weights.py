@@ -347,6 +347,8 @@ def hub(tmp_path, monkeypatch):
     monkeypatch.setattr(library.constants, "HF_HUB_DISABLE_PROGRESS_BARS", True)
     for name in "HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT":  # 10 seconds
         monkeypatch.setattr(library.constants, name, 0.3)
+    wait = time.sleep
+    monkeypatch.setattr(time, "sleep", lambda seconds: wait(min(seconds, 0.6)))  # up to 8 seconds before it tries again
     yield model, server, tmp_path / "cache"
     server.shutdown()
     server.server_close()
